@@ -1,0 +1,217 @@
+"""Training data as tensors: any Hugging Face data set, an image folder, or the embedded sets -> [-1, 1], (C, H, W).
+
+The embedded sets need no network: ``digits`` (the 8x8 gray digits that scikit-learn ships, split once and for all) and
+the 2-D sets ``25gaussians``, ``pinwheel``, ``swissroll``, drawn afresh with a seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+TOY_NAMES = ("25gaussians", "pinwheel", "swissroll")
+EMBEDDED_NAMES = ("digits", *TOY_NAMES)
+TOY_MODE_SPACING = 2.0 / 2.828  # 25 Gaussians: distance of neighbouring modes ...
+TOY_MODE_STD = 0.05 / 2.828  # ... and the standard deviation of each
+
+
+def sample_toy(name: str, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from a 2-D set of about unit scale, shape (num_samples, 2), float32.
+
+    ``"25gaussians"``: modes on a 5x5 grid at multiples of 2/2.828, each of standard deviation 0.05/2.828 (the set of
+    Gulrajani et al. 2017). ``"pinwheel"``: five spiral arms (Johnson et al. 2016). ``"swissroll"``: one spiral.
+
+    Args:
+        name: Which set.
+        num_samples: How many points, >= 1.
+        generator: CPU random number generator; None = torch's global one.
+
+    Raises:
+        ValueError: If the name is unknown or `num_samples` is not positive.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be >= 1, got {num_samples}.")
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    if name == "25gaussians":
+        cell = torch.randint(25, (num_samples,), generator=generator)
+        centre = torch.stack([cell // 5 - 2, cell % 5 - 2], dim=1) * TOY_MODE_SPACING
+        return centre + TOY_MODE_STD * normal(num_samples, 2)
+    if name == "pinwheel":
+        arm = torch.randint(5, (num_samples,), generator=generator)
+        radius = 1.0 + 0.3 * normal(num_samples)
+        tangent = 0.1 * normal(num_samples)
+        angle = 2.0 * math.pi * arm / 5 + 0.25 * radius.exp()
+        return torch.stack(
+            [radius * angle.cos() - tangent * angle.sin(), radius * angle.sin() + tangent * angle.cos()], dim=1
+        )
+    if name == "swissroll":
+        angle = 1.5 * math.pi * (1.0 + 2.0 * torch.rand(num_samples, generator=generator))
+        roll = torch.stack([angle * angle.cos(), angle * angle.sin()], dim=1) + 0.4 * normal(num_samples, 2)
+        return roll / 7.5
+    raise ValueError(f"name must be one of {TOY_NAMES}, got {name!r}.")
+
+
+def load_digits(split: str = "train") -> tuple[Tensor, Tensor]:
+    """The 8x8 digits of scikit-learn: images in [-1, 1], shape (N, 1, 8, 8), and labels 0..9, shape (N,).
+
+    Args:
+        split: ``"train"`` (1,437 images) or ``"test"`` (360), stratified by digit, the same on every machine.
+    """
+    from sklearn import datasets, model_selection
+
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    parts = model_selection.train_test_split(pixels, labels, test_size=360, random_state=0, stratify=labels)
+    images, targets = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
+    return (
+        torch.from_numpy(images / 8.0 - 1.0).float().reshape(-1, 1, 8, 8),
+        torch.from_numpy(np.asarray(targets)).long(),
+    )
+
+
+class HubImages(Dataset):
+    """Images of a `datasets.Dataset` as float tensors in [-1, 1], shape (C, H, W); decoded when asked for."""
+
+    def __init__(self, dataset: Any, column: str, transform: Callable[[PIL.Image.Image], Tensor]) -> None:
+        self.dataset, self.column, self.transform = dataset, column, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor]:
+        try:
+            return (self.transform(self.dataset[index][self.column]),)
+        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"image {index} of column {self.column!r} cannot be read ({error}); remove it from the data set."
+            ) from error
+
+
+def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Callable[[PIL.Image.Image], Tensor]:
+    """PIL image -> tensor in [-1, 1], (C, S, S): converted to gray or RGB, centre-cropped square, resized, padded.
+
+    Args:
+        num_channels: 1 (gray) or 3 (RGB).
+        image_size: S, the final size, padding included.
+        padding: Black pixels on each side (28x28 images become 32x32 with 2).
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(f"num_channels must be 1 or 3 to read images, got {num_channels}.")
+    if padding < 0 or image_size <= 2 * padding:
+        raise ValueError(f"padding must be >= 0 and under half of image_size={image_size}, got {padding}.")
+    mode, inner = {1: "L", 3: "RGB"}[num_channels], image_size - 2 * padding
+
+    def transform(image: PIL.Image.Image) -> Tensor:
+        image = image.convert(mode)
+        width, height = image.size
+        if width != height:
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        if image.size != (inner, inner):
+            image = image.resize((inner, inner), PIL.Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(image)).reshape(inner, inner, num_channels).permute(2, 0, 1)
+        pixels = pixels.float() / 127.5 - 1.0
+        return torch.nn.functional.pad(pixels, (padding,) * 4, value=-1.0) if padding else pixels
+
+    return transform
+
+
+def find_image_column(dataset: Any, column: str | None) -> str:
+    """The image column of a `datasets.Dataset`: the named one, or the only one of type Image."""
+    from datasets import Image
+
+    if column is not None:
+        if column not in dataset.column_names:
+            raise ValueError(f"image_column {column!r} is not in the data set; it has {dataset.column_names}.")
+        return column
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the data set has {len(found)} image columns among {dataset.column_names}; name one with image_column=..."
+        )
+    return found[0]
+
+
+def load_hub_dataset(name: str, split: str, config_name: str | None = None, revision: str | None = None) -> Any:
+    """A split of a Hub data set, a local folder of parquet files, an image folder, or a `save_to_disk` folder."""
+    import datasets
+
+    path = Path(name)
+    if path.is_dir() and any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+        loaded = datasets.load_from_disk(name)
+        if isinstance(loaded, datasets.DatasetDict):
+            if split not in loaded:
+                raise ValueError(f"split {split!r} is not in {name}; it has {sorted(loaded)}.")
+            loaded = loaded[split]
+    else:
+        try:
+            loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(
+                f"dataset {name!r} (split {split!r}) cannot be loaded: {error} Give a Hub id, a folder of parquet or "
+                f"image files, or one of {EMBEDDED_NAMES}."
+            ) from error
+    if len(loaded) == 0:
+        raise ValueError(f"dataset {name!r} (split {split!r}) is empty; choose another split or folder.")
+    return loaded
+
+
+def load_training_data(
+    name: str,
+    sample_shape: tuple[int, ...],
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    padding: int = 0,
+    num_samples: int = 100_000,
+    seed: int = 0,
+) -> Dataset:
+    """Training samples as a map-style data set of 1-tuples of tensors, images in [-1, 1].
+
+    Args:
+        name: ``"digits"``, a 2-D set, a Hub id, or a local folder.
+        sample_shape: What the models take, (C, H, W) or (D,).
+        split: Split of the data set.
+        config_name: Configuration of a Hub data set.
+        revision: Revision of a Hub data set.
+        image_column: Column with the images; None = the only image column.
+        padding: Black pixels on each side, see `image_transform`.
+        num_samples: Points drawn of a 2-D set.
+        seed: Seed of that draw.
+
+    Raises:
+        ValueError: If the data set is missing, empty, lacks the column, or its samples do not fit `sample_shape`.
+    """
+    if name in EMBEDDED_NAMES:
+        if name == "digits":
+            samples = load_digits(split)[0]
+        else:
+            samples = sample_toy(name, num_samples, torch.Generator().manual_seed(seed))
+        if tuple(samples.shape[1:]) != tuple(sample_shape):
+            raise ValueError(
+                f"dataset {name!r} has samples of shape {tuple(samples.shape[1:])}, but the models take "
+                f"{tuple(sample_shape)}; set the sizes of the models to match."
+            )
+        return TensorDataset(samples)
+    if len(sample_shape) != 3:
+        raise ValueError(f"dataset {name!r} holds images, but the models take vectors of shape {tuple(sample_shape)}.")
+    dataset = load_hub_dataset(name, split, config_name, revision)
+    column = find_image_column(dataset, image_column)
+    images = HubImages(dataset, column, image_transform(sample_shape[0], sample_shape[1], padding))
+    images[0]  # a broken first image shall stop the run now, not after the networks are built
+    return images

@@ -1,0 +1,127 @@
+"""From what a user has (PIL images, arrays, tensors) to what the models take: checked, never guessed.
+
+| given | range | layout |
+|---|---|---|
+| PIL image, or a list of them | as is | mode "L" for 1 channel, "RGB" for 3 |
+| uint8 array | 0..255 | (B, H, W, C), (H, W, C); (B, H, W), (H, W) for 1 channel |
+| float array | 0..1 | the same |
+| float tensor | -1..1 | (B, C, H, W), (C, H, W) |
+| vector data: float array or tensor | any | (B, D) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+RANGE_TOLERANCE = 1e-3
+
+
+def images_to_tensor(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
+    """Images (or vectors) as a float32 tensor in the models' own range, (B, C, H, W) in [-1, 1] or (B, D).
+
+    Args:
+        images: PIL image, array, tensor, or a list of one of these kinds, as in the module's table.
+        sample_shape: What the model takes, (C, H, W) or (D,).
+
+    Raises:
+        ValueError: If a size, channel count, mode, type or range does not fit; it names what to change.
+    """
+    if isinstance(images, PIL.Image.Image):
+        images = [images]
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        if len(images) == 0:
+            raise ValueError("images is empty; give at least one image.")
+        parts = [_one_kind(image, sample_shape) for image in images]
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(shapes) > 1:
+            raise ValueError(f"images must all have one size, got {shapes}.")
+        batch = torch.cat(parts)
+    else:
+        batch = _one_kind(images, sample_shape)
+    if batch.shape[0] == 0:
+        raise ValueError("images is empty; give at least one image.")
+    if tuple(batch.shape[1:]) != tuple(sample_shape):
+        raise ValueError(
+            f"images must have shape (B, {', '.join(map(str, sample_shape))}) as (B, {_layout(sample_shape)}) for this "
+            f"model, got {tuple(batch.shape)} in that layout; resize them or convert their channels."
+        )
+    return batch
+
+
+def _layout(sample_shape: tuple[int, ...]) -> str:
+    return "channels, height, width" if len(sample_shape) == 3 else "dimensions"
+
+
+def _one_kind(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
+    """One image or one batch of one kind as a (B, ...) tensor in the models' range."""
+    if isinstance(images, PIL.Image.Image):
+        return _from_pil(images, sample_shape)
+    if isinstance(images, Tensor):
+        return _from_tensor(images, sample_shape)
+    if isinstance(images, np.ndarray):
+        return _from_array(images, sample_shape)
+    raise ValueError(f"images must be PIL images, numpy arrays or torch tensors, got {type(images).__name__}.")
+
+
+def _from_pil(image: PIL.Image.Image, sample_shape: tuple[int, ...]) -> Tensor:
+    if len(sample_shape) != 3:
+        raise ValueError(f"images must be vectors of shape (B, {sample_shape[0]}) for this model, got a PIL image.")
+    mode = PIL_MODES.get(sample_shape[0])
+    if mode is None:
+        raise ValueError(f"images cannot be PIL images for a model of {sample_shape[0]} channels; give tensors.")
+    if image.mode != mode:
+        raise ValueError(
+            f"images must have mode {mode!r} for this {sample_shape[0]}-channel model, got {image.mode!r}; "
+            f"convert them with image.convert({mode!r})."
+        )
+    return _from_array(np.asarray(image), sample_shape)
+
+
+def _from_array(array: np.ndarray, sample_shape: tuple[int, ...]) -> Tensor:
+    if len(sample_shape) == 1:
+        return _from_tensor(torch.from_numpy(np.asarray(array, dtype=np.float32)), sample_shape)
+    if sample_shape[0] == 1 and array.shape[-2:] == sample_shape[1:] and array.ndim in (2, 3):
+        array = array[..., None]
+    if array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4:
+        raise ValueError(f"images as arrays must have shape (B, H, W, C) or (H, W, C), got {array.shape}.")
+    if array.dtype == np.uint8:
+        scaled = array.astype(np.float32) / 255.0
+    elif np.issubdtype(array.dtype, np.floating):
+        scaled = array.astype(np.float32)
+        _check_range(torch.from_numpy(scaled), 0.0, 1.0, "float arrays")
+    else:
+        raise ValueError(f"images as arrays must be uint8 in 0..255 or floats in 0..1, got dtype {array.dtype}.")
+    return torch.from_numpy(scaled).permute(0, 3, 1, 2) * 2.0 - 1.0
+
+
+def _from_tensor(tensor: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"images as tensors must be floats in [-1, 1], got dtype {tensor.dtype}; use images / 127.5 - 1."
+        )
+    if tensor.ndim == len(sample_shape):
+        tensor = tensor[None]
+    if len(sample_shape) == 3:
+        _check_range(tensor, -1.0, 1.0, "tensors")
+    elif not torch.isfinite(tensor).all():
+        raise ValueError("images (vector data) must be finite, got NaN or infinite values.")
+    return tensor.detach().float()
+
+
+def _check_range(values: Tensor, low: float, high: float, kind: str) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"images as {kind} must be finite, got NaN or infinite values.")
+    if values.numel() and (values.min() < low - RANGE_TOLERANCE or values.max() > high + RANGE_TOLERANCE):
+        raise ValueError(
+            f"images as {kind} must lie in [{low:g}, {high:g}], got values from {values.min():.4g} to "
+            f"{values.max():.4g}; rescale them (tensors: x * 2 - 1 from [0, 1]; arrays: uint8, or x / 255)."
+        )

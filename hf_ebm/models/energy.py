@@ -1,0 +1,86 @@
+"""What every energy model is: ``energy_model(x, t) -> output.energy``, shape (B,), low = likely.
+
+The unnormalised density is ``p(x) ~ exp(-E(x, t))``. Energies are `transformers.PreTrainedModel`s, because people score
+with them outside any sampler (`AutoModel`, `transformers.pipeline`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class EnergyOutput(ModelOutput):
+    """Output of an energy model.
+
+    Attributes:
+        energy: ``E(x, t)`` of each sample in nats, low = likely, shape (B,), float32.
+    """
+
+    energy: Tensor | None = None
+
+
+def check_sample(name: str, x: Any, sample_shape: tuple[int, ...]) -> None:
+    """Raise a `ValueError` unless `x` is a floating batch of samples of `sample_shape`: (C, H, W) or (D,)."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a floating-point tensor, got {found}; convert images to floats in [-1, 1].")
+    if tuple(x.shape[1:]) != tuple(sample_shape):
+        raise ValueError(
+            f"{name} must have shape (B, {', '.join(map(str, sample_shape))}) for this model, got {tuple(x.shape)}; "
+            "resize or convert the input, or use a model of that size."
+        )
+
+
+def expand_timestep(t: Tensor | int | None, x: Tensor) -> Tensor:
+    """`t` as an integer tensor of shape (B,) on the device of `x`; None means 0, a number goes to every sample."""
+    t = torch.as_tensor(0 if t is None else t, device=x.device)
+    return t.expand(x.shape[0]) if t.ndim == 0 else t
+
+
+class EnergyModel(PreTrainedModel):
+    """Base of the energies: loading that never leaves a weight unset, and the inputs' check."""
+
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
+        raise NotImplementedError
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keep the networks' own initialisation: `PreTrainedModel` would overwrite it."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.
+
+        Raises:
+            ValueError: If the checkpoint lacks a tensor of this architecture, or holds one that it does not know.
+        """
+        want_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or unexpected:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a checkpoint of another architecture than its config.json says: "
+                f"{len(missing)} tensors are missing (first: {missing[:3]}), {len(unexpected)} are not known "
+                f"(first: {unexpected[:3]}). Save it again with save_pretrained of {cls.__name__}."
+            )
+        model.eval()
+        return (model, info) if want_info else model
+
+    def forward(self, pixel_values: Tensor, timestep: Tensor | int | None = None) -> EnergyOutput:
+        """``E(x, t)``; `timestep` in 0..T-1, a number or shape (B,), None = 0. Methods without time ignore it."""
+        raise NotImplementedError

@@ -1,0 +1,111 @@
+"""The published DDAEBM settings of the three networks, and the small ones for digits and 2-D data, as differences.
+
+| preset | data | published parameters: generator, energy, inference |
+|---|---|---|
+| `cifar10` | 32x32 RGB | 48.4M, 40.3M, 4.8M |
+| `celeba64` | 64x64 RGB | 25.7M, 19.7M, 15.1M |
+| `lsun128` | 128x128 RGB | 37.9M, 30.3M, 27.8M |
+| `digits` | 8x8 gray | ours: trains in minutes on a CPU |
+
+`UNet2DModel` is not the published U-Net block for block; widths, levels, attention and depth are the published ones, the
+width of the embeddings is chosen so that the parameter counts come near.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10": {
+        "unet": {"image_size": 32, "num_channels": 3, "base_channels": 128, "channel_multipliers": (1, 2, 2, 2)},
+        "generator": {"latent_dim": 100, "embedding_dim": 1152},
+        "energy": {"time_embedding_dim": 640},
+        "inference": {"block_out_channels": (64, 128, 256, 512)},
+    },
+    "celeba64": {
+        "unet": {"image_size": 64, "num_channels": 3, "base_channels": 64, "channel_multipliers": (1, 1, 2, 2, 4)},
+        "generator": {"latent_dim": 100, "embedding_dim": 896},
+        "energy": {"time_embedding_dim": 384},
+        "inference": {"block_out_channels": (64, 128, 256, 512, 1024)},
+    },
+    "lsun128": {
+        "unet": {
+            "image_size": 128,
+            "num_channels": 3,
+            "base_channels": 64,
+            "channel_multipliers": (1, 2, 2, 4, 4),
+            "dropout": 0.0,
+        },
+        "generator": {"latent_dim": 100, "embedding_dim": 896},
+        "energy": {"time_embedding_dim": 384},
+        "inference": {"block_out_channels": (64, 128, 256, 512, 896, 1024)},
+    },
+    "digits": {
+        "unet": {
+            "image_size": 8,
+            "num_channels": 1,
+            "base_channels": 16,
+            "channel_multipliers": (1, 2),
+            "attention_resolutions": (),
+            "dropout": 0.0,
+        },
+        "generator": {"latent_dim": 32},
+        "energy": {},
+        "inference": {"block_out_channels": (32, 64, 128)},
+    },
+}
+
+
+def ddaebm_model_settings(
+    preset: str,
+    num_timesteps: int = 4,
+    latent_dim: int | None = None,
+    overrides: dict[str, dict[str, Any]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of the three networks: ``{"generator": ..., "energy": ..., "inference": ...}``.
+
+    Args:
+        preset: A name of `PRESETS`.
+        num_timesteps: T, the same for all three.
+        latent_dim: Dimensions of z; None = the preset's.
+        overrides: Changes by part: ``"unet"`` (generator and energy), ``"generator"``, ``"energy"``, ``"inference"``.
+
+    Raises:
+        ValueError: If the preset or a part is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
+    parts = copy.deepcopy(PRESETS[preset])
+    for part, values in (overrides or {}).items():
+        if part not in parts or not isinstance(values, dict):
+            raise ValueError(f"models must map some of {sorted(parts)} to their settings, got {part!r}: {values!r}.")
+        parts[part].update(values)
+    shared = parts["unet"]
+    for name in ("generator", "energy"):
+        parts[name] = {**shared, **parts[name], "num_timesteps": num_timesteps}
+    sizes = {key: shared[key] for key in ("image_size", "num_channels") if key in shared}
+    parts["inference"] = {**sizes, **parts["inference"], "num_timesteps": num_timesteps}
+    latent_dim = latent_dim or parts["generator"]["latent_dim"]
+    parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
+    return {name: parts[name] for name in ("generator", "energy", "inference")}
+
+
+def build_ddaebm_models(settings: dict[str, dict[str, Any]]) -> tuple[Any, Any, Any]:
+    """The generator, energy and inference networks of `ddaebm_model_settings`, freshly initialised (torch's seed).
+
+    Raises:
+        ValueError: If a network does not know a setting, or the sizes do not fit.
+    """
+    from hf_ebm.models.pair_inference import PairInferenceModel
+    from hf_ebm.models.unet_energy import UNetEnergyConfig, UNetEnergyModel
+    from hf_ebm.models.unet_generator import UNetGeneratorModel
+
+    try:
+        return (
+            UNetGeneratorModel(**settings["generator"]),
+            UNetEnergyModel(UNetEnergyConfig(**settings["energy"])),
+            PairInferenceModel(**settings["inference"]),
+        )
+    except TypeError as error:
+        raise ValueError(f"models: {error}; see the networks' arguments in hf_ebm.models.") from error

@@ -1,0 +1,74 @@
+"""The U-Net under DDAEBM's energy and generator: diffusers' `UNet2DModel`, described by five numbers.
+
+Levels are halved in size one after the other; self-attention stands at the named resolutions and in the bottleneck.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from diffusers import UNet2DModel
+
+
+def build_unet(
+    *,
+    image_size: int,
+    in_channels: int,
+    base_channels: int,
+    channel_multipliers: Sequence[int],
+    layers_per_block: int,
+    attention_resolutions: Sequence[int],
+    mid_attention: bool,
+    dropout: float,
+    time_embedding_dim: int,
+    class_embed_type: str | None,
+) -> UNet2DModel:
+    """A `UNet2DModel` from `in_channels` to `in_channels` whose norms are modulated by the (time, z) embedding.
+
+    Args:
+        image_size: Height and width, divisible by ``2 ** (levels - 1)``.
+        in_channels: Channels of the images, 1 gray, 3 RGB, or any number.
+        base_channels: Width of the first level; a multiple of 4.
+        channel_multipliers: Width of each level over `base_channels`; its length is the number of levels.
+        layers_per_block: Residual blocks per level on the way down (one more on the way up).
+        attention_resolutions: Image sizes at which every residual block is followed by self-attention.
+        mid_attention: Whether the bottleneck holds self-attention.
+        dropout: Dropout probability inside residual blocks.
+        time_embedding_dim: Width of the embedding that modulates the norms.
+        class_embed_type: ``"identity"`` adds a given embedding (the generator's z) to the time embedding.
+
+    Raises:
+        ValueError: If the sizes do not fit each other.
+    """
+    levels = len(channel_multipliers)
+    if levels < 1:
+        raise ValueError("channel_multipliers must name at least one level, got none.")
+    factor = 2 ** (levels - 1)
+    if image_size < factor or image_size % factor:
+        raise ValueError(
+            f"image_size must be divisible by {factor} for the {levels} levels of channel_multipliers="
+            f"{tuple(channel_multipliers)}, got {image_size}; resize the images or use fewer levels."
+        )
+    if base_channels < 4 or base_channels % 4:
+        raise ValueError(f"base_channels must be a positive multiple of 4 (group norm), got {base_channels}.")
+    widths = [base_channels * multiplier for multiplier in channel_multipliers]
+    groups = math.gcd(base_channels, min(32, base_channels // 4))
+    at = [image_size // 2**level in set(attention_resolutions) for level in range(levels)]
+    return UNet2DModel(
+        sample_size=image_size,
+        in_channels=in_channels,
+        out_channels=in_channels,
+        block_out_channels=tuple(widths),
+        layers_per_block=layers_per_block,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in at),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(at)),
+        add_attention=mid_attention,
+        attention_head_dim=None,  # one head, as wide as the level
+        dropout=dropout,
+        norm_num_groups=groups,
+        attn_norm_num_groups=groups,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_dim=time_embedding_dim,
+        class_embed_type=class_embed_type,
+    )

@@ -1,0 +1,101 @@
+"""The energy of DDAEBM on images: ``E(x, t) = 1/2 ||x - U(x, t)||^2``, summed over pixels.
+
+U is a U-Net whose last layer starts at zero, so that training starts from ``E = ||x||^2 / 2``, a proper Gaussian, and
+every parameter reaches every pixel's residual. Source: Geng et al., ICML 2024, section on the energy's architecture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: F401 (diffusers looks here)
+
+from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample, expand_timestep
+from hf_ebm.models.unet import build_unet
+
+
+class UNetEnergyConfig(PreTrainedConfig):
+    """Settings of `UNetEnergyModel`; the defaults are the published CIFAR-10 network.
+
+    Args:
+        image_size: Height and width of the images, divisible by ``2 ** (len(channel_multipliers) - 1)``.
+        num_channels: 1 for gray, 3 for RGB, or any number.
+        num_timesteps: T, the number of noise levels; ``timestep`` is 0..T-1.
+        base_channels: Width of the first level.
+        channel_multipliers: Width of each level over `base_channels`.
+        layers_per_block: Residual blocks per level.
+        attention_resolutions: Image sizes that get self-attention.
+        mid_attention: Self-attention in the bottleneck.
+        dropout: Dropout while training; scoring never drops anything.
+        time_embedding_dim: Width of the time embedding; None = ``4 * base_channels``.
+    """
+
+    model_type = "hf_ebm_unet_energy"
+
+    image_size: int = 32
+    num_channels: int = 3
+    num_timesteps: int = 4
+    base_channels: int = 128
+    channel_multipliers: list[int] | tuple[int, ...] = (1, 2, 2, 2)
+    layers_per_block: int = 2
+    attention_resolutions: list[int] | tuple[int, ...] = (16,)
+    mid_attention: bool = True
+    dropout: float = 0.1
+    time_embedding_dim: int | None = None
+
+
+class UNetEnergyModel(EnergyModel):
+    """``E(x, t) = 1/2 ||x - U(x, t)||^2`` for images, shape (B,), low = likely.
+
+    Attention runs in plain matrix products: the fused kernels have no second derivative, which the gradient penalty
+    needs.
+    """
+
+    config_class = UNetEnergyConfig
+
+    def __init__(self, config: UNetEnergyConfig) -> None:
+        super().__init__(config)
+        self.unet = build_unet(
+            image_size=config.image_size,
+            in_channels=config.num_channels,
+            base_channels=config.base_channels,
+            channel_multipliers=config.channel_multipliers,
+            layers_per_block=config.layers_per_block,
+            attention_resolutions=config.attention_resolutions,
+            mid_attention=config.mid_attention,
+            dropout=config.dropout,
+            time_embedding_dim=config.time_embedding_dim or 4 * config.base_channels,
+            class_embed_type=None,
+        )
+        for module in self.unet.modules():
+            if isinstance(module, Attention):
+                module.set_processor(AttnProcessor())
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+        self.post_init()
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return (self.config.num_channels, self.config.image_size, self.config.image_size)
+
+    def forward(self, pixel_values: Tensor, timestep: Tensor | int | None = None, **_: Any) -> EnergyOutput:
+        """Energy of each image.
+
+        Args:
+            pixel_values: Images in [-1, 1] (noisy states may leave that range), shape (B, C, H, W).
+            timestep: Noise level 0..T-1, a number or shape (B,); None = 0, the energy of the data.
+
+        Returns:
+            `EnergyOutput` with ``energy`` of shape (B,), float32.
+        """
+        check_sample("pixel_values", pixel_values, self.sample_shape)
+        predicted = self.unet(pixel_values, expand_timestep(timestep, pixel_values), return_dict=False)[0]
+        residual = pixel_values.float() - predicted.float()
+        return EnergyOutput(energy=0.5 * residual.square().flatten(1).sum(dim=1))
+
+
+AutoConfig.register(UNetEnergyConfig.model_type, UNetEnergyConfig)
+AutoModel.register(UNetEnergyConfig, UNetEnergyModel)

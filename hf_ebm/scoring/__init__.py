@@ -1,0 +1,1 @@
+"""Scores, metrics and everything that measures a trained model."""

@@ -1,0 +1,89 @@
+"""Pictures: energy histograms, 2-D samples beside the density. matplotlib is imported when a picture is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_ebm.scoring.energy import compute_energies
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure that needs no screen."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'hf-ebm[eval]'.") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_energy_histograms(in_distribution: Tensor, odd: Mapping[str, Tensor], path: Path, title: str) -> None:
+    """Histogram of the energies of held-out data against each odd set, one panel each, on a common axis.
+
+    Args:
+        in_distribution: Energies of held-out data, shape (N,).
+        odd: Energies by the name of the odd set, each of shape (M,).
+        path: The PNG to write.
+        title: Above all panels.
+    """
+    num_columns = 3
+    num_rows = -(-len(odd) // num_columns)
+    figure = new_figure(3.4 * num_columns, 2.2 * num_rows + 0.5)
+    everything = torch.cat([in_distribution, *odd.values()])
+    # odd sets may reach very far: the axis is logarithmic above the lowest energy seen
+    offset = everything.min() - 1.0
+    edges = np.geomspace(1.0, float(everything.max() - offset) * 1.01, 50)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
+    for index, axis in enumerate(axes.flat):
+        if index >= len(odd):
+            axis.set_axis_off()
+            continue
+        name, energies = list(odd.items())[index]
+        for values, label, colour in ((in_distribution, "held-out", "#0b6e99"), (energies, name, "#d1495b")):
+            shifted = (values - offset).numpy()
+            axis.hist(shifted, bins=edges, alpha=0.65, color=colour, label=label, weights=np.full(len(shifted), 1 / len(shifted)))
+        axis.set_xscale("log")
+        axis.legend(frameon=False, fontsize=8)
+        axis.set_yticks([])
+    figure.supxlabel("energy E(x, 0) above its minimum + 1, nats (low = likely)", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def density_on_grid(energy_model: Any, limit: float, resolution: int) -> np.ndarray:
+    """``exp(-E(x, 0))`` normalised to sum 1 over a square grid on [-limit, limit]^2, shape (resolution, resolution)."""
+    line = torch.linspace(-limit, limit, resolution)
+    points = torch.cartesian_prod(line, line)
+    energies = compute_energies(energy_model, points, batch_size=16_384).double()
+    return torch.softmax(-energies, dim=0).reshape(resolution, resolution).T.numpy()
+
+
+def plot_2d(samples: Tensor, energy_model: Any, data: Tensor | None, path: Path, limit: float = 2.2) -> None:
+    """Data (where given), samples and density ``exp(-E(x, 0))`` of 2-D data side by side.
+
+    Args:
+        samples: Generated points, shape (N, 2).
+        energy_model: The energy of 2-D points.
+        data: Points of the data set, shape (M, 2), or None.
+        path: The PNG to write.
+        limit: The panels show [-limit, limit]^2.
+    """
+    panels = [("data", data), ("samples", samples)] if data is not None else [("samples", samples)]
+    figure = new_figure(4.0 * (len(panels) + 1), 4.2)
+    axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
+    for axis, (name, points) in zip(axes, panels, strict=False):
+        axis.plot(*points.cpu().numpy().T, ",", color="#0b6e99", alpha=0.6)
+        axis.set_title(f"{name} ({len(points):,} points)", fontsize=10)
+    density = density_on_grid(energy_model, limit, 400)
+    axes[-1].imshow(density, origin="lower", extent=(-limit, limit, -limit, limit), cmap="magma")
+    axes[-1].set_title("density exp(-E(x, 0))", fontsize=10)
+    for axis in axes:
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,1 @@
+"""Model cards: Jinja templates, one per method."""

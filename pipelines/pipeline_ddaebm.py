@@ -1,0 +1,171 @@
+"""Sampling with DDAEBM: T generator calls, each followed by one draw from the denoising posterior."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin  # noqa: F401 (loading looks for the mixins here)
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_ebm.diffusion import DiffusionCoefficients
+from hf_ebm.langevin import conditional_energy_grad, langevin_chain
+from hf_ebm.models.pair_inference import PairInferenceModel
+from hf_ebm.models.unet_generator import UNetGeneratorModel
+from hf_ebm.pipelines.pipeline_base import EBMPipeline
+from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
+
+
+class DDAEBMPipeline(EBMPipeline):
+    """Generate and score with a Denoising Diffusion Adversarial Energy-Based Model (Geng et al., ICML 2024).
+
+    Args:
+        generator_model: ``(x_next, t, z) -> x0_pred``.
+        scheduler: `DDAEBMScheduler`, or a stock scheduler that takes a predicted clean sample, made with
+            ``DDPMScheduler.from_config(pipe.scheduler.config)`` or ``DDIMScheduler.from_config(...)``.
+        energy_model: ``(x, t) -> energy``; needed to score and for the Langevin correction, not to sample.
+        inference_model: ``q(z | x_t, x_next)``; needed to go on training only.
+    """
+
+    model_cpu_offload_seq = "generator_model->energy_model"
+    _callback_tensor_inputs = ["x", "x0_pred"]
+
+    def __init__(
+        self,
+        generator_model: UNetGeneratorModel,
+        scheduler: SchedulerMixin,
+        energy_model: PreTrainedModel | None = None,
+        inference_model: PairInferenceModel | None = None,
+    ) -> None:
+        super().__init__()
+        if scheduler.config.get("prediction_type") != "sample":
+            raise ValueError(
+                "scheduler must take a predicted clean sample (prediction_type='sample'), got prediction_type="
+                f"{scheduler.config.get('prediction_type')!r}; make it with from_config(pipe.scheduler.config)."
+            )
+        if scheduler.config.num_train_timesteps != generator_model.config.num_timesteps:
+            raise ValueError(
+                f"scheduler has {scheduler.config.num_train_timesteps} steps and generator_model was built for "
+                f"{generator_model.config.num_timesteps}; make the scheduler with from_config(pipe.scheduler.config)."
+            )
+        self.register_modules(
+            generator_model=generator_model,
+            scheduler=scheduler,
+            energy_model=energy_model,
+            inference_model=inference_model,
+        )
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        generator: Any,
+        output_type: str,
+        num_correction_steps: int,
+        correction_step_size: float,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Raise a `ValueError` that names the argument, before any work is done."""
+        self.check_common_inputs(batch_size, generator, output_type)
+        if not isinstance(num_correction_steps, int) or num_correction_steps < 0:
+            raise ValueError(f"num_correction_steps must be a whole number >= 0, got {num_correction_steps!r}.")
+        if num_correction_steps and self.energy_model is None:
+            raise ValueError("num_correction_steps > 0 needs energy_model, and this pipeline was loaded without one.")
+        if not 0.0 < correction_step_size < float("inf"):
+            raise ValueError(f"correction_step_size must be positive and finite, got {correction_step_size!r}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got "
+                f"{sorted(unknown)}."
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        num_correction_steps: int = 0,
+        correction_step_size: float = 0.1,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw samples.
+
+        Args:
+            batch_size: How many.
+            num_inference_steps: Denoising steps; None = all T. `DDAEBMScheduler` can do T alone.
+            generator: Random number generator, or a list with one per sample.
+            output_type: ``"pil"``, ``"np"`` (floats in [0, 1], (B, H, W, C)) or ``"pt"`` (in the models' own range
+                [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D).
+            return_dict: Whether to return an `ImagePipelineOutput` or a tuple.
+            num_correction_steps: Langevin steps after each denoising step on the conditional energy
+                ``E(x_t, t) - log q(x_next | x_t)``; 0 = none.
+            correction_step_size: Their step size, in units of the denoising posterior's standard deviation.
+            callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each step.
+            callback_on_step_end_tensor_inputs: Which of ``x`` (the state) and ``x0_pred`` it gets; default ``["x"]``.
+
+        Returns:
+            `ImagePipelineOutput` with ``images``.
+
+        Raises:
+            ValueError: If an argument cannot be done.
+        """
+        names = ["x"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        self.check_inputs(batch_size, generator, output_type, num_correction_steps, correction_step_size, names)
+        self.generator_model.eval()
+        device = self._execution_device
+        num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+        self.scheduler.set_timesteps(num_steps, device=device)
+        step_kwargs: dict[str, Any] = {}
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            step_kwargs["generator"] = generator
+
+        x = self.draw((batch_size, *self.sample_shape), generator)
+        for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            # 1. predict the clean sample with a random latent
+            z = self.draw((batch_size, self.generator_model.config.latent_dim), generator)
+            x0_pred = self.generator_model(x, t, z).sample
+
+            # 2. draw x_t ~ q(x_t | x_next, x0_pred)
+            x_next = x
+            x = self.scheduler.step(x0_pred, t, x_next, **step_kwargs).prev_sample.to(x_next.dtype)
+
+            # 3. optional: Langevin steps on E(x_t, t) - log q(x_next | x_t)
+            if num_correction_steps:
+                x = self.correct(x, x_next, t, num_correction_steps, correction_step_size, generator)
+
+            if callback_on_step_end is not None:
+                tensors = {"x": x, "x0_pred": x0_pred}
+                changed = callback_on_step_end(self, step, t, {name: tensors[name] for name in names})
+                x = (changed or {}).get("x", x)
+
+        images = self.post_process(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def correct(
+        self, x: Tensor, x_next: Tensor, t: Tensor, num_steps: int, relative_step_size: float, generator: Any
+    ) -> Tensor:
+        """`num_steps` Langevin steps at noise ``step_size`` on ``E(x_t, t) - log q(x_next | x_t)``, from `x`."""
+        self.energy_model.eval()
+        timesteps = t.expand(x.shape[0])
+        coefficients = self.coefficients
+        posterior_std = (0.5 * coefficients.posterior_log_variance[int(t)]).exp().item()
+        return langevin_chain(
+            x,
+            conditional_energy_grad(self.energy_model, x_next, timesteps, coefficients),
+            num_steps,
+            relative_step_size * posterior_std,
+            generator=generator,
+        )
+
+    @property
+    def coefficients(self) -> DiffusionCoefficients:
+        """The chain the models were trained on, from the scheduler's config (a stock scheduler keeps it too)."""
+        return DDAEBMScheduler.from_config(self.scheduler.config).coefficients

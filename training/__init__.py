@@ -1,0 +1,1 @@
+"""Training: one script per method, its configs, and what the scripts share."""

@@ -1,0 +1,86 @@
+"""Checkpoints that are whole or not there: written under a temporary name, then renamed; the oldest are removed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+NAME = re.compile(r"^step_(\d+)$")
+STATE = "trainer_state.json"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in `folder`, oldest first; half-written ones have another name and are not seen."""
+    found = [path for path in folder.glob("step_*") if NAME.match(path.name) and (path / STATE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], total_limit: int | None
+) -> Path:
+    """Save everything that `accelerator` knows, and `state`, as ``folder/step_<step>``; called by all processes.
+
+    Args:
+        accelerator: Holds the prepared and registered objects and the random states of each process.
+        folder: The run's ``checkpoints``.
+        step: Number of finished iterations.
+        state: Small facts about the run that resuming checks, JSON.
+        total_limit: How many checkpoints to keep, the newest first; None = all.
+    """
+    target, temporary = folder / f"step_{step:08d}", folder / f"tmp_step_{step:08d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary), safe_serialization=True)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=2), encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        if total_limit is not None:
+            for old in list_checkpoints(folder)[:-total_limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def find_checkpoint(resume: str, folder: Path) -> Path:
+    """The checkpoint that ``resume=latest`` or ``resume=PATH`` means.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if resume == "latest":
+        found = list_checkpoints(folder)
+        if not found:
+            raise ValueError(f"resume=latest found no checkpoint in {folder}; leave resume out to start afresh.")
+        return found[-1]
+    path = Path(resume)
+    if not (path / STATE).is_file():
+        raise ValueError(f"resume must be 'latest' or a checkpoint folder with {STATE}, got {resume!r}.")
+    return path
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The facts saved with a checkpoint."""
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+
+
+def check_same_models(checkpoint: Path, models: dict[str, Any]) -> None:
+    """Raise a `ValueError` if the checkpoint's networks differ from `models`, the settings that describe them."""
+    saved = read_state(checkpoint).get("models", {})
+    now = json.loads(json.dumps(models))
+    different = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
+    if different:
+        pairs = ", ".join(f"{key}: {saved.get(key)} there, {now.get(key)} now" for key in different)
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of another architecture ({pairs}); resume with its settings, or choose "
+            "another output_dir."
+        )

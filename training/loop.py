@@ -1,0 +1,151 @@
+"""What a training loop needs besides its train step: endless batches, the guard on losses, metrics, sample grids."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+TRACKERS = ("tensorboard", "wandb")
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss became non-finite or exploded; the run stopped and its checkpoints are untouched."""
+
+
+@dataclass
+class Position:
+    """Where in the data the run stands: `batch` batches of `epoch` are done."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+def make_accelerator(
+    mixed_precision: str, gradient_accumulation_steps: int, trackers: tuple[str, ...], output_dir: Path
+) -> Accelerator:
+    """An `Accelerator` whose data order can be resumed, with trackers that are there.
+
+    Raises:
+        ValueError: If a tracker is unknown or its package is not installed.
+    """
+    for tracker in trackers:
+        if tracker not in TRACKERS:
+            raise ValueError(f"trackers must be among {TRACKERS}, got {tracker!r}.")
+        if importlib.util.find_spec(tracker) is None:
+            raise ValueError(f"trackers names {tracker!r}, which is not installed: pip install {tracker}.")
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+
+
+def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int) -> DataLoader:
+    """A shuffling loader of full batches, its order given by `seed` alone.
+
+    Raises:
+        ValueError: If the data set has fewer samples than one batch.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    if size < batch_size:
+        raise ValueError(f"batch_size must be at most the data set's {size} samples, got {batch_size}.")
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def endless_batches(loader: Any, position: Position) -> Iterator[Tensor]:
+    """Batches for ever, from `position` on, which moves along; the same ones whether or not the run was resumed."""
+    while True:
+        loader.set_epoch(position.epoch)
+        done = position.batch
+        for (batch,) in skip_first_batches(loader, done) if done else loader:
+            position.batch += 1
+            yield batch
+        position.epoch, position.batch = position.epoch + 1, 0
+
+
+def random_flip(x: Tensor) -> Tensor:
+    """Each image mirrored left-right with probability 1/2, shape (B, C, H, W)."""
+    flip = torch.rand(x.shape[0], device=x.device) < 0.5
+    return torch.where(flip[:, None, None, None], x.flip(-1), x)
+
+
+def check_terms(terms: dict[str, float], step: int, limit: float) -> None:
+    """Stop the run if a loss term is not finite or larger than `limit`.
+
+    Raises:
+        TrainingDivergedError: It names the step, the term and its value.
+    """
+    for name, value in terms.items():
+        if not math.isfinite(value) or abs(value) > limit:
+            what = "is not finite" if not math.isfinite(value) else f"passed loss_limit={limit:g}"
+            raise TrainingDivergedError(
+                f"step {step}: loss term {name!r} {what} (value {value}). The run stopped; its checkpoints are "
+                "untouched. Resume from the last one with a smaller learning rate or a larger r1_weight."
+            )
+
+
+def gather_terms(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The terms' means over all processes as numbers: one small reduction and one transfer for all of them."""
+    stacked = torch.stack([term.detach().float() for term in terms.values()])
+    return dict(zip(terms, accelerator.reduce(stacked, reduction="mean").tolist(), strict=True))
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object per logged step; resuming cuts off what came after the checkpoint."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.path = path
+        kept = []
+        if resume_step and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # the line a killed run was writing
+                if record["step"] > resume_step:
+                    break
+                kept.append(line + "\n")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def save_grid(images: list[PIL.Image.Image], path: Path, num_columns: int, scale: int = 1) -> None:
+    """Images as one picture of `num_columns` columns, each enlarged `scale` times without smoothing."""
+    from diffusers.utils import make_image_grid
+
+    rows = len(images) // num_columns
+    size = (images[0].width * scale, images[0].height * scale)
+    shown = [image.resize(size, PIL.Image.Resampling.NEAREST) for image in images[: rows * num_columns]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_image_grid(shown, rows=rows, cols=num_columns).save(path)
+
+

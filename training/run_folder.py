@@ -1,0 +1,100 @@
+"""The run folder: it starts with the settings, fills with samples and checkpoints, and ends as a pipeline folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hf_ebm.hub import hardware_name, write_card
+from hf_ebm.scoring.plots import plot_2d
+from hf_ebm.training.loop import save_grid
+from hf_ebm.training.settings import dump_settings
+
+LEFT_BY_A_RUN = ("checkpoints", "samples", "logs", "metrics.jsonl", "metrics.json", "train_summary.json", "README.md")
+
+
+def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed: bool) -> None:
+    """Make the folder and write ``settings.yaml``; called by all processes.
+
+    Raises:
+        ValueError: If the folder holds another run, which would be lost.
+    """
+    occupied = [name for name in LEFT_BY_A_RUN if (output_dir / name).exists()]
+    accelerator.wait_for_everyone()  # all have looked before one writes
+    if occupied and not resumed and not settings.overwrite_output_dir:
+        raise ValueError(
+            f"output_dir {output_dir} holds a run already ({', '.join(occupied)}); go on with resume=latest, choose "
+            "another output_dir, or replace it with overwrite_output_dir=true."
+        )
+    if accelerator.is_main_process:
+        for name in occupied if not resumed else ():
+            path = output_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        output_dir.mkdir(parents=True, exist_ok=True)
+        dump_settings(settings, output_dir / "settings.yaml")
+    if settings.trackers:
+        flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(settings).items()}
+        accelerator.init_trackers("hf-ebm", config=flat)
+    accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def save_samples(pipeline: Any, folder: Path, step: int, num_samples: int) -> Path:
+    """A picture of samples of `pipeline`, always from the same noise: a grid of images, or 2-D points and density."""
+    pipeline.set_progress_bar_config(disable=True)
+    path = folder / f"step_{step:08d}.png"
+    device = pipeline.generator_model.device
+    generator = torch.Generator(device).manual_seed(0)
+    if len(pipeline.sample_shape) == 1:
+        points = pipeline(batch_size=10_000, generator=generator, output_type="pt").images
+        if points.shape[1] == 2:
+            plot_2d(points, pipeline.energy_model, None, path)
+        return path
+    images = pipeline(batch_size=num_samples, generator=generator).images
+    num_columns = max(1, int(num_samples**0.5))
+    save_grid(images, path, num_columns, scale=max(1, 64 // images[0].width))
+    return path
+
+
+def finish_run(
+    pipeline: Any, settings: Any, output_dir: Path, *, step: int, seconds: float, num_images: int, num_processes: int
+) -> None:
+    """Turn the run folder into a pipeline folder: safetensors, configs, a last grid, a summary and the card.
+
+    The pipeline is written under a temporary name and its parts are then moved in place, so that a reader of the folder
+    never sees half a component.
+    """
+    temporary = output_dir / ".tmp_pipeline"
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.save_pretrained(temporary, safe_serialization=True)
+    for part in sorted(temporary.iterdir(), key=lambda path: path.name == "model_index.json"):  # the index last
+        target = output_dir / part.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+    temporary.rmdir()
+    grid = save_samples(pipeline, output_dir / "samples", step, settings.num_grid_samples)
+    if grid.is_file():
+        shutil.copyfile(grid, output_dir / "samples.png")
+    parameters = {
+        name: sum(parameter.numel() for parameter in component.parameters())
+        for name, component in pipeline.components.items()
+        if isinstance(component, torch.nn.Module)
+    }
+    summary = {
+        "steps": step,
+        "seconds": round(seconds, 1),
+        "steps_per_second": step / seconds,
+        "num_images": num_images,
+        "num_processes": num_processes,
+        "hardware": hardware_name(),
+        "torch_version": torch.__version__,
+        "parameters": parameters,
+    }
+    (output_dir / "train_summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_card(output_dir, "ddaebm.md", output_dir.name)

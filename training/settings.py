@@ -1,0 +1,120 @@
+"""Settings of a training run: a frozen dataclass per script, filled from a YAML file and ``key=value`` arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+SettingsT = TypeVar("SettingsT")
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence[str]) -> SettingsT:
+    """Settings from ``[--config FILE] [key=value ...]``; later values win over the file's, the file's over defaults.
+
+    Args:
+        cls: The dataclass.
+        default_config: Name of the file in ``training/configs`` that is read when no ``--config`` is given.
+        arguments: The command line without the script's name.
+
+    Raises:
+        ValueError: If a key is unknown (near names are listed), a value has the wrong type, or a file is missing.
+    """
+    config, pairs, rest = default_config, [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--config":
+            if not rest:
+                raise ValueError("--config needs a file name after it.")
+            config = rest.pop(0)
+        elif argument.startswith("--config="):
+            config = argument.removeprefix("--config=")
+        elif "=" in argument:
+            pairs.append(argument.lstrip("-"))
+        else:
+            raise ValueError(f"arguments must be --config FILE or key=value, got {argument!r}.")
+    values = read_yaml(find_config(config))
+    for pair in pairs:
+        key, text = pair.split("=", 1)
+        values[key] = text if text == "" else yaml.safe_load(text)
+    return make_settings(cls, values)
+
+
+def find_config(config: str) -> Path:
+    """The file `config`, or the shipped one of that name (with or without ``.yaml``)."""
+    shipped = [CONFIGS / Path(config).name, CONFIGS / f"{Path(config).name}.yaml"]
+    for path in (Path(config), *shipped):
+        if path.is_file():
+            return path
+    names = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+    raise ValueError(f"--config {config} is not a file; the shipped ones are {', '.join(names)}.")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, got {type(values).__name__}.")
+    return values
+
+
+def make_settings(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
+    """`cls` from a mapping, with every key known and every value of its field's type."""
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"known keys: {', '.join(names)}."
+            raise ValueError(f"unknown setting {key!r}; {hint}")
+    return cls(**{key: convert(key, value, hints[key]) for key, value in values.items()})
+
+
+def convert(key: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, numbers of YAML's odd forms (``1e-4`` is a string there) included."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is dict and isinstance(value, dict):
+            return dict(value)
+        if origin is tuple and isinstance(value, list | tuple):
+            inner = typing.get_args(option)[0]
+            return tuple(convert(key, item, inner) for item in value)
+        if option is bool and isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if option is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if option is str and isinstance(value, str):
+            return value
+        if option is str and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+    raise ValueError(f"setting {key!r} must be {_readable(hint)}, got {value!r} ({type(value).__name__}).")
+
+
+def _readable(hint: Any) -> str:
+    return str(hint.__name__ if isinstance(hint, type) else hint).replace("NoneType", "null")
+
+
+def dump_settings(settings: Any, path: Path) -> None:
+    """Write all settings, defaults included, as YAML that ``--config`` reads back."""
+    values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(settings).items()}
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
