@@ -23,18 +23,21 @@ from torch import Tensor
 
 BETA_MAX_CLAMP = 0.999  # no step may destroy everything: the posterior would divide by zero
 LOG_VARIANCE_MIN = math.log(1e-4)  # lower clamp of the posterior's log-variance
-SPACINGS = ("uniform", "dense_start")
+SPACINGS = ("uniform", "dense_start", "quadratic")
 
 
 def vp_times(num_timesteps: int, spacing: str) -> Tensor:
     """Continuous times ``u_0 .. u_T`` in [0, 1] of the chain's states, shape (T + 1,), float64.
 
     ``"uniform"``: ``u_k = eps + (1 - eps) k / T`` with ``eps = 1e-3``. ``"dense_start"`` (the published LSUN setting):
-    multiples of ``floor(1000 / (2 (T - 1)))`` and then 999, divided by 999; it needs T >= 2.
+    multiples of ``floor(1000 / (2 (T - 1)))`` and then 999, divided by 999; it needs T >= 2. ``"quadratic"`` (ours, for
+    data with narrow modes): ``u_k = eps + (1 - eps) (k / T)^2``, small steps near the data.
     """
+    eps, fraction = 1e-3, torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     if spacing == "uniform":
-        eps = 1e-3
-        return eps + (1.0 - eps) * torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        return eps + (1.0 - eps) * fraction
+    if spacing == "quadratic":
+        return eps + (1.0 - eps) * fraction**2
     if spacing == "dense_start":
         if num_timesteps < 2:
             raise ValueError(f"spacing='dense_start' needs num_timesteps >= 2, got {num_timesteps}; use 'uniform'.")
@@ -81,7 +84,7 @@ class DiffusionCoefficients:
             num_timesteps: T >= 1, the number of denoising steps.
             beta_min: Rate of the noise at u = 0, >= 0.
             beta_max: Rate of the noise at u = 1, > beta_min.
-            spacing: How the times are laid on [0, 1]: ``"uniform"`` or ``"dense_start"``, see `vp_times`.
+            spacing: How the times are laid on [0, 1]: ``"uniform"``, ``"dense_start"``, ``"quadratic"``; see `vp_times`.
 
         Raises:
             ValueError: If an argument is out of its range.
@@ -158,8 +161,14 @@ class DiffusionCoefficients:
         """Log of the posterior variance, clamped below at ``log 1e-4``, shape (T,)."""
         return self.posterior_variance.log().clamp(min=LOG_VARIANCE_MIN)
 
-    def posterior_sample(self, x0_pred: Tensor, x_next: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """``x_t ~ q(x_t | x_next, x0_pred)``; no noise is added where ``t = 0``. Shapes as in `posterior_mean`."""
-        std = per_sample((0.5 * self.posterior_log_variance).exp(), t, x_next)
-        added = per_sample((torch.arange(self.num_timesteps) > 0).float(), t, x_next)
-        return self.posterior_mean(x0_pred, x_next, t) + added * std * noise
+    def posterior_sample(
+        self, x0_pred: Tensor, x_next: Tensor, t: Tensor, noise: Tensor, noise_at_t0: bool = False
+    ) -> Tensor:
+        """``x_t ~ q(x_t | x_next, x0_pred)``; no noise is added where ``t = 0``. Shapes as in `posterior_mean`.
+
+        With `noise_at_t0` the cleanest state gets its noise too, as the real ``x_0`` of the chain has it.
+        """
+        std = (0.5 * self.posterior_log_variance).exp()
+        if not noise_at_t0:
+            std = std * (torch.arange(self.num_timesteps, device=std.device) > 0)
+        return self.posterior_mean(x0_pred, x_next, t) + per_sample(std, t, x_next) * noise

@@ -87,8 +87,8 @@ def _from_pil(image: PIL.Image.Image, sample_shape: tuple[int, ...]) -> Tensor:
 def _from_array(array: np.ndarray, sample_shape: tuple[int, ...]) -> Tensor:
     if len(sample_shape) == 1:
         return _from_tensor(torch.from_numpy(np.asarray(array, dtype=np.float32)), sample_shape)
-    if sample_shape[0] == 1 and array.shape[-2:] == sample_shape[1:] and array.ndim in (2, 3):
-        array = array[..., None]
+    if sample_shape[0] == 1 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 1)):
+        array = array[..., None]  # gray images may come without their channel
     if array.ndim == 3:
         array = array[None]
     if array.ndim != 4:

@@ -19,7 +19,9 @@ from torch import Tensor
 from hf_ebm.diffusion import DiffusionCoefficients
 
 
-def langevin_step(x: Tensor, grad: Tensor, step_size: float | Tensor, noise_std: float | Tensor, noise: Tensor) -> Tensor:
+def langevin_step(
+    x: Tensor, grad: Tensor, step_size: float | Tensor, noise_std: float | Tensor, noise: Tensor
+) -> Tensor:
     """One update ``x - step_size^2/2 grad + noise_std noise``, shape of `x`.
 
     Args:
@@ -59,10 +61,10 @@ def langevin_chain(
         generator: Random number generator, or one per sample.
 
     Raises:
-        ValueError: If the chain leaves the finite numbers (the step is named).
+        ValueError: If the chain leaves the finite numbers (looked at once, after the last step).
     """
     noise_std = step_size if noise_std is None else noise_std
-    for step in range(num_steps):
+    for _step in range(num_steps):
         noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         x = langevin_step(x, grad_fn(x), step_size, noise_std, noise)
     if num_steps and not math.isfinite(x.abs().sum().item()):

@@ -20,7 +20,7 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 class EBMPipeline(DiffusionPipeline):
     """Base of the generation pipelines: component names, Hub id loading, output formats and ``score``."""
 
-    _optional_components = ["energy_model", "inference_model"]
+    _optional_components = ["energy_model", "inference_model"]  # noqa: RUF012 (diffusers' own form)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:

@@ -1,4 +1,7 @@
-"""Sampling with DDAEBM: T generator calls, each followed by one draw from the denoising posterior."""
+"""Sampling with DDAEBM: T generator calls, each followed by one draw from the denoising posterior.
+
+Loading finds a component's class only in a module that is imported already: all that a DDAEBM can hold are, here.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin  # noqa: F401 (loading looks for the mixins here)
+from diffusers import ImagePipelineOutput, SchedulerMixin
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain
+from hf_ebm.models.mlp_energy import MLPEnergyModel
+from hf_ebm.models.mlp_generator import MLPGeneratorModel
+from hf_ebm.models.mlp_pair_inference import MLPPairInferenceModel
 from hf_ebm.models.pair_inference import PairInferenceModel
+from hf_ebm.models.unet_energy import UNetEnergyModel
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
@@ -31,14 +37,14 @@ class DDAEBMPipeline(EBMPipeline):
     """
 
     model_cpu_offload_seq = "generator_model->energy_model"
-    _callback_tensor_inputs = ["x", "x0_pred"]
+    _callback_tensor_inputs = ["x", "x0_pred"]  # noqa: RUF012 (diffusers' own form)
 
     def __init__(
         self,
-        generator_model: UNetGeneratorModel,
+        generator_model: UNetGeneratorModel | MLPGeneratorModel,
         scheduler: SchedulerMixin,
-        energy_model: PreTrainedModel | None = None,
-        inference_model: PairInferenceModel | None = None,
+        energy_model: UNetEnergyModel | MLPEnergyModel | None = None,
+        inference_model: PairInferenceModel | MLPPairInferenceModel | None = None,
     ) -> None:
         super().__init__()
         if scheduler.config.get("prediction_type") != "sample":

@@ -147,5 +147,3 @@ def save_grid(images: list[PIL.Image.Image], path: Path, num_columns: int, scale
     shown = [image.resize(size, PIL.Image.Resampling.NEAREST) for image in images[: rows * num_columns]]
     path.parent.mkdir(parents=True, exist_ok=True)
     make_image_grid(shown, rows=rows, cols=num_columns).save(path)
-
-

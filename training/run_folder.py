@@ -38,7 +38,9 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed
         output_dir.mkdir(parents=True, exist_ok=True)
         dump_settings(settings, output_dir / "settings.yaml")
     if settings.trackers:
-        flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(settings).items()}
+        flat = {
+            key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(settings).items()
+        }
         accelerator.init_trackers("hf-ebm", config=flat)
     accelerator.wait_for_everyone()
 

@@ -19,6 +19,8 @@ CONFIGS = Path(__file__).parent / "configs"
 def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence[str]) -> SettingsT:
     """Settings from ``[--config FILE] [key=value ...]``; later values win over the file's, the file's over defaults.
 
+    A dotted key reaches into a nested setting: ``models.unet.base_channels=32``.
+
     Args:
         cls: The dataclass.
         default_config: Name of the file in ``training/configs`` that is read when no ``--config`` is given.
@@ -43,7 +45,13 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
     values = read_yaml(find_config(config))
     for pair in pairs:
         key, text = pair.split("=", 1)
-        values[key] = text if text == "" else yaml.safe_load(text)
+        *parents, last = key.split(".")  # models.unet.base_channels=32 changes one entry of a nested setting
+        target = values
+        for parent in parents:
+            inner = target.get(parent)
+            target[parent] = dict(inner) if isinstance(inner, dict) else {}
+            target = target[parent]
+        target[last] = text if text == "" else yaml.safe_load(text)
     return make_settings(cls, values)
 
 

@@ -9,6 +9,7 @@ With no arguments it trains the digits. The run folder ``output_dir`` becomes a 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from hf_ebm.losses.ddaebm import (
     adversarial_term,
     energy_gradient,
     energy_loss,
+    energy_magnitude_term,
     gradient_penalty_from_gradient,
     kl_term,
     latent_term,
@@ -82,15 +84,18 @@ class DDAEBMSettings:
     num_timesteps: int = 4
     beta_min: float = 0.1
     beta_max: float = 20.0
-    spacing: str = "uniform"  # or "dense_start"
+    spacing: str = "uniform"  # or "dense_start", "quadratic"
+    noise_at_t0: bool = False  # True: fakes of t = 0 get the noise that the real x_0 has
 
     # objective
     r1_weight: float | tuple[float, ...] = 0.02  # one number, or one per timestep
     r1_interval: int = 1  # lazy R1: the penalty every k-th step, k times as heavy
     r1_include_transition: bool = True
+    energy_magnitude_weight: float = 0.0  # times mean E_real^2 + mean E_fake^2
     latent_weight: float = 0.1
     reconstruction_latent: str = "posterior"  # or "prior", as the published image code
     reconstruction_loss: str = "squared_error"  # or "gaussian_nll", or "lsun_nll" (weighted per step)
+    reconstruction_min_variance: float = 1e-4  # of the Gaussian in the two likelihoods
 
     # optimisation
     max_steps: int = 2000
@@ -191,7 +196,7 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
         x0_pred, x0_psi = both.float().chunk(2)
     else:
         x0_pred = x0_psi = objects.generator_model(x_next, t, z, return_dict=False)[0].float()
-    x_fake = q.posterior_sample(x0_pred, x_next, t, torch.randn_like(x))
+    x_fake = q.posterior_sample(x0_pred, x_next, t, torch.randn_like(x), settings.noise_at_t0)
 
     # energy: mean E(x_t, t) - mean E(x_fake, t) + r1/2 mean ||grad [-E(x_t, t) + log q(x_next | x_t)]||^2
     penalised = step % settings.r1_interval == 0
@@ -200,6 +205,8 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
     energy_real = energy_forward(x_real, t).energy
     energy_fake = objects.energy_model(x_fake.detach(), t).energy
     loss = energy_loss(energy_real, energy_fake)
+    if settings.energy_magnitude_weight:
+        loss = loss + settings.energy_magnitude_weight * energy_magnitude_term(energy_real, energy_fake)
     penalty = torch.zeros((), device=x.device)
     if penalised:
         grad_log_q = q.log_q_step_grad(x_next, x_t, t) if settings.r1_include_transition else None
@@ -236,6 +243,7 @@ def reconstruct(x_t: Tensor, predicted: Tensor, t: Tensor, objects: Objects, set
     if settings.reconstruction_loss == "squared_error":
         return reconstruction_term(x_t, predicted)
     log_variance = per_sample(objects.coefficients.posterior_log_variance, t, x_t)
+    log_variance = log_variance.clamp(min=math.log(settings.reconstruction_min_variance))
     weight = lsun_step_weight(t, objects.times) if settings.reconstruction_loss == "lsun_nll" else 1.0
     return reconstruction_nll_term(x_t, predicted, log_variance, weight)
 
@@ -247,6 +255,12 @@ def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: A
         accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def make_model_settings(settings: DDAEBMSettings) -> dict[str, Any]:
+    """The arguments of the three networks."""
+    chain = {"beta_min": settings.beta_min, "beta_max": settings.beta_max, "spacing": settings.spacing}
+    return ddaebm_model_settings(settings.preset, settings.num_timesteps, settings.latent_dim, settings.models, chain)
 
 
 def make_objects(
@@ -279,9 +293,16 @@ def make_objects(
     weights = settings.r1_weight if isinstance(settings.r1_weight, tuple) else (settings.r1_weight,)
     r1_weight = torch.tensor(weights).expand(settings.num_timesteps).to(accelerator.device)
     q = DiffusionCoefficients.vp(settings.num_timesteps, settings.beta_min, settings.beta_max, settings.spacing)
+    prepared = accelerator.prepare(
+        generator_model, energy_model, inference_model, energy_optimizer, generator_optimizer
+    )
     objects = Objects(
-        accelerator,
-        *accelerator.prepare(generator_model, energy_model, inference_model, energy_optimizer, generator_optimizer),
+        accelerator=accelerator,
+        generator_model=prepared[0],
+        energy_model=prepared[1],
+        inference_model=prepared[2],
+        energy_optimizer=prepared[3],
+        generator_optimizer=prepared[4],
         coefficients=q.to(accelerator.device),
         times=vp_times(settings.num_timesteps, settings.spacing).to(accelerator.device),
         r1_weight=r1_weight,
@@ -313,9 +334,7 @@ def train(settings: DDAEBMSettings) -> Path:
     accelerator = make_accelerator(
         settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
     )
-    model_settings = ddaebm_model_settings(
-        settings.preset, settings.num_timesteps, settings.latent_dim, settings.models
-    )
+    model_settings = make_model_settings(settings)
     checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
     if checkpoint is not None:
         check_same_models(checkpoint, model_settings)
@@ -392,7 +411,7 @@ def train(settings: DDAEBMSettings) -> Path:
                 rate = (step - start_step) / (time.perf_counter() - started)
                 record = {
                     **terms,
-                    "learning_rate": schedules[0].get_last_lr()[0],
+                    "learning_rate": float(schedules[0].get_last_lr()[0]),
                     "steps_per_second": rate,
                     "epoch": position.epoch,
                 }
@@ -417,7 +436,7 @@ def train(settings: DDAEBMSettings) -> Path:
                 output_dir,
                 step=step,
                 seconds=time.perf_counter() - started,
-                num_images=len(dataset),
+                num_images=len(loader.dataset),
                 num_processes=accelerator.num_processes,
             )
     accelerator.end_training()

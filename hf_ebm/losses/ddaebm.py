@@ -32,6 +32,15 @@ def energy_loss(energy_real: Tensor, energy_fake: Tensor) -> Tensor:
     return energy_real.mean() - energy_fake.mean()
 
 
+def energy_magnitude_term(energy_real: Tensor, energy_fake: Tensor) -> Tensor:
+    """``mean E(x_t, t)^2 + mean E(x_fake, t)^2``, a scalar; not in the paper (Du & Mordatch 2019 use it).
+
+    With a weight w it holds E under ``1 / (2 w)`` where there are fakes only. The gradient penalty need not keep the
+    energy from running away then, and can be as small as narrow modes need.
+    """
+    return energy_real.square().mean() + energy_fake.square().mean()
+
+
 def energy_gradient(energy: Tensor, x_t: Tensor) -> Tensor:
     """``grad_{x_t} E`` of each sample with its graph kept, shape of `x_t`; `energy` (B,) was computed from `x_t`."""
     (grad,) = torch.autograd.grad(energy.sum(), x_t, create_graph=True)
@@ -126,5 +135,5 @@ def reconstruction_nll_term(
 
 
 def lsun_step_weight(t: Tensor, times: Tensor) -> Tensor:
-    """``0.6 u_{t+1}^1.585``, shape (B,): the weight per step of the published LSUN setting; `times` are ``u_0..u_T``."""
+    """``0.6 u_{t+1}^1.585``, shape (B,): the published LSUN setting's weight per step; `times` are ``u_0..u_T``."""
     return (0.6 * times.to(t.device)[t + 1] ** 1.585).float()

@@ -44,6 +44,12 @@ def expand_timestep(t: Tensor | int | None, x: Tensor) -> Tensor:
     return t.expand(x.shape[0]) if t.ndim == 0 else t
 
 
+def half_squared_norm(x: Tensor, predicted: Tensor) -> Tensor:
+    """``1/2 ||x - predicted||^2`` of each sample, shape (B,), in float32 at least: a sum over many pixels needs it."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return 0.5 * (x.to(wide) - predicted.to(wide)).square().flatten(1).sum(dim=1)
+
+
 class EnergyModel(PreTrainedModel):
     """Base of the energies: loading that never leaves a weight unset, and the inputs' check."""
 
@@ -64,19 +70,23 @@ class EnergyModel(PreTrainedModel):
         """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.
 
         Raises:
-            ValueError: If the checkpoint lacks a tensor of this architecture, or holds one that it does not know.
+            ValueError: If the weights lack a tensor of this architecture, or hold one of another name or size.
         """
+        kwargs.pop("ignore_mismatched_sizes", None)
         want_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        if missing or unexpected:
+        wrong = {
+            name: sorted(key if isinstance(key, str) else key[0] for key in info[f"{name}_keys"])
+            for name in ("missing", "unexpected", "mismatched")
+        }
+        if any(wrong.values()):
+            found = ", ".join(f"{len(keys)} {name} (first: {keys[0]})" for name, keys in wrong.items() if keys)
             raise ValueError(
-                f"{pretrained_model_name_or_path} is a checkpoint of another architecture than its config.json says: "
-                f"{len(missing)} tensors are missing (first: {missing[:3]}), {len(unexpected)} are not known "
-                f"(first: {unexpected[:3]}). Save it again with save_pretrained of {cls.__name__}."
+                f"{pretrained_model_name_or_path} holds weights of another architecture than its config.json says; "
+                f"tensors: {found}. Save it again with save_pretrained of {cls.__name__}."
             )
         model.eval()
         return (model, info) if want_info else model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 
@@ -12,7 +14,7 @@ class LatentMapping(nn.Module):
         super().__init__()
         widths = [latent_dim] + [hidden_dim] * (num_layers - 1) + [embedding_dim]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.SiLU()]
         self.layers = nn.Sequential(*layers[:-1])
 

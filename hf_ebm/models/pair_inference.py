@@ -5,6 +5,7 @@ Source: Geng et al., ICML 2024, section on the variational posterior.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class PairInferenceModel(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(block_out_channels[0], embedding_dim)
         self.conv_in = nn.Conv2d(2 * num_channels, block_out_channels[0], kernel_size=3, padding=1)
         self.convs, self.time_biases = nn.ModuleList(), nn.ModuleList()
-        for width_in, width_out in zip(block_out_channels[:-1], block_out_channels[1:], strict=True):
+        for width_in, width_out in itertools.pairwise(block_out_channels):
             self.convs.append(nn.Conv2d(width_in, width_out, kernel_size=4, stride=2, padding=1))
             self.time_biases.append(nn.Linear(embedding_dim, width_out))
         self.head = nn.Linear(block_out_channels[-1] * (image_size // factor) ** 2, 2 * latent_dim)

@@ -6,9 +6,10 @@
 | `celeba64` | 64x64 RGB | 25.7M, 19.7M, 15.1M |
 | `lsun128` | 128x128 RGB | 37.9M, 30.3M, 27.8M |
 | `digits` | 8x8 gray | ours: trains in minutes on a CPU |
+| `toy` | 2-D vectors | ours: small MLPs |
 
-`UNet2DModel` is not the published U-Net block for block; widths, levels, attention and depth are the published ones, the
-width of the embeddings is chosen so that the parameter counts come near.
+`UNet2DModel` is not the published U-Net block for block; widths, levels, attention and depth are the published ones,
+the width of the embeddings is chosen so that the parameter counts come near.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "energy": {},
         "inference": {"block_out_channels": (32, 64, 128)},
     },
+    "toy": {
+        "mlp": {"data_dim": 2},
+        "generator": {"latent_dim": 2, "frequency_scales": (1.0, 4.0)},
+        "energy": {"output_dim": 8, "frequency_scales": (0.5, 2.0)},
+        "inference": {"hidden_dims": (64, 64, 64), "frequency_scales": (1.0, 4.0)},
+    },
 }
 
 
@@ -62,14 +69,18 @@ def ddaebm_model_settings(
     num_timesteps: int = 4,
     latent_dim: int | None = None,
     overrides: dict[str, dict[str, Any]] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of the three networks: ``{"generator": ..., "energy": ..., "inference": ...}``.
+    chain: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Which networks, and their arguments: ``{"network": "unet" | "mlp", "generator": ..., "energy": ..., ...}``.
 
     Args:
         preset: A name of `PRESETS`.
         num_timesteps: T, the same for all three.
         latent_dim: Dimensions of z; None = the preset's.
-        overrides: Changes by part: ``"unet"`` (generator and energy), ``"generator"``, ``"energy"``, ``"inference"``.
+        overrides: Changes by part: ``"unet"`` or ``"mlp"`` (the data's size; for U-Nets also what generator and energy
+            share), ``"generator"``, ``"energy"``, ``"inference"``.
+        chain: ``beta_min``, ``beta_max``, ``spacing`` of the diffusion where they are not the defaults; the inference
+            model of vectors uses them.
 
     Raises:
         ValueError: If the preset or a part is unknown.
@@ -81,31 +92,47 @@ def ddaebm_model_settings(
         if part not in parts or not isinstance(values, dict):
             raise ValueError(f"models must map some of {sorted(parts)} to their settings, got {part!r}: {values!r}.")
         parts[part].update(values)
-    shared = parts["unet"]
+    network = "unet" if "unet" in parts else "mlp"
+    shared = parts[network]
     for name in ("generator", "energy"):
         parts[name] = {**shared, **parts[name], "num_timesteps": num_timesteps}
-    sizes = {key: shared[key] for key in ("image_size", "num_channels") if key in shared}
+    sizes = {key: shared[key] for key in ("image_size", "num_channels", "data_dim") if key in shared}
     parts["inference"] = {**sizes, **parts["inference"], "num_timesteps": num_timesteps}
+    if network == "mlp":
+        parts["inference"].update(chain or {})
     latent_dim = latent_dim or parts["generator"]["latent_dim"]
     parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
-    return {name: parts[name] for name in ("generator", "energy", "inference")}
+    return {"network": network, **{name: parts[name] for name in ("generator", "energy", "inference")}}
 
 
-def build_ddaebm_models(settings: dict[str, dict[str, Any]]) -> tuple[Any, Any, Any]:
+def build_ddaebm_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The generator, energy and inference networks of `ddaebm_model_settings`, freshly initialised (torch's seed).
 
     Raises:
         ValueError: If a network does not know a setting, or the sizes do not fit.
     """
+    from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
+    from hf_ebm.models.mlp_generator import MLPGeneratorModel
+    from hf_ebm.models.mlp_pair_inference import MLPPairInferenceModel
     from hf_ebm.models.pair_inference import PairInferenceModel
     from hf_ebm.models.unet_energy import UNetEnergyConfig, UNetEnergyModel
     from hf_ebm.models.unet_generator import UNetGeneratorModel
 
+    generator: Any = UNetGeneratorModel
+    config: Any = UNetEnergyConfig
+    energy: Any = UNetEnergyModel
+    inference: Any = PairInferenceModel
+    if settings["network"] == "mlp":
+        generator, config, energy = MLPGeneratorModel, MLPEnergyConfig, MLPEnergyModel
+        inference = MLPPairInferenceModel
+    unknown = sorted(set(settings["energy"]) - set(config().to_dict()))
+    if unknown:
+        raise ValueError(f"models: {config.__name__} has no setting {unknown}; see its docstring.")
     try:
         return (
-            UNetGeneratorModel(**settings["generator"]),
-            UNetEnergyModel(UNetEnergyConfig(**settings["energy"])),
-            PairInferenceModel(**settings["inference"]),
+            generator(**settings["generator"]),
+            energy(config(**settings["energy"])),
+            inference(**settings["inference"]),
         )
     except TypeError as error:
         raise ValueError(f"models: {error}; see the networks' arguments in hf_ebm.models.") from error

@@ -9,12 +9,15 @@ import math
 from collections.abc import Sequence
 
 from diffusers import UNet2DModel
+from torch import Tensor
+from torch.nn import functional as F
 
 
 def build_unet(
     *,
     image_size: int,
-    in_channels: int,
+    num_channels: int,
+    patch_size: int,
     base_channels: int,
     channel_multipliers: Sequence[int],
     layers_per_block: int,
@@ -24,15 +27,16 @@ def build_unet(
     time_embedding_dim: int,
     class_embed_type: str | None,
 ) -> UNet2DModel:
-    """A `UNet2DModel` from `in_channels` to `in_channels` whose norms are modulated by the (time, z) embedding.
+    """A `UNet2DModel` from images to images whose norms are modulated by the (time, z) embedding; see `run_unet`.
 
     Args:
-        image_size: Height and width, divisible by ``2 ** (levels - 1)``.
-        in_channels: Channels of the images, 1 gray, 3 RGB, or any number.
+        image_size: Height and width, divisible by ``patch_size * 2 ** (levels - 1)``.
+        num_channels: Channels of the images, 1 gray, 3 RGB, or any number.
+        patch_size: The U-Net works on patches of this many pixels squared, as channels of a smaller image; 1 = pixels.
         base_channels: Width of the first level; a multiple of 4.
         channel_multipliers: Width of each level over `base_channels`; its length is the number of levels.
         layers_per_block: Residual blocks per level on the way down (one more on the way up).
-        attention_resolutions: Image sizes at which every residual block is followed by self-attention.
+        attention_resolutions: Sizes of the U-Net's states at which every residual block is followed by self-attention.
         mid_attention: Whether the bottleneck holds self-attention.
         dropout: Dropout probability inside residual blocks.
         time_embedding_dim: Width of the embedding that modulates the norms.
@@ -44,12 +48,14 @@ def build_unet(
     levels = len(channel_multipliers)
     if levels < 1:
         raise ValueError("channel_multipliers must name at least one level, got none.")
-    factor = 2 ** (levels - 1)
+    factor = patch_size * 2 ** (levels - 1)
     if image_size < factor or image_size % factor:
         raise ValueError(
-            f"image_size must be divisible by {factor} for the {levels} levels of channel_multipliers="
-            f"{tuple(channel_multipliers)}, got {image_size}; resize the images or use fewer levels."
+            f"image_size must be divisible by {factor} for patch_size={patch_size} and the {levels} levels of "
+            f"channel_multipliers={tuple(channel_multipliers)}, got {image_size}; resize the images or use fewer "
+            "levels."
         )
+    image_size, in_channels = image_size // patch_size, num_channels * patch_size**2
     if base_channels < 4 or base_channels % 4:
         raise ValueError(f"base_channels must be a positive multiple of 4 (group norm), got {base_channels}.")
     widths = [base_channels * multiplier for multiplier in channel_multipliers]
@@ -72,3 +78,11 @@ def build_unet(
         time_embedding_dim=time_embedding_dim,
         class_embed_type=class_embed_type,
     )
+
+
+def run_unet(unet: UNet2DModel, x: Tensor, t: Tensor, patch_size: int, embedding: Tensor | None = None) -> Tensor:
+    """The U-Net of `build_unet` on images `x` (B, C, H, W), at timesteps `t` (B,): shape of `x`."""
+    if patch_size == 1:
+        return unet(x, t, class_labels=embedding, return_dict=False)[0]
+    patches = F.pixel_unshuffle(x, patch_size)
+    return F.pixel_shuffle(unet(patches, t, class_labels=embedding, return_dict=False)[0], patch_size)

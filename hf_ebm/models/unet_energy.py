@@ -12,17 +12,18 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: F401 (diffusers looks here)
 
-from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample, expand_timestep
-from hf_ebm.models.unet import build_unet
+from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample, expand_timestep, half_squared_norm
+from hf_ebm.models.unet import build_unet, run_unet
 
 
 class UNetEnergyConfig(PreTrainedConfig):
     """Settings of `UNetEnergyModel`; the defaults are the published CIFAR-10 network.
 
     Args:
-        image_size: Height and width of the images, divisible by ``2 ** (len(channel_multipliers) - 1)``.
+        image_size: Height and width of the images, divisible by ``patch_size * 2 ** (len(channel_multipliers) - 1)``.
         num_channels: 1 for gray, 3 for RGB, or any number.
         num_timesteps: T, the number of noise levels; ``timestep`` is 0..T-1.
+        patch_size: The U-Net works on patches of this many pixels squared; 1 = on pixels.
         base_channels: Width of the first level.
         channel_multipliers: Width of each level over `base_channels`.
         layers_per_block: Residual blocks per level.
@@ -37,6 +38,7 @@ class UNetEnergyConfig(PreTrainedConfig):
     image_size: int = 32
     num_channels: int = 3
     num_timesteps: int = 4
+    patch_size: int = 1
     base_channels: int = 128
     channel_multipliers: list[int] | tuple[int, ...] = (1, 2, 2, 2)
     layers_per_block: int = 2
@@ -59,7 +61,8 @@ class UNetEnergyModel(EnergyModel):
         super().__init__(config)
         self.unet = build_unet(
             image_size=config.image_size,
-            in_channels=config.num_channels,
+            num_channels=config.num_channels,
+            patch_size=config.patch_size,
             base_channels=config.base_channels,
             channel_multipliers=config.channel_multipliers,
             layers_per_block=config.layers_per_block,
@@ -92,9 +95,9 @@ class UNetEnergyModel(EnergyModel):
             `EnergyOutput` with ``energy`` of shape (B,), float32.
         """
         check_sample("pixel_values", pixel_values, self.sample_shape)
-        predicted = self.unet(pixel_values, expand_timestep(timestep, pixel_values), return_dict=False)[0]
-        residual = pixel_values.float() - predicted.float()
-        return EnergyOutput(energy=0.5 * residual.square().flatten(1).sum(dim=1))
+        t = expand_timestep(timestep, pixel_values)
+        predicted = run_unet(self.unet, pixel_values, t, self.config.patch_size)
+        return EnergyOutput(energy=half_squared_norm(pixel_values, predicted))
 
 
 AutoConfig.register(UNetEnergyConfig.model_type, UNetEnergyConfig)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hf_ebm.models.energy import check_sample, expand_timestep
 from hf_ebm.models.latent_mapping import LatentMapping
-from hf_ebm.models.unet import build_unet
+from hf_ebm.models.unet import build_unet, run_unet
 
 
 @dataclass
@@ -36,10 +36,11 @@ class UNetGeneratorModel(ModelMixin, ConfigMixin):
     """``(x_next, t, z) -> x0_pred`` for images; the defaults are the published CIFAR-10 network.
 
     Args:
-        image_size: Height and width of the images, divisible by ``2 ** (len(channel_multipliers) - 1)``.
+        image_size: Height and width of the images, divisible by ``patch_size * 2 ** (len(channel_multipliers) - 1)``.
         num_channels: 1 for gray, 3 for RGB, or any number.
         num_timesteps: T, the number of denoising steps; ``timestep`` is 0..T-1.
         latent_dim: Dimensions of z.
+        patch_size: The U-Net works on patches of this many pixels squared; 1 = on pixels.
         base_channels: Width of the first level.
         channel_multipliers: Width of each level over `base_channels`.
         layers_per_block: Residual blocks per level.
@@ -56,6 +57,7 @@ class UNetGeneratorModel(ModelMixin, ConfigMixin):
         num_channels: int = 3,
         num_timesteps: int = 4,
         latent_dim: int = 100,
+        patch_size: int = 1,
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1, 2, 2, 2),
         layers_per_block: int = 2,
@@ -69,7 +71,8 @@ class UNetGeneratorModel(ModelMixin, ConfigMixin):
         self.latent_mapping = LatentMapping(latent_dim, embedding_dim, embedding_dim)
         self.unet = build_unet(
             image_size=image_size,
-            in_channels=num_channels,
+            num_channels=num_channels,
+            patch_size=patch_size,
             base_channels=base_channels,
             channel_multipliers=channel_multipliers,
             layers_per_block=layers_per_block,
@@ -85,7 +88,9 @@ class UNetGeneratorModel(ModelMixin, ConfigMixin):
         """Shape of one image, (C, H, W)."""
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
-    def forward(self, x_next: Tensor, timestep: Tensor | int, z: Tensor, return_dict: bool = True) -> GeneratorOutput:
+    def forward(
+        self, x_next: Tensor, timestep: Tensor | int, z: Tensor, return_dict: bool = True
+    ) -> GeneratorOutput | tuple[Tensor]:
         """Predict the clean image.
 
         Args:
@@ -100,5 +105,5 @@ class UNetGeneratorModel(ModelMixin, ConfigMixin):
         check_sample("x_next", x_next, self.sample_shape)
         embedding = self.latent_mapping(z)
         t = expand_timestep(timestep, x_next)
-        x0_pred = torch.tanh(self.unet(x_next, t, class_labels=embedding, return_dict=False)[0])
+        x0_pred = torch.tanh(run_unet(self.unet, x_next, t, self.config.patch_size, embedding))
         return GeneratorOutput(sample=x0_pred) if return_dict else (x0_pred,)

@@ -8,6 +8,7 @@ adds no noise. Its config holds what diffusers' `DDPMScheduler` and `DDIMSchedul
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -39,14 +40,14 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: T, the number of denoising steps the models were trained for.
         beta_start: ``beta_min``, the rate of the noise at time 0.
         beta_end: ``beta_max``, the rate of the noise at time 1.
-        beta_schedule: How the times are laid: ``"vp_uniform"`` or ``"vp_dense_start"``, see `hf_ebm.diffusion.vp_times`.
+        beta_schedule: How the times are laid: ``"vp_"`` and a spacing of `hf_ebm.diffusion.vp_times`.
         prediction_type: ``"sample"``: the generator predicts the clean sample.
         clip_sample: Kept for the stock schedulers; the generator's tanh bounds images already.
-        trained_betas: Worked out from the above, kept in the config for the stock schedulers; what is given is not read.
+        trained_betas: Worked out from the above and kept in the config for the stock schedulers; never read.
     """
 
     order = 1
-    _compatibles = ["DDPMScheduler", "DDIMScheduler"]
+    _compatibles = ["DDPMScheduler", "DDIMScheduler"]  # noqa: RUF012 (diffusers' own form)
 
     def __init__(
         self,
@@ -142,5 +143,5 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
         return DDAEBMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=model_output)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``x_next`` of the pair with index `timesteps`, drawn from its marginal: the input the generator sees there."""
+        """``x_next`` of the pair with index `timesteps`, drawn from its marginal: what the generator sees there."""
         return self.coefficients.q_sample(original_samples, timesteps + 1, noise)

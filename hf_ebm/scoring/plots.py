@@ -46,7 +46,14 @@ def plot_energy_histograms(in_distribution: Tensor, odd: Mapping[str, Tensor], p
         name, energies = list(odd.items())[index]
         for values, label, colour in ((in_distribution, "held-out", "#0b6e99"), (energies, name, "#d1495b")):
             shifted = (values - offset).numpy()
-            axis.hist(shifted, bins=edges, alpha=0.65, color=colour, label=label, weights=np.full(len(shifted), 1 / len(shifted)))
+            axis.hist(
+                shifted,
+                bins=edges,
+                alpha=0.65,
+                color=colour,
+                label=label,
+                weights=np.full(len(shifted), 1 / len(shifted)),
+            )
         axis.set_xscale("log")
         axis.legend(frameon=False, fontsize=8)
         axis.set_yticks([])

@@ -1,0 +1,107 @@
+"""``hf-ebm``: train, sample, score and describe from a shell. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+METHODS = ("ddaebm",)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="hf-ebm",
+        description="Energy-based generative models: train, sample, score.",
+        epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="start `accelerate launch` on a training script",
+        epilog="example: hf-ebm train ddaebm --config ddaebm_digits.yaml max_steps=100",
+    )
+    train.add_argument("method", choices=METHODS)
+    train.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE key=value ..., for the script")
+
+    sample = commands.add_parser(
+        "sample",
+        help="draw images into one picture",
+        epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
+    )
+    sample.add_argument("--model", required=True, help="a run folder or a Hub id")
+    sample.add_argument("--num-images", type=int, default=16)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--output", type=Path, default=Path("samples.png"))
+
+    score = commands.add_parser(
+        "score",
+        help="print the energy of images, low = likely",
+        epilog="example: hf-ebm score --model outputs/ddaebm-digits one.png two.png",
+    )
+    score.add_argument("--model", required=True, help="a run folder or a Hub id")
+    score.add_argument("images", nargs="+", type=Path, help="image files of the model's size")
+    score.add_argument("--json", action="store_true", help="print a JSON object {file: energy}")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a mistake of the caller ends it with one line and exit code 2."""
+    options = make_parser().parse_args(arguments)
+    try:
+        {"train": run_train, "sample": run_sample, "score": run_score}[options.command](options)
+    except (ValueError, OSError) as error:
+        print(f"hf-ebm: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Replace this process by `accelerate launch` on the method's script."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    os.execv(sys.executable, [*launcher, "-m", f"hf_ebm.training.train_{options.method}", *options.arguments])
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    """Write a grid of samples."""
+    if options.num_images < 1:
+        raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
+    import torch
+    from diffusers.utils import make_image_grid
+
+    from hf_ebm import DDAEBMPipeline
+
+    pipeline = DDAEBMPipeline.from_pretrained(options.model)
+    if len(pipeline.sample_shape) != 3:
+        raise ValueError(f"--model {options.model} makes vectors, not images; sample it from Python.")
+    images = pipeline(options.num_images, generator=torch.Generator().manual_seed(options.seed)).images
+    columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    make_image_grid(images, rows=columns, cols=options.num_images // columns).save(options.output)
+    print(f"wrote {options.output}")
+
+
+def run_score(options: argparse.Namespace) -> None:
+    """Print one energy per file."""
+    import PIL.Image
+
+    from hf_ebm import DDAEBMPipeline
+    from hf_ebm.image_inputs import PIL_MODES
+
+    pipeline = DDAEBMPipeline.from_pretrained(options.model)
+    mode = PIL_MODES.get(pipeline.sample_shape[0])
+    images = [PIL.Image.open(path).convert(mode) for path in options.images]
+    energies = pipeline.score(images).energies.tolist()
+    if options.json:
+        print(json.dumps({str(path): energy for path, energy in zip(options.images, energies, strict=True)}))
+        return
+    for path, energy in zip(options.images, energies, strict=True):
+        print(f"{energy:12.3f}  {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The generator of DDAEBM on vectors: ``(x_next, t, z) -> x0_pred = x_next + MLP``, unbounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from hf_ebm.models.energy import check_sample, expand_timestep
+from hf_ebm.models.mlp import FourierFeatures, TimestepMLP
+from hf_ebm.models.unet_generator import GeneratorOutput
+
+
+class MLPGeneratorModel(ModelMixin, ConfigMixin):
+    """``(x_next, t, z) -> x0_pred`` for vectors.
+
+    Args:
+        data_dim: D, dimensions of one vector.
+        num_timesteps: T, the number of denoising steps.
+        latent_dim: Dimensions of z.
+        hidden_dims: Width of each hidden layer.
+        num_frequencies: Fourier features of x_next (each a sine and a cosine).
+        frequency_scales: Standard deviations of their frequencies, radians per unit of x.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        data_dim: int = 2,
+        num_timesteps: int = 4,
+        latent_dim: int = 2,
+        hidden_dims: Sequence[int] = (128, 128, 128),
+        num_frequencies: int = 32,
+        frequency_scales: Sequence[float] = (2.0, 8.0),
+    ) -> None:
+        super().__init__()
+        self.features = FourierFeatures(data_dim, num_frequencies, frequency_scales)
+        self.mlp = TimestepMLP(self.features.out_dim + latent_dim, data_dim, num_timesteps, hidden_dims)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one vector, (D,)."""
+        return (self.config.data_dim,)
+
+    def forward(
+        self, x_next: Tensor, timestep: Tensor | int, z: Tensor, return_dict: bool = True
+    ) -> GeneratorOutput | tuple[Tensor]:
+        """Predict the clean vector.
+
+        Args:
+            x_next: Noisy vectors at state t + 1, shape (B, D).
+            timestep: Index t of the cleaner state, 0..T-1, a number or shape (B,).
+            z: Latents ~ N(0, I), shape (B, latent_dim).
+            return_dict: Whether to return a `GeneratorOutput` or a tuple.
+
+        Returns:
+            ``x0_pred``, shape (B, D).
+        """
+        check_sample("x_next", x_next, self.sample_shape)
+        inputs = torch.cat([self.features(x_next), z], dim=1)
+        x0_pred = x_next + self.mlp(inputs, expand_timestep(timestep, x_next))
+        return GeneratorOutput(sample=x0_pred) if return_dict else (x0_pred,)

@@ -1,0 +1,243 @@
+"""DDAEBMPipeline: the diffusers pipeline contract, sampling, scoring, and clear errors."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch.testing import assert_close
+
+from hf_ebm import DDAEBMPipeline, DDAEBMScheduler
+from hf_ebm.langevin import conditional_energy_grad, langevin_step
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_one_network_call_per_step(tiny_pipeline):
+    calls = []
+    tiny_pipeline.generator_model.register_forward_hook(lambda *_: calls.append(1))
+    tiny_pipeline(batch_size=2)
+    assert len(calls) == 4
+
+
+def test_sampling_is_the_algorithm(tiny_pipeline):
+    """The loop written out with the coefficients alone."""
+    images = tiny_pipeline(batch_size=3, generator=seeded(), output_type="pt").images
+    g, q = seeded(), tiny_pipeline.scheduler.coefficients
+    x = torch.randn(3, 1, 8, 8, generator=g)
+    with torch.no_grad():
+        for step in (3, 2, 1, 0):
+            t = torch.full((3,), step)
+            x0_pred = tiny_pipeline.generator_model(x, t, torch.randn(3, 4, generator=g)).sample
+            noise = torch.randn(3, 1, 8, 8, generator=g) if step else torch.zeros_like(x)
+            x = q.posterior_sample(x0_pred, x, t, noise)
+    assert_close(images, x.clamp(-1, 1))
+
+
+def test_output_types(tiny_pipeline):
+    pil = tiny_pipeline(batch_size=2, generator=seeded()).images
+    array = tiny_pipeline(batch_size=2, generator=seeded(), output_type="np").images
+    (tensor,) = tiny_pipeline(batch_size=2, generator=seeded(), output_type="pt", return_dict=False)
+    assert [image.mode for image in pil] == ["L", "L"] and pil[0].size == (8, 8)
+    assert array.shape == (2, 8, 8, 1) and array.min() >= 0 and array.max() <= 1
+    assert tensor.shape == (2, 1, 8, 8) and tensor.min() < 0
+    assert_close(torch.from_numpy(array), (tensor.permute(0, 2, 3, 1) + 1) / 2)
+    assert np.abs(np.asarray(pil[0]) / 255 - array[0, :, :, 0]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_generator_per_sample(tiny_pipeline):
+    both = tiny_pipeline(2, generator=[seeded(1), seeded(2)], output_type="pt").images
+    alone = tiny_pipeline(1, generator=[seeded(2)], output_type="pt").images
+    assert_close(both[1:], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_global_random_state_is_untouched_with_a_generator(tiny_pipeline):
+    state = torch.get_rng_state()
+    tiny_pipeline(2, generator=seeded(), num_correction_steps=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_same_images_in_a_fresh_process(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path)
+    expected = tiny_pipeline(batch_size=2, generator=seeded(5), output_type="pt").images
+    code = (
+        "import sys, torch; from hf_ebm import DDAEBMPipeline\n"
+        "pipe = DDAEBMPipeline.from_pretrained(sys.argv[1])\n"
+        "x = pipe(batch_size=2, generator=torch.Generator().manual_seed(5), output_type='pt').images\n"
+        "torch.save((x, pipe.score(x).energies), sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(tmp_path / "out.pt")], check=True)
+    images, energies = torch.load(tmp_path / "out.pt")
+    assert torch.equal(images, expected)
+    assert torch.equal(energies, tiny_pipeline.score(expected).energies)
+
+
+def test_saved_files_are_safetensors_and_module_paths_are_the_format(tiny_pipeline, tmp_path):
+    """Golden: these paths are in every saved repository; renaming a module would orphan them."""
+    tiny_pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "DDAEBMPipeline"
+    assert {key: value for key, value in index.items() if not key.startswith("_")} == {
+        "generator_model": ["hf_ebm.models.unet_generator", "UNetGeneratorModel"],
+        "energy_model": ["hf_ebm.models.unet_energy", "UNetEnergyModel"],
+        "inference_model": ["hf_ebm.models.pair_inference", "PairInferenceModel"],
+        "scheduler": ["hf_ebm.schedulers.scheduling_ddaebm", "DDAEBMScheduler"],
+    }
+    weights = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".json", ".md")]
+    assert weights and all(path.suffix == ".safetensors" for path in weights)
+
+
+def test_variant_dtype_and_missing_components(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path, variant="full")
+    pipe = DDAEBMPipeline.from_pretrained(tmp_path, variant="full", dtype=torch.bfloat16)
+    assert pipe.energy_model.dtype == pipe.generator_model.dtype == torch.bfloat16
+    images = pipe(2, output_type="np").images
+    assert images.dtype == np.float32 and pipe.score(images).energies.dtype == torch.float32
+    bare = DDAEBMPipeline.from_pretrained(tmp_path, variant="full", energy_model=None, inference_model=None)
+    assert len(bare(2).images) == 2
+    with pytest.raises(ValueError, match="energy_model"):
+        bare.score(images)
+    with pytest.raises(ValueError, match="energy_model"):
+        bare(2, num_correction_steps=1)
+
+
+def test_from_pipe_shares_components(tiny_pipeline):
+    other = DDAEBMPipeline.from_pipe(tiny_pipeline)
+    assert other.generator_model is tiny_pipeline.generator_model and other.energy_model is tiny_pipeline.energy_model
+
+
+@pytest.mark.parametrize("stock", [DDPMScheduler, DDIMScheduler])
+def test_stock_schedulers_swap_in(tiny_pipeline, stock):
+    ours = tiny_pipeline(4, generator=seeded(), output_type="pt").images
+    tiny_pipeline.scheduler = stock.from_config(tiny_pipeline.scheduler.config)
+    theirs = tiny_pipeline(4, generator=seeded(), output_type="pt").images
+    assert torch.isfinite(theirs).all()
+    if stock is DDPMScheduler:  # the same ancestral sampler, up to the noise of our cleanest state
+        assert_close(theirs, ours, rtol=0, atol=0.01)
+    else:
+        assert len(tiny_pipeline(2, num_inference_steps=2).images) == 2
+    tiny_pipeline(2, num_correction_steps=1)  # the chain is found in the stock scheduler's config
+    tiny_pipeline.scheduler = DDAEBMScheduler.from_config(tiny_pipeline.scheduler.config)
+    assert_close(tiny_pipeline(4, generator=seeded(), output_type="pt").images, ours, rtol=0, atol=0)
+
+
+def test_langevin_correction_is_langevin_on_the_conditional_energy(tiny_pipeline):
+    x, x_next, t = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor(2)
+    corrected = tiny_pipeline.correct(x, x_next, t, 2, 0.1, seeded())
+    g, q = seeded(), tiny_pipeline.coefficients
+    s = 0.1 * q.posterior_variance[2].sqrt()
+    grad = conditional_energy_grad(tiny_pipeline.energy_model.eval(), x_next, t.expand(2), q)
+    for _ in range(2):
+        noise = torch.randn(x.shape, generator=g)
+        x = langevin_step(x, grad(x), s, s, noise)
+    assert_close(corrected, x)
+
+
+def test_callback_sees_and_changes_the_state(tiny_pipeline):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, int(timestep), sorted(tensors)))
+        return {"x": torch.zeros_like(tensors["x"])} if step == 3 else None
+
+    names = ["x", "x0_pred"]
+    images = tiny_pipeline(
+        2, output_type="pt", callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names
+    ).images
+    assert seen == [(0, 3, names), (1, 2, names), (2, 1, names), (3, 0, names)]
+    assert images.abs().max() == 0
+
+
+def test_score_is_the_energy_at_t0_and_all_levels_on_request(tiny_pipeline):
+    tiny_pipeline.energy_model.train()
+    x = torch.rand(5, 1, 8, 8) * 2 - 1
+    out = tiny_pipeline.score(x, all_timesteps=True, batch_size=2)
+    assert tiny_pipeline.energy_model.training  # its mode was put back
+    model = tiny_pipeline.energy_model.eval()
+    with torch.no_grad():
+        expected = torch.stack([model(x, t).energy for t in range(4)], dim=1)
+    assert_close(out.energies_all_timesteps, expected)
+    assert_close(out.energies, expected[:, 0])
+    assert tiny_pipeline.score(x).energies_all_timesteps is None
+
+
+def test_score_drops_nothing_out():
+    from hf_ebm import UNetEnergyConfig, UNetEnergyModel
+    from hf_ebm.scoring.energy import compute_energies
+
+    config = UNetEnergyConfig(image_size=8, num_channels=1, base_channels=8, channel_multipliers=(1, 2), dropout=0.5)
+    model = UNetEnergyModel(config).train()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(4, 1, 8, 8)
+    assert torch.equal(compute_energies(model, x), compute_energies(model, x))
+
+
+def test_all_kinds_of_images_score_alike(tiny_pipeline):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    expected = tiny_pipeline.score(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).energies
+    given = [
+        pixels,
+        pixels[..., 0],
+        pixels.astype(np.float64) / 255,
+        [PIL.Image.fromarray(image[..., 0]) for image in pixels],
+        [image for image in pixels],  # noqa: C416
+    ]
+    for images in given:
+        assert_close(tiny_pipeline.score(images).energies, expected, rtol=1e-4, atol=1e-4)
+    assert tiny_pipeline.score(PIL.Image.fromarray(pixels[0, :, :, 0])).energies.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 8, 8), "shape"),
+        (torch.zeros(2, 1, 9, 9), "shape"),
+        (torch.full((1, 1, 8, 8), 1.5), r"\[-1, 1\]"),
+        (torch.full((1, 1, 8, 8), float("nan")), "finite"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "floats"),
+        (np.full((1, 8, 8, 1), 2.0), r"\[0, 1\]"),
+        (np.full((1, 8, 8, 1), -0.5), r"\[0, 1\]"),
+        (np.zeros((1, 8, 8, 1), dtype=np.int64), "dtype int64"),
+        (PIL.Image.new("RGB", (8, 8)), "convert"),
+        ([PIL.Image.new("L", (8, 8)), PIL.Image.new("L", (9, 9))], "one size"),
+        ([], "empty"),
+        (torch.zeros(0, 1, 8, 8), "empty"),
+        ("picture.png", "PIL images"),
+    ],
+)
+def test_score_refuses(tiny_pipeline, images, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline.score(images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.0}, "batch_size"),
+        ({"batch_size": 2, "generator": [torch.Generator()]}, "batch_size=2"),
+        ({"output_type": "jpg"}, "output_type"),
+        ({"num_inference_steps": 5}, "num_inference_steps"),
+        ({"num_correction_steps": -1}, "num_correction_steps"),
+        ({"num_correction_steps": 1, "correction_step_size": float("nan")}, "correction_step_size"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "callback_on_step_end_tensor_inputs"),
+    ],
+)
+def test_call_refuses(tiny_pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline(**arguments)
+
+
+def test_constructor_refuses_schedulers_that_do_not_fit(tiny_pipeline):
+    models = (tiny_pipeline.generator_model,)
+    with pytest.raises(ValueError, match="prediction_type"):
+        DDAEBMPipeline(*models, DDPMScheduler(num_train_timesteps=4))
+    with pytest.raises(ValueError, match="3 steps"):
+        DDAEBMPipeline(*models, DDAEBMScheduler(num_train_timesteps=3))

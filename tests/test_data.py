@@ -1,0 +1,131 @@
+"""Data: the embedded sets, Hugging Face folders, transforms, and what is refused."""
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_ebm.data import TOY_NAMES, image_transform, load_digits, load_training_data, sample_toy
+
+
+@pytest.mark.parametrize("name", TOY_NAMES)
+def test_toy_sets_are_seeded_and_of_unit_scale(name):
+    x = sample_toy(name, 5000, torch.Generator().manual_seed(3))
+    assert x.shape == (5000, 2) and x.dtype == torch.float32
+    assert torch.equal(x, sample_toy(name, 5000, torch.Generator().manual_seed(3)))
+    assert not torch.equal(x, sample_toy(name, 5000, torch.Generator().manual_seed(4)))
+    assert 0.5 < x.std() < 1.2 and x.abs().max() < 3
+
+
+def test_25gaussians_modes():
+    x = sample_toy("25gaussians", 50_000, torch.Generator().manual_seed(0))
+    cell = (x * 2.828 / 2).round()
+    assert len(torch.unique(cell, dim=0)) == 25 and cell.abs().max() == 2
+    residual = x - cell * 2 / 2.828
+    assert abs(residual.std().item() / (0.05 / 2.828) - 1) < 0.02
+    counts = torch.unique(cell, dim=0, return_counts=True)[1]
+    assert (counts - 2000).abs().max() < 5 * 2000**0.5
+
+
+def test_digits_splits_are_disjoint_and_complete():
+    (train, train_labels), (test, test_labels) = load_digits("train"), load_digits("test")
+    assert train.shape == (1437, 1, 8, 8) and test.shape == (360, 1, 8, 8)
+    assert train.min() == -1 and train.max() == 1
+    assert torch.bincount(test_labels).min() >= 34 and len(train_labels) == 1437
+    with pytest.raises(ValueError, match="split"):
+        load_digits("validation")
+
+
+def pictures(count, mode="RGB", size=(10, 6)):
+    rng = np.random.default_rng(0)
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    return [PIL.Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
+
+
+def save_parquet(folder, columns):
+    folder.mkdir(parents=True, exist_ok=True)
+    features = datasets.Features(
+        {
+            k: datasets.Image() if isinstance(v[0], PIL.Image.Image) else datasets.Value("int64")
+            for k, v in columns.items()
+        }
+    )
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train-00000.parquet")
+    return str(folder)
+
+
+def test_parquet_folder_with_any_column_name(tmp_path):
+    folder = save_parquet(tmp_path / "p", {"photo": pictures(3), "label": [0, 1, 2]})
+    data = load_training_data(folder, (3, 8, 8))
+    (x,) = data[0]
+    assert len(data) == 3 and x.shape == (3, 8, 8) and x.dtype == torch.float32 and -1 <= x.min() < 0 < x.max() <= 1
+    (gray,) = load_training_data(folder, (1, 8, 8), image_column="photo")[0]
+    assert gray.shape == (1, 8, 8)
+
+
+def test_image_folder_and_disk_folder(tmp_path):
+    (tmp_path / "f" / "train").mkdir(parents=True)
+    for index, picture in enumerate(pictures(2, "L")):
+        picture.save(tmp_path / "f" / "train" / f"{index}.png")
+    assert load_training_data(str(tmp_path / "f"), (1, 4, 4))[1][0].shape == (1, 4, 4)
+    datasets.Dataset.from_dict(
+        {"image": pictures(2)}, features=datasets.Features({"image": datasets.Image()})
+    ).save_to_disk(tmp_path / "d")
+    assert len(load_training_data(str(tmp_path / "d"), (3, 4, 4))) == 2
+
+
+def test_transform_values():
+    """No resize: the pixels are v / 127.5 - 1, in place; padding is black; a wide image is cropped in the middle."""
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    image = PIL.Image.fromarray(pixels)
+    expected = torch.from_numpy(pixels).float()[None] / 127.5 - 1
+    assert_close(image_transform(1, 4)(image), expected)
+    padded = image_transform(1, 8, padding=2)(image)
+    assert_close(padded[:, 2:6, 2:6], expected)
+    assert (padded[:, :2] == -1).all() and (padded[..., 6:] == -1).all()
+    wide = PIL.Image.fromarray(np.pad(pixels, ((0, 0), (2, 2))))
+    assert_close(image_transform(1, 4)(wide), expected)
+    with pytest.raises(ValueError, match="padding"):
+        image_transform(1, 4, padding=2)
+
+
+def test_missing_column_several_columns_and_empty(tmp_path):
+    folder = save_parquet(tmp_path / "p", {"a": pictures(2), "b": pictures(2)})
+    with pytest.raises(ValueError, match="image_column 'c' is not in the data set"):
+        load_training_data(folder, (3, 8, 8), image_column="c")
+    with pytest.raises(ValueError, match="2 image columns"):
+        load_training_data(folder, (3, 8, 8))
+    with pytest.raises(ValueError, match="0 image columns"):
+        load_training_data(save_parquet(tmp_path / "q", {"label": [1, 2]}), (3, 8, 8))
+    full = datasets.load_dataset(save_parquet(tmp_path / "f", {"image": pictures(1)}), split="train")
+    full.select([]).save_to_disk(tmp_path / "e")
+    with pytest.raises(ValueError, match="empty"):
+        load_training_data(str(tmp_path / "e"), (3, 8, 8))
+
+
+def test_corrupt_images_and_missing_folders(tmp_path):
+    (tmp_path / "f" / "train").mkdir(parents=True)
+    (tmp_path / "f" / "train" / "0.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"(cannot be read|cannot be loaded)"):
+        load_training_data(str(tmp_path / "f"), (1, 4, 4))
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "train-00000.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_training_data(str(tmp_path / "q"), (1, 4, 4))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_training_data(str(tmp_path / "nothing-here"), (1, 4, 4))
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="samples of shape"):
+        load_training_data("digits", (3, 8, 8))
+    with pytest.raises(ValueError, match="samples of shape"):
+        load_training_data("pinwheel", (3,))
+    with pytest.raises(ValueError, match="vectors"):
+        load_training_data("some/images", (2,))
+    with pytest.raises(ValueError, match="name must be"):
+        sample_toy("spiral", 3)
+    with pytest.raises(ValueError, match="num_samples"):
+        sample_toy("pinwheel", 0)

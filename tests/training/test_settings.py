@@ -1,0 +1,83 @@
+"""Settings: the file, the command line over it, and errors that name the key."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from hf_ebm.training.settings import CONFIGS, dump_settings, load_settings, make_settings, read_yaml
+
+
+@dataclass(frozen=True)
+class Example:
+    rate: float = 0.1
+    steps: int = 10
+    name: str = "a"
+    limit: int | None = None
+    flag: bool = False
+    weights: float | tuple[float, ...] = 1.0
+    models: dict[str, dict] = field(default_factory=dict)
+
+
+def load(tmp_path, text, *arguments):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return load_settings(Example, "unused.yaml", ["--config", str(path), *arguments])
+
+
+def test_order_of_precedence_and_types(tmp_path):
+    settings = load(
+        tmp_path, "rate: 1e-4\nsteps: 5\nmodels: {unet: {a: 1}}", "steps=7", "flag=true", "weights=[1, 2e-3]"
+    )
+    assert settings == Example(rate=1e-4, steps=7, flag=True, weights=(1.0, 2e-3), models={"unet": {"a": 1}})
+    assert load(tmp_path, "limit: 3", "limit=null", "name=7").limit is None
+
+
+def test_dotted_keys_reach_into_nested_settings(tmp_path):
+    settings = load(tmp_path, "models: {unet: {a: 1, b: 2}}", "models.unet.a=5", "models.energy.c=[1]")
+    assert settings.models == {"unet": {"a": 5, "b": 2}, "energy": {"c": [1]}}
+
+
+def test_round_trip(tmp_path):
+    settings = Example(weights=(0.5, 0.25), models={"unet": {"a": 1}})
+    dump_settings(settings, tmp_path / "s.yaml")
+    assert make_settings(Example, read_yaml(tmp_path / "s.yaml")) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("rte: 1", [], "unknown setting 'rte'; did you mean rate"),
+        ("rate: 1", ["zzz=1"], "known keys"),
+        ("steps: 1.5", [], "'steps' must be int"),
+        ("steps: true", [], "'steps' must be int"),
+        ("rate: fast", [], "'rate' must be float"),
+        ("flag: 1", [], "'flag' must be bool"),
+        ("weights: [a]", [], "'weights' must be float"),
+        ("- 1", [], "key: value"),
+        ("a: [", [], "not valid YAML"),
+        ("", [], "key: value"),
+        ("rate: 1", ["steps"], "key=value"),
+    ],
+)
+def test_mistakes_name_the_key(tmp_path, text, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, text, *arguments)
+
+
+def test_missing_config_lists_the_shipped_ones():
+    with pytest.raises(ValueError, match=r"ddaebm_digits\.yaml"):
+        load_settings(Example, "x.yaml", ["--config", "nothing.yaml"])
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("ddaebm_*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_builds(config):
+    import torch
+
+    from hf_ebm.models.presets import build_ddaebm_models
+    from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings
+
+    settings = make_settings(DDAEBMSettings, yaml.safe_load(config.read_text()))
+    with torch.device("meta"):
+        build_ddaebm_models(make_model_settings(settings))
+    assert settings.output_dir == f"outputs/{config.stem.replace('_', '-')}"
