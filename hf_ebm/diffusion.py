@@ -84,7 +84,7 @@ class DiffusionCoefficients:
             num_timesteps: T >= 1, the number of denoising steps.
             beta_min: Rate of the noise at u = 0, >= 0.
             beta_max: Rate of the noise at u = 1, > beta_min.
-            spacing: How the times are laid on [0, 1]: ``"uniform"``, ``"dense_start"``, ``"quadratic"``; see `vp_times`.
+            spacing: How the times are laid on [0, 1]: ``"uniform"``, ``"dense_start"``, ``"quadratic"``; `vp_times`.
 
         Raises:
             ValueError: If an argument is out of its range.

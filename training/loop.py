@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import PIL.ImageOps
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
@@ -139,11 +140,15 @@ class MetricsFile:
 
 
 def save_grid(images: list[PIL.Image.Image], path: Path, num_columns: int, scale: int = 1) -> None:
-    """Images as one picture of `num_columns` columns, each enlarged `scale` times without smoothing."""
+    """Images as one picture of `num_columns` columns, each enlarged `scale` times without smoothing, framed."""
     from diffusers.utils import make_image_grid
 
     rows = len(images) // num_columns
     size = (images[0].width * scale, images[0].height * scale)
-    shown = [image.resize(size, PIL.Image.Resampling.NEAREST) for image in images[: rows * num_columns]]
+    border = max(1, size[0] // 16)
+    shown = [
+        PIL.ImageOps.expand(image.resize(size, PIL.Image.Resampling.NEAREST).convert("RGB"), border, "white")
+        for image in images[: rows * num_columns]
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     make_image_grid(shown, rows=rows, cols=num_columns).save(path)

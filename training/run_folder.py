@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hf_ebm.data import TOY_NAMES, sample_toy
 from hf_ebm.hub import hardware_name, write_card
+from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
 from hf_ebm.training.loop import save_grid
 from hf_ebm.training.settings import dump_settings
@@ -46,8 +48,11 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed
 
 
 @torch.no_grad()
-def save_samples(pipeline: Any, folder: Path, step: int, num_samples: int) -> Path:
-    """A picture of samples of `pipeline`, always from the same noise: a grid of images, or 2-D points and density."""
+def save_samples(pipeline: Any, folder: Path, step: int, num_samples: int, dataset: str = "") -> Path:
+    """A picture of samples of `pipeline`, always from the same noise: a grid of images, or 2-D points and density.
+
+    The points of an embedded 2-D `dataset` are shown beside.
+    """
     pipeline.set_progress_bar_config(disable=True)
     path = folder / f"step_{step:08d}.png"
     device = pipeline.generator_model.device
@@ -55,7 +60,8 @@ def save_samples(pipeline: Any, folder: Path, step: int, num_samples: int) -> Pa
     if len(pipeline.sample_shape) == 1:
         points = pipeline(batch_size=10_000, generator=generator, output_type="pt").images
         if points.shape[1] == 2:
-            plot_2d(points, pipeline.energy_model, None, path)
+            data = sample_toy(dataset, 10_000, torch.Generator().manual_seed(0)) if dataset in TOY_NAMES else None
+            plot_2d(points, pipeline.energy_model, data, path)
         return path
     images = pipeline(batch_size=num_samples, generator=generator).images
     num_columns = max(1, int(num_samples**0.5))
@@ -80,9 +86,15 @@ def finish_run(
             shutil.rmtree(target)
         part.replace(target)
     temporary.rmdir()
-    grid = save_samples(pipeline, output_dir / "samples", step, settings.num_grid_samples)
+    grid = save_samples(pipeline, output_dir / "samples", step, settings.num_grid_samples, settings.dataset)
     if grid.is_file():
         shutil.copyfile(grid, output_dir / "samples.png")
+    if settings.dataset == "25gaussians":
+        generator = torch.Generator(pipeline.generator_model.device).manual_seed(0)
+        points = pipeline(batch_size=10_000, generator=generator, output_type="pt").images.cpu()
+        metrics = {**sample_metrics(points), **density_metrics(pipeline.energy_model)}
+        (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        print(json.dumps(metrics))
     parameters = {
         name: sum(parameter.numel() for parameter in component.parameters())
         for name, component in pipeline.components.items()

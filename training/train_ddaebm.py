@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_ebm.data import load_training_data
-from hf_ebm.diffusion import DiffusionCoefficients, per_sample, vp_times
+from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients, per_sample, vp_times
 from hf_ebm.losses.ddaebm import (
     adversarial_term,
     energy_gradient,
@@ -143,6 +143,8 @@ class DDAEBMSettings:
             raise ValueError(f"r1_weight must be one number >= 0, or num_timesteps of them, got {self.r1_weight}.")
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"spacing must be one of {SPACINGS}, got {self.spacing!r}.")
         if len(self.adam_betas) != 2:
             raise ValueError(f"adam_betas must be two numbers, got {self.adam_betas}.")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
@@ -419,7 +421,13 @@ def train(settings: DDAEBMSettings) -> Path:
                 accelerator.log(record, step=step)
         if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
             with averaged_weights(emas, averaged):
-                save_samples(make_pipeline(objects, settings), output_dir / "samples", step, settings.num_grid_samples)
+                save_samples(
+                    make_pipeline(objects, settings),
+                    output_dir / "samples",
+                    step,
+                    settings.num_grid_samples,
+                    settings.dataset,
+                )
             for model in models:
                 model.train()
         if settings.checkpoint_every and step % settings.checkpoint_every == 0:

@@ -17,6 +17,10 @@ class LatentMapping(nn.Module):
         for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.SiLU()]
         self.layers = nn.Sequential(*layers[:-1])
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)  # the embedding of z starts as large as that of time
+                nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor) -> Tensor:
         """Embedding of the latents `z`, shape (B, latent_dim) -> (B, embedding_dim)."""

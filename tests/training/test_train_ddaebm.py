@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hf_ebm import DDAEBMPipeline
+from hf_ebm import DDAEBMPipeline, DiffusionCoefficients
 from hf_ebm.training import train_ddaebm
 from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.training.loop import TrainingDivergedError
@@ -33,6 +33,14 @@ TINY = {
     "checkpoint_every": 2,
     "num_grid_samples": 4,
 }
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator_state():
+    """Each run in this process may choose its own precision."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def settings(output_dir, **changes):
@@ -102,7 +110,8 @@ def test_training_learns(tmp_path):
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     mean = lambda key, part: sum(line[key] for line in part) / len(part)  # noqa: E731
-    assert mean("reconstruction", lines[-20:]) < 0.9 * mean("reconstruction", lines[:20])
+    floor = 64 * DiffusionCoefficients.vp().posterior_variance.mean().item()  # the noise that nothing can predict
+    assert mean("reconstruction", lines[-20:]) - floor < 0.85 * (mean("reconstruction", lines[:20]) - floor)
     from hf_ebm.data import load_digits
     from hf_ebm.scoring.metrics import auroc
 
@@ -118,9 +127,11 @@ def test_training_learns(tmp_path):
         {"reconstruction_latent": "prior", "r1_interval": 2, "r1_include_transition": False},
         {"reconstruction_loss": "lsun_nll", "spacing": "dense_start", "gradient_accumulation_steps": 2},
         {"reconstruction_loss": "gaussian_nll", "num_timesteps": 2, "r1_weight": [0.1, 0.2], "max_grad_norm": 1.0},
+        {"preset": "toy", "dataset": "pinwheel", "models": {}, "spacing": "quadratic", "noise_at_t0": True,
+         "energy_magnitude_weight": 0.1, "reconstruction_loss": "gaussian_nll"},
         {"horizontal_flip": True, "channels_last": True, "ema_decay": None, "mixed_precision": "bf16"},
     ],
-    ids=["default", "prior-lazy", "lsun-accumulate", "nll-T2-clip", "flip-bf16-no-ema"],
+    ids=["default", "prior-lazy", "lsun-accumulate", "nll-T2-clip", "vectors", "flip-bf16-no-ema"],
 )
 def test_every_option_runs(tmp_path, changes):
     folder = train(settings(tmp_path / "run", max_steps=2, checkpoint_every=0, **changes))

@@ -1,0 +1,111 @@
+"""Metrics, odd images, plots and the digit classifier: closed forms and known answers."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_ebm.data import load_digits
+from hf_ebm.scoring import odd_images
+from hf_ebm.scoring.digit_classifier import load_digit_classifier
+from hf_ebm.scoring.metrics import auroc, frechet_distance
+from hf_ebm.scoring.plots import density_on_grid, plot_2d, plot_energy_histograms
+
+
+def test_frechet_distance_of_two_gaussians():
+    """Diagonal Gaussians: ||m1 - m2||^2 + sum (s1 - s2)^2."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 60_000, 3, generator=generator)
+    s1, s2, shift = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([1.5, 1.0, 0.5]), torch.tensor([1.0, 0.0, -2.0])
+    value = frechet_distance(noise[0] * s1, noise[1] * s2 + shift, lambda x: x, 3)
+    assert abs(value - (5.0 + 0.25 + 1.0)) < 0.1
+    with pytest.raises(ValueError, match="at least 2"):
+        frechet_distance(noise[0], noise[1, :1], lambda x: x, 3)
+
+
+def test_auroc_is_the_probability_of_a_right_order():
+    a, b = torch.tensor([0.0, 1.0, 2.0, 5.0]), torch.tensor([1.0, 3.0, 6.0])
+    wins = (b[None] > a[:, None]).double() + 0.5 * (b[None] == a[:, None]).double()
+    assert_close(auroc(a, b), wins.mean().item())
+    assert auroc(a, a + 100) == 1.0 and auroc(a + 100, a) == 0.0
+
+
+def test_auroc_keeps_the_order_of_huge_and_close_scores():
+    """Scores far outside [0, 1] must not be squashed into ties."""
+    a = torch.tensor([1e6, 1e6 + 1])
+    assert auroc(a, a + 0.5) == 0.75
+
+
+def test_digit_classifier_knows_the_held_out_digits():
+    images, labels = load_digits("test")
+    classifier = load_digit_classifier()
+    assert (classifier(images).argmax(1) == labels).float().mean() > 0.98
+    assert classifier.features(images).shape == (360, 64)
+
+
+def test_odd_images():
+    images = load_digits("test")[0][:50]
+    generator = torch.Generator().manual_seed(0)
+    made = {name: make(images, generator) for name, make in odd_images.ODD_IMAGES.items()}
+    assert set(made) == {"rotated", "inverted", "shuffled", "mixed", "constant", "noise"}
+    for name, odd in made.items():
+        assert odd.shape == images.shape and odd.abs().max() <= 1, name
+        assert not torch.allclose(odd, images), name
+    assert_close(made["inverted"], -images)
+    assert_close(made["rotated"][0, 0], torch.rot90(images[0, 0]))
+    assert_close(made["shuffled"].flatten(1).sort(1)[0], images.flatten(1).sort(1)[0])
+    assert (made["constant"].flatten(1).std(1) == 0).all()
+
+
+def test_density_is_the_normalised_boltzmann_weight():
+    class Quadratic(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, x, t):
+            return type("Output", (), {"energy": 0.5 * ((x - torch.tensor([0.5, 0.0])) ** 2).sum(1) / 0.1})
+
+    density = density_on_grid(Quadratic(), 2.0, 201)
+    line = torch.linspace(-2, 2, 201).numpy()
+    assert abs(density.sum() - 1) < 1e-6
+    assert abs((density.sum(0) * line).sum() - 0.5) < 1e-3  # columns are the first coordinate, as a picture shows it
+    assert abs((density.sum(1) * line**2).sum() - 0.1) < 1e-3
+
+
+def test_plots_are_written(tmp_path):
+    from hf_ebm import MLPEnergyConfig, MLPEnergyModel
+
+    odd = {"a": torch.randn(50) + 5, "b": torch.full((9,), 1e6)}
+    plot_energy_histograms(torch.randn(50), odd, tmp_path / "o.png", "title")
+    plot_2d(torch.randn(100, 2), MLPEnergyModel(MLPEnergyConfig()), torch.randn(10, 2), tmp_path / "p" / "d.png")
+    for path in (tmp_path / "o.png", tmp_path / "p" / "d.png"):
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_mode_metrics_on_perfect_and_broken_samples():
+    from hf_ebm.data import sample_toy
+    from hf_ebm.scoring.modes import mode_centres, sample_metrics
+
+    perfect = sample_metrics(sample_toy("25gaussians", 20_000, torch.Generator().manual_seed(0)))
+    assert abs(perfect["within_4_sigma"] - (1 - torch.exp(torch.tensor(-8.0)).item())) < 2e-3  # Rayleigh: 1 - e^-8
+    assert perfect["num_modes"] == 25 and perfect["balance"] > 0.8
+    broken = torch.cat([mode_centres()[:1].expand(500, 2), torch.full((500, 2), 0.35)])
+    metrics = sample_metrics(broken)
+    assert metrics == {"within_4_sigma": 0.5, "num_modes": 1, "balance": 0.0}
+
+
+def test_density_metrics_of_the_true_mixture():
+    from hf_ebm.data import TOY_MODE_STD
+    from hf_ebm.scoring.modes import density_metrics, mode_centres
+
+    class Mixture(torch.nn.Module):
+        device, dtype, centres = torch.device("cpu"), torch.float32, mode_centres()
+
+        def forward(self, x, t):
+            squared = torch.cdist(x, self.centres) ** 2 / (2 * (TOY_MODE_STD**2 + 0.0105**2))
+            return type("Output", (), {"energy": -torch.logsumexp(-squared, dim=1)})
+
+    metrics = density_metrics(Mixture())
+    assert metrics["num_peaks"] == metrics["modes_with_a_peak"] == 25
+    assert metrics["mass_at_modes"] > 0.999
+    Mixture.centres = mode_centres()[:10]
+    metrics = density_metrics(Mixture())
+    assert metrics["num_peaks"] == metrics["modes_with_a_peak"] == 10
