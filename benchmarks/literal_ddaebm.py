@@ -28,20 +28,20 @@ class Draws:
     t: Tensor
     noise_t: Tensor
     noise_next: Tensor
+    noise_fake: Tensor
     z: Tensor
     noise_z: Tensor
-    noise_fake: Tensor
 
 
 def draw(x: Tensor, num_timesteps: int, latent_dim: int) -> Draws:
     """The draws of one iteration from torch's global state, in the order in which the package's train step draws them.
 
-    Equal to the package's where no dropout draws in between.
+    Equal to the package's where no dropout draws in between. A change of that order there has to be made here too.
     """
     t = torch.randint(num_timesteps, (x.shape[0],), device=x.device)
-    noise_t, noise_next = torch.randn_like(x), torch.randn_like(x)
+    noise_t, noise_next, noise_fake = (torch.randn_like(x) for _ in range(3))
     z, noise_z = (torch.randn(x.shape[0], latent_dim, device=x.device) for _ in range(2))
-    return Draws(t, noise_t, noise_next, z, noise_z, torch.randn_like(x))
+    return Draws(t, noise_t, noise_next, noise_fake, z, noise_z)
 
 
 class Chain:

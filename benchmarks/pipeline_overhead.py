@@ -43,7 +43,7 @@ def main() -> None:
     set_seed(arguments.seed)
     generator_model, _, _ = build_ddaebm_models(ddaebm_model_settings(arguments.preset))
     dtype = torch.bfloat16 if arguments.mixed_precision == "bf16" else torch.float32
-    pipe = DDAEBMPipeline(generator_model, DDAEBMScheduler()).to(arguments.device, dtype)
+    pipe = DDAEBMPipeline(generator_model.to(dtype), DDAEBMScheduler()).to(arguments.device)
     pipe.set_progress_bar_config(disable=True)
     if arguments.channels_last:
         generator_model.to(memory_format=torch.channels_last)

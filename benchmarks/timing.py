@@ -107,7 +107,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def machine_facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """Hardware, versions, threads, seed and the command line: what a figure means nothing without."""
-    facts = {
+    facts: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
@@ -119,6 +119,7 @@ def machine_facts(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
+        facts["tf32_convolutions"] = torch.backends.cudnn.allow_tf32
     return facts
 
 
@@ -133,7 +134,7 @@ def cpu_name() -> str:
 
 
 def report(title: str, arguments: argparse.Namespace, wall: Times, cpu: Times, results: dict[str, Any]) -> None:
-    """Print the machine, seconds of each side and the results; write all of it, with every round, to ``--json``."""
+    """Print the machine, seconds of each side and the results that are no tables; write all of it to ``--json``."""
     facts = machine_facts(arguments)
     print(f"\n{title}")
     print("\n".join(f"  {name}: {value}" for name, value in facts.items()))
@@ -142,7 +143,8 @@ def report(title: str, arguments: argparse.Namespace, wall: Times, cpu: Times, r
         print(f"  {name:<36}{Spread.of(wall[name])!s:<28}{Spread.of(cpu[name])}")
     print()
     for name, value in results.items():
-        print(f"  {name}: {value}")
+        if not isinstance(value, dict):
+            print(f"  {name}: {value}")
     if arguments.json:
         plain = {key: dataclasses.asdict(v) if isinstance(v, Spread) else v for key, v in results.items()}
         record = {"title": title, "machine": facts, "results": plain, "wall_seconds": wall, "cpu_seconds": cpu}

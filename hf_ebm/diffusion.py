@@ -156,6 +156,15 @@ class DiffusionCoefficients:
         coef_xnext = per_sample(self.posterior_mean_coef_xnext, t, x_next)
         return coef_x0 * x0_pred + coef_xnext * x_next
 
+    def posterior_noise(self, x_t: Tensor, x: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
+        """The noise that makes `x_t` out of the posterior given the clean data: ``(x_t - mean(x, x_next)) / std``.
+
+        By Bayes' rule it is standard normal and independent of ``(x, x_next)``. A fake drawn with it has the right
+        distribution, and shares the noise of the real sample it is compared with.
+        """
+        std = per_sample((0.5 * self.posterior_log_variance).exp(), t, x_t)
+        return (x_t - self.posterior_mean(x, x_next, t)) / std
+
     @property
     def posterior_log_variance(self) -> Tensor:
         """Log of the posterior variance, clamped below at ``log 1e-4``, shape (T,)."""

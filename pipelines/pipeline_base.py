@@ -1,4 +1,4 @@
-"""What hf_ebm's pipelines share: loading by Hub id, pushing with a card, drawing latents' noise, scoring by energy."""
+"""What hf_ebm's pipelines share: loading by Hub id, pushing with a card, output formats, scoring by energy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.image_inputs import images_to_tensor
@@ -61,10 +60,6 @@ class EBMPipeline(DiffusionPipeline):
         allowed = OUTPUT_TYPES if len(self.sample_shape) == 3 else ("np", "pt")
         if output_type not in allowed:
             raise ValueError(f"output_type must be one of {allowed} for this model, got {output_type!r}.")
-
-    def draw(self, shape: tuple[int, ...], generator: Any) -> Tensor:
-        """Standard normal noise of `shape` on the pipeline's device, in the generator model's dtype."""
-        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.generator_model.dtype)
 
     def post_process(self, x: Tensor, output_type: str) -> Any:
         """States as PIL images, arrays in [0, 1] (B, H, W, C), or tensors in the models' own [-1, 1] (B, C, H, W).

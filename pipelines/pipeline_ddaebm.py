@@ -5,12 +5,14 @@ Loading finds a component's class only in a module that is imported already: all
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.diffusion import DiffusionCoefficients
@@ -128,14 +130,16 @@ class DDAEBMPipeline(EBMPipeline):
         device = self._execution_device
         num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(num_steps, device=device)
+        latent_dim = self.generator_model.config.latent_dim
         step_kwargs: dict[str, Any] = {}
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             step_kwargs["generator"] = generator
 
-        x = self.draw((batch_size, *self.sample_shape), generator)
+        draw = functools.partial(randn_tensor, generator=generator, device=device, dtype=self.generator_model.dtype)
+        x = draw((batch_size, *self.sample_shape))
         for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             # 1. predict the clean sample with a random latent
-            z = self.draw((batch_size, self.generator_model.config.latent_dim), generator)
+            z = draw((batch_size, latent_dim))
             x0_pred = self.generator_model(x, t, z).sample
 
             # 2. draw x_t ~ q(x_t | x_next, x0_pred)

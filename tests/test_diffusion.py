@@ -48,7 +48,7 @@ def test_dense_start_times_are_the_published_ones():
     assert_close(vp_times(4, "dense_start") * 999, torch.tensor([0, 166, 332, 498, 999], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "dense_start"])
+@pytest.mark.parametrize("spacing", ["uniform", "dense_start", "quadratic"])
 @pytest.mark.parametrize("num_timesteps", [2, 4, 8])
 def test_marginals_compose(spacing, num_timesteps):
     """A marginal followed by a step is the next marginal: means multiply, variances add."""
@@ -122,3 +122,23 @@ def test_last_step_adds_no_noise_and_log_variance_is_clamped():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         DiffusionCoefficients.vp(**arguments)
+
+
+def test_posterior_noise_inverts_the_posterior_and_is_standard_normal():
+    """x_t = posterior mean + std * noise; the noise is N(0, 1) and uncorrelated with the data and with x_next."""
+    q, n = DiffusionCoefficients.vp(4), 100_000
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 1, generator=generator)
+    for step in range(4):
+        t = torch.full((n,), step)
+        x_t = q.q_sample(x, t, torch.randn(n, 1, generator=generator))
+        x_next = q.q_step(x_t, t, torch.randn(n, 1, generator=generator))
+        noise = q.posterior_noise(x_t, x, x_next, t)
+        assert_close(q.posterior_sample(x, x_next, t, noise, noise_at_t0=True), x_t, rtol=1e-4, atol=1e-4)
+        covariance = torch.cov(torch.cat([noise, x, x_next], dim=1).T)[0]
+        assert (covariance - torch.tensor([1.0, 0.0, 0.0])).abs().max() < 5 / n**0.5
+
+
+def test_quadratic_times():
+    expected = 1e-3 + 0.999 * torch.tensor([0, 1 / 16, 1 / 4, 9 / 16, 1], dtype=torch.float64)
+    assert_close(vp_times(4, "quadratic"), expected)

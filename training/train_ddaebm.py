@@ -91,8 +91,10 @@ class DDAEBMSettings:
     r1_weight: float | tuple[float, ...] = 0.02  # one number, or one per timestep
     r1_interval: int = 1  # lazy R1: the penalty every k-th step, k times as heavy
     r1_include_transition: bool = True
+    coupled_noise: bool = False  # True: fakes share their pair's posterior noise, reconstruct its mean (less variance)
     energy_magnitude_weight: float = 0.0  # times mean E_real^2 + mean E_fake^2
     latent_weight: float = 0.1
+    kl_weight: float = 1.0
     reconstruction_latent: str = "posterior"  # or "prior", as the published image code
     reconstruction_loss: str = "squared_error"  # or "gaussian_nll", or "lsun_nll" (weighted per step)
     reconstruction_min_variance: float = 1e-4  # of the Gaussian in the two likelihoods
@@ -186,6 +188,9 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
     t = torch.randint(q.num_timesteps, (batch_size,), device=x.device)
     x_t = q.q_sample(x, t, torch.randn_like(x))
     x_next = q.q_step(x_t, t, torch.randn_like(x))
+    noise, target = torch.randn_like(x), x_t
+    if settings.coupled_noise:
+        noise, target = q.posterior_noise(x_t, x, x_next, t), q.posterior_mean(x, x_next, t)
 
     # z_psi ~ q_psi(z | x_t, x_next), z ~ N(0, I); x0_pred = G(x_next, t, z); x_fake ~ q(x_t | x_next, x0_pred)
     mean, logvar = objects.inference_model(x_t, x_next, t, return_dict=False)
@@ -198,7 +203,7 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
         x0_pred, x0_psi = both.float().chunk(2)
     else:
         x0_pred = x0_psi = objects.generator_model(x_next, t, z, return_dict=False)[0].float()
-    x_fake = q.posterior_sample(x0_pred, x_next, t, torch.randn_like(x), settings.noise_at_t0)
+    x_fake = q.posterior_sample(x0_pred, x_next, t, noise, settings.noise_at_t0)
 
     # energy: mean E(x_t, t) - mean E(x_fake, t) + r1/2 mean ||grad [-E(x_t, t) + log q(x_next | x_t)]||^2
     penalised = step % settings.r1_interval == 0
@@ -223,8 +228,8 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
     adversarial = adversarial_term(energy_fake_new, q.log_q_step(x_next, x_fake, t))
     latent = latent_term(z, *objects.inference_model(x_fake, x_next, t, return_dict=False))
     kl = kl_term(mean, logvar)
-    reconstruction = reconstruct(x_t, q.posterior_mean(x0_psi, x_next, t), t, objects, settings)
-    loss = adversarial + settings.latent_weight * latent + kl + reconstruction
+    reconstruction = reconstruct(target, q.posterior_mean(x0_psi, x_next, t), t, objects, settings)
+    loss = adversarial + settings.latent_weight * latent + settings.kl_weight * kl + reconstruction
     parameters = [*objects.generator_model.parameters(), *objects.inference_model.parameters()]
     update(accelerator, objects.generator_optimizer, loss, parameters, settings)
     energy_model.requires_grad_(True)

@@ -129,9 +129,10 @@ def test_training_learns(tmp_path):
         {"reconstruction_loss": "gaussian_nll", "num_timesteps": 2, "r1_weight": [0.1, 0.2], "max_grad_norm": 1.0},
         {"preset": "toy", "dataset": "pinwheel", "models": {}, "spacing": "quadratic", "noise_at_t0": True,
          "energy_magnitude_weight": 0.1, "reconstruction_loss": "gaussian_nll"},
+        {"coupled_noise": True, "kl_weight": 0.5},
         {"horizontal_flip": True, "channels_last": True, "ema_decay": None, "mixed_precision": "bf16"},
     ],
-    ids=["default", "prior-lazy", "lsun-accumulate", "nll-T2-clip", "vectors", "flip-bf16-no-ema"],
+    ids=["default", "prior-lazy", "lsun-accumulate", "nll-T2-clip", "vectors", "coupled", "flip-bf16-no-ema"],
 )
 def test_every_option_runs(tmp_path, changes):
     folder = train(settings(tmp_path / "run", max_steps=2, checkpoint_every=0, **changes))
