@@ -38,7 +38,7 @@ def draw(x: Tensor, num_timesteps: int, latent_dim: int) -> Draws:
 
     Equal to the package's where no dropout draws in between. A change of that order there has to be made here too.
     """
-    t = torch.randint(num_timesteps, (x.shape[0],), device=x.device)
+    t = torch.multinomial(torch.ones(num_timesteps, device=x.device), x.shape[0], replacement=True)
     noise_t, noise_next, noise_fake = (torch.randn_like(x) for _ in range(3))
     z, noise_z = (torch.randn(x.shape[0], latent_dim, device=x.device) for _ in range(2))
     return Draws(t, noise_t, noise_next, noise_fake, z, noise_z)

@@ -85,6 +85,7 @@ class DDAEBMSettings:
     beta_min: float = 0.1
     beta_max: float = 20.0
     spacing: str = "uniform"  # or "dense_start", "quadratic"
+    timestep_weights: tuple[float, ...] | None = None  # how often each t is drawn, relative; None: all alike
     noise_at_t0: bool = False  # True: fakes of t = 0 get the noise that the real x_0 has
 
     # objective
@@ -95,6 +96,7 @@ class DDAEBMSettings:
     energy_magnitude_weight: float = 0.0  # times mean E_real^2 + mean E_fake^2
     latent_weight: float = 0.1
     kl_weight: float = 1.0
+    recon_weight: float = 1.0
     reconstruction_latent: str = "posterior"  # or "prior", as the published image code
     reconstruction_loss: str = "squared_error"  # or "gaussian_nll", or "lsun_nll" (weighted per step)
     reconstruction_min_variance: float = 1e-4  # of the Gaussian in the two likelihoods
@@ -143,6 +145,9 @@ class DDAEBMSettings:
         weights = self.r1_weight if isinstance(self.r1_weight, tuple) else (self.r1_weight,)
         if min(weights) < 0 or len(weights) not in (1, self.num_timesteps):
             raise ValueError(f"r1_weight must be one number >= 0, or num_timesteps of them, got {self.r1_weight}.")
+        weights = self.timestep_weights or (1.0,) * self.num_timesteps
+        if len(weights) != self.num_timesteps or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise ValueError(f"timestep_weights must be num_timesteps numbers >= 0, got {self.timestep_weights}.")
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
         if self.spacing not in SPACINGS:
@@ -166,6 +171,7 @@ class Objects:
     coefficients: DiffusionCoefficients
     times: Tensor
     r1_weight: Tensor  # (T,)
+    timestep_weights: Tensor  # (T,)
 
 
 def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings) -> dict[str, Tensor]:
@@ -185,7 +191,7 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
     batch_size = x.shape[0]
 
     # a pair of the diffusion: x_t ~ q(x_t | x), x_next ~ q(x_next | x_t)
-    t = torch.randint(q.num_timesteps, (batch_size,), device=x.device)
+    t = torch.multinomial(objects.timestep_weights, batch_size, replacement=True)
     x_t = q.q_sample(x, t, torch.randn_like(x))
     x_next = q.q_step(x_t, t, torch.randn_like(x))
     noise, target = torch.randn_like(x), x_t
@@ -229,7 +235,8 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
     latent = latent_term(z, *objects.inference_model(x_fake, x_next, t, return_dict=False))
     kl = kl_term(mean, logvar)
     reconstruction = reconstruct(target, q.posterior_mean(x0_psi, x_next, t), t, objects, settings)
-    loss = adversarial + settings.latent_weight * latent + settings.kl_weight * kl + reconstruction
+    loss = adversarial + settings.latent_weight * latent
+    loss = loss + settings.kl_weight * kl + settings.recon_weight * reconstruction
     parameters = [*objects.generator_model.parameters(), *objects.inference_model.parameters()]
     update(accelerator, objects.generator_optimizer, loss, parameters, settings)
     energy_model.requires_grad_(True)
@@ -313,6 +320,7 @@ def make_objects(
         coefficients=q.to(accelerator.device),
         times=vp_times(settings.num_timesteps, settings.spacing).to(accelerator.device),
         r1_weight=r1_weight,
+        timestep_weights=torch.tensor(settings.timestep_weights or [1.0] * q.num_timesteps, device=accelerator.device),
     )
     return objects, schedules
 
