@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-TINY = {"image_size": 8, "num_channels": 1, "base_channels": 8, "channel_multipliers": (1, 2), "layers_per_block": 1}
+TINY = {
+    "image_size": 8,
+    "num_channels": 1,
+    "patch_size": 1,
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "layers_per_block": 1,
+    "mid_attention": True,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ SMALL = {"base_channels": 8, "layers_per_block": 1}
 SIZES = [
     {"image_size": 8, "num_channels": 1, "channel_multipliers": (1, 2), "attention_resolutions": (4,)},
     {"image_size": 20, "num_channels": 5, "channel_multipliers": (1, 2, 3), "attention_resolutions": ()},
+    {"image_size": 12, "num_channels": 2, "patch_size": 3, "channel_multipliers": (1, 2), "attention_resolutions": ()},
     {"image_size": 256, "num_channels": 3, "channel_multipliers": (1, 1, 1, 1, 1, 2), "attention_resolutions": (8,)},
 ]
 

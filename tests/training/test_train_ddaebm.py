@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 TINY = {
     "preset": "digits",
     "models": {
-        "unet": {"base_channels": 8, "layers_per_block": 1, "mid_attention": False},
+        "unet": {"base_channels": 8},
         "generator": {"latent_dim": 4},
         "inference": {"block_out_channels": [8, 16]},
     },
