@@ -94,6 +94,21 @@ def format_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def launch_command() -> tuple[list[str], dict[str, str]]:
+    """`accelerate launch` of the training script and its environment: one GPU, or two CPU processes.
+
+    These networks are too small to keep two threads busy; two processes of one thread each do twice the work.
+    """
+    num_processes = 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = {}
+    if num_processes > 1:
+        launcher += ["--multi_gpu"]  # accelerate's name for several processes; on CPUs they talk over gloo
+        environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return [*launcher, "-m", "hf_ebm.training.train_ddaebm"], environment
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, show."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -102,14 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if argument.startswith("output_dir="):
             output_dir = argument.removeprefix("output_dir=")
     folder = Path(output_dir)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "hf_ebm.training.train_ddaebm"]
     started = time.perf_counter()
-    subprocess.run(
-        [*launcher, "--config", str(CONFIGS / CONFIG), "overwrite_output_dir=true", *arguments],
-        check=True,
-        env={**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"},
-    )
+    launcher, environment = launch_command()
+    command = [*launcher, "--config", str(CONFIGS / CONFIG), "overwrite_output_dir=true", *arguments]
+    finished = subprocess.run(command, env={**os.environ, **environment})
+    if finished.returncode:
+        raise SystemExit(f"error: the training ended with exit code {finished.returncode}; its message is above.")
     pipeline = DDAEBMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     metrics, held_out, odd = evaluate_digits(pipeline)

@@ -214,9 +214,13 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
     # energy: mean E(x_t, t) - mean E(x_fake, t) + r1/2 mean ||grad [-E(x_t, t) + log q(x_next | x_t)]||^2
     penalised = step % settings.r1_interval == 0
     x_real = x_t.detach().requires_grad_(penalised)
-    energy_forward = objects.energy_model.forward if settings.compile and penalised else objects.energy_model
-    energy_real = energy_forward(x_real, t).energy
-    energy_fake = objects.energy_model(x_fake.detach(), t).energy
+    if penalised:  # two calls: the double backward shall go through the real half alone, and torch.compile has none
+        energy_forward = objects.energy_model.forward if settings.compile else objects.energy_model
+        energy_real = energy_forward(x_real, t).energy
+        energy_fake = objects.energy_model(x_fake.detach(), t).energy
+    else:
+        energies = objects.energy_model(torch.cat([x_real, x_fake.detach()]), torch.cat([t, t])).energy
+        energy_real, energy_fake = energies.chunk(2)
     loss = energy_loss(energy_real, energy_fake)
     if settings.energy_magnitude_weight:
         loss = loss + settings.energy_magnitude_weight * energy_magnitude_term(energy_real, energy_fake)

@@ -1,0 +1,60 @@
+"""The command line: pictures, energies, and one clear line for a mistake."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_ebm.cli import main
+
+
+@pytest.fixture
+def folder(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_sample_writes_a_grid_that_the_seed_decides(folder, tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        main(
+            [
+                "sample",
+                "--model",
+                folder,
+                "--num-images",
+                "6",
+                "--seed",
+                seed,
+                "--output",
+                str(tmp_path / f"{name}.png"),
+            ]
+        )
+    a, b, c = (np.asarray(PIL.Image.open(tmp_path / f"{name}.png")) for name in "abc")
+    assert a.shape[:2] == (16, 24) and (a == b).all() and (a != c).any()
+
+
+def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
+    images = [PIL.Image.fromarray(np.full((8, 8), value, dtype=np.uint8)) for value in (0, 200)]
+    paths = [str(tmp_path / f"{index}.png") for index in range(2)]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    main(["score", "--model", folder, "--json", *paths])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    expected = tiny_pipeline.score(images).energies.tolist()
+    assert printed == pytest.approx(dict(zip(paths, expected, strict=True)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "--model", "FOLDER", "--num-images", "0"], "--num-images"),
+        (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
+        (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(folder, capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        main([folder if argument == "FOLDER" else argument for argument in arguments])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
