@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-METHOD ?= ddaebm
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint types check clean

@@ -156,25 +156,10 @@ def test_saved_weights_are_the_emas(tmp_path):
         settings(tmp_path / "plain", ema_decay=None, max_steps=3, checkpoint_every=1, checkpoints_total_limit=None)
     )
     averaged = train(settings(tmp_path / "ema", ema_decay=0.5, max_steps=3, checkpoint_every=0))
-    key, average = "unet.conv_in.weight", None
+    key, average = "unet.conv_in.weight", torch.zeros(())
     for step, checkpoint in enumerate(list_checkpoints(plain / "checkpoints"), start=1):
         weight = load_file(checkpoint / "model.safetensors")[key]
-        decay = min(0.5, step / (9 + step))  # EMAModel's warm-up: (1 + s) / (10 + s) after its first step
-        if average is None:
-            initial = torch.empty(0)
-            torch.manual_seed(0)
-            from accelerate.utils import set_seed
-
-            from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
-
-            set_seed(0)
-            initial = build_ddaebm_models(ddaebm_model_settings("digits", overrides=settings(tmp_path).models))[
-                0
-            ].state_dict()[key]
-            average = initial.clone()
-            decay = 0.0
-        else:
-            decay = min(0.5, step / (9 + step))
+        decay = 0.0 if step == 1 else min(0.5, step / (9 + step))  # EMAModel's warm-up
         average = decay * average + (1 - decay) * weight
     saved = load_file(averaged / "generator_model" / "diffusion_pytorch_model.safetensors")[key]
     torch.testing.assert_close(saved, average, rtol=1e-5, atol=1e-6)
@@ -188,9 +173,6 @@ def test_resume_is_bit_exact(tmp_path, processes):
     whole = launch(["--config", config, f"output_dir={tmp_path / 'whole'}"], processes)
     assert whole.returncode == 0, whole.stderr[-2000:]
     part = tmp_path / "part"
-    stopped = launch(["--config", config, f"output_dir={part}", "loss_limit=1e-9", "max_steps=5"], processes)
-    assert stopped.returncode != 0
-    subprocess.run(["rm", "-rf", str(part)], check=True)
     code = (
         "import os, sys\n"
         "import hf_ebm.training.train_ddaebm as script\n"
