@@ -8,7 +8,6 @@ With noise ``n = s`` the chain samples ``exp(-E)`` as ``s -> 0``; with any other
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,12 +33,63 @@ def langevin_step(
     return x - 0.5 * step_size**2 * grad + noise_std * noise
 
 
-def energy_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``grad_x E(x)`` of each sample, detached, shape of `x`; works inside ``torch.no_grad()``."""
+def energy_and_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """``E(x)``, shape (B,), and ``grad_x E(x)`` of each sample, shape of `x`; detached, works inside ``no_grad()``.
+
+    Raises:
+        ValueError: If `energy_fn` does not return one number per sample.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        (grad,) = torch.autograd.grad(energy_fn(x).sum(), x)
-    return grad
+        energy = energy_fn(x)
+        if energy.shape != x.shape[:1]:
+            raise ValueError(
+                f"the energy must return one number per sample, shape ({x.shape[0]},), got {tuple(energy.shape)}."
+            )
+        (grad,) = torch.autograd.grad(energy.sum(), x)
+    return energy.detach(), grad
+
+
+def energy_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``grad_x E(x)`` of each sample, detached, shape of `x`; works inside ``torch.no_grad()``."""
+    return energy_and_grad(energy_fn, x)[1]
+
+
+class ChainDivergedError(ValueError):
+    """A chain left the finite numbers.
+
+    Attributes:
+        step: The update, counted from 1, whose result was not finite.
+        last_state: The state before it, finite, shape (B, ...).
+    """
+
+    def __init__(self, step: int, last_state: Tensor) -> None:
+        super().__init__(
+            f"The chain diverged at step {step} (non-finite state); use a smaller step_size. The last finite state is "
+            "this error's last_state."
+        )
+        self.step = step
+        self.last_state = last_state
+
+
+class ChainGuard:
+    """Remembers a chain's last finite state; the device is asked once, in `check`, not at every step."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.last_state = x
+        self.finite = torch.isfinite(x.sum(dtype=torch.float32))
+        self.num_finite = self.finite.long()
+
+    def update(self, x: Tensor) -> None:
+        """Look at the state after the next step."""
+        self.finite = self.finite & torch.isfinite(x.sum(dtype=torch.float32))
+        self.last_state = torch.where(self.finite, x, self.last_state)
+        self.num_finite = self.num_finite + self.finite
+
+    def check(self) -> None:
+        """Raise a `ChainDivergedError` if a state was not finite."""
+        if not self.finite.item():
+            raise ChainDivergedError(int(self.num_finite.item()), self.last_state)
 
 
 def langevin_chain(
@@ -61,16 +111,16 @@ def langevin_chain(
         generator: Random number generator, or one per sample.
 
     Raises:
-        ValueError: If the chain leaves the finite numbers (looked at once, after the last step).
+        ChainDivergedError: If the chain leaves the finite numbers (looked at once, after the last step); a
+            `ValueError` that names the step and keeps the last finite state.
     """
     noise_std = step_size if noise_std is None else noise_std
+    guard = ChainGuard(x)
     for _step in range(num_steps):
         noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         x = langevin_step(x, grad_fn(x), step_size, noise_std, noise)
-    if num_steps and not math.isfinite(x.abs().sum().item()):
-        raise ValueError(
-            f"The Langevin chain diverged within {num_steps} steps (non-finite state); use a smaller step size."
-        )
+        guard.update(x)
+    guard.check()
     return x
 
 

@@ -6,11 +6,14 @@ with them outside any sampler (`AutoModel`, `transformers.pipeline`).
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -65,6 +68,27 @@ class EnergyModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the networks' own initialisation: `PreTrainedModel` would overwrite it."""
 
+    @contextlib.contextmanager
+    def chain(self) -> Iterator[None]:
+        """Inside, the energy of a Langevin chain: eval mode, parameters frozen, spectral-norm weights made once.
+
+        Where the config says ``power_iteration="every_forward"`` and the model is training, each forward of the chain
+        moves the estimate of the singular values instead, as the published code does.
+        """
+        every_forward = self.training and getattr(self.config, "power_iteration", None) == "every_forward"
+        was_training = self.training
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.train(every_forward)
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            with contextlib.nullcontext() if every_forward else parametrize.cached():
+                yield
+        finally:
+            self.train(was_training)
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.
@@ -88,6 +112,11 @@ class EnergyModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} holds weights of another architecture than its config.json says; "
                 f"tensors: {found}. Save it again with save_pretrained of {cls.__name__}."
             )
+        # Weights mapped from the file lie at odd addresses, where some kernels add in another order: copies, which are
+        # aligned, give the energies from before saving bit for bit.
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
         model.eval()
         return (model, info) if want_info else model
 

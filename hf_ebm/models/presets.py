@@ -121,20 +121,28 @@ def build_ddaebm_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     from hf_ebm.models.unet_energy import UNetEnergyConfig, UNetEnergyModel
     from hf_ebm.models.unet_generator import UNetGeneratorModel
 
-    generator: Any = UNetGeneratorModel
-    config: Any = UNetEnergyConfig
-    energy: Any = UNetEnergyModel
-    inference: Any = PairInferenceModel
     if settings["network"] == "mlp":
-        generator, config, energy = MLPGeneratorModel, MLPEnergyConfig, MLPEnergyModel
-        inference = MLPPairInferenceModel
-    unknown = sorted(set(settings["energy"]) - set(config().to_dict()))
+        classes: Any = (MLPGeneratorModel, MLPEnergyConfig, MLPEnergyModel, MLPPairInferenceModel)
+    else:
+        classes = (UNetGeneratorModel, UNetEnergyConfig, UNetEnergyModel, PairInferenceModel)
+    return build_models(settings, *classes)
+
+
+def build_models(
+    settings: dict[str, Any], generator: Any, energy_config: Any, energy: Any, inference: Any
+) -> tuple[Any, Any, Any]:
+    """The three networks of the given classes with the arguments in `settings`.
+
+    Raises:
+        ValueError: If a network does not know a setting, or the sizes do not fit.
+    """
+    unknown = sorted(set(settings["energy"]) - set(energy_config().to_dict()))
     if unknown:
-        raise ValueError(f"models: {config.__name__} has no setting {unknown}; see its docstring.")
+        raise ValueError(f"models: {energy_config.__name__} has no setting {unknown}; see its docstring.")
     try:
         return (
             generator(**settings["generator"]),
-            energy(config(**settings["energy"])),
+            energy(energy_config(**settings["energy"])),
             inference(**settings["inference"]),
         )
     except TypeError as error:

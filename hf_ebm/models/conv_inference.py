@@ -1,0 +1,77 @@
+"""The inference model of Dual-MCMC Teaching on images: ``q(z | x) = N(mean, exp(logvar))``, strided convolutions.
+
+The defaults are the published CIFAR-10 size (15.2M parameters, which a first convolution of stride 1 gives).
+
+Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS 2023, Sec. 2.3.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_ebm.models.energy import check_sample
+from hf_ebm.models.pair_inference import InferenceOutput
+
+
+class ConvInferenceModel(ModelMixin, ConfigMixin):
+    """``x -> mean, logvar of z``.
+
+    Args:
+        image_size: Height and width of the images, divisible by ``2 ** (len(block_out_channels) - 1)``.
+        num_channels: 1 for gray, 3 for RGB, or any number.
+        latent_dim: Dimensions of z.
+        block_out_channels: Width of the first 3x3 convolution and then of each strided 4x4 one.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        num_channels: int = 3,
+        latent_dim: int = 128,
+        block_out_channels: Sequence[int] = (128, 256, 512, 1024),
+    ) -> None:
+        super().__init__()
+        factor = 2 ** (len(block_out_channels) - 1)
+        if image_size % factor:
+            raise ValueError(
+                f"image_size must be divisible by {factor} for block_out_channels={tuple(block_out_channels)}, "
+                f"got {image_size}; resize the images or use fewer blocks."
+            )
+        self.conv_in = nn.Conv2d(num_channels, block_out_channels[0], kernel_size=3, padding=1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, kernel_size=4, stride=2, padding=1) for a, b in itertools.pairwise(block_out_channels)
+        )
+        self.head = nn.Linear(block_out_channels[-1] * (image_size // factor) ** 2, 2 * latent_dim)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return (self.config.num_channels, self.config.image_size, self.config.image_size)
+
+    def forward(self, x: Tensor, return_dict: bool = True) -> InferenceOutput | tuple[Tensor, Tensor]:
+        """Infer the latents of images.
+
+        Args:
+            x: Images in [-1, 1], shape (B, C, H, W).
+            return_dict: Whether to return an `InferenceOutput` or a tuple.
+
+        Returns:
+            ``mean`` and ``logvar``, each of shape (B, latent_dim), float32.
+        """
+        check_sample("x", x, self.sample_shape)
+        hidden = self.conv_in(x)
+        for conv in self.convs:
+            hidden = conv(F.leaky_relu(hidden, 0.2))
+        mean, logvar = self.head(F.leaky_relu(hidden, 0.2).flatten(1)).float().chunk(2, dim=1)
+        return InferenceOutput(mean=mean, logvar=logvar) if return_dict else (mean, logvar)

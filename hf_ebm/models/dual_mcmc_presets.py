@@ -1,0 +1,89 @@
+"""The published Dual-MCMC settings of the three networks, and the small ones for digits and 2-D data.
+
+| preset | data | published parameters: energy, generator, inference |
+|---|---|---|
+| `cifar10` | 32x32 RGB | 16.8M, 16.0M, 15.2M |
+| `celeba64` | 64x64 RGB | 19.5M, 12.2M, not stated |
+| `digits` | 8x8 gray | ours: trains in minutes on a CPU |
+| `toy` | 2-D vectors | ours: small MLPs |
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10": {
+        "data": {"image_size": 32, "num_channels": 3},
+        "generator": {"latent_dim": 128, "block_out_channels": (512, 512, 512, 512)},
+        "energy": {"block_out_channels": (512, 512, 512, 512), "num_downsamples": 2},
+        "inference": {"block_out_channels": (128, 256, 512, 1024)},
+    },
+    "celeba64": {
+        "data": {"image_size": 64, "num_channels": 3},
+        "generator": {"latent_dim": 128, "block_out_channels": (1024, 512, 256, 128, 64)},
+        "energy": {"block_out_channels": (64, 128, 256, 512, 1024), "num_downsamples": 4},
+        "inference": {"block_out_channels": (64, 128, 256, 512, 1024)},
+    },
+    "digits": {
+        "data": {"image_size": 8, "num_channels": 1},
+        "generator": {"latent_dim": 16, "block_out_channels": (64, 64)},
+        "energy": {"block_out_channels": (64, 64), "num_downsamples": 1, "patch_size": 2},
+        "inference": {"block_out_channels": (32, 64)},
+    },
+    "toy": {
+        "data": {"data_dim": 2},
+        "generator": {"latent_dim": 2},
+        "energy": {"num_timesteps": 1},
+        "inference": {},
+    },
+}
+
+
+def dual_mcmc_model_settings(
+    preset: str, latent_dim: int | None = None, overrides: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Which networks, and their arguments: ``{"network": "resnet" | "mlp", "generator": ..., "energy": ..., ...}``.
+
+    Args:
+        preset: A name of `PRESETS`.
+        latent_dim: Dimensions of z; None = the preset's.
+        overrides: Changes by part: ``"data"`` (the data's size), ``"generator"``, ``"energy"``, ``"inference"``.
+
+    Raises:
+        ValueError: If the preset or a part is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
+    parts = copy.deepcopy(PRESETS[preset])
+    for part, values in (overrides or {}).items():
+        if part not in parts or not isinstance(values, dict):
+            raise ValueError(f"models must map some of {sorted(parts)} to their settings, got {part!r}: {values!r}.")
+        parts[part].update(values)
+    data = parts.pop("data")
+    latent_dim = latent_dim or parts["generator"]["latent_dim"]
+    parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
+    network = "mlp" if "data_dim" in data else "resnet"
+    return {"network": network, **{name: {**data, **values} for name, values in parts.items()}}
+
+
+def build_dual_mcmc_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The generator, energy and inference networks of `dual_mcmc_model_settings`, freshly initialised (torch's seed).
+
+    Raises:
+        ValueError: If a network does not know a setting, or the sizes do not fit.
+    """
+    from hf_ebm.models.conv_inference import ConvInferenceModel
+    from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
+    from hf_ebm.models.mlp_inference import MLPInferenceModel
+    from hf_ebm.models.mlp_latent_generator import MLPLatentGeneratorModel
+    from hf_ebm.models.presets import build_models
+    from hf_ebm.models.resnet_energy import ResNetEnergyConfig, ResNetEnergyModel
+    from hf_ebm.models.resnet_generator import ResNetGeneratorModel
+
+    if settings["network"] == "mlp":
+        classes: Any = (MLPLatentGeneratorModel, MLPEnergyConfig, MLPEnergyModel, MLPInferenceModel)
+    else:
+        classes = (ResNetGeneratorModel, ResNetEnergyConfig, ResNetEnergyModel, ConvInferenceModel)
+    return build_models(settings, *classes)

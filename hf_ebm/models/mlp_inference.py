@@ -1,0 +1,42 @@
+"""The inference model of Dual-MCMC Teaching on vectors: ``q(z | x) = N(mean, exp(logvar))``, an MLP."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from hf_ebm.models.energy import check_sample
+from hf_ebm.models.pair_inference import InferenceOutput
+
+
+class MLPInferenceModel(ModelMixin, ConfigMixin):
+    """``x -> mean, logvar of z`` for vectors.
+
+    Args:
+        data_dim: D, dimensions of one vector.
+        latent_dim: Dimensions of z.
+        hidden_dims: Width of each hidden layer.
+    """
+
+    @register_to_config
+    def __init__(self, data_dim: int = 2, latent_dim: int = 2, hidden_dims: Sequence[int] = (128, 128, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise([data_dim, *hidden_dims]):
+            layers += [nn.Linear(a, b), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden_dims[-1], 2 * latent_dim))
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one vector, (D,)."""
+        return (self.config.data_dim,)
+
+    def forward(self, x: Tensor, return_dict: bool = True) -> InferenceOutput | tuple[Tensor, Tensor]:
+        """Infer the latents of vectors: (B, D) -> ``mean`` and ``logvar``, each (B, latent_dim), float32."""
+        check_sample("x", x, self.sample_shape)
+        mean, logvar = self.layers(x).float().chunk(2, dim=1)
+        return InferenceOutput(mean=mean, logvar=logvar) if return_dict else (mean, logvar)

@@ -1,0 +1,137 @@
+"""The energy of Dual-MCMC Teaching on images: a residual network ``x -> E(x)`` with spectral norm on every layer.
+
+ReLU, no normalisation of features, no bias, average pooling, one linear number at the end. Spectral norm bounds the
+slope of E, which keeps the Langevin chain and the training stable; the energy has no noise levels and ignores `timestep`.
+The defaults are the published CIFAR-10 network (16.8M parameters).
+
+Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: F401 (diffusers looks here)
+
+from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample
+
+
+class ResNetEnergyConfig(PreTrainedConfig):
+    """Settings of `ResNetEnergyModel`.
+
+    Args:
+        image_size: Height and width of the images, divisible by ``patch_size * 2 ** num_downsamples``.
+        num_channels: 1 for gray, 3 for RGB, or any number.
+        patch_size: The network works on patches of this many pixels squared; 1 = on pixels.
+        block_out_channels: Width of each residual block.
+        num_downsamples: How many of the blocks, from the first, halve the image.
+        spectral_norm: Whether every layer is divided by its largest singular value.
+        power_iteration: ``"energy_update"``: the estimate of the singular values moves in training forwards of the
+            energy's own update alone, and is fixed along a chain; ``"every_forward"``: at every chain step too.
+    """
+
+    model_type = "hf_ebm_resnet_energy"
+
+    image_size: int = 32
+    num_channels: int = 3
+    patch_size: int = 1
+    block_out_channels: list[int] | tuple[int, ...] = (512, 512, 512, 512)
+    num_downsamples: int = 2
+    spectral_norm: bool = True
+    power_iteration: str = "energy_update"
+
+
+class EnergyBlock(nn.Module):
+    """A residual block of two 3x3 convolutions, with a 1x1 one beside it where width or size change.
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+        first: Whether the input is an image, which no ReLU shall cut.
+        downsample: Whether the output is averaged over 2x2 pixels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, first: bool, downsample: bool) -> None:
+        super().__init__()
+        self.first, self.downsample = first, downsample
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if in_channels != out_channels or downsample:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, in, H, W) -> (B, out, H, W), or half of H and W."""
+        hidden = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        if self.downsample:  # averaging and a 1x1 convolution commute: average first, there is less to do
+            hidden, x = F.avg_pool2d(hidden, 2), F.avg_pool2d(x, 2)
+        return hidden + (x if self.shortcut is None else self.shortcut(x))
+
+
+class ResNetEnergyModel(EnergyModel):
+    """``E(x)`` of images, shape (B,), low = likely."""
+
+    config_class = ResNetEnergyConfig
+
+    def __init__(self, config: ResNetEnergyConfig) -> None:
+        super().__init__(config)
+        widths: Sequence[int] = config.block_out_channels
+        if not widths or not 0 <= config.num_downsamples <= len(widths):
+            raise ValueError(
+                "num_downsamples must be at most the number of blocks in block_out_channels, got "
+                f"{config.num_downsamples} for {tuple(widths)}."
+            )
+        factor = config.patch_size * 2**config.num_downsamples
+        if config.image_size % factor:
+            raise ValueError(
+                f"image_size must be divisible by patch_size * 2 ** num_downsamples = {factor}, got {config.image_size}."
+            )
+        if config.power_iteration not in ("energy_update", "every_forward"):
+            raise ValueError(
+                f"power_iteration must be 'energy_update' or 'every_forward', got {config.power_iteration!r}."
+            )
+        in_channels = [config.num_channels * config.patch_size**2, *widths[:-1]]
+        self.blocks = nn.ModuleList(
+            EnergyBlock(a, b, first=i == 0, downsample=i < config.num_downsamples)
+            for i, (a, b) in enumerate(zip(in_channels, widths, strict=True))
+        )
+        self.head = nn.Linear(widths[-1], 1, bias=False)
+        for module in list(self.modules()):
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                if config.spectral_norm:
+                    spectral_norm(module)
+        self.post_init()
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return (self.config.num_channels, self.config.image_size, self.config.image_size)
+
+    def forward(self, pixel_values: Tensor, timestep: Tensor | int | None = None, **_: Any) -> EnergyOutput:
+        """Energy of each image.
+
+        Args:
+            pixel_values: Images in [-1, 1], shape (B, C, H, W).
+            timestep: Ignored: this energy has no noise levels.
+
+        Returns:
+            `EnergyOutput` with ``energy`` of shape (B,), float32.
+        """
+        check_sample("pixel_values", pixel_values, self.sample_shape)
+        hidden = pixel_values
+        if self.config.patch_size > 1:
+            hidden = F.pixel_unshuffle(hidden, self.config.patch_size)
+        for block in self.blocks:
+            hidden = block(hidden)
+        hidden = F.relu(hidden).mean(dim=(2, 3))
+        return EnergyOutput(energy=self.head(hidden).squeeze(1).to(torch.promote_types(hidden.dtype, torch.float32)))
+
+
+AutoConfig.register(ResNetEnergyConfig.model_type, ResNetEnergyConfig)
+AutoModel.register(ResNetEnergyConfig, ResNetEnergyModel)

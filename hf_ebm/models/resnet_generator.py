@@ -1,0 +1,117 @@
+"""The generator of Dual-MCMC Teaching on images: ``z -> x``, residual upsampling blocks ending in tanh.
+
+It defines ``p(x | z) = N(g(z), likelihood_std^2 I)`` with ``z ~ N(0, I)`` (Eq. 4): its images, and the posterior of
+latents that the z-chain samples. The defaults are the published CIFAR-10 network (16.0M parameters).
+
+Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS 2023.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_ebm.models.energy import check_sample
+from hf_ebm.models.latent_generator import LatentGenerator
+from hf_ebm.models.unet_generator import GeneratorOutput
+
+
+class GeneratorBlock(nn.Module):
+    """A residual block that doubles the image: two 3x3 convolutions, and a 1x1 one beside them.
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+        batch_norm: Whether each convolution is preceded by batch norm.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels) if batch_norm else nn.Identity()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm2 = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, in, H, W) -> (B, out, 2H, 2W)."""
+        hidden = F.interpolate(F.relu(self.norm1(x)), scale_factor=2.0, mode="nearest")
+        hidden = self.conv2(F.relu(self.norm2(self.conv1(hidden))))
+        # a 1x1 convolution and a nearest upsampling commute: convolve first, there is less to do
+        return hidden + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
+
+
+class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
+    """``z -> x`` for images.
+
+    Args:
+        image_size: Height and width of the images, divisible by ``2 ** (len(block_out_channels) - 1)``.
+        num_channels: 1 for gray, 3 for RGB, or any number.
+        latent_dim: Dimensions of z.
+        block_out_channels: Width at the smallest size, then of each block, which doubles the size.
+        batch_norm: Whether the blocks have batch norm.
+        sampling_batch_norm: ``"running"``: samples use the running statistics (eval mode); ``"batch"``: those of their
+            own batch, so that a sample depends on its neighbours.
+        chain_running_statistics: ``"frozen"``: the z-chain of training leaves the running statistics alone;
+            ``"updated"``: each of its steps counts.
+        likelihood_std: Standard deviation of ``p(x | z)``, > 0. The squared error carries no 1/2 (see
+            `hf_ebm.losses.dual_mcmc`), so that 0.3 is an effective 0.212.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        num_channels: int = 3,
+        latent_dim: int = 128,
+        block_out_channels: Sequence[int] = (512, 512, 512, 512),
+        batch_norm: bool = True,
+        sampling_batch_norm: str = "running",
+        chain_running_statistics: str = "frozen",
+        likelihood_std: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.check_settings(sampling_batch_norm, chain_running_statistics, likelihood_std)
+        factor = 2 ** (len(block_out_channels) - 1)
+        if image_size % factor:
+            raise ValueError(
+                f"image_size must be divisible by {factor} for block_out_channels={tuple(block_out_channels)}, "
+                f"got {image_size}; use fewer blocks or another size."
+            )
+        self.start_size = image_size // factor
+        self.linear_in = nn.Linear(latent_dim, block_out_channels[0] * self.start_size**2)
+        self.blocks = nn.ModuleList(GeneratorBlock(a, b, batch_norm) for a, b in itertools.pairwise(block_out_channels))
+        self.norm_out = nn.BatchNorm2d(block_out_channels[-1]) if batch_norm else nn.Identity()
+        self.conv_out = nn.Conv2d(block_out_channels[-1], num_channels, kernel_size=3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return (self.config.num_channels, self.config.image_size, self.config.image_size)
+
+    def forward(self, z: Tensor, return_dict: bool = True) -> GeneratorOutput | tuple[Tensor]:
+        """Generate.
+
+        Args:
+            z: Latents, shape (B, latent_dim).
+            return_dict: Whether to return a `GeneratorOutput` or a tuple.
+
+        Returns:
+            The mean of ``p(x | z)``, images in [-1, 1], shape (B, C, H, W).
+        """
+        check_sample("z", z, (self.config.latent_dim,))
+        hidden = self.linear_in(z).unflatten(1, (-1, self.start_size, self.start_size))
+        for block in self.blocks:
+            hidden = block(hidden)
+        x = torch.tanh(self.conv_out(F.relu(self.norm_out(hidden))))
+        return GeneratorOutput(sample=x) if return_dict else (x,)

@@ -1,0 +1,126 @@
+"""What the samplers of an energy share: one gradient per timestep in, the next point at which to take it out.
+
+    scheduler.set_timesteps(num_inference_steps)
+    for t in scheduler.timesteps:
+        energy, grad = energy_and_grad(energy_fn, x)
+        x = scheduler.step(grad, t, x, energy=energy, generator=generator).prev_sample
+
+All samplers are given by the Langevin step's two numbers, the step size s and the noise n; they target
+``exp(-E / temperature)`` with ``temperature = (n/s)^2``, so one is swapped for another by ``from_config``. A sampler that
+must look at a proposal before it takes it (MALA, HMC) keeps the chain's state between steps, as diffusers' Heun does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+
+@dataclass
+class EnergySamplerOutput(BaseOutput):
+    """Output of one step of a sampler.
+
+    Attributes:
+        prev_sample: Where the gradient is needed next; after the last timestep, the chain's end. Shape (B, ...).
+        current_sample: The chain's state now, which may lag behind `prev_sample` while a proposal waits, (B, ...).
+        energy: Energy at the sample that was given, shape (B,); None if it was not given.
+        grad_norm: Euclidean norm of the gradient that was given, shape (B,).
+        acceptance_rate: Share of the batch that took its proposal at this step, a scalar; None where there was none.
+    """
+
+    prev_sample: Tensor
+    current_sample: Tensor
+    energy: Tensor | None = None
+    grad_norm: Tensor | None = None
+    acceptance_rate: Tensor | None = None
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive, finite number, got {value!r}.")
+
+
+class EnergySampler(SchedulerMixin, ConfigMixin):
+    """Base of the samplers: timesteps, the checks, and the temperature. Subclasses write ``step``."""
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    def setup(self, num_train_timesteps: int, step_size: float, noise_std: float | None) -> None:
+        """Check the settings all samplers have; called by each ``__init__``.
+
+        Raises:
+            ValueError: If one of them cannot be used.
+        """
+        if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int) or num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps must be a whole number >= 1, got {num_train_timesteps!r}.")
+        check_positive("step_size", step_size)
+        if noise_std is not None:
+            check_positive("noise_std", noise_std)
+        self.step_size = float(step_size)
+        self.noise_std = float(step_size if noise_std is None else noise_std)
+        self.num_inference_steps = num_train_timesteps
+        self.set_timesteps(num_train_timesteps)
+
+    @property
+    def temperature(self) -> float:
+        """``(noise_std / step_size)^2``: the chain targets ``exp(-E / temperature)``."""
+        return (self.noise_std / self.step_size) ** 2
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    def num_evaluations(self, num_inference_steps: int) -> int:
+        """Gradients that `num_inference_steps` updates of the chain need: one each, unless a sampler says otherwise."""
+        return num_inference_steps
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: str | torch.device | None = None) -> None:
+        """Start a chain of `num_inference_steps` updates; ``timesteps`` has one entry per gradient it needs.
+
+        Args:
+            num_inference_steps: Updates of the chain >= 1; None = the number the model was trained with.
+            device: Where `timesteps` shall be.
+
+        Raises:
+            ValueError: If it is not a whole number >= 1.
+        """
+        number = self.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"num_inference_steps must be a whole number >= 1, got {num_inference_steps!r}.")
+        self.num_inference_steps = number
+        self.timesteps = torch.arange(self.num_evaluations(number), device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the chain: the next `step` is its first."""
+        self.step_index = 0
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | int | None = None) -> Tensor:
+        """`sample` unchanged: energies see the states as they are."""
+        return sample
+
+    def advance(self) -> int:
+        """This step's index, counted here and not read from `timestep`: a GPU is never waited for.
+
+        Raises:
+            ValueError: If the chain has no step left.
+        """
+        index = self.step_index
+        if index >= len(self.timesteps):
+            raise ValueError(
+                f"step was called more than the {len(self.timesteps)} times of this chain; call set_timesteps first."
+            )
+        self.step_index = index + 1
+        return index
+
+
+def grad_norm(grad: Tensor) -> Tensor:
+    """Euclidean norm of each sample's gradient, shape (B, ...) -> (B,)."""
+    return grad.flatten(1).norm(dim=1)

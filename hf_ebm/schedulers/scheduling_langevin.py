@@ -1,0 +1,72 @@
+"""Unadjusted Langevin dynamics as a scheduler: ``x <- x - s^2/2 grad E(x) + n * noise``.
+
+Step size s and noise n are set apart, as the published EBMs do: n = s samples ``exp(-E)`` as s -> 0, a smaller n
+samples ``exp(-E / temperature)``, ``temperature = (n/s)^2``. Both may decay along the chain. With a constant step the
+chain is biased, on a quadratic energy ``a x^2 / 2`` to the variance ``n^2 / (1 - (1 - s^2 a / 2)^2)``. Source: Eq. 3,
+Cui & Han 2023; Welling & Teh 2011.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import SchedulerMixin  # noqa: F401 (diffusers looks for it here)
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from hf_ebm.langevin import langevin_step
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, grad_norm
+
+
+class LangevinScheduler(EnergySampler):
+    """Unadjusted Langevin dynamics.
+
+    Args:
+        num_train_timesteps: Updates of the chain the model was trained with; the default number when sampling.
+        step_size: s > 0.
+        noise_std: n > 0; None = `step_size`, the chain of ``exp(-E)``.
+        step_size_decay: Exponent gamma >= 0: the k-th update, k = 0, 1, ..., has step size ``s (1 + k)^-gamma``.
+        noise_decay: The same for the noise.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 30,
+        step_size: float = 0.5,
+        noise_std: float | None = None,
+        step_size_decay: float = 0.0,
+        noise_decay: float = 0.0,
+    ) -> None:
+        for name, value in (("step_size_decay", step_size_decay), ("noise_decay", noise_decay)):
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"{name} must be >= 0 and finite, got {value!r}.")
+        self.setup(num_train_timesteps, step_size, noise_std)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | int,
+        sample: Tensor,
+        energy: Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> EnergySamplerOutput | tuple[Tensor]:
+        """One Langevin update.
+
+        Args:
+            model_output: Gradient of the energy at `sample`, shape (B, ...).
+            timestep: Entry of `timesteps`; the chain counts by itself.
+            sample: State, shape (B, ...).
+            energy: Energy at `sample`, shape (B,); only passed on to the output.
+            generator: Random number generator, or one per sample.
+            return_dict: Whether to return an `EnergySamplerOutput` or a tuple.
+        """
+        k = 1.0 + self.advance()
+        step_size = self.step_size * k**-self.config.step_size_decay
+        noise_std = self.noise_std * k**-self.config.noise_decay
+        noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+        prev_sample = langevin_step(sample, model_output, step_size, noise_std, noise)
+        if not return_dict:
+            return (prev_sample,)
+        return EnergySamplerOutput(prev_sample, prev_sample, energy, grad_norm(model_output))
