@@ -1,5 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv when it is not there.
+# `make demo METHOD=dual_mcmc` runs the other method's demo.
 PYTHON ?= python3
+METHOD ?= ddaebm
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -7,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint types check clean
 
 demo: $(INSTALLED)
-	$(BIN)/python -m hf_ebm.training.demo
+	$(BIN)/python -m hf_ebm.training.demo $(METHOD)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

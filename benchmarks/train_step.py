@@ -28,6 +28,7 @@ from timing import alternate, make_parser, parse, ratio, report
 from torch import Tensor, nn
 
 from hf_ebm.models.presets import build_ddaebm_models
+from hf_ebm.training.run import prepare_models
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_objects, train_step
 
 BATCH_SIZES = {"digits": 64, "cifar10": 8}
@@ -46,7 +47,8 @@ class Package:
 
     def __init__(self, models: Models, settings: DDAEBMSettings, accelerator: Accelerator) -> None:
         self.models, self.settings = models, settings
-        self.objects, _ = make_objects(settings, accelerator, models)
+        prepare_models(models, settings)
+        self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
         self.emas = [EMAModel(model.parameters(), decay=settings.ema_decay, foreach=True) for model in models[:2]]
         for ema in self.emas:
             ema.to(accelerator.device)

@@ -11,14 +11,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AnnealedLangevinScheduler": "hf_ebm.schedulers.scheduling_annealed_langevin",
+    "ConvInferenceModel": "hf_ebm.models.conv_inference",
     "DDAEBMPipeline": "hf_ebm.pipelines.pipeline_ddaebm",
     "DDAEBMScheduler": "hf_ebm.schedulers.scheduling_ddaebm",
     "DiffusionCoefficients": "hf_ebm.diffusion",
+    "DualMCMCPipeline": "hf_ebm.pipelines.pipeline_dual_mcmc",
+    "HMCScheduler": "hf_ebm.schedulers.scheduling_hmc",
+    "LangevinScheduler": "hf_ebm.schedulers.scheduling_langevin",
+    "MALAScheduler": "hf_ebm.schedulers.scheduling_mala",
     "MLPEnergyConfig": "hf_ebm.models.mlp_energy",
     "MLPEnergyModel": "hf_ebm.models.mlp_energy",
     "MLPGeneratorModel": "hf_ebm.models.mlp_generator",
+    "MLPInferenceModel": "hf_ebm.models.mlp_inference",
+    "MLPLatentGeneratorModel": "hf_ebm.models.mlp_latent_generator",
     "MLPPairInferenceModel": "hf_ebm.models.mlp_pair_inference",
     "PairInferenceModel": "hf_ebm.models.pair_inference",
+    "PreconditionedLangevinScheduler": "hf_ebm.schedulers.scheduling_preconditioned_langevin",
+    "ReplicaExchangeScheduler": "hf_ebm.schedulers.scheduling_replica_exchange",
+    "ResNetEnergyConfig": "hf_ebm.models.resnet_energy",
+    "ResNetEnergyModel": "hf_ebm.models.resnet_energy",
+    "ResNetGeneratorModel": "hf_ebm.models.resnet_generator",
     "UNetEnergyConfig": "hf_ebm.models.unet_energy",
     "UNetEnergyModel": "hf_ebm.models.unet_energy",
     "UNetGeneratorModel": "hf_ebm.models.unet_generator",
@@ -28,16 +41,31 @@ __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
     from hf_ebm.diffusion import DiffusionCoefficients as DiffusionCoefficients
+    from hf_ebm.models.conv_inference import ConvInferenceModel as ConvInferenceModel
     from hf_ebm.models.mlp_energy import MLPEnergyConfig as MLPEnergyConfig
     from hf_ebm.models.mlp_energy import MLPEnergyModel as MLPEnergyModel
     from hf_ebm.models.mlp_generator import MLPGeneratorModel as MLPGeneratorModel
+    from hf_ebm.models.mlp_inference import MLPInferenceModel as MLPInferenceModel
+    from hf_ebm.models.mlp_latent_generator import MLPLatentGeneratorModel as MLPLatentGeneratorModel
     from hf_ebm.models.mlp_pair_inference import MLPPairInferenceModel as MLPPairInferenceModel
     from hf_ebm.models.pair_inference import PairInferenceModel as PairInferenceModel
+    from hf_ebm.models.resnet_energy import ResNetEnergyConfig as ResNetEnergyConfig
+    from hf_ebm.models.resnet_energy import ResNetEnergyModel as ResNetEnergyModel
+    from hf_ebm.models.resnet_generator import ResNetGeneratorModel as ResNetGeneratorModel
     from hf_ebm.models.unet_energy import UNetEnergyConfig as UNetEnergyConfig
     from hf_ebm.models.unet_energy import UNetEnergyModel as UNetEnergyModel
     from hf_ebm.models.unet_generator import UNetGeneratorModel as UNetGeneratorModel
     from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline as DDAEBMPipeline
+    from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline as DualMCMCPipeline
+    from hf_ebm.schedulers.scheduling_annealed_langevin import AnnealedLangevinScheduler as AnnealedLangevinScheduler
     from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler as DDAEBMScheduler
+    from hf_ebm.schedulers.scheduling_hmc import HMCScheduler as HMCScheduler
+    from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler as LangevinScheduler
+    from hf_ebm.schedulers.scheduling_mala import MALAScheduler as MALAScheduler
+    from hf_ebm.schedulers.scheduling_preconditioned_langevin import (
+        PreconditionedLangevinScheduler as PreconditionedLangevinScheduler,
+    )
+    from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler as ReplicaExchangeScheduler
 
 
 def __getattr__(name: str) -> Any:

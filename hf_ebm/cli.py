@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-METHODS = ("ddaebm",)
+METHODS = ("ddaebm", "dual_mcmc")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,6 +67,18 @@ def run_train(options: argparse.Namespace) -> None:
     os.execv(sys.executable, [*launcher, "-m", f"hf_ebm.training.train_{options.method}", *options.arguments])
 
 
+def load_pipeline(model: str) -> Any:
+    """The pipeline in a run folder or Hub repository, whichever of ours it is."""
+    from diffusers import DiffusionPipeline
+
+    import hf_ebm
+
+    name = DiffusionPipeline.load_config(model)["_class_name"]
+    if name not in hf_ebm.__all__:
+        raise ValueError(f"--model {model} holds a {name}, which is no pipeline of hf-ebm.")
+    return getattr(hf_ebm, name).from_pretrained(model)
+
+
 def run_sample(options: argparse.Namespace) -> None:
     """Write a grid of samples."""
     if options.num_images < 1:
@@ -73,9 +86,7 @@ def run_sample(options: argparse.Namespace) -> None:
     import torch
     from diffusers.utils import make_image_grid
 
-    from hf_ebm import DDAEBMPipeline
-
-    pipeline = DDAEBMPipeline.from_pretrained(options.model)
+    pipeline = load_pipeline(options.model)
     if len(pipeline.sample_shape) != 3:
         raise ValueError(f"--model {options.model} makes vectors, not images; sample it from Python.")
     images = pipeline(options.num_images, generator=torch.Generator().manual_seed(options.seed)).images
@@ -89,10 +100,9 @@ def run_score(options: argparse.Namespace) -> None:
     """Print one energy per file."""
     import PIL.Image
 
-    from hf_ebm import DDAEBMPipeline
     from hf_ebm.image_inputs import PIL_MODES
 
-    pipeline = DDAEBMPipeline.from_pretrained(options.model)
+    pipeline = load_pipeline(options.model)
     mode = PIL_MODES.get(pipeline.sample_shape[0])
     images = [PIL.Image.open(path).convert(mode) for path in options.images]
     energies = pipeline.score(images).energies.tolist()

@@ -7,6 +7,8 @@
 | float array | 0..1 | the same |
 | float tensor | -1..1 | (B, C, H, W), (C, H, W) |
 | vector data: float array or tensor | any | (B, D) |
+
+Masks have diffusers' convention, 1 (white) = to be filled in, and the module's function `mask_to_tensor`.
 """
 
 from __future__ import annotations
@@ -125,3 +127,54 @@ def _check_range(values: Tensor, low: float, high: float, kind: str) -> None:
             f"images as {kind} must lie in [{low:g}, {high:g}], got values from {values.min():.4g} to "
             f"{values.max():.4g}; rescale them (tensors: x * 2 - 1 from [0, 1]; arrays: uint8, or x / 255)."
         )
+
+
+def mask_to_tensor(mask: Any, batch_size: int, sample_shape: tuple[int, ...]) -> Tensor:
+    """A mask, 1 (white) = to be filled in, as a boolean tensor that broadcasts to (B, C, H, W) or (B, D).
+
+    Args:
+        mask: PIL image of mode "L" or "1" (gray is rounded to black or white), a list of them, or an array or a tensor
+            of zeros and ones, of shape (H, W), (B, H, W), (B, 1, H, W), where B may be 1; vector data (D,), (B, D).
+        batch_size: B, the number of images.
+        sample_shape: (C, H, W) or (D,).
+
+    Raises:
+        ValueError: If the type, a shape or a value does not fit.
+    """
+    if isinstance(mask, PIL.Image.Image):
+        mask = [mask]
+    if isinstance(mask, Sequence) and not isinstance(mask, str | bytes) and len(mask) > 0:
+        mask = _pil_masks(mask)
+    if not isinstance(mask, np.ndarray | Tensor):
+        raise ValueError(f"mask must be a PIL image, a numpy array or a torch tensor, got {type(mask).__name__}.")
+    values = torch.as_tensor(mask)
+    size = tuple(sample_shape[-2:])
+    shapes = [size, (1, *size), (batch_size, *size)]
+    if len(sample_shape) == 3:
+        shapes += [(1, 1, *size), (batch_size, 1, *size)]
+    if tuple(values.shape) not in shapes:
+        allowed = ", ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise ValueError(
+            f"mask must have one of the shapes {allowed} for {batch_size} image(s) of this model, got "
+            f"{tuple(values.shape)}; resize it like the images."
+        )
+    if not ((values == 0) | (values == 1)).all():
+        raise ValueError(
+            f"mask must hold only 0 (keep) and 1 (fill in), got values from {values.min().item():.4g} to "
+            f"{values.max().item():.4g}; make it with mask > threshold."
+        )
+    channels = (1,) if len(sample_shape) == 3 else ()
+    return (values == 1).reshape(-1, *channels, *size)
+
+
+def _pil_masks(masks: Sequence[Any]) -> np.ndarray:
+    """Black-and-white PIL images as one boolean array (B, H, W)."""
+    for mask in masks:
+        if not isinstance(mask, PIL.Image.Image):
+            raise ValueError(f"mask as a list must hold PIL images, got {type(mask).__name__}; stack arrays instead.")
+        if mask.mode not in ("1", "L"):
+            raise ValueError(f"mask must have mode '1' or 'L', got {mask.mode!r}; convert it with mask.convert('L').")
+    sizes = sorted({mask.size for mask in masks})
+    if len(sizes) > 1:
+        raise ValueError(f"mask images must all have one size, got {sizes}.")
+    return np.stack([np.asarray(mask.convert("L")) >= 128 for mask in masks])

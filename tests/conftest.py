@@ -34,3 +34,30 @@ def tiny_pipeline():
     pipeline = DDAEBMPipeline(generator_model, DDAEBMScheduler(), energy_model, inference_model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def tiny_dual_mcmc_pipeline():
+    """A Dual-MCMC pipeline of tiny residual networks whose buffers are not at their start either."""
+    from hf_ebm import DualMCMCPipeline, LangevinScheduler
+    from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
+
+    overrides = {
+        "generator": {"block_out_channels": (8, 8), "patch_size": 1},
+        "energy": {"block_out_channels": (8, 8), "patch_size": 1},
+        "inference": {"block_out_channels": (8, 16)},
+    }
+    generator_model, energy_model, inference_model = build_dual_mcmc_models(
+        dual_mcmc_model_settings("digits", latent_dim=4, overrides=overrides)
+    )
+    for _ in range(3):  # running statistics and singular values move in training forwards
+        energy_model.train()(generator_model.train()(torch.randn(16, 4)).sample.detach())
+    pipeline = DualMCMCPipeline(
+        generator_model.eval(),
+        LangevinScheduler(num_train_timesteps=5, step_size=0.5, noise_std=0.01),
+        energy_model.eval(),
+        inference_model.eval(),
+        LangevinScheduler(num_train_timesteps=3, step_size=0.1, noise_std=0.1),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

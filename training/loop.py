@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -52,6 +52,9 @@ def make_accelerator(
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        # Buffers are batch norm's running statistics, which no loss uses, and singular vectors, the same everywhere;
+        # broadcasting them at each forward would change them between two forwards and their backward.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
@@ -93,18 +96,19 @@ def random_flip(x: Tensor) -> Tensor:
     return torch.where(flip[:, None, None, None], x.flip(-1), x)
 
 
-def check_terms(terms: dict[str, float], step: int, limit: float) -> None:
-    """Stop the run if a loss term is not finite or larger than `limit`.
+def check_terms(terms: dict[str, float], step: int, limit: float, limits: dict[str, float] | None = None) -> None:
+    """Stop the run if a loss term is not finite or larger than `limit`, or than its own of `limits`.
 
     Raises:
         TrainingDivergedError: It names the step, the term and its value.
     """
     for name, value in terms.items():
-        if not math.isfinite(value) or abs(value) > limit:
-            what = "is not finite" if not math.isfinite(value) else f"passed loss_limit={limit:g}"
+        allowed = (limits or {}).get(name, limit)
+        if not math.isfinite(value) or abs(value) > allowed:
+            what = "is not finite" if not math.isfinite(value) else f"passed its limit of {allowed:g}"
             raise TrainingDivergedError(
                 f"step {step}: loss term {name!r} {what} (value {value}). The run stopped; its checkpoints are "
-                "untouched. Resume from the last one with a smaller learning rate or a larger r1_weight."
+                "untouched. Resume from the last one with a smaller learning rate, or a stronger penalty on the energy."
             )
 
 

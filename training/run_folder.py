@@ -70,7 +70,15 @@ def save_samples(pipeline: Any, folder: Path, step: int, num_samples: int, datas
 
 
 def finish_run(
-    pipeline: Any, settings: Any, output_dir: Path, *, step: int, seconds: float, num_images: int, num_processes: int
+    pipeline: Any,
+    settings: Any,
+    output_dir: Path,
+    *,
+    method: str,
+    step: int,
+    seconds: float,
+    num_images: int,
+    num_processes: int,
 ) -> None:
     """Turn the run folder into a pipeline folder: safetensors, configs, a last grid, a summary and the card.
 
@@ -111,4 +119,4 @@ def finish_run(
         "parameters": parameters,
     }
     (output_dir / "train_summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    write_card(output_dir, "ddaebm.md", output_dir.name)
+    write_card(output_dir, f"{method}.md", output_dir.name)

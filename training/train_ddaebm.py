@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from hf_ebm.data import load_training_data
 from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients, per_sample, vp_times
 from hf_ebm.losses.ddaebm import (
     adversarial_term,
@@ -40,45 +34,17 @@ from hf_ebm.losses.ddaebm import (
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.schedulers.scheduling_ddaebm import BETA_SCHEDULES, DDAEBMScheduler
-from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
-from hf_ebm.training.loop import (
-    MetricsFile,
-    Position,
-    check_terms,
-    endless_batches,
-    gather_terms,
-    make_accelerator,
-    make_loader,
-    random_flip,
-)
-from hf_ebm.training.run_folder import finish_run, save_samples, start_run
-from hf_ebm.training.settings import load_settings
+from hf_ebm.training.run import Method, cosine_schedule, run_script, run_training, update
+from hf_ebm.training.run_settings import RunSettings
 
 DEFAULT_CONFIG = "ddaebm_digits.yaml"
 
 
 @dataclasses.dataclass(frozen=True)
-class DDAEBMSettings:
+class DDAEBMSettings(RunSettings):
     """All settings of a run; `Settings that are published` of each data set are in ``training/configs``."""
 
     output_dir: str = "outputs/ddaebm"
-    overwrite_output_dir: bool = False  # True: a run that is there already is replaced
-
-    # data
-    dataset: str = "digits"  # "digits", "25gaussians", "pinwheel", "swissroll", a Hub id, or a local folder
-    dataset_config: str | None = None
-    dataset_revision: str | None = None
-    dataset_split: str = "train"
-    image_column: str | None = None  # None: the only image column
-    padding: int = 0  # black pixels on each side: 2 makes 28x28 images 32x32
-    horizontal_flip: bool = False
-    num_toy_samples: int = 100_000
-    num_workers: int = 0
-
-    # models
-    preset: str = "digits"  # hf_ebm.models.presets
-    models: dict[str, dict] = dataclasses.field(default_factory=dict)  # changes to it: unet, generator, ...
-    latent_dim: int | None = None  # None: the preset's
 
     # diffusion
     num_timesteps: int = 4
@@ -101,61 +67,19 @@ class DDAEBMSettings:
     reconstruction_loss: str = "squared_error"  # or "gaussian_nll", or "lsun_nll" (weighted per step)
     reconstruction_min_variance: float = 1e-4  # of the Gaussian in the two likelihoods
 
-    # optimisation
-    max_steps: int = 2000
-    batch_size: int = 64  # per process
-    gradient_accumulation_steps: int = 1
-    energy_learning_rate: float = 1e-4
-    generator_learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-5  # end of the cosine decay
-    adam_betas: tuple[float, ...] = (0.0, 0.9)
-    max_grad_norm: float | None = None
-    ema_decay: float | None = 0.999  # of generator and energy; None: no EMA
-    loss_limit: float = 1e7  # a larger loss term stops the run
-
-    # machine
-    seed: int = 0
-    mixed_precision: str = "no"  # "no" (fp32), "bf16", "fp16"
-    compile: bool = False  # torch.compile generator, inference model and, with one process, the energy
-    channels_last: bool = False
-
-    # records
-    log_every: int = 10
-    sample_every: int = 500  # a grid in samples/; 0: never
-    num_grid_samples: int = 64
-    checkpoint_every: int = 500  # 0: at the end only
-    checkpoints_total_limit: int | None = 2
-    resume: str | None = None  # "latest" or a checkpoint folder
-    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"
-
     def __post_init__(self) -> None:
         """Raise a `ValueError` that names the setting, before any work."""
-        positive = ("max_steps", "batch_size", "gradient_accumulation_steps", "r1_interval", "log_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
-        choices = {
-            "reconstruction_latent": ("posterior", "prior"),
-            "reconstruction_loss": ("squared_error", "gaussian_nll", "lsun_nll"),
-            "mixed_precision": ("no", "bf16", "fp16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        super().__post_init__()
+        self.check_at_least(1, "r1_interval")
+        self.check_choice("reconstruction_latent", ("posterior", "prior"))
+        self.check_choice("reconstruction_loss", ("squared_error", "gaussian_nll", "lsun_nll"))
+        self.check_choice("spacing", SPACINGS)
         weights = self.r1_weight if isinstance(self.r1_weight, tuple) else (self.r1_weight,)
         if min(weights) < 0 or len(weights) not in (1, self.num_timesteps):
             raise ValueError(f"r1_weight must be one number >= 0, or num_timesteps of them, got {self.r1_weight}.")
         weights = self.timestep_weights or (1.0,) * self.num_timesteps
         if len(weights) != self.num_timesteps or min(weights) < 0 or not 0 < sum(weights) < math.inf:
             raise ValueError(f"timestep_weights must be num_timesteps numbers >= 0, got {self.timestep_weights}.")
-        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
-        if self.spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {SPACINGS}, got {self.spacing!r}.")
-        if len(self.adam_betas) != 2:
-            raise ValueError(f"adam_betas must be two numbers, got {self.adam_betas}.")
-        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
-            raise ValueError(f"checkpoints_total_limit must be >= 1 or null, got {self.checkpoints_total_limit}.")
 
 
 @dataclasses.dataclass
@@ -266,15 +190,6 @@ def reconstruct(x_t: Tensor, predicted: Tensor, t: Tensor, objects: Objects, set
     return reconstruction_nll_term(x_t, predicted, log_variance, weight)
 
 
-def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: Any, settings: DDAEBMSettings) -> None:
-    """One step of `optimizer` down `loss`."""
-    accelerator.backward(loss)
-    if settings.max_grad_norm is not None and accelerator.sync_gradients:
-        accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def make_model_settings(settings: DDAEBMSettings) -> dict[str, Any]:
     """The arguments of the three networks."""
     chain = {"beta_min": settings.beta_min, "beta_max": settings.beta_max, "spacing": settings.spacing}
@@ -282,14 +197,10 @@ def make_model_settings(settings: DDAEBMSettings) -> dict[str, Any]:
 
 
 def make_objects(
-    settings: DDAEBMSettings, accelerator: Accelerator, models: tuple[Any, Any, Any]
+    settings: DDAEBMSettings, accelerator: Accelerator, models: tuple[Any, Any, Any], steps_per_epoch: int
 ) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
     """Optimizers, learning-rate schedules and coefficients for `models`, all prepared by `accelerator`."""
     generator_model, energy_model, inference_model = models
-    for model in models:
-        model.train()
-        if settings.channels_last:
-            model.to(memory_format=torch.channels_last)
     options: dict[str, Any] = {"betas": settings.adam_betas, "fused": accelerator.device.type in ("cpu", "cuda")}
     energy_optimizer = torch.optim.Adam(energy_model.parameters(), lr=settings.energy_learning_rate, **options)
     generator_optimizer = torch.optim.Adam(
@@ -297,12 +208,7 @@ def make_objects(
         lr=settings.generator_learning_rate,
         **options,
     )
-    schedules: list[torch.optim.lr_scheduler.LRScheduler] = [
-        torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, T_max=settings.max_steps, eta_min=min(settings.final_learning_rate, optimizer.defaults["lr"])
-        )
-        for optimizer in (energy_optimizer, generator_optimizer)
-    ]
+    schedules = [cosine_schedule(optimizer, settings) for optimizer in (energy_optimizer, generator_optimizer)]
     if settings.compile:
         generator_model.compile()
         inference_model.compile()
@@ -342,162 +248,25 @@ def make_pipeline(objects: Objects, settings: DDAEBMSettings) -> DDAEBMPipeline:
     )
 
 
+METHOD = Method(
+    name="ddaebm",
+    make_model_settings=make_model_settings,
+    build_models=build_ddaebm_models,
+    make_objects=make_objects,
+    train_step=train_step,
+    make_pipeline=make_pipeline,
+    shown_terms=("energy_real", "energy_fake", "kl"),
+)
+
+
 def train(settings: DDAEBMSettings) -> Path:
-    """Train, and return the run folder, which is a pipeline folder then.
-
-    Raises:
-        ValueError: If a setting, the data or a checkpoint cannot be used; nothing was trained.
-        TrainingDivergedError: If a loss is not finite or explodes.
-    """
-    output_dir = Path(settings.output_dir)
-    accelerator = make_accelerator(
-        settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
-    )
-    model_settings = make_model_settings(settings)
-    checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
-    if checkpoint is not None:
-        check_same_models(checkpoint, model_settings)
-    set_seed(settings.seed)
-    models = build_ddaebm_models(model_settings)
-    dataset = load_training_data(
-        settings.dataset,
-        models[0].sample_shape,
-        split=settings.dataset_split,
-        config_name=settings.dataset_config,
-        revision=settings.dataset_revision,
-        image_column=settings.image_column,
-        padding=settings.padding,
-        num_samples=settings.num_toy_samples,
-        seed=settings.seed,
-    )
-    loader = make_loader(dataset, settings.batch_size, settings.seed, settings.num_workers)
-    start_run(accelerator, settings, output_dir, resumed=checkpoint is not None)
-
-    objects, schedules = make_objects(settings, accelerator, models)
-    loader = accelerator.prepare_data_loader(loader)
-    averaged = models[:2] if settings.ema_decay is not None else ()
-    emas = [EMAModel(model.parameters(), decay=settings.ema_decay, foreach=True) for model in averaged]
-    for ema in emas:
-        ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(*schedules, *emas)
-    set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
-    step, position = 0, Position()
-    if checkpoint is not None:
-        state = read_state(checkpoint)
-        accelerator.load_state(str(checkpoint))
-        step, position = state["step"], Position(**state["position"])
-        if state["num_processes"] != accelerator.num_processes:
-            accelerator.print(
-                f"note: the checkpoint was made by {state['num_processes']} processes, this run has "
-                f"{accelerator.num_processes}: it goes on, but not bit for bit."
-            )
-    metrics = MetricsFile(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
-
-    def checkpoint_now() -> None:
-        facts = {
-            "position": dataclasses.asdict(position),
-            "num_processes": accelerator.num_processes,
-            "models": model_settings,
-        }
-        save_checkpoint(accelerator, output_dir / "checkpoints", step, facts, settings.checkpoints_total_limit)
-
-    progress = tqdm(
-        total=settings.max_steps, initial=step, disable=not accelerator.is_main_process, desc="ddaebm", unit="step"
-    )
-    batches = endless_batches(loader, position)
-    started, start_step = time.perf_counter(), step
-    while step < settings.max_steps:
-        x = next(batches)
-        if settings.horizontal_flip:
-            x = random_flip(x)
-        if settings.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with accelerator.accumulate(objects.energy_model, objects.generator_model, objects.inference_model):
-            terms = gather_terms(accelerator, train_step(x, step, objects, settings))
-        check_terms(terms, step, settings.loss_limit)
-        if not accelerator.sync_gradients:
-            continue
-        for schedule in schedules:
-            schedule.step()
-        for ema, model in zip(emas, averaged, strict=True):
-            ema.step(model.parameters())
-        step += 1
-        progress.update(1)
-
-        if step % settings.log_every == 0 or step == settings.max_steps:
-            progress.set_postfix({name: f"{terms[name]:.3g}" for name in ("energy_real", "energy_fake", "kl")})
-            if metrics is not None:
-                rate = (step - start_step) / (time.perf_counter() - started)
-                record = {
-                    **terms,
-                    "learning_rate": float(schedules[0].get_last_lr()[0]),
-                    "steps_per_second": rate,
-                    "epoch": position.epoch,
-                }
-                metrics.write(step, record)
-                accelerator.log(record, step=step)
-        if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
-            with averaged_weights(emas, averaged):
-                save_samples(
-                    make_pipeline(objects, settings),
-                    output_dir / "samples",
-                    step,
-                    settings.num_grid_samples,
-                    settings.dataset,
-                )
-            for model in models:
-                model.train()
-        if settings.checkpoint_every and step % settings.checkpoint_every == 0:
-            checkpoint_now()
-    progress.close()
-    if not settings.checkpoint_every or step % settings.checkpoint_every:
-        checkpoint_now()
-
-    with averaged_weights(emas, averaged):
-        if accelerator.is_main_process:
-            finish_run(
-                make_pipeline(objects, settings),
-                settings,
-                output_dir,
-                step=step,
-                seconds=time.perf_counter() - started,
-                num_images=len(loader.dataset),
-                num_processes=accelerator.num_processes,
-            )
-    accelerator.end_training()
-    return output_dir
-
-
-class averaged_weights:  # noqa: N801 (a context manager, read as a verb)
-    """Inside ``with``, the models hold their EMA's weights; afterwards their own again."""
-
-    def __init__(self, emas: Sequence[EMAModel], models: Sequence[torch.nn.Module]) -> None:
-        self.pairs = list(zip(emas, models, strict=True))
-
-    def __enter__(self) -> None:
-        for ema, model in self.pairs:
-            ema.store(model.parameters())
-            ema.copy_to(model.parameters())
-
-    def __exit__(self, *_: Any) -> None:
-        for ema, model in self.pairs:
-            ema.restore(model.parameters())
+    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    return run_training(METHOD, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the script; a setting that cannot be used ends it with one clear line and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        print("Settings and their defaults:")
-        for field in dataclasses.fields(DDAEBMSettings):
-            default = field.default if field.default is not dataclasses.MISSING else {}
-            print(f"  {field.name} = {default!r}")
-        return
-    try:
-        train(load_settings(DDAEBMSettings, DEFAULT_CONFIG, arguments))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    """Entry point of the script."""
+    run_script(__doc__ or "", DDAEBMSettings, DEFAULT_CONFIG, train, arguments)
 
 
 if __name__ == "__main__":

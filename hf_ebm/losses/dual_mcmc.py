@@ -1,7 +1,7 @@
 """The objectives of Dual-MCMC Teaching: three models, each learning from what the two Langevin chains revised.
 
-With ``x_gen = g(z)``, ``x_revised`` its end of the x-chain on the energy, ``z_inferred ~ q(z | x)`` and ``z_revised`` its
-end of the z-chain on `posterior_energy`, one iteration minimises
+With ``x_gen = g(z)``, ``x_revised`` its end of the x-chain on the energy, ``z_inferred ~ q(z | x)`` and ``z_revised``
+its end of the z-chain on `posterior_energy`, one iteration minimises
 
     generator:  recon_weight mean ||g(z_revised) - x||^2 + sample_weight mean ||g(z) - x_revised||^2          Eq. 10
     inference:  NLL(z_revised; q(. | x)) + latent_weight NLL(z; q(. | x_revised))                             Eq. 15

@@ -52,7 +52,8 @@ class ConvInferenceModel(ModelMixin, ConfigMixin):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "data": {"image_size": 8, "num_channels": 1},
-        "generator": {"latent_dim": 16, "block_out_channels": (64, 64)},
+        "generator": {"latent_dim": 16, "patch_size": 2, "block_out_channels": (64, 64)},
         "energy": {"block_out_channels": (64, 64), "num_downsamples": 1, "patch_size": 2},
         "inference": {"block_out_channels": (32, 64)},
     },

@@ -1,7 +1,7 @@
 """The energy of Dual-MCMC Teaching on images: a residual network ``x -> E(x)`` with spectral norm on every layer.
 
 ReLU, no normalisation of features, no bias, average pooling, one linear number at the end. Spectral norm bounds the
-slope of E, which keeps the Langevin chain and the training stable; the energy has no noise levels and ignores `timestep`.
+slope of E, which keeps the Langevin chain and the training stable. There are no noise levels: `timestep` is ignored.
 The defaults are the published CIFAR-10 network (16.8M parameters).
 
 Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS 2023.
@@ -89,7 +89,8 @@ class ResNetEnergyModel(EnergyModel):
         factor = config.patch_size * 2**config.num_downsamples
         if config.image_size % factor:
             raise ValueError(
-                f"image_size must be divisible by patch_size * 2 ** num_downsamples = {factor}, got {config.image_size}."
+                f"image_size must be divisible by patch_size * 2 ** num_downsamples = {factor}, got "
+                f"{config.image_size}."
             )
         if config.power_iteration not in ("energy_update", "every_forward"):
             raise ValueError(

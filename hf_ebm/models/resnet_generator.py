@@ -51,9 +51,10 @@ class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
     """``z -> x`` for images.
 
     Args:
-        image_size: Height and width of the images, divisible by ``2 ** (len(block_out_channels) - 1)``.
+        image_size: Height and width of the images, divisible by ``patch_size * 2 ** (len(block_out_channels) - 1)``.
         num_channels: 1 for gray, 3 for RGB, or any number.
         latent_dim: Dimensions of z.
+        patch_size: The network makes patches of this many pixels squared; 1 = pixels.
         block_out_channels: Width at the smallest size, then of each block, which doubles the size.
         batch_norm: Whether the blocks have batch norm.
         sampling_batch_norm: ``"running"``: samples use the running statistics (eval mode); ``"batch"``: those of their
@@ -70,6 +71,7 @@ class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
         image_size: int = 32,
         num_channels: int = 3,
         latent_dim: int = 128,
+        patch_size: int = 1,
         block_out_channels: Sequence[int] = (512, 512, 512, 512),
         batch_norm: bool = True,
         sampling_batch_norm: str = "running",
@@ -78,21 +80,22 @@ class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.check_settings(sampling_batch_norm, chain_running_statistics, likelihood_std)
-        factor = 2 ** (len(block_out_channels) - 1)
+        factor = patch_size * 2 ** (len(block_out_channels) - 1)
         if image_size % factor:
             raise ValueError(
-                f"image_size must be divisible by {factor} for block_out_channels={tuple(block_out_channels)}, "
-                f"got {image_size}; use fewer blocks or another size."
+                f"image_size must be divisible by {factor} for patch_size={patch_size} and block_out_channels="
+                f"{tuple(block_out_channels)}, got {image_size}; use fewer blocks or another size."
             )
         self.start_size = image_size // factor
         self.linear_in = nn.Linear(latent_dim, block_out_channels[0] * self.start_size**2)
         self.blocks = nn.ModuleList(GeneratorBlock(a, b, batch_norm) for a, b in itertools.pairwise(block_out_channels))
         self.norm_out = nn.BatchNorm2d(block_out_channels[-1]) if batch_norm else nn.Identity()
-        self.conv_out = nn.Conv2d(block_out_channels[-1], num_channels, kernel_size=3, padding=1)
+        self.conv_out = nn.Conv2d(block_out_channels[-1], num_channels * patch_size**2, kernel_size=3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -113,5 +116,8 @@ class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
         hidden = self.linear_in(z).unflatten(1, (-1, self.start_size, self.start_size))
         for block in self.blocks:
             hidden = block(hidden)
-        x = torch.tanh(self.conv_out(F.relu(self.norm_out(hidden))))
+        x = self.conv_out(F.relu(self.norm_out(hidden)))
+        if self.config.patch_size > 1:
+            x = F.pixel_shuffle(x, self.config.patch_size)
+        x = torch.tanh(x)
         return GeneratorOutput(sample=x) if return_dict else (x,)

@@ -6,8 +6,9 @@
         x = scheduler.step(grad, t, x, energy=energy, generator=generator).prev_sample
 
 All samplers are given by the Langevin step's two numbers, the step size s and the noise n; they target
-``exp(-E / temperature)`` with ``temperature = (n/s)^2``, so one is swapped for another by ``from_config``. A sampler that
-must look at a proposal before it takes it (MALA, HMC) keeps the chain's state between steps, as diffusers' Heun does.
+``exp(-E / temperature)`` with ``temperature = (n/s)^2``, so one is swapped for another by ``from_config``. A sampler
+that must look at a proposal before it takes it (MALA, HMC) keeps the chain's state between steps, as diffusers' Heun
+does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class EnergySamplerOutput(BaseOutput):
     """Output of one step of a sampler.
 
     Attributes:
-        prev_sample: Where the gradient is needed next; after the last timestep, the chain's end. Shape (B, ...).
+        prev_sample: Where the gradient is needed next; after the last timestep, the chain's end. Shape (B, ...);
+            a sampler that runs replicas needs the gradient at more rows in between, and says so.
         current_sample: The chain's state now, which may lag behind `prev_sample` while a proposal waits, (B, ...).
         energy: Energy at the sample that was given, shape (B,); None if it was not given.
         grad_norm: Euclidean norm of the gradient that was given, shape (B,).

@@ -22,7 +22,9 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plot_energy_histograms(in_distribution: Tensor, odd: Mapping[str, Tensor], path: Path, title: str) -> None:
+def plot_energy_histograms(
+    in_distribution: Tensor, odd: Mapping[str, Tensor], path: Path, title: str, temperature: float = 1.0
+) -> None:
     """Histogram of the energies of held-out data against each odd set, one panel each, on a common axis.
 
     Args:
@@ -30,7 +32,10 @@ def plot_energy_histograms(in_distribution: Tensor, odd: Mapping[str, Tensor], p
         odd: Energies by the name of the odd set, each of shape (M,).
         path: The PNG to write.
         title: Above all panels.
+        temperature: Of the model ``exp(-E / temperature)``; energies are shown divided by it, in nats.
     """
+    in_distribution = in_distribution / temperature
+    odd = {name: energies / temperature for name, energies in odd.items()}
     num_columns = 3
     num_rows = -(-len(odd) // num_columns)
     figure = new_figure(3.4 * num_columns, 2.2 * num_rows + 0.5)
@@ -57,8 +62,34 @@ def plot_energy_histograms(in_distribution: Tensor, odd: Mapping[str, Tensor], p
         axis.set_xscale("log")
         axis.legend(frameon=False, fontsize=8)
         axis.set_yticks([])
-    figure.supxlabel("energy E(x, 0) above its minimum + 1, nats (low = likely)", fontsize=9)
+    figure.supxlabel("energy / temperature above its minimum + 1, nats (low = likely)", fontsize=9)
     figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def plot_chain_profiles(energies: Tensor, squared_errors: Tensor, path: Path) -> None:
+    """The energy along the x-chain and the squared error along the z-chain: Figure 2 of Cui & Han 2023.
+
+    Args:
+        energies: ``E`` at the start and after each update of the x-chain, shape (num_steps + 1, B).
+        squared_errors: Mean squared error per pixel along the z-chain, shape (num_steps + 1, B).
+        path: The PNG to write.
+    """
+    figure = new_figure(8.4, 3.2)
+    axes = figure.subplots(1, 2)
+    panels = (
+        (energies, "x-chain: energy of the samples", "E(x)"),
+        (squared_errors, "z-chain: error of the reconstructions", "mean squared error"),
+    )
+    for axis, (values, title, label) in zip(axes, panels, strict=True):
+        low, middle, high = np.quantile(values.double().numpy(), (0.25, 0.5, 0.75), axis=1)
+        steps = np.arange(len(values))
+        axis.fill_between(steps, low, high, color="#0b6e99", alpha=0.25, label="quartiles")
+        axis.plot(steps, middle, color="#0b6e99", label="median")
+        axis.set(xlabel="updates", ylabel=label)
+        axis.set_title(title, fontsize=10)
+        axis.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -1,0 +1,67 @@
+"""Langevin steps through the scheduler and the pipeline against the bare gradient calls they need.
+
+    python benchmarks/langevin_overhead.py --preset digits
+    python benchmarks/langevin_overhead.py --preset cifar10 --device cuda --mixed-precision bf16
+
+The bare side takes as many gradients of the same energy, its normalised weights made once, and subtracts each from the
+state: no noise, no generator, no images. The pipeline draws latents, generates, adds noise, guards the chain against
+divergence and makes images; its progress bar is switched off. Random weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate.utils import set_seed
+from timing import alternate, make_parser, parse, ratio, report
+
+from hf_ebm import DualMCMCPipeline, LangevinScheduler
+from hf_ebm.chains import run_chain
+from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
+
+BATCH_SIZES = {"digits": 256, "cifar10": 2}
+SIDES = {"pipeline": "DualMCMCPipeline", "chain": "run_chain with LangevinScheduler", "bare": "gradients of the energy"}
+
+
+def main() -> None:
+    """Time, report."""
+    parser = make_parser("Langevin steps through the pipeline against bare gradients.", BATCH_SIZES, repeats=20)
+    parser.add_argument("--steps", type=int, default=30, help="updates of the chain (default: %(default)s)")
+    arguments = parse(parser)
+    set_seed(arguments.seed)
+    models = build_dual_mcmc_models(dual_mcmc_model_settings(arguments.preset))
+    dtype = torch.bfloat16 if arguments.mixed_precision == "bf16" else torch.float32
+    generator_model, energy_model = (model.to(dtype) for model in models[:2])
+    pipe = DualMCMCPipeline(generator_model, LangevinScheduler(arguments.steps, 0.5, 0.001), energy_model)
+    pipe.to(arguments.device).set_progress_bar_config(disable=True)
+    energy_model.eval()
+    device = torch.device(arguments.device)
+    start = pipe(arguments.batch_size, num_inference_steps=0, output_type="pt").images
+
+    def bare() -> torch.Tensor:
+        x = start
+        with energy_model.chain():
+            for _step in range(arguments.steps):
+                x = x.detach().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(energy_model(x.to(dtype)).energy.sum(), x)
+                x = x - 0.125 * gradient
+        return x
+
+    def chain() -> torch.Tensor:
+        with energy_model.chain():
+            return run_chain(pipe.scheduler, lambda x: energy_model(x.to(dtype)).energy, start, arguments.steps).sample
+
+    sides = {SIDES["pipeline"]: lambda: pipe(arguments.batch_size), SIDES["chain"]: chain, SIDES["bare"]: bare}
+    wall, cpu = alternate(sides, arguments.repeats, arguments.warmup, device)
+    results = {
+        f"{SIDES[name]} / bare (wall clock)": ratio(wall, SIDES[name], SIDES["bare"]) for name in ("pipeline", "chain")
+    }
+    if device.type == "cpu":
+        results["pipeline / bare (CPU seconds)"] = ratio(cpu, SIDES["pipeline"], SIDES["bare"])
+    rates = sorted(arguments.steps * arguments.batch_size / seconds for seconds in wall[SIDES["pipeline"]])
+    results |= {"image updates per second (pipeline, median)": round(rates[len(rates) // 2], 1)}
+    results |= {"batch": arguments.batch_size, "steps": arguments.steps, "dtype": str(dtype)}
+    report(f"Langevin overhead, {arguments.preset} preset, on {device}", arguments, wall, cpu, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""The moves that every task of Dual-MCMC Teaching is made of, with the checks of what they are given.
+
+    generate: z -> g(z)        revise: the x-chain
+    infer: x -> z ~ q(z | x), then revise_latents: the z-chain
+
+Networks run as for sampling (eval mode, running statistics alone) and are put back. The chains' states are float32
+whatever the networks are, so that small steps are not lost; they are not clamped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+from hf_ebm.chains import ChainResult, run_chain
+from hf_ebm.image_inputs import images_to_tensor
+from hf_ebm.losses.dual_mcmc import posterior_energy, squared_error
+from hf_ebm.pipelines.pipeline_base import EBMPipeline
+from hf_ebm.schedulers.energy_sampler import EnergySampler
+
+
+@dataclass
+class DualMCMCOutput(BaseOutput):
+    """Output of `DualMCMCPipeline`.
+
+    Attributes:
+        images: PIL images, an array (B, H, W, C) in [0, 1], or a tensor (B, C, H, W) in [-1, 1]; vectors (B, D).
+        latents: The z that the images were generated from, before the x-chain, shape (B, Z).
+        energies: On request, ``E`` of the start and of the state after each update of the x-chain, (num_steps + 1, B).
+        squared_errors: On request, the reconstruction's mean squared error per pixel, on the scale of [-1, 1], at the
+            start and after each update of the z-chain, (num_steps + 1, B).
+        diagnostics: On request, what the x-chain's sampler reported, as in `hf_ebm.chains.ChainResult`.
+    """
+
+    images: Any
+    latents: Tensor | None = None
+    energies: Tensor | None = None
+    squared_errors: Tensor | None = None
+    diagnostics: dict[str, Tensor] | None = None
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` is in eval mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def repeat_rows(values: Tensor, like: Tensor) -> Tensor:
+    """A row of `values`, shape (B, ...), for each of `like`, (B R, ...): some samplers run R chains per sample."""
+    repeats = like.shape[0] // values.shape[0]
+    return values if repeats == 1 else values.repeat_interleave(repeats, dim=0)
+
+
+class DualMCMCMoves(EBMPipeline):
+    """Base of `DualMCMCPipeline`, which has the components."""
+
+    @staticmethod
+    def check_sampler(name: str, scheduler: Any) -> None:
+        """Raise a `ValueError` unless `scheduler` is a sampler of energies."""
+        if not isinstance(scheduler, EnergySampler):
+            raise ValueError(
+                f"{name} must be a sampler of energies, got {type(scheduler).__name__}; use "
+                "hf_ebm.LangevinScheduler(...) or another one of hf_ebm.schedulers."
+            )
+
+    def check_steps(self, name: str, value: int | None, scheduler_name: str, *model_names: str) -> int:
+        """The number of updates, of the named argument, of the chain that needs these components.
+
+        Raises:
+            ValueError: If it is no whole number >= 0, or is not 0 and a component is missing.
+        """
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ValueError(f"{name} must be a whole number >= 0, or None for as many as in training, got {value!r}.")
+        if value == 0:
+            return 0
+        for needed in (scheduler_name, *model_names):
+            if getattr(self, needed) is None:
+                raise ValueError(
+                    f"{name}={value} needs {needed}, and this pipeline was loaded without one; load it, or pass "
+                    f"{name}=0 to leave that chain out."
+                )
+        scheduler = getattr(self, scheduler_name)
+        self.check_sampler(scheduler_name, scheduler)
+        return scheduler.config.num_train_timesteps if value is None else value
+
+    def check_has(self, component: str, why: str) -> None:
+        """Raise a `ValueError` if an optional component is missing."""
+        if getattr(self, component) is None:
+            raise ValueError(f"{why} needs {component}, and this pipeline was loaded without one.")
+
+    def check_latents(self, name: str, latents: Any, batch_size: int) -> Tensor:
+        """Given latents in float32 on the pipeline's device, shape (batch_size, latent_dim).
+
+        Raises:
+            ValueError: If they are something else, or not finite.
+        """
+        shape = (batch_size, self.generator_model.config.latent_dim)
+        if not isinstance(latents, Tensor) or not latents.is_floating_point() or tuple(latents.shape) != shape:
+            found = (latents.dtype, tuple(latents.shape)) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"{name} must be a float tensor of shape (batch_size, latent_dim) = {shape}, got {found}.")
+        if not torch.isfinite(latents).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinite values.")
+        return latents.to(self._execution_device, torch.float32)
+
+    def step_callback(
+        self, callback: Callable[..., dict[str, Any] | None] | None, names: list[str] | None
+    ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
+        """A caller's ``callback_on_step_end``, which gets the tensors of these names, as `run_chain` takes it."""
+        names = ["x"] if names is None else names
+        unknown = set(names) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got "
+                f"{sorted(unknown)}."
+            )
+        if callback is None:
+            return None
+
+        def after_step(step: int, t: Tensor, x: Tensor) -> Tensor:
+            changed = callback(self, step, t, dict.fromkeys(names, x))
+            return (changed or {}).get("x", x)
+
+        return after_step
+
+    def draw_latents(self, batch_size: int, generator: Any) -> Tensor:
+        """``z ~ N(0, I)``, shape (B, Z)."""
+        shape = (batch_size, self.generator_model.config.latent_dim)
+        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+
+    def load_images(self, images: Any) -> Tensor:
+        """Images of any kind as a float32 tensor in [-1, 1] on the pipeline's device, (B, C, H, W); vectors (B, D)."""
+        return images_to_tensor(images, self.sample_shape).to(self._execution_device)
+
+    def generator_fn(self, z: Tensor) -> Tensor:
+        """``g(z)`` in float32, shape (B, Z) -> (B, ...); the caller sets the mode."""
+        return self.generator_model(z.to(self.generator_model.dtype)).sample.float()
+
+    def generate(self, z: Tensor) -> Tensor:
+        """``g(z)`` in float32, shape (B, Z) -> (B, ...)."""
+        with self.generator_model.sampling():
+            return self.generator_fn(z)
+
+    def infer(
+        self,
+        x: Tensor,
+        num_steps: int,
+        sample_latents: bool,
+        generator: Any,
+        output_squared_errors: bool = False,
+        mask: Tensor | None = None,
+    ) -> ChainResult:
+        """Latents of `x`: a sample of ``q(z | x)``, or its mean, revised by the z-chain."""
+        with eval_mode(self.inference_model):
+            inferred = self.inference_model(x.to(self.inference_model.dtype))
+        z, logvar = inferred.mean.float(), inferred.logvar.float()
+        if sample_latents:
+            noise = randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            z = z + (0.5 * logvar).exp() * noise
+        return self.revise_latents(z, x, num_steps, generator, output_squared_errors, mask)
+
+    def revise(
+        self,
+        x: Tensor,
+        num_steps: int,
+        generator: Any,
+        output_energies: bool = False,
+        output_diagnostics: bool = False,
+        after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        known: Callable[[Tensor], Tensor] | None = None,
+    ) -> ChainResult:
+        """The x-chain: `num_steps` updates on the energy, from `x`.
+
+        With `known`, which puts the known pixels in, the chain sees the energy as a function of the others alone, so
+        that each sampler is as exact on them as on whole images; the known ones are put back after each step.
+        """
+        if self.energy_model is None:
+            return ChainResult(x)
+        dtype = self.energy_model.dtype
+
+        def energy_fn(x: Tensor) -> Tensor:
+            return self.energy_model((x if known is None else known(x)).to(dtype)).energy
+
+        with eval_mode(self.energy_model), self.energy_model.chain():
+            return run_chain(
+                self.scheduler,
+                energy_fn,
+                x,
+                num_steps,
+                generator,
+                observe=energy_fn if output_energies else None,
+                with_diagnostics=output_diagnostics,
+                after_step=after_step if known is None else lambda step, t, x: known(x),
+                progress_bar=self.progress_bar,
+            )
+
+    def revise_latents(
+        self,
+        z: Tensor,
+        x: Tensor,
+        num_steps: int,
+        generator: Any,
+        output_squared_errors: bool = False,
+        mask: Tensor | None = None,
+    ) -> ChainResult:
+        """The z-chain: `num_steps` updates on the generator's posterior given `x`, from `z`.
+
+        With `mask`, pixels where it is true are unknown and have no error.
+        """
+
+        def explained(z: Tensor) -> Tensor:
+            recon = self.generator_fn(z)
+            return recon if mask is None else torch.where(repeat_rows(mask, z), repeat_rows(x, z), recon)
+
+        def energy_fn(z: Tensor) -> Tensor:
+            return posterior_energy(explained, z, repeat_rows(x, z), self.generator_model.config.likelihood_std)
+
+        def error_fn(z: Tensor) -> Tensor:
+            return squared_error(explained(z), x) / x[0].numel()
+
+        with self.generator_model.sampling():
+            return run_chain(
+                self.latent_scheduler,
+                energy_fn,
+                z,
+                num_steps,
+                generator,
+                observe=error_fn if output_squared_errors else None,
+                progress_bar=self.progress_bar,
+            )
+
+    def finish(
+        self, x: Tensor, output_type: str, return_dict: bool, latents: Tensor, **profiles: Any
+    ) -> DualMCMCOutput | tuple[Any]:
+        """Samples in the form that was asked for, with what belongs to them."""
+        images = self.post_process(x, output_type)
+        self.maybe_free_model_hooks()
+        return DualMCMCOutput(images=images, latents=latents, **profiles) if return_dict else (images,)

@@ -1,0 +1,318 @@
+"""What a model of Dual-MCMC Teaching can do: generate, reconstruct, interpolate, fill in, score.
+
+    x = g(z), z ~ N(0, I), then the x-chain on the energy                  generate
+    z ~ q(z | x), then the z-chain on the generator's posterior, g(z)      reconstruct
+
+Each chain is any sampler of `hf_ebm.schedulers`. Loading finds a component's class only in a module that is imported
+already: all that a repository can hold are, here.
+
+Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_ebm.image_inputs import mask_to_tensor
+from hf_ebm.interpolation import PATHS
+from hf_ebm.models.conv_inference import ConvInferenceModel
+from hf_ebm.models.mlp_energy import MLPEnergyModel
+from hf_ebm.models.mlp_inference import MLPInferenceModel
+from hf_ebm.models.mlp_latent_generator import MLPLatentGeneratorModel
+from hf_ebm.models.resnet_energy import ResNetEnergyModel
+from hf_ebm.models.resnet_generator import ResNetGeneratorModel
+from hf_ebm.pipelines.dual_mcmc_moves import DualMCMCMoves, DualMCMCOutput, repeat_rows
+from hf_ebm.schedulers.energy_sampler import EnergySampler
+from hf_ebm.schedulers.scheduling_annealed_langevin import AnnealedLangevinScheduler  # noqa: F401 (only to be loaded)
+from hf_ebm.schedulers.scheduling_hmc import HMCScheduler  # noqa: F401
+from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler  # noqa: F401
+from hf_ebm.schedulers.scheduling_mala import MALAScheduler  # noqa: F401
+from hf_ebm.schedulers.scheduling_preconditioned_langevin import PreconditionedLangevinScheduler  # noqa: F401
+from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler  # noqa: F401
+
+
+class DualMCMCPipeline(DualMCMCMoves):
+    """Generate, reconstruct, interpolate, fill in and score with Dual-MCMC Teaching (Cui & Han, NeurIPS 2023).
+
+    Arguments that the tasks share:
+
+    - ``num_inference_steps``: updates of the task's chain; None = as many as in training, 0 = none.
+    - ``generator``: random number generator, or a list with one per sample.
+    - ``output_type``: ``"pil"``, ``"np"`` (floats in [0, 1], (B, H, W, C)) or ``"pt"`` (in the models' own range
+      [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D).
+    - ``return_dict``: whether to return a `DualMCMCOutput` or a tuple with the images.
+    - ``sample_latents``: whether an image's latents are a sample of ``q(z | x)``, as in the paper, or its mean.
+
+    All raise a `ValueError` that names the argument that cannot be done, or says where a chain diverged
+    (`hf_ebm.langevin.ChainDivergedError`). Images are given as in `hf_ebm.image_inputs`.
+
+    Args:
+        generator_model: ``z -> x``.
+        scheduler: Sampler of the x-chain; another one comes from ``MALAScheduler.from_config(pipe.scheduler.config)``.
+        energy_model: ``x -> energy``; needed to score and for the x-chain.
+        inference_model: ``q(z | x)``; needed for the latents of given images.
+        latent_scheduler: Sampler of the z-chain, which revises those latents.
+    """
+
+    model_cpu_offload_seq = "inference_model->generator_model->energy_model"
+    _optional_components = ["energy_model", "inference_model", "latent_scheduler"]  # noqa: RUF012 (diffusers' own form)
+    _callback_tensor_inputs = ["x"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        generator_model: ResNetGeneratorModel | MLPLatentGeneratorModel,
+        scheduler: EnergySampler,
+        energy_model: ResNetEnergyModel | MLPEnergyModel | None = None,
+        inference_model: ConvInferenceModel | MLPInferenceModel | None = None,
+        latent_scheduler: EnergySampler | None = None,
+    ) -> None:
+        super().__init__()
+        self.check_sampler("scheduler", scheduler)
+        if latent_scheduler is not None:
+            self.check_sampler("latent_scheduler", latent_scheduler)
+        for name, model in (("energy_model", energy_model), ("inference_model", inference_model)):
+            if model is not None and tuple(model.sample_shape) != tuple(generator_model.sample_shape):
+                raise ValueError(
+                    f"{name} takes samples of shape {tuple(model.sample_shape)} and generator_model makes "
+                    f"{tuple(generator_model.sample_shape)}; build both for one size."
+                )
+        latent_dim = generator_model.config.latent_dim
+        if inference_model is not None and inference_model.config.latent_dim != latent_dim:
+            raise ValueError(
+                f"inference_model has {inference_model.config.latent_dim} latent dimensions and generator_model "
+                f"{latent_dim}; build both for one latent_dim."
+            )
+        self.register_modules(
+            generator_model=generator_model,
+            scheduler=scheduler,
+            energy_model=energy_model,
+            inference_model=inference_model,
+            latent_scheduler=latent_scheduler,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int | None = None,
+        latents: Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        output_energies: bool = False,
+        output_diagnostics: bool = False,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> DualMCMCOutput | tuple[Any]:
+        """Draw samples: the generator's, revised by the x-chain.
+
+        Args:
+            batch_size: How many.
+            num_inference_steps: Updates of the x-chain; 0 = the generator alone.
+            latents: z to generate from, shape (batch_size, latent_dim), instead of a draw.
+            generator, output_type, return_dict: See the class.
+            output_energies: Whether to return the energies along the chain; costs a forward per update.
+            output_diagnostics: Whether to return what the sampler reports.
+            callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each gradient. Its
+                ``x`` is where the next one is taken: the chain's state, or with MALA and HMC a proposal.
+            callback_on_step_end_tensor_inputs: Which tensors it gets; default ``["x"]``, the only one there is.
+
+        Returns:
+            `DualMCMCOutput` with ``images`` and ``latents``.
+        """
+        self.check_common_inputs(batch_size, generator, output_type)
+        num_steps = self.check_steps("num_inference_steps", num_inference_steps, "scheduler", "energy_model")
+        if output_energies:
+            self.check_has("energy_model", "output_energies")
+        after_step = self.step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+
+        # 1. draw latents and generate
+        if latents is None:
+            z = self.draw_latents(batch_size, generator)
+        else:
+            z = self.check_latents("latents", latents, batch_size)
+        x = self.generate(z)
+
+        # 2. revise the samples by the x-chain
+        chain = self.revise(x, num_steps, generator, output_energies, output_diagnostics, after_step)
+        return self.finish(
+            chain.sample, output_type, return_dict, z, energies=chain.profile, diagnostics=chain.diagnostics
+        )
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Any,
+        num_inference_steps: int | None = None,
+        latents: Tensor | None = None,
+        sample_latents: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        output_squared_errors: bool = False,
+    ) -> DualMCMCOutput | tuple[Any]:
+        """Infer the latents of images, revise them by the z-chain, and generate from them.
+
+        Args:
+            images: Images in [-1, 1] as tensors, or of another kind of `hf_ebm.image_inputs`.
+            num_inference_steps: Updates of the z-chain; 0 = the inference model alone.
+            latents: z to start the z-chain from, shape (B, latent_dim), instead of inferring; noise, say.
+            sample_latents, generator, output_type, return_dict: See the class.
+            output_squared_errors: Whether to return the errors along the chain; costs a forward per update.
+
+        Returns:
+            `DualMCMCOutput` with the reconstructions as ``images`` and their ``latents``.
+        """
+        x = self.load_images(images)
+        self.check_common_inputs(x.shape[0], generator, output_type)
+        num_steps = self.check_steps("num_inference_steps", num_inference_steps, "latent_scheduler")
+
+        if latents is None:
+            self.check_has("inference_model", "reconstruct without latents")
+            chain = self.infer(x, num_steps, sample_latents, generator, output_squared_errors)
+        else:
+            z = self.check_latents("latents", latents, x.shape[0])
+            chain = self.revise_latents(z, x, num_steps, generator, output_squared_errors)
+        x = self.generate(chain.sample)
+        return self.finish(x, output_type, return_dict, chain.sample, squared_errors=chain.profile)
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        a: Any,
+        b: Any,
+        num_frames: int = 8,
+        num_inference_steps: int | None = 0,
+        latent_inference_steps: int | None = None,
+        path: str = "spherical",
+        sample_latents: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> DualMCMCOutput | tuple[Any]:
+        """Generate along paths of latents, from each of `a` to its partner in `b`, both ends included.
+
+        Args:
+            a: Latents, a tensor of shape (B, latent_dim) or (latent_dim,); or images, whose latents are inferred and
+                revised as in `reconstruct`. For vector data a tensor of such a shape is latents: give arrays.
+            b: As many latents or images.
+            num_frames: Frames per pair >= 2.
+            num_inference_steps: Updates of the x-chain of every frame; 0 = the generator alone.
+            latent_inference_steps: Updates of the z-chain of given images; None = as many as in training.
+            path: ``"spherical"``, which keeps the latents' norm (Gaussian latents lie on a sphere), or ``"linear"``.
+            sample_latents, output_type, return_dict: See the class.
+            generator: Random number generator, or a list with one per pair.
+
+        Returns:
+            `DualMCMCOutput` with ``images`` and ``latents`` of B * num_frames frames, one pair after the other.
+        """
+        if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 2:
+            raise ValueError(f"num_frames must be a whole number >= 2, as both ends are included, got {num_frames!r}.")
+        if path not in PATHS:
+            raise ValueError(f"path must be one of {sorted(PATHS)}, got {path!r}.")
+        num_steps = self.check_steps("num_inference_steps", num_inference_steps, "scheduler", "energy_model")
+        (start, a_is_latents), (end, b_is_latents) = self.load_end("a", a), self.load_end("b", b)
+        if len(start) != len(end):
+            raise ValueError(
+                f"a and b must hold the same number of latents or images, got {len(start)} and {len(end)}."
+            )
+        self.check_common_inputs(len(start), generator, output_type)
+        latent_steps = 0
+        if not (a_is_latents and b_is_latents):
+            self.check_has("inference_model", "interpolate between images")
+            latent_steps = self.check_steps("latent_inference_steps", latent_inference_steps, "latent_scheduler")
+
+        # 1. the latents of both ends, and those on the path between them
+        if not a_is_latents:
+            start = self.infer(start, latent_steps, sample_latents, generator).sample
+        if not b_is_latents:
+            end = self.infer(end, latent_steps, sample_latents, generator).sample
+        z = PATHS[path](start, end, torch.linspace(0.0, 1.0, num_frames, device=start.device)).flatten(0, 1)
+
+        # 2. generate, and revise each frame by the x-chain
+        if isinstance(generator, list):
+            generator = [one for one in generator for _ in range(num_frames)]
+        chain = self.revise(self.generate(z), num_steps, generator)
+        return self.finish(chain.sample, output_type, return_dict, z)
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        images: Any,
+        mask: Any,
+        num_inference_steps: int | None = None,
+        latent_inference_steps: int | None = None,
+        sample_latents: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        output_energies: bool = False,
+        output_diagnostics: bool = False,
+    ) -> DualMCMCOutput | tuple[Any]:
+        """Fill in the masked part of images: from latents that explain the rest, then by the x-chain on it alone.
+
+        The latents are inferred from the images with the masked part at 0 (mid gray) and revised by the z-chain on the
+        known pixels' squared error; without an inference model they are a plain draw. The start is ours: the paper does
+        not fill in.
+
+        Args:
+            images: Images of any kind of `hf_ebm.image_inputs`; what they hold in the masked part is not looked at.
+            mask: 1 (white) = to be filled in, see `hf_ebm.image_inputs.mask_to_tensor`.
+            num_inference_steps: Updates of the x-chain; 0 = the generator's pixels as they are.
+            latent_inference_steps: Updates of the z-chain; None = as many as in training.
+            sample_latents, generator, output_type, return_dict: See the class.
+            output_energies: Whether to return the energies along the x-chain; costs a forward per update.
+            output_diagnostics: Whether to return what the x-chain's sampler reports.
+
+        Returns:
+            `DualMCMCOutput` with ``images``, equal to the given ones where the mask is 0.
+        """
+        x = self.load_images(images)
+        unknown = mask_to_tensor(mask, x.shape[0], self.sample_shape).to(x.device)
+        unknown = unknown.expand(x.shape[0], *unknown.shape[1:])
+        self.check_common_inputs(x.shape[0], generator, output_type)
+        num_steps = self.check_steps("num_inference_steps", num_inference_steps, "scheduler", "energy_model")
+        latent_steps = 0
+        if self.inference_model is not None or latent_inference_steps:
+            latent_steps = self.check_steps(
+                "latent_inference_steps", latent_inference_steps, "latent_scheduler", "inference_model"
+            )
+        if output_energies:
+            self.check_has("energy_model", "output_energies")
+
+        # 1. latents that explain the known pixels
+        if self.inference_model is None:
+            z = self.draw_latents(x.shape[0], generator)
+        else:
+            gray = x.masked_fill(unknown, 0.0)
+            z = self.infer(gray, latent_steps, sample_latents, generator, mask=unknown).sample
+
+        # 2. the x-chain on the unknown pixels, the others put back after each step
+        def known(x_filled: Tensor) -> Tensor:
+            return torch.where(repeat_rows(unknown, x_filled), x_filled, repeat_rows(x, x_filled))
+
+        start = known(self.generate(z))
+        chain = self.revise(start, num_steps, generator, output_energies, output_diagnostics, known=known)
+        return self.finish(
+            chain.sample, output_type, return_dict, z, energies=chain.profile, diagnostics=chain.diagnostics
+        )
+
+    def load_end(self, name: str, value: Any) -> tuple[Tensor, bool]:
+        """One end of `interpolate`: latents (B, latent_dim) and True, or images and False.
+
+        Raises:
+            ValueError: If it is neither, naming it.
+        """
+        latent_dim = self.generator_model.config.latent_dim
+        no_vectors = len(self.sample_shape) == 3
+        if isinstance(value, Tensor) and value.ndim in (1, 2) and (no_vectors or value.shape[-1] == latent_dim):
+            value = value[None] if value.ndim == 1 else value
+            return self.check_latents(name, value, max(1, value.shape[0])), True
+        try:
+            return self.load_images(value), False
+        except ValueError as error:
+            raise ValueError(f"{name} (as images): {error}") from error

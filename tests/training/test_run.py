@@ -1,0 +1,221 @@
+"""What every training script does: it ends as a pipeline, resumes bit for bit, runs in two processes, stops cleanly."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import hf_ebm
+from hf_ebm.training import train_ddaebm, train_dual_mcmc
+from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training.loop import TrainingDivergedError
+from hf_ebm.training.settings import make_settings
+
+ROOT = Path(__file__).parents[2]
+RUN = {"batch_size": 8, "max_steps": 4, "log_every": 1, "sample_every": 0, "checkpoint_every": 2, "num_grid_samples": 4}
+SCRIPTS = {  # module, its settings, the pipeline, tiny settings, a loss function it calls once a step and its term
+    "ddaebm": (
+        train_ddaebm,
+        train_ddaebm.DDAEBMSettings,
+        "DDAEBMPipeline",
+        {
+            **RUN,
+            "models": {
+                "unet": {"base_channels": 8},
+                "generator": {"latent_dim": 4},
+                "inference": {"block_out_channels": [8, 16]},
+            },
+        },
+        ("adversarial_term", "adversarial"),
+    ),
+    "dual_mcmc": (
+        train_dual_mcmc,
+        train_dual_mcmc.DualMCMCSettings,
+        "DualMCMCPipeline",
+        {
+            **RUN,
+            "latent_dim": 4,
+            "ema_decay": 0.9,
+            "x_num_steps": 3,
+            "z_num_steps": 2,
+            "models": {
+                "generator": {"block_out_channels": [8, 8]},
+                "energy": {"block_out_channels": [8, 8]},
+                "inference": {"block_out_channels": [8, 16]},
+            },
+        },
+        ("inference_loss", "inference"),
+    ),
+}
+
+
+class Script:
+    """One training script with tiny settings."""
+
+    def __init__(self, name):
+        self.name = name
+        self.module, self.settings_class, self.pipeline, self.tiny, self.loss = SCRIPTS[name]
+
+    def settings(self, output_dir, **changes):
+        return make_settings(self.settings_class, {**self.tiny, "output_dir": str(output_dir), **changes})
+
+    def train(self, output_dir, **changes):
+        return self.module.train(self.settings(output_dir, **changes))
+
+    def config_file(self, tmp_path, **changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({**self.tiny, **changes}))
+        return str(path)
+
+    def launch(self, arguments, processes=1, script=None):
+        """The script file as a user starts it: by `accelerate launch`, and with one process by `python` too."""
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+            command += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", str(processes)]
+        command += [str(script or ROOT / "training" / f"train_{self.name}.py"), *arguments]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(params=sorted(SCRIPTS))
+def script(request):
+    return Script(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator_state():
+    """Each run in this process may choose its own precision."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def all_weights(folder):
+    """Every tensor of a run's pipeline."""
+    tensors = {}
+    for path in sorted(folder.glob("*_model/*.safetensors")):
+        tensors.update({f"{path.parent.name}/{key}": value for key, value in load_file(path).items()})
+    return tensors
+
+
+def assert_same_run(first, second):
+    a, b = all_weights(first), all_weights(second)
+    assert a.keys() == b.keys() and len(a) > 20
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+    read = lambda folder: [  # noqa: E731
+        {k: v for k, v in json.loads(line).items() if k != "steps_per_second"}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert read(first) == read(second)
+
+
+def test_a_run_ends_as_a_pipeline_folder(tmp_path, script):
+    folder = script.train(tmp_path / "run", sample_every=2, trackers=["tensorboard"])
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "model_index.json", "generator_model", "energy_model", "inference_model", "scheduler", "settings.yaml",
+        "metrics.jsonl", "samples", "samples.png", "checkpoints", "README.md", "train_summary.json", "logs",
+    }  # fmt: skip
+    assert not [name for name in names if "tmp" in name]
+    pipe = getattr(hf_ebm, script.pipeline).from_pretrained(folder)
+    assert len(pipe(2).images) == 2
+    card = (folder / "README.md").read_text()
+    assert "library_name: hf-ebm" in card and "More information needed" not in card and "`batch_size` | `8`" in card
+    saved = yaml.safe_load((folder / "settings.yaml").read_text())
+    assert make_settings(script.settings_class, saved) == script.settings(
+        tmp_path / "run", sample_every=2, trackers=["tensorboard"]
+    )
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resume_is_bit_exact(tmp_path, script, processes):
+    """Interrupted after 3 of 5 steps (in the middle of an epoch) and resumed = never interrupted, to the last bit."""
+    config = script.config_file(tmp_path, max_steps=5, checkpoint_every=3)
+    whole = script.launch(["--config", config, f"output_dir={tmp_path / 'whole'}"], processes)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    part = tmp_path / "part"
+    code = (
+        "import os, sys\n"
+        "import hf_ebm.training.run as run\n"
+        f"import hf_ebm.training.train_{script.name} as script\n"
+        "original = run.save_checkpoint\n"
+        "def die_after(*arguments):\n"
+        "    original(*arguments)\n"
+        "    os._exit(9)\n"  # as a kill would, right after the checkpoint of step 3
+        "run.save_checkpoint = die_after\n"
+        "script.main(sys.argv[1:])\n"
+    )
+    killer = tmp_path / "killer.py"
+    killer.write_text(code)
+    killed = script.launch(["--config", config, f"output_dir={part}"], processes, script=killer)
+    assert killed.returncode != 0 and [p.name for p in list_checkpoints(part / "checkpoints")] == ["step_00000003"]
+    state = json.loads((part / "checkpoints" / "step_00000003" / "trainer_state.json").read_text())
+    assert state["num_processes"] == processes
+    (part / "metrics.jsonl").open("a").write('{"step": 4, "energy_real": 1.0}\n{"step": 5, "ene')  # a torn tail
+    (part / "checkpoints" / "tmp_step_00000004").mkdir()  # a half-written checkpoint, which must not be picked
+    resumed = script.launch(["--config", config, f"output_dir={part}", "resume=latest"], processes)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert_same_run(tmp_path / "whole", part)
+    assert json.loads((part / "train_summary.json").read_text())["num_processes"] == processes
+    random_states = sorted((part / "checkpoints" / "step_00000005").glob("random_states_*.pkl"))
+    assert len(random_states) == processes  # each process draws noise of its own
+    assert len({path.read_bytes() for path in random_states}) == processes
+
+
+def test_no_more_checkpoints_than_the_limit(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=5, checkpoint_every=1, checkpoints_total_limit=2)
+    assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step_00000004", "step_00000005"]
+
+
+def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
+    folder, (function, term) = tmp_path / "run", script.loss
+    original = getattr(script.module, function)
+    calls = []
+
+    def explode(*arguments):
+        calls.append(1)
+        return original(*arguments) * (float("nan") if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(script.module, function, explode)
+    with pytest.raises(TrainingDivergedError, match=f"step 3: loss term '{term}' is not finite"):
+        script.train(folder)
+    (checkpoint,) = list_checkpoints(folder / "checkpoints")
+    weights = load_file(checkpoint / "model.safetensors")
+    assert checkpoint.name == "step_00000002" and all(torch.isfinite(value).all() for value in weights.values())
+    with pytest.raises(TrainingDivergedError, match=r"passed its limit of 1e-06"):
+        script.train(tmp_path / "other", loss_limit=1e-6)
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    before = all_weights(folder)
+    with pytest.raises(ValueError, match="overwrite_output_dir=true"):
+        script.train(tmp_path / "run", max_steps=1, seed=1)
+    assert all(torch.equal(value, before[key]) for key, value in all_weights(folder).items())
+    script.train(tmp_path / "run", max_steps=1, seed=1, overwrite_output_dir=True)
+    key = next(key for key in before if key.startswith("generator_model/") and before[key].ndim > 1)
+    assert not torch.equal(all_weights(folder)[key], before[key])
+
+
+def test_resume_refuses(tmp_path, script):
+    with pytest.raises(ValueError, match="no checkpoint"):
+        script.train(tmp_path / "run", resume="latest")
+    with pytest.raises(ValueError, match="'latest' or a checkpoint folder"):
+        script.train(tmp_path / "run", resume=str(tmp_path))
+    script.train(tmp_path / "run", max_steps=2)
+    with pytest.raises(ValueError, match="another architecture"):
+        script.train(tmp_path / "run", resume="latest", latent_dim=5)
+
+
+def test_the_script_reports_mistakes_in_one_line(tmp_path, script):
+    out = script.launch([f"output_dir={tmp_path / 'run'}", "max_stpes=3"])
+    assert out.returncode != 0 and "unknown setting 'max_stpes'; did you mean max_steps" in out.stderr

@@ -1,0 +1,235 @@
+"""The Dual-MCMC script: its step is the published one, it learns, and its options run (the rest is in test_run.py)."""
+
+import copy
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.testing import assert_close
+
+from hf_ebm import DualMCMCPipeline
+from hf_ebm.data import load_digits
+from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
+from hf_ebm.scoring.metrics import auroc
+from hf_ebm.training.loop import TrainingDivergedError
+from hf_ebm.training.run import prepare_models
+from hf_ebm.training.settings import make_settings
+from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, make_model_settings, make_objects, train, train_step
+
+TINY = {
+    "latent_dim": 4,
+    "models": {
+        "generator": {"block_out_channels": [8, 8]},
+        "energy": {"block_out_channels": [8, 8]},
+        "inference": {"block_out_channels": [8, 16]},
+    },
+    "batch_size": 8,
+    "max_steps": 3,
+    "x_num_steps": 3,
+    "z_num_steps": 2,
+    "log_every": 1,
+    "sample_every": 0,
+    "checkpoint_every": 0,
+    "num_grid_samples": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator_state():
+    """Each run in this process may choose its own precision."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def settings(**changes):
+    return make_settings(DualMCMCSettings, {**TINY, **changes})
+
+
+def literal_step(x, models, s):
+    """One iteration written out from the paper's Eq. 3, 6, 7, 10 and 15, gradients by `backward` alone."""
+    generator, energy, inference = models
+    adam = lambda model, rate, decay: torch.optim.Adam(  # noqa: E731
+        model.parameters(), lr=rate, betas=(0.0, 0.9), weight_decay=decay
+    )
+    optimizers = [
+        adam(generator, s.generator_learning_rate, 5e-4),
+        adam(energy, s.energy_learning_rate, 0.0),
+        adam(inference, s.inference_learning_rate, 5e-4),
+    ]
+    batch = len(x)
+
+    def x_chain(start):
+        energy.eval()
+        x = start.detach()
+        for _ in range(s.x_num_steps):
+            noise = torch.randn_like(x)
+            x.requires_grad_(True)
+            (grad,) = torch.autograd.grad(energy(x).energy.sum(), x)
+            x = (x - s.x_step_size**2 / 2 * grad + s.x_noise_std * noise).detach()
+        energy.train()
+        return x
+
+    mean, logvar = inference(x, return_dict=False)
+    z = torch.randn_like(mean)
+    x_gen = generator(z).sample
+    x_revised = x_chain(x_gen)
+    z_revised = (mean + torch.exp(logvar / 2) * torch.randn_like(mean)).detach()
+    for _ in range(s.z_num_steps):
+        noise = torch.randn_like(z_revised)
+        z_revised.requires_grad_(True)
+        error = ((generator(z_revised).sample - x) ** 2).sum() / s.likelihood_std**2
+        (grad,) = torch.autograd.grad(error + (z_revised**2).sum() / 2, z_revised)
+        z_revised = (z_revised - s.z_step_size**2 / 2 * grad + s.z_noise_std * noise).detach()
+
+    loss = ((generator(z_revised).sample - x) ** 2).sum() / batch + 50 * ((x_gen - x_revised) ** 2).sum() / batch
+    optimizers[0].zero_grad()
+    loss.backward()
+    optimizers[0].step()
+
+    mean_gen, logvar_gen = inference(x_revised, return_dict=False)
+    nll = lambda z, m, v: (v / 2 + (z - m) ** 2 / (2 * torch.exp(v))).sum() / batch  # noqa: E731
+    optimizers[2].zero_grad()
+    (nll(z_revised, mean, logvar) + 0.1 * nll(z, mean_gen, logvar_gen)).backward()
+    optimizers[2].step()
+
+    x_revised = x_chain(generator(z).sample)
+    energies = energy(torch.cat([x, x_revised])).energy
+    optimizers[1].zero_grad()
+    ((energies[:batch].mean() - energies[batch:].mean()) / (s.x_noise_std / s.x_step_size) ** 2).backward()
+    optimizers[1].step()
+
+
+def test_the_step_is_the_published_one():
+    """Same noise, same weights: after two iterations all three networks agree with the written-out version."""
+    s = settings(x_noise_std=0.01, x_step_size=0.7)
+    models = build_dual_mcmc_models(make_model_settings(s))
+    prepare_models(models, s)
+    literal = copy.deepcopy(models)
+    before = [parameter.clone() for model in models for parameter in model.parameters()]
+    objects, _ = make_objects(s, Accelerator(cpu=True), models, steps_per_epoch=1)
+    x = load_digits("train")[0][:8]
+    torch.manual_seed(1)
+    train_step(x, 0, objects, s)
+    torch.manual_seed(1)
+    literal_step(x, literal, s)
+    names = [f"{i}.{name}" for i, model in enumerate(models) for name, _ in model.named_parameters()]
+    ours = [parameter for model in models for parameter in model.parameters()]
+    theirs = [parameter for model in literal for parameter in model.parameters()]
+    for name, a, b, old in zip(names, ours, theirs, before, strict=True):
+        assert not torch.equal(a, old), name
+        # Adam's first step has the size of the learning rate whatever the gradient's: its sign is what is compared,
+        # and where a gradient is nothing but rounding it may differ
+        agree = torch.isclose(a, b, rtol=0, atol=1e-6).float().mean()
+        assert agree > 0.98 or a.numel() < 10, (name, agree)
+
+
+def test_training_learns(tmp_path):
+    """After 120 small steps reconstructions are better, the z-chain improves them, and noise has a high energy."""
+    s = settings(
+        output_dir=str(tmp_path / "run"), max_steps=120, batch_size=32, x_step_size=8.0, x_noise_std=0.03,
+        generator_learning_rate=2e-3, energy_learning_rate=1e-3, inference_learning_rate=2e-3, sample_weight=5.0,
+        energy_negatives="first_chain", ema_decay=0.9,
+    )  # fmt: skip
+    folder = train(s)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    mean = lambda part: sum(line["reconstruction"] for line in part) / len(part)  # noqa: E731
+    assert mean(lines[-10:]) < 0.6 * mean(lines[:10])
+    pipe = DualMCMCPipeline.from_pretrained(folder)
+    assert pipe.scheduler.temperature == pytest.approx(s.temperature) and pipe.latent_scheduler.step_size == 0.1
+    pipe.set_progress_bar_config(disable=True)
+    digits = load_digits("test")[0][:100]
+    random = torch.Generator().manual_seed(0)
+    recon = pipe.reconstruct(digits, 10, generator=random, output_type="pt", output_squared_errors=True)
+    errors = recon.squared_errors.mean(dim=1)
+    assert errors[-1] < 0.8 * errors[0]
+    noise = torch.rand(100, 1, 8, 8) * 2 - 1
+    assert auroc(pipe.score(digits).energies, pipe.score(noise).energies) > 0.9
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"energy_negatives": "first_chain", "z_start": "noise", "energy_magnitude_weight": 0.1},
+        {"energy_negatives": "generator", "gradient_accumulation_steps": 2, "learning_rate_schedule": "cosine"},
+        {"x_num_steps": 0, "z_num_steps": 0, "max_grad_norm": 1.0, "ema_decay": 0.9},
+        {"mixed_precision": "bf16", "channels_last": True, "horizontal_flip": True},
+        {"preset": "toy", "dataset": "25gaussians", "models": {}, "latent_dim": None, "x_step_size": 0.1},
+        {
+            "models": {
+                "energy": {"power_iteration": "every_forward", "block_out_channels": [8, 8]},
+                "generator": {
+                    "chain_running_statistics": "updated",
+                    "sampling_batch_norm": "batch",
+                    "block_out_channels": [8, 8],
+                },
+            }
+        },
+    ],
+    ids=["published", "reuse-noise", "generator-accumulate", "no-chains-clip", "bf16", "vectors", "as-published-code"],
+)
+def test_every_option_runs(tmp_path, changes):
+    folder = train(settings(output_dir=str(tmp_path / "run"), **changes))
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        assert all(torch.isfinite(torch.tensor(float(value))) for value in json.loads(line).values())
+    if changes.get("x_num_steps") == 0:
+        assert json.loads(line)["teaching"] == 0
+    pipe = DualMCMCPipeline.from_pretrained(folder)
+    assert torch.isfinite(pipe(2, num_inference_steps=1, output_type="pt").images).all()
+
+
+def test_saved_batch_norm_fits_the_averaged_weights(tmp_path):
+    """Samples in eval mode look like those under their own batch's statistics, though the weights are averages."""
+    folder = train(
+        settings(output_dir=str(tmp_path / "run"), ema_decay=0.9, max_steps=10, generator_learning_rate=1e-2)
+    )
+    generator_model = DualMCMCPipeline.from_pretrained(folder).generator_model
+    z = torch.randn(4000, 4)
+    with torch.no_grad():
+        own = generator_model.train()(z).sample
+        running = generator_model.eval()(z).sample
+    assert (own - running).abs().mean() < 0.02 * own.std()
+
+
+def test_the_published_decay_is_per_epoch():
+    s = settings(learning_rate_decay=0.5)
+    models = build_dual_mcmc_models(make_model_settings(s))
+    _, schedules = make_objects(s, Accelerator(cpu=True), models, steps_per_epoch=3)
+    rates = []
+    for _ in range(7):
+        rates.append([schedule.get_last_lr()[0] for schedule in schedules])
+        for schedule in schedules:
+            schedule.optimizer.step()
+            schedule.step()
+    start = torch.tensor([s.generator_learning_rate, s.energy_learning_rate, s.inference_learning_rate])
+    expected = torch.stack([start * 0.5 ** (step // 3) for step in range(7)])
+    assert_close(torch.tensor(rates), expected)
+
+
+def test_a_runaway_energy_gap_stops_the_run(tmp_path):
+    with pytest.raises(TrainingDivergedError, match="'energy_gap' passed its limit of 1e-09"):
+        train(settings(output_dir=str(tmp_path / "run"), energy_gap_limit=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_step_size": 0.0}, "x_step_size"),
+        ({"x_noise_std": float("nan")}, "x_noise_std"),
+        ({"z_noise_std": -1.0}, "z_noise_std"),
+        ({"z_step_size": float("inf")}, "z_step_size"),
+        ({"likelihood_std": 0.0}, "likelihood_std"),
+        ({"x_num_steps": -1}, "x_num_steps"),
+        ({"z_start": "data"}, "z_start"),
+        ({"energy_negatives": "none"}, "energy_negatives"),
+        ({"learning_rate_schedule": "linear"}, "learning_rate_schedule"),
+        ({"models": {"energy": {"width": 3}}}, "has no setting"),
+        ({"models": {"energy": {"power_iteration": "never"}}}, "power_iteration"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(settings(output_dir=str(tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,257 @@
+"""A training run around a method's train step: data, resume, guard, records, EMA, and the pipeline at the end.
+
+A script gives its parts as plain functions (`Method`); the order of updates is in its train step alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_ebm.data import load_training_data
+from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
+from hf_ebm.training.loop import (
+    MetricsFile,
+    Position,
+    check_terms,
+    endless_batches,
+    gather_terms,
+    make_accelerator,
+    make_loader,
+    random_flip,
+)
+from hf_ebm.training.run_folder import finish_run, save_samples, start_run
+from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training.settings import load_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The parts of a training script.
+
+    Attributes:
+        name: Shown on the progress bar; the card's template is ``<name>.md``.
+        make_model_settings: ``settings -> model settings``, which a checkpoint remembers.
+        build_models: ``model settings -> (generator, energy, inference)``; generator and energy get the EMA.
+        make_objects: ``(settings, accelerator, models, steps_per_epoch) -> (objects, learning-rate schedules)``.
+        train_step: ``(x, step, objects, settings) -> terms``, all updates of one iteration.
+        make_pipeline: ``(objects, settings) -> pipeline`` around the networks as they are.
+        shown_terms: Terms on the progress bar.
+        term_limits: Limits of single terms' size; ``loss_limit`` for the others.
+        calibrate: What averaged weights need beyond their values (statistics, singular values), ``models -> None``.
+    """
+
+    name: str
+    make_model_settings: Callable[[Any], dict[str, Any]]
+    build_models: Callable[[dict[str, Any]], tuple[Any, Any, Any]]
+    make_objects: Callable[..., tuple[Any, list[Any]]]
+    train_step: Callable[..., dict[str, Tensor]]
+    make_pipeline: Callable[[Any, Any], Any]
+    shown_terms: tuple[str, ...]
+    term_limits: Callable[[Any], dict[str, float]] = lambda settings: {}
+    calibrate: Callable[..., None] = lambda *models: None
+
+
+def run_training(method: Method, settings: Any) -> Path:
+    """Train, and return the run folder, which is a pipeline folder then.
+
+    Raises:
+        ValueError: If a setting, the data or a checkpoint cannot be used; nothing was trained.
+        TrainingDivergedError: If a loss is not finite or explodes.
+    """
+    output_dir = Path(settings.output_dir)
+    accelerator = make_accelerator(
+        settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
+    )
+    model_settings = method.make_model_settings(settings)
+    checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
+    if checkpoint is not None:
+        check_same_models(checkpoint, model_settings)
+    set_seed(settings.seed)
+    models = method.build_models(model_settings)
+    dataset = load_training_data(
+        settings.dataset,
+        models[0].sample_shape,
+        split=settings.dataset_split,
+        config_name=settings.dataset_config,
+        revision=settings.dataset_revision,
+        image_column=settings.image_column,
+        padding=settings.padding,
+        num_samples=settings.num_toy_samples,
+        seed=settings.seed,
+    )
+    loader = make_loader(dataset, settings.batch_size, settings.seed, settings.num_workers)
+    start_run(accelerator, settings, output_dir, resumed=checkpoint is not None)
+
+    prepare_models(models, settings)
+    loader = accelerator.prepare_data_loader(loader)
+    steps_per_epoch = max(1, len(loader) // settings.gradient_accumulation_steps)
+    objects, schedules = method.make_objects(settings, accelerator, models, steps_per_epoch)
+    averaged = models[:2] if settings.ema_decay is not None else ()
+    emas = [EMAModel(model.parameters(), decay=settings.ema_decay, foreach=True) for model in averaged]
+    for ema in emas:
+        ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(*schedules, *emas)
+    set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
+    step, position = 0, Position()
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        accelerator.load_state(str(checkpoint))
+        step, position = state["step"], Position(**state["position"])
+        if state["num_processes"] != accelerator.num_processes:
+            accelerator.print(
+                f"note: the checkpoint was made by {state['num_processes']} processes, this run has "
+                f"{accelerator.num_processes}: it goes on, but not bit for bit."
+            )
+    metrics = MetricsFile(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
+
+    def checkpoint_now() -> None:
+        facts = {
+            "position": dataclasses.asdict(position),
+            "num_processes": accelerator.num_processes,
+            "models": model_settings,
+        }
+        save_checkpoint(accelerator, output_dir / "checkpoints", step, facts, settings.checkpoints_total_limit)
+
+    progress = tqdm(
+        total=settings.max_steps, initial=step, disable=not accelerator.is_main_process, desc=method.name, unit="step"
+    )
+    batches = endless_batches(loader, position)
+    limits = method.term_limits(settings)
+    started, start_step = time.perf_counter(), step
+    while step < settings.max_steps:
+        x = next(batches)
+        if settings.horizontal_flip:
+            x = random_flip(x)
+        if settings.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with accelerator.accumulate(objects.energy_model, objects.generator_model, objects.inference_model):
+            terms = gather_terms(accelerator, method.train_step(x, step, objects, settings))
+        check_terms(terms, step, settings.loss_limit, limits)
+        if not accelerator.sync_gradients:
+            continue
+        for schedule in schedules:
+            schedule.step()
+        for ema, model in zip(emas, averaged, strict=True):
+            ema.step(model.parameters())
+        step += 1
+        progress.update(1)
+
+        if step % settings.log_every == 0 or step == settings.max_steps:
+            progress.set_postfix({name: f"{terms[name]:.3g}" for name in method.shown_terms})
+            if metrics is not None:
+                rate = (step - start_step) / (time.perf_counter() - started)
+                record = {
+                    **terms,
+                    "learning_rate": float(schedules[0].get_last_lr()[0]),
+                    "steps_per_second": rate,
+                    "epoch": position.epoch,
+                }
+                metrics.write(step, record)
+                accelerator.log(record, step=step)
+        if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
+            with averaged_weights(emas, averaged, method.calibrate):
+                save_samples(
+                    method.make_pipeline(objects, settings),
+                    output_dir / "samples",
+                    step,
+                    settings.num_grid_samples,
+                    settings.dataset,
+                )
+            for model in models:
+                model.train()
+        if settings.checkpoint_every and step % settings.checkpoint_every == 0:
+            checkpoint_now()
+    progress.close()
+    if not settings.checkpoint_every or step % settings.checkpoint_every:
+        checkpoint_now()
+
+    with averaged_weights(emas, averaged, method.calibrate):
+        if accelerator.is_main_process:
+            finish_run(
+                method.make_pipeline(objects, settings),
+                settings,
+                output_dir,
+                method=method.name,
+                step=step,
+                seconds=time.perf_counter() - started,
+                num_images=len(loader.dataset),
+                num_processes=accelerator.num_processes,
+            )
+    accelerator.end_training()
+    return output_dir
+
+
+def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
+    """Training mode and the memory format of `settings`."""
+    for model in models:
+        model.train()
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class averaged_weights:  # noqa: N801 (a context manager, read as a verb)
+    """Inside ``with``, the models hold their EMA's weights and what `calibrate` makes of them; afterwards their own."""
+
+    def __init__(
+        self, emas: Sequence[EMAModel], models: Sequence[nn.Module], calibrate: Callable[..., None] = lambda *_: None
+    ) -> None:
+        self.pairs, self.calibrate = list(zip(emas, models, strict=True)), calibrate
+
+    def __enter__(self) -> None:
+        self.buffers = [[buffer.clone() for buffer in model.buffers()] for _, model in self.pairs]
+        for ema, model in self.pairs:
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+        if self.pairs:
+            self.calibrate(*(model for _, model in self.pairs))
+
+    def __exit__(self, *_: Any) -> None:
+        for (ema, model), saved in zip(self.pairs, self.buffers, strict=True):
+            ema.restore(model.parameters())
+            for buffer, value in zip(model.buffers(), saved, strict=True):
+                buffer.copy_(value)
+
+
+def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: Any, settings: RunSettings) -> None:
+    """One step of `optimizer` down `loss`."""
+    accelerator.backward(loss)
+    if settings.max_grad_norm is not None and accelerator.sync_gradients:
+        accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def cosine_schedule(optimizer: Any, settings: RunSettings) -> torch.optim.lr_scheduler.LRScheduler:
+    """From the optimizer's learning rate to ``final_learning_rate`` over ``max_steps``."""
+    lowest = min(settings.final_learning_rate, optimizer.defaults["lr"])
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.max_steps, eta_min=lowest)
+
+
+def run_script(
+    doc: str, cls: type[Any], default_config: str, train: Callable[[Any], Path], arguments: Sequence[str] | None
+) -> None:
+    """Entry point of a script; a setting that cannot be used ends it with one clear line and exit code 1."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(doc)
+        print("Settings and their defaults:")
+        for field in dataclasses.fields(cls):
+            default = field.default if field.default is not dataclasses.MISSING else {}
+            print(f"  {field.name} = {default!r}")
+        return
+    try:
+        train(load_settings(cls, default_config, arguments))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,85 @@
+"""The settings that every training script has: data, optimisation, machine, records."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run that do not depend on the method; each script's dataclass adds its own."""
+
+    output_dir: str = "outputs/run"
+    overwrite_output_dir: bool = False  # True: a run that is there already is replaced
+
+    # data
+    dataset: str = "digits"  # "digits", "25gaussians", "pinwheel", "swissroll", a Hub id, or a local folder
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    dataset_split: str = "train"
+    image_column: str | None = None  # None: the only image column
+    padding: int = 0  # black pixels on each side: 2 makes 28x28 images 32x32
+    horizontal_flip: bool = False
+    num_toy_samples: int = 100_000
+    num_workers: int = 0
+
+    # models
+    preset: str = "digits"  # hf_ebm.models.presets, or dual_mcmc_presets
+    models: dict[str, dict] = dataclasses.field(default_factory=dict)  # changes to it, by part: generator, energy, ...
+    latent_dim: int | None = None  # None: the preset's
+
+    # optimisation
+    max_steps: int = 2000
+    batch_size: int = 64  # per process
+    gradient_accumulation_steps: int = 1
+    energy_learning_rate: float = 1e-4
+    generator_learning_rate: float = 1e-4
+    final_learning_rate: float = 1e-5  # end of the cosine decay
+    adam_betas: tuple[float, ...] = (0.0, 0.9)
+    max_grad_norm: float | None = None
+    ema_decay: float | None = 0.999  # of generator and energy; None: no EMA
+    loss_limit: float = 1e7  # a larger loss term stops the run
+
+    # machine
+    seed: int = 0
+    mixed_precision: str = "no"  # "no" (fp32), "bf16", "fp16"
+    compile: bool = False  # torch.compile the networks where the method allows it
+    channels_last: bool = False
+
+    # records
+    log_every: int = 10
+    sample_every: int = 500  # a grid in samples/; 0: never
+    num_grid_samples: int = 64
+    checkpoint_every: int = 500  # 0: at the end only
+    checkpoints_total_limit: int | None = 2
+    resume: str | None = None  # "latest" or a checkpoint folder
+    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` that names the setting, before any work."""
+        self.check_at_least(1, "max_steps", "batch_size", "gradient_accumulation_steps", "log_every")
+        self.check_choice("mixed_precision", ("no", "bf16", "fp16"))
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
+        if len(self.adam_betas) != 2:
+            raise ValueError(f"adam_betas must be two numbers, got {self.adam_betas}.")
+        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
+            raise ValueError(f"checkpoints_total_limit must be >= 1 or null, got {self.checkpoints_total_limit}.")
+
+    def check_at_least(self, smallest: int, *names: str) -> None:
+        """Raise a `ValueError` if one of the settings `names` is below `smallest`."""
+        for name in names:
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be >= {smallest}, got {getattr(self, name)}.")
+
+    def check_positive(self, *names: str) -> None:
+        """Raise a `ValueError` if one of the settings `names` is not a positive, finite number."""
+        for name in names:
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+
+    def check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        """Raise a `ValueError` if the setting `name` is not among `allowed`."""
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")

@@ -1,0 +1,274 @@
+"""Train by Dual-MCMC Teaching (Cui & Han, NeurIPS 2023).
+
+    accelerate launch training/train_dual_mcmc.py --config training/configs/dual_mcmc_digits.yaml key=value ...
+    accelerate launch -m hf_ebm.training.train_dual_mcmc            # the same, from an installed package
+
+With no arguments it trains the digits. The run folder ``output_dir`` becomes a pipeline folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
+
+from hf_ebm.langevin import energy_grad, langevin_chain
+from hf_ebm.losses.dual_mcmc import energy_loss, generator_loss, inference_loss, posterior_energy, squared_error
+from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
+from hf_ebm.models.latent_generator import frozen_running_statistics
+from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
+from hf_ebm.training.run import Method, cosine_schedule, run_script, run_training, update
+from hf_ebm.training.run_settings import RunSettings
+
+DEFAULT_CONFIG = "dual_mcmc_digits.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class DualMCMCSettings(RunSettings):
+    """All settings of a run; the defaults are the published CIFAR-10 ones where nothing else is said."""
+
+    output_dir: str = "outputs/dual-mcmc"
+
+    # the x-chain on the energy, started at the generator's sample
+    x_num_steps: int = 30  # 0: the energy teaches nothing, and learns from unrevised samples
+    x_step_size: float = 0.5  # CelebA: 0.3
+    x_noise_std: float = 0.001
+    energy_negatives: str = "second_chain"  # of the updated generator; "first_chain": reuse it; "generator": no chain
+
+    # the z-chain on the generator's posterior
+    z_num_steps: int = 10
+    z_step_size: float = 0.1
+    z_noise_std: float = 0.1
+    z_start: str = "inference"  # a sample of q(z | x); "noise": of N(0, I)
+    likelihood_std: float = 0.3  # of p(x | z); the squared error carries no 1/2
+
+    # objective
+    recon_weight: float = 1.0
+    sample_weight: float = 50.0  # CelebA: 70
+    latent_weight: float = 0.1
+    energy_magnitude_weight: float = 0.0  # times mean E(x)^2 + mean E(x_revised)^2, in units of temperature; ours
+
+    # optimisation
+    generator_learning_rate: float = 3e-4
+    inference_learning_rate: float = 1e-4
+    weight_decay: float = 5e-4  # of generator and inference model
+    learning_rate_schedule: str = "exponential"  # or "cosine"
+    learning_rate_decay: float = 0.998  # per epoch, of the exponential schedule
+    ema_decay: float | None = None  # of generator and energy; the published code has none
+    energy_gap_limit: float = 1e4  # the run stops where |mean E(x) - mean E(x_revised)| passes it
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` that names the setting, before any work."""
+        super().__post_init__()
+        self.check_at_least(0, "x_num_steps", "z_num_steps")
+        self.check_positive("x_step_size", "x_noise_std", "z_step_size", "z_noise_std", "likelihood_std")
+        self.check_positive("learning_rate_decay", "energy_gap_limit")
+        self.check_choice("energy_negatives", ("second_chain", "first_chain", "generator"))
+        self.check_choice("z_start", ("inference", "noise"))
+        self.check_choice("learning_rate_schedule", ("exponential", "cosine"))
+
+    @property
+    def temperature(self) -> float:
+        """``(x_noise_std / x_step_size)^2``: the model is ``p(x) ~ exp(-E(x) / temperature)``."""
+        return (self.x_noise_std / self.x_step_size) ** 2
+
+
+@dataclasses.dataclass
+class Objects:
+    """What a train step updates and uses."""
+
+    accelerator: Accelerator
+    generator_model: Any
+    energy_model: Any
+    inference_model: Any
+    generator_optimizer: Any
+    energy_optimizer: Any
+    inference_optimizer: Any
+
+
+def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSettings) -> dict[str, Tensor]:
+    """One iteration in the published order: generator, inference model, energy; returns the terms of the losses.
+
+    Each sum and mean is as in `hf_ebm.losses.dual_mcmc`. The inference model does not change before its own update, so
+    one forward pass on the data starts the z-chain and trains it.
+
+    Args:
+        x: Data, shape (B, ...).
+        step: Iterations done before this one; not used.
+        objects: Models and optimizers.
+        settings: The run's settings.
+    """
+    accelerator = objects.accelerator
+
+    # x_gen = g(z); x_revised: the x-chain from it; z_inferred ~ q(z | x); z_revised: the z-chain from it
+    mean, logvar = objects.inference_model(x, return_dict=False)
+    z = torch.randn_like(mean)
+    x_gen = objects.generator_model(z, return_dict=False)[0]
+    x_revised = x_chain(x_gen.detach(), objects, settings)
+    noise = torch.randn_like(mean)
+    z_start = mean.detach() + (0.5 * logvar.detach()).exp() * noise if settings.z_start == "inference" else noise
+    z_revised = z_chain(z_start, x, objects, settings)
+
+    # generator (Eq. 10): recon_weight mean ||g(z_revised) - x||^2 + sample_weight mean ||g(z) - x_revised||^2
+    recon = objects.generator_model(z_revised, return_dict=False)[0]
+    loss = generator_loss(recon, x, x_gen, x_revised, settings.recon_weight, settings.sample_weight)
+    parameters = objects.generator_model.parameters()
+    update(accelerator, objects.generator_optimizer, loss, parameters, settings)
+
+    # inference model (Eq. 15): NLL(z_revised; q(. | x)) + latent_weight NLL(z; q(. | x_revised))
+    mean_gen, logvar_gen = objects.inference_model(x_revised, return_dict=False)
+    loss_inference = inference_loss(z_revised, mean, logvar, z, mean_gen, logvar_gen, settings.latent_weight)
+    update(accelerator, objects.inference_optimizer, loss_inference, objects.inference_model.parameters(), settings)
+
+    # energy (Eq. 7): from the updated generator with the same z, the x-chain again
+    negatives = x_revised
+    if settings.energy_negatives != "first_chain":
+        generator_model = accelerator.unwrap_model(objects.generator_model)
+        with torch.no_grad(), frozen_running_statistics(generator_model), accelerator.autocast():
+            negatives = generator_model(z, return_dict=False)[0]
+        if settings.energy_negatives == "second_chain":
+            negatives = x_chain(negatives, objects, settings)
+    energies = objects.energy_model(torch.cat([x, negatives.to(x.dtype)])).energy
+    energy_data, energy_revised = energies.chunk(2)
+    loss_energy = energy_loss(energy_data, energy_revised, settings.temperature)
+    if settings.energy_magnitude_weight:
+        loss_energy = loss_energy + settings.energy_magnitude_weight * energies.square().mean() / settings.temperature
+    update(accelerator, objects.energy_optimizer, loss_energy, objects.energy_model.parameters(), settings)
+
+    return {
+        "energy_data": energy_data.mean(),
+        "energy_revised": energy_revised.mean(),
+        "energy_gap": energy_data.mean() - energy_revised.mean(),
+        "reconstruction": squared_error(recon, x).mean(),
+        "teaching": squared_error(x_gen, x_revised).mean(),
+        "inference": loss_inference,
+    }
+
+
+def x_chain(x: Tensor, objects: Objects, settings: DualMCMCSettings) -> Tensor:
+    """The x-chain (Eq. 3) on the unwrapped, frozen energy from `x`, shape of `x`."""
+    energy_model = objects.accelerator.unwrap_model(objects.energy_model)
+
+    def energy(x: Tensor) -> Tensor:
+        with objects.accelerator.autocast():
+            return energy_model(x).energy
+
+    with energy_model.chain():
+        return langevin_chain(
+            x.float(),
+            lambda x: energy_grad(energy, x),
+            settings.x_num_steps,
+            settings.x_step_size,
+            settings.x_noise_std,
+        )
+
+
+def z_chain(z: Tensor, x: Tensor, objects: Objects, settings: DualMCMCSettings) -> Tensor:
+    """The z-chain (Eq. 6) on the posterior of the unwrapped generator from `z`, shape of `z`."""
+    generator_model = objects.accelerator.unwrap_model(objects.generator_model)
+
+    def generate(z: Tensor) -> Tensor:
+        with objects.accelerator.autocast():
+            return generator_model(z, return_dict=False)[0]
+
+    with generator_model.z_chain():
+        return langevin_chain(
+            z,
+            lambda z: energy_grad(lambda z: posterior_energy(generate, z, x, settings.likelihood_std), z),
+            settings.z_num_steps,
+            settings.z_step_size,
+            settings.z_noise_std,
+        )
+
+
+def make_model_settings(settings: DualMCMCSettings) -> dict[str, Any]:
+    """The arguments of the three networks."""
+    generator = {"likelihood_std": settings.likelihood_std, **settings.models.get("generator", {})}
+    return dual_mcmc_model_settings(settings.preset, settings.latent_dim, {**settings.models, "generator": generator})
+
+
+def make_objects(
+    settings: DualMCMCSettings, accelerator: Accelerator, models: tuple[Any, Any, Any], steps_per_epoch: int
+) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+    """Optimizers and learning-rate schedules for `models`, all prepared by `accelerator`."""
+    generator_model, energy_model, inference_model = models
+    options: dict[str, Any] = {"betas": settings.adam_betas, "fused": accelerator.device.type in ("cpu", "cuda")}
+    decay = settings.weight_decay
+    optimizers = [
+        torch.optim.Adam(generator_model.parameters(), settings.generator_learning_rate, weight_decay=decay, **options),
+        torch.optim.Adam(energy_model.parameters(), settings.energy_learning_rate, **options),
+        torch.optim.Adam(inference_model.parameters(), settings.inference_learning_rate, weight_decay=decay, **options),
+    ]
+    if settings.compile:
+        for model in models:
+            model.compile()
+    prepared = accelerator.prepare(*models, *optimizers)
+    schedules = [make_schedule(optimizer, settings, steps_per_epoch) for optimizer in optimizers]
+    return Objects(accelerator, *prepared), schedules
+
+
+def make_schedule(
+    optimizer: Any, settings: DualMCMCSettings, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """``learning_rate_decay`` at the end of each epoch, or a cosine over the run."""
+    if settings.learning_rate_schedule == "cosine":
+        return cosine_schedule(optimizer, settings)
+    return torch.optim.lr_scheduler.StepLR(optimizer, steps_per_epoch, settings.learning_rate_decay)
+
+
+@torch.no_grad()
+def calibrate(generator_model: Any, energy_model: Any) -> None:
+    """Running statistics and singular values of averaged weights, which their own values alone do not give."""
+    random = torch.Generator(generator_model.device).manual_seed(0)
+    shape = (256, generator_model.config.latent_dim)
+    latents = [torch.randn(shape, generator=random, device=generator_model.device) for _ in range(16)]
+    update_bn(latents, generator_model)
+    energy_model.train()
+    for _ in range(8):  # each training forward is one power iteration
+        energy_model(torch.zeros(1, *energy_model.sample_shape, device=energy_model.device))
+
+
+def make_pipeline(objects: Objects, settings: DualMCMCSettings) -> DualMCMCPipeline:
+    """The pipeline around the (unwrapped) networks as they are now."""
+    unwrap = objects.accelerator.unwrap_model
+    return DualMCMCPipeline(
+        unwrap(objects.generator_model, keep_fp32_wrapper=False),
+        LangevinScheduler(max(1, settings.x_num_steps), settings.x_step_size, settings.x_noise_std),
+        unwrap(objects.energy_model, keep_fp32_wrapper=False),
+        unwrap(objects.inference_model, keep_fp32_wrapper=False),
+        LangevinScheduler(max(1, settings.z_num_steps), settings.z_step_size, settings.z_noise_std),
+    )
+
+
+METHOD = Method(
+    name="dual_mcmc",
+    make_model_settings=make_model_settings,
+    build_models=build_dual_mcmc_models,
+    make_objects=make_objects,
+    train_step=train_step,
+    make_pipeline=make_pipeline,
+    shown_terms=("energy_data", "energy_revised", "reconstruction"),
+    term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
+    calibrate=calibrate,
+)
+
+
+def train(settings: DualMCMCSettings) -> Path:
+    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    return run_training(METHOD, settings)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    run_script(__doc__ or "", DualMCMCSettings, DEFAULT_CONFIG, train, arguments)
+
+
+if __name__ == "__main__":
+    main()
