@@ -38,7 +38,6 @@ COLUMNS = {
     "auroc_noise": "AUROC noise",
     "auroc_inverted": "inverted",
     "auroc_shuffled": "shuffled",
-    "seconds_per_step": "s/step",
 }
 
 
@@ -73,7 +72,6 @@ def run_row(changes: dict[str, Any], max_steps: int, seed: int, folder: Path) ->
         "mse_inference": chains["reconstruction_mse"]["inference_model"],
         "mse_z_chain": chains["reconstruction_mse"]["z_chain"],
         **{f"auroc_{name}": metrics["auroc"][name] for name in ("noise", "inverted", "shuffled")},
-        "seconds_per_step": 1.0 / json.loads((folder / "train_summary.json").read_text())["steps_per_second"],
     }
     shutil.rmtree(folder)
     return row
@@ -83,7 +81,7 @@ def write_table(results: dict[str, dict[str, float]], path: Path) -> None:
     """All rows as a Markdown table."""
     lines = ["| change | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, row in results.items():
-        digits = {"frechet_distance": 2, "generator_alone": 2, "seconds_per_step": 2}
+        digits = {"frechet_distance": 2, "generator_alone": 2}
         cells = [f"{row[key]:.{digits.get(key, 4)}f}" for key in COLUMNS]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -6,8 +6,8 @@
 Published chains: 30 steps on images, twice, and 10 on latents. Before anything is timed the two sides take one step
 from equal weights on equal random numbers, spectral norm's estimate fixed along the chains on both, and their loss
 terms have to agree: in fp32 to 1e-3, in bf16 to 5 %; or the script stops. That step has 3 updates on images and 1 on
-latents, since long chains blow rounding up, and its last term, the revised samples' energy after the generator's update,
-may differ by 10 %: Adam's first update turns gradients that are all rounding into full steps.
+latents, since long chains blow rounding up, and its last term, the revised samples' energy after the generator's
+update, may differ by 10 %: Adam's first update turns gradients that are all rounding into full steps.
 
 What is timed as "literal" is the published way, in which every chain step moves spectral norm's estimate; "literal, no
 power iteration" is the way of that check.
