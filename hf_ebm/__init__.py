@@ -17,6 +17,7 @@ _EXPORTS = {
     "DDAEBMScheduler": "hf_ebm.schedulers.scheduling_ddaebm",
     "DiffusionCoefficients": "hf_ebm.diffusion",
     "DualMCMCPipeline": "hf_ebm.pipelines.pipeline_dual_mcmc",
+    "EnergyScoringPipeline": "hf_ebm.pipelines.pipeline_energy_scoring",
     "HMCScheduler": "hf_ebm.schedulers.scheduling_hmc",
     "LangevinScheduler": "hf_ebm.schedulers.scheduling_langevin",
     "MALAScheduler": "hf_ebm.schedulers.scheduling_mala",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from hf_ebm.models.unet_generator import UNetGeneratorModel as UNetGeneratorModel
     from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline as DDAEBMPipeline
     from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline as DualMCMCPipeline
+    from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline as EnergyScoringPipeline
     from hf_ebm.schedulers.scheduling_annealed_langevin import AnnealedLangevinScheduler as AnnealedLangevinScheduler
     from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler as DDAEBMScheduler
     from hf_ebm.schedulers.scheduling_hmc import HMCScheduler as HMCScheduler

@@ -192,7 +192,7 @@ class DualMCMCMoves(EBMPipeline):
         def energy_fn(x: Tensor) -> Tensor:
             return self.energy_model((x if known is None else known(x)).to(dtype)).energy
 
-        with eval_mode(self.energy_model), self.energy_model.chain():
+        with self.energy_model.chain_in_eval():
             return run_chain(
                 self.scheduler,
                 energy_fn,

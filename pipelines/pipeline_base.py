@@ -33,13 +33,13 @@ class EBMPipeline(DiffusionPipeline):
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         index = json.loads(Path(hf_hub_download(pretrained_model_name, cls.config_name, **options)).read_text())
-        given = {name for name in index if kwargs.get(name) is not None}
+        given = {name for name in index if name in kwargs}  # injected, or None: not wanted
         folders = [
             name
             for name, value in index.items()
             if isinstance(value, list) and value and value[0] is not None and name not in given
         ]
-        patterns = [cls.config_name, "README.md"]
+        patterns = [cls.config_name, "README.md", "calibration.json"]
         patterns += [f"{folder}/*{end}" for folder in folders for end in (".json", ".safetensors")]
         return snapshot_download(pretrained_model_name, allow_patterns=patterns, **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ def make_accelerator(
             raise ValueError(f"trackers must be among {TRACKERS}, got {tracker!r}.")
         if importlib.util.find_spec(tracker) is None:
             raise ValueError(f"trackers names {tracker!r}, which is not installed: pip install {tracker}.")
+    # newer torch calls the option forward_sync_buffers, which accelerate cannot pass on yet
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     return Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,

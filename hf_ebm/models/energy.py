@@ -89,6 +89,17 @@ class EnergyModel(PreTrainedModel):
             for parameter in trainable:
                 parameter.requires_grad_(True)
 
+    @contextlib.contextmanager
+    def chain_in_eval(self) -> Iterator[None]:
+        """As `chain`, in eval mode whatever the config says: for sampling and scoring, which train nothing."""
+        was_training = self.training
+        self.eval()
+        try:
+            with self.chain():
+                yield
+        finally:
+            self.train(was_training)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.

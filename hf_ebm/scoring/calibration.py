@@ -1,0 +1,119 @@
+"""From scores to decisions: where a score lies among those of held-out in-distribution data.
+
+    p(score) = (1 + #{calibration scores >= score}) / (n + 1)          is_ood: p <= target_fpr
+
+If calibration and new data are exchangeable, the share of in-distribution samples that are called odd is at most
+``target_fpr``, on average over calibration sets, whatever the score's distribution. Source: split conformal prediction,
+Vovk et al. 2005; Bates et al. 2023 for outliers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_ebm.scoring.scores import SCORES, MeasureStatistics
+
+FILE_NAME = "calibration.json"
+MAX_REFERENCE = 1000  # order statistics that are kept per score; p-values have steps of 1/1001 at best
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `EnergyScoringPipeline.calibrate` found on held-out in-distribution data.
+
+    Attributes:
+        target_fpr: Share of in-distribution samples that may be called odd, in (0, 1).
+        num_samples: Samples it was made from.
+        seed: Of the noise in the measures.
+        statistics: Mean and standard deviation of each measure.
+        reference: Sorted calibration scores of each score, at most `MAX_REFERENCE` of them.
+        preprocessing: How the images were prepared, in words.
+    """
+
+    target_fpr: float
+    num_samples: int
+    seed: int
+    statistics: Mapping[str, MeasureStatistics]
+    reference: Mapping[str, list[float]] = field(default_factory=dict)
+    preprocessing: str = ""
+
+    @classmethod
+    def fit(
+        cls, measures: Mapping[str, Tensor], target_fpr: float, seed: int = 0, preprocessing: str = ""
+    ) -> Calibration:
+        """Statistics of the measures, and the reference of every score they allow.
+
+        Args:
+            measures: Of held-out in-distribution samples, by name, each of shape (N,) or (N, T).
+            target_fpr: In (0, 1).
+            seed: Of the noise in the measures.
+            preprocessing: How the images were prepared, in words.
+
+        Raises:
+            ValueError: If there are too few samples for `target_fpr`, or a measure cannot be used.
+        """
+        if not 0.0 < target_fpr < 1.0:
+            raise ValueError(f"target_fpr must be between 0 and 1, got {target_fpr!r}.")
+        number = len(next(iter(measures.values())))
+        needed = math.ceil(1.0 / target_fpr - 1e-9) - 1
+        if number < max(needed, 2):
+            raise ValueError(
+                f"calibration needs at least {max(needed, 2)} in-distribution samples for target_fpr={target_fpr}, got "
+                f"{number}; give more, or a larger target_fpr."
+            )
+        possible = [score for score in SCORES.values() if set(score.measures) <= set(measures)]
+        standardised = {name for score in possible if score.needs_statistics for name in score.measures}
+        statistics = {name: MeasureStatistics.of(measures[name], name) for name in sorted(standardised)}
+        reference = {}
+        for name, score in SCORES.items():
+            if set(score.measures) <= set(measures):
+                ordered = score.function(measures, statistics).sort().values
+                if number > MAX_REFERENCE:  # the k-th of m order statistics stands for the share k / (m + 1)
+                    shares = torch.arange(1, MAX_REFERENCE + 1) / (MAX_REFERENCE + 1)
+                    ordered = ordered[(shares * (number + 1)).ceil().long().clamp(max=number) - 1]
+                reference[name] = ordered.tolist()
+        return cls(target_fpr, number, seed, statistics, reference, preprocessing)
+
+    def p_values(self, score: str, scores: Tensor) -> Tensor:
+        """Share of in-distribution data that is at least as odd, shape (N,), float64, in (0, 1].
+
+        Raises:
+            ValueError: If the calibration lacks the score.
+        """
+        if score not in self.reference:
+            raise ValueError(
+                f"score {score!r} was not calibrated, only {sorted(self.reference)}; call calibrate again."
+            )
+        reference = torch.tensor(self.reference[score], dtype=torch.float64)
+        at_least = len(reference) - torch.searchsorted(reference, scores.double(), side="left")
+        return (1.0 + at_least.double()) / (len(reference) + 1.0)
+
+    def threshold(self, score: str) -> float:
+        """The largest reference score that is not called odd: larger ones are, at ``target_fpr``."""
+        reference = torch.tensor(self.reference[score], dtype=torch.float64)
+        return float(reference[self.p_values(score, reference) > self.target_fpr].max())
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``calibration.json``, whole or not at all."""
+        path = Path(folder) / FILE_NAME
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Calibration | None:
+        """The calibration in a folder, or None where there is none."""
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            return None
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values["statistics"] = {name: MeasureStatistics(**value) for name, value in values["statistics"].items()}
+        return cls(**values)

@@ -1,0 +1,296 @@
+"""Scoring for out-of-distribution detection: energies, scores, and after a calibration p-values and decisions.
+
+    pipe = EnergyScoringPipeline.from_pretrained("outputs/ddaebm-digits")
+    pipe.calibrate(held_out_images, target_fpr=0.05)
+    result = pipe(images)                                # .energies, .scores, .p_values, .is_ood
+
+It loads from a repository of any of our pipelines, and of it only what the scores need.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers.utils import BaseOutput, load_image
+from torch import Tensor
+
+from hf_ebm.data import find_image_column, image_transform
+from hf_ebm.image_inputs import images_to_tensor
+from hf_ebm.models.energy import EnergyModel
+from hf_ebm.pipelines.pipeline_base import EBMPipeline
+from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
+from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.schedulers.energy_sampler import EnergySampler
+from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
+from hf_ebm.scoring.calibration import Calibration
+from hf_ebm.scoring.energy import compute_energies
+from hf_ebm.scoring.scores import SCORES, measure_compressed_size, measure_energies, measure_gradient_norm
+
+RECONSTRUCTION = ("generator_model", "inference_model", "latent_scheduler")
+
+
+@dataclass
+class EnergyScoringOutput(BaseOutput):
+    """Output of `EnergyScoringPipeline`; all tensors are of shape (N,), on the CPU, in the order of the images.
+
+    Attributes:
+        energies: ``E(x, 0)``, low = likely, float32.
+        scores: The chosen score, larger = more out of distribution, float64.
+        p_values: Share of in-distribution data at least as odd, in (0, 1]; None before a calibration.
+        is_ood: Whether ``p_values <= target_fpr``; None before a calibration.
+    """
+
+    energies: Tensor
+    scores: Tensor
+    p_values: Tensor | None = None
+    is_ood: Tensor | None = None
+
+
+class EnergyScoringPipeline(EBMPipeline):
+    """Score samples by how unlike the training data they are.
+
+    Args:
+        energy_model: Any energy of the package.
+        scheduler: Of the generation pipeline; a `DDAEBMScheduler` (or a stock one made from it) tells the noise levels.
+        generator_model: Of Dual-MCMC Teaching, with the next two, for the scores with a reconstruction.
+        inference_model: See there.
+        latent_scheduler: See there.
+    """
+
+    model_cpu_offload_seq = "inference_model->generator_model->energy_model"
+    _optional_components = ["scheduler", *RECONSTRUCTION]  # noqa: RUF012 (diffusers' own form)
+
+    def __init__(
+        self,
+        energy_model: EnergyModel,
+        scheduler: SchedulerMixin | None = None,
+        generator_model: ModelMixin | None = None,
+        inference_model: ModelMixin | None = None,
+        latent_scheduler: EnergySampler | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            energy_model=energy_model,
+            scheduler=scheduler,
+            generator_model=generator_model,
+            inference_model=inference_model,
+            latent_scheduler=latent_scheduler,
+        )
+        self.calibration: Calibration | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load from a folder or Hub repository of any of our pipelines, with its calibration where there is one.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            kwargs: As for every diffusers pipeline, and ``load_reconstruction`` (default False): whether to load the
+                three components that the scores with a reconstruction need.
+        """
+        load_reconstruction = kwargs.pop("load_reconstruction", False)
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            wanted = kwargs if load_reconstruction else {**dict.fromkeys(RECONSTRUCTION), **kwargs}
+            folder = Path(cls.download(str(pretrained_model_name_or_path), **wanted))
+        index = json.loads((folder / cls.config_name).read_text(encoding="utf-8"))
+        if not load_reconstruction or "latent_scheduler" not in index:  # only Dual-MCMC Teaching has it
+            kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
+        pipeline = super().from_pretrained(folder, **kwargs)
+        pipeline.calibration = Calibration.load(folder)
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As every diffusers pipeline, and the calibration as ``calibration.json``."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.calibration is not None:
+            self.calibration.save(save_directory)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
+        return self.energy_model.sample_shape
+
+    @property
+    def available_scores(self) -> list[str]:
+        """Scores that the loaded components allow."""
+        names = [name for name, score in SCORES.items() if "reconstruction_error" not in score.measures]
+        if len(self.sample_shape) != 3:
+            names.remove("complexity")
+        if getattr(self.energy_model.config, "num_timesteps", 1) == 1:
+            names.remove("multiscale")
+        if all(getattr(self, name) is not None for name in RECONSTRUCTION):
+            names += [name for name, score in SCORES.items() if "reconstruction_error" in score.measures]
+        return names
+
+    def check_score(self, score: str) -> None:
+        """Raise a `ValueError` if `score` is unknown, not possible here, or needs a calibration first."""
+        if score not in SCORES:
+            raise ValueError(f"score must be one of {list(SCORES)}, got {score!r}.")
+        if score not in self.available_scores:
+            raise ValueError(
+                f"score {score!r} cannot be computed from this model's components; it has {self.available_scores}. "
+                "Scores with a reconstruction need load_reconstruction=True and a repository of Dual-MCMC Teaching, "
+                "'multiscale' needs an energy with noise levels, 'complexity' needs images."
+            )
+        if SCORES[score].needs_statistics and self.calibration is None:
+            raise ValueError(f"score {score!r} needs in-distribution statistics: call pipe.calibrate(held_out) first.")
+
+    def __call__(
+        self,
+        images: Any,
+        score: str = "energy",
+        batch_size: int = 256,
+        image_column: str | None = None,
+        resize: bool = False,
+        return_dict: bool = True,
+    ) -> EnergyScoringOutput | tuple[Tensor, ...]:
+        """Energies and scores of images.
+
+        Args:
+            images: PIL images, arrays or tensors (`hf_ebm.image_inputs`); paths or URLs, one or a list; or a
+                `datasets.Dataset` or streaming `IterableDataset`, which is read batch by batch.
+            score: A name of `hf_ebm.scoring.scores.SCORES`; larger = more out of distribution.
+            batch_size: Images in memory at a time; it does not change a score.
+            image_column: Of a data set; None = its only image column.
+            resize: Whether files and data set images are converted to gray or RGB, cropped square and resized to the
+                model's size, as in training; otherwise another mode or size is an error.
+            return_dict: Whether to return an `EnergyScoringOutput` or a tuple.
+
+        Raises:
+            ValueError: If an image cannot be read or does not fit, or the score cannot be computed.
+        """
+        self.check_score(score)
+        needed = {*SCORES[score].measures, "energy"}
+        measures = self.measure_all(images, needed, batch_size, image_column, resize)
+        statistics = {} if self.calibration is None else self.calibration.statistics
+        scores = SCORES[score].function(measures, statistics)
+        p_values = is_ood = None
+        if self.calibration is not None:
+            p_values = self.calibration.p_values(score, scores)
+            is_ood = p_values <= self.calibration.target_fpr
+        output = EnergyScoringOutput(measures["energy"], scores, p_values, is_ood)
+        return output if return_dict else output.to_tuple()
+
+    def calibrate(
+        self,
+        images: Any,
+        target_fpr: float = 0.05,
+        batch_size: int = 256,
+        image_column: str | None = None,
+        resize: bool = False,
+        seed: int = 0,
+    ) -> Calibration:
+        """Fit statistics and thresholds of all available scores on held-out in-distribution data.
+
+        Use images that the model was not trained on: trained ones have lower energies. What is kept of an image are a
+        few numbers; the calibration is saved with the pipeline.
+
+        Args:
+            images, batch_size, image_column, resize: As for scoring.
+            target_fpr: Share of in-distribution samples that may be called odd, in (0, 1).
+            seed: Of the noise in the measures.
+
+        Raises:
+            ValueError: If there are too few images for `target_fpr`, or one cannot be read.
+        """
+        if not 0.0 < target_fpr < 1.0:
+            raise ValueError(f"target_fpr must be between 0 and 1, got {target_fpr!r}.")
+        needed = {measure for name in self.available_scores for measure in SCORES[name].measures}
+        measures = self.measure_all(images, needed, batch_size, image_column, resize, seed)
+        preprocessing = "converted, cropped square, resized" if resize else "as given"
+        self.calibration = Calibration.fit(measures, target_fpr, seed, preprocessing)
+        return self.calibration
+
+    def measure_all(
+        self,
+        images: Any,
+        names: Iterable[str],
+        batch_size: int = 256,
+        image_column: str | None = None,
+        resize: bool = False,
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
+        """The named measures of all images, batch by batch, each of shape (N,) or (N, T)."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
+        if seed is None:
+            seed = 0 if self.calibration is None else self.calibration.seed
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        for x in self.progress_bar(self.batches(images, batch_size, image_column, resize)):
+            for name, values in parts.items():
+                values.append(self.measure(name, x, seed))
+        if not next(iter(parts.values())):
+            raise ValueError("images is empty; give at least one image.")
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    def measure(self, name: str, x: Tensor, seed: int) -> Tensor:
+        """One measure of samples in the model's range, shape (B, ...) -> (B,) or (B, T); see `scoring.scores`."""
+        if name == "energy":
+            return compute_energies(self.energy_model, x, 0, len(x))
+        if name == "energies":
+            return measure_energies(self.energy_model, x, self.coefficients, seed, len(x))
+        if name == "gradient_norm":
+            return measure_gradient_norm(self.energy_model, x, len(x))
+        if name == "compressed_size":
+            return measure_compressed_size(x)
+        # each sample's chain has the same noise, so that its error depends on nothing but itself
+        generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
+        pipe = DualMCMCPipeline(
+            self.generator_model, self.latent_scheduler, None, self.inference_model, self.latent_scheduler
+        )
+        pipe.set_progress_bar_config(disable=True)
+        recon: Any = pipe.reconstruct(
+            x, sample_latents=False, generator=generators, output_type="pt", output_squared_errors=True
+        )
+        return recon.squared_errors[-1].float().cpu()
+
+    @property
+    def coefficients(self) -> Any:
+        """The noise levels the energy was trained on; None for an energy without any."""
+        if getattr(self.energy_model.config, "num_timesteps", 1) == 1:
+            return None
+        if self.scheduler is None:
+            raise ValueError("the energy has noise levels, and this pipeline was loaded without the scheduler's.")
+        return DDAEBMScheduler.from_config(self.scheduler.config).coefficients
+
+    def batches(self, images: Any, batch_size: int, image_column: str | None, resize: bool) -> Iterator[Tensor]:
+        """Samples in the models' range, at most `batch_size` at a time, shape (B, ...)."""
+        if isinstance(images, str | Path):
+            images = [images]
+        if hasattr(images, "column_names") and hasattr(images, "features"):
+            if images.features is None and image_column is None:
+                raise ValueError("this streaming data set does not know its columns; name one with image_column=...")
+            column = find_image_column(images, image_column) if images.features is not None else image_column
+            rows: Iterator[Any] = (row[column] for row in images)
+        elif isinstance(images, list | tuple) and images and isinstance(images[0], str | Path):
+            rows = (open_image(path) for path in images)
+        else:
+            yield from images_to_tensor(images, self.sample_shape).split(batch_size)
+            return
+        transform = image_transform(self.sample_shape[0], self.sample_shape[-1]) if resize else None
+        while chunk := list(islice(rows, batch_size)):
+            yield (
+                torch.stack([transform(i) for i in chunk]) if transform else images_to_tensor(chunk, self.sample_shape)
+            )
+
+
+def open_image(path: str | Path) -> PIL.Image.Image:
+    """The image in a file or behind a URL.
+
+    Raises:
+        ValueError: If it cannot be read; it names the path.
+    """
+    try:
+        image = load_image(str(path), convert_method=lambda image: image)
+        image.load()
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"image {path} cannot be read ({error}); remove it, or give another path.") from error
+    return image

@@ -1,0 +1,147 @@
+"""EnergyScoringPipeline: any input, any repository of ours, the same numbers; calibration kept with the pipeline."""
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_ebm import DualMCMCPipeline, EnergyScoringPipeline
+from hf_ebm.data import load_digits
+
+
+@pytest.fixture
+def digits():
+    """Digits as the 8-bit images that a file holds, so that every kind of input is the same image."""
+    return (load_digits("test")[0][:60] + 1).mul(127.5).round().div(127.5) - 1
+
+
+@pytest.fixture
+def pictures(digits):
+    pixels = ((digits[:, 0] + 1) * 127.5).round().byte().numpy()
+    return [PIL.Image.fromarray(image) for image in pixels]
+
+
+@pytest.fixture
+def scorer(tiny_pipeline):
+    return quiet(EnergyScoringPipeline.from_pipe(tiny_pipeline))
+
+
+@pytest.fixture
+def dual_scorer(tiny_dual_mcmc_pipeline, tmp_path):
+    tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "dual")
+    return quiet(EnergyScoringPipeline.from_pretrained(tmp_path / "dual", load_reconstruction=True))
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_every_kind_of_input_gives_the_same_energies(scorer, tiny_pipeline, digits, pictures, tmp_path):
+    expected = tiny_pipeline.score(digits).energies
+    paths = [tmp_path / f"{index}.png" for index in range(len(pictures))]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    table = datasets.Dataset.from_dict({"name": list(range(60)), "picture": pictures})
+    table = table.cast_column("picture", datasets.Image())
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    kinds = [digits, pictures, arrays, paths, [str(path) for path in paths], table, table.to_iterable_dataset()]
+    for images in kinds:
+        output = scorer(images, batch_size=7)
+        assert_close(output.energies, expected, rtol=1e-4, atol=1e-4)
+        assert_close(output.scores.float(), output.energies)
+        assert output.p_values is None and output.is_ood is None
+    assert_close(scorer(paths[3]).energies, expected[3:4], rtol=1e-4, atol=1e-4)
+    assert_close(scorer(table, image_column="picture", return_dict=False)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_resize_takes_files_of_any_size_and_mode(scorer, pictures, tmp_path):
+    big = pictures[0].resize((20, 16), PIL.Image.Resampling.NEAREST).convert("RGB")
+    big.save(tmp_path / "big.png")
+    with pytest.raises(ValueError, match="mode 'L'"):
+        scorer(str(tmp_path / "big.png"))
+    assert scorer(str(tmp_path / "big.png"), resize=True).energies.shape == (1,)
+
+
+@pytest.mark.parametrize("which", ["scorer", "dual_scorer"])
+def test_scores_do_not_depend_on_the_batch_and_survive_saving(which, request, digits, tmp_path):
+    scorer = request.getfixturevalue(which)
+    calibration = scorer.calibrate(digits[:40], target_fpr=0.1)
+    assert calibration.num_samples == 40 and set(calibration.reference) == set(scorer.available_scores)
+    scorer.save_pretrained(tmp_path / "saved")
+    again = quiet(EnergyScoringPipeline.from_pretrained(tmp_path / "saved", load_reconstruction=True))
+    assert again.calibration == calibration
+    for score in scorer.available_scores:
+        whole = scorer(digits[40:], score=score)
+        assert whole.is_ood.dtype == torch.bool and bool(((whole.p_values <= 0.1) == whole.is_ood).all())
+        small = again(digits[40:], score=score, batch_size=3)
+        assert_close(small.scores, whole.scores, rtol=1e-4, atol=1e-4)
+        alone = again(digits[45], score=score)
+        assert_close(alone.scores[0], whole.scores[5], rtol=1e-4, atol=1e-4)
+
+
+def test_only_what_is_needed_is_loaded(tiny_dual_mcmc_pipeline, tiny_pipeline, tmp_path):
+    tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "dual")
+    tiny_pipeline.save_pretrained(tmp_path / "ddaebm")
+    for folder in ("dual", "ddaebm"):
+        scorer = EnergyScoringPipeline.from_pretrained(tmp_path / folder)
+        assert scorer.generator_model is None and scorer.inference_model is None and scorer.energy_model is not None
+        assert "reconstruction" not in scorer.available_scores
+    assert "multiscale" in scorer.available_scores
+    ddaebm = EnergyScoringPipeline.from_pretrained(tmp_path / "ddaebm", load_reconstruction=True)
+    assert ddaebm.generator_model is None
+
+
+def test_reconstruction_score_is_the_pipelines_error(dual_scorer, tiny_dual_mcmc_pipeline, digits):
+    assert isinstance(tiny_dual_mcmc_pipeline, DualMCMCPipeline)
+    generators = [torch.Generator().manual_seed(0) for _ in range(5)]
+    recon = quiet(tiny_dual_mcmc_pipeline).reconstruct(
+        digits[:5], sample_latents=False, generator=generators, output_type="pt"
+    )
+    expected = ((recon.images - digits[:5]) ** 2).flatten(1).mean(dim=1)
+    got = dual_scorer(digits[:5], score="reconstruction").scores
+    assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_odd_images_are_found_by_a_known_energy(scorer, digits):
+    """With an energy that is the mean brightness, white images are odd and black ones are not."""
+
+    class Output:
+        def __init__(self, energy):
+            self.energy = energy
+
+    scorer.energy_model.forward = lambda x, t=None: Output(x.flatten(1).mean(dim=1))
+    scorer.calibrate(digits, target_fpr=0.05)
+    white, black = torch.ones(3, 1, 8, 8), -torch.ones(3, 1, 8, 8)
+    assert scorer(white).is_ood.all() and not scorer(black).is_ood.any()
+    assert scorer(black, score="typicality").is_ood.all()  # too low is odd as well
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (torch.zeros(2, 1, 8, 8), {"score": "magic"}, "score must be one of"),
+        (torch.zeros(2, 1, 8, 8), {"score": "typicality"}, "calibrate"),
+        (torch.zeros(2, 1, 8, 8), {"score": "reconstruction"}, "load_reconstruction=True"),
+        (torch.zeros(2, 1, 8, 8), {"batch_size": 0}, "batch_size"),
+        (torch.zeros(2, 1, 9, 9), {}, "shape"),
+        ([], {}, "empty"),
+        ("no-such-file.png", {}, "no-such-file.png"),
+    ],
+)
+def test_mistakes(scorer, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        scorer(images, **options)
+
+
+def test_more_mistakes(scorer, tmp_path, pictures):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
+        scorer([tmp_path / "broken.png"])
+    with pytest.raises(ValueError, match="at least 19"):
+        scorer.calibrate(torch.zeros(5, 1, 8, 8))
+    table = datasets.Dataset.from_dict({"picture": pictures[:2]}).cast_column("picture", datasets.Image())
+    with pytest.raises(ValueError, match="photo"):
+        scorer(table, image_column="photo")
