@@ -131,6 +131,15 @@ class EnergyModel(PreTrainedModel):
         model.eval()
         return (model, info) if want_info else model
 
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, with the image processor beside: ``preprocessor_config.json``."""
+        super().save_pretrained(save_directory, **kwargs)
+        if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3):
+            from hf_ebm.models.energy_image_processor import EnergyImageProcessor
+
+            processor = EnergyImageProcessor(self.sample_shape[-1], self.sample_shape[0])
+            processor.save_pretrained(save_directory)
+
     def forward(self, pixel_values: Tensor, timestep: Tensor | int | None = None) -> EnergyOutput:
         """``E(x, t)``; `timestep` in 0..T-1, a number or shape (B,), None = 0. Methods without time ignore it."""
         raise NotImplementedError

@@ -1,0 +1,82 @@
+"""transformers.pipeline("ood-detection"), AutoModel and our pipeline give the same energies, from saved files."""
+
+import json
+import subprocess
+import sys
+
+import PIL.Image
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoImageProcessor, AutoModel, pipeline
+
+import hf_ebm.pipelines.ood_detection  # noqa: F401 (registers the task)
+from hf_ebm import EnergyScoringPipeline
+from hf_ebm.data import load_digits
+from hf_ebm.scoring.calibration import Calibration
+
+
+@pytest.fixture
+def pictures():
+    pixels = (load_digits("test")[0][:30, 0] + 1).mul(127.5).round().byte().numpy()
+    return [PIL.Image.fromarray(image) for image in pixels]
+
+
+@pytest.fixture(params=["tiny_pipeline", "tiny_dual_mcmc_pipeline"])
+def scorer(request):
+    scorer = EnergyScoringPipeline.from_pipe(request.getfixturevalue(request.param))
+    scorer.set_progress_bar_config(disable=True)
+    return scorer
+
+
+def test_three_routes_one_energy(scorer, pictures, tmp_path):
+    scorer.calibrate(pictures, target_fpr=0.2)
+    expected = scorer(pictures)
+    scorer.save_pretrained(tmp_path)
+    detect = pipeline("ood-detection", model=str(tmp_path / "energy_model"), calibration=tmp_path)
+    found = detect(pictures, batch_size=4)
+    assert_close(torch.tensor([f["energy"] for f in found]), expected.energies, rtol=1e-4, atol=1e-4)
+    # a calibration picture's energy equals a reference score only to rounding, which may move its rank by one
+    p_values = torch.tensor([f["p_value"] for f in found], dtype=torch.float64)
+    assert_close(p_values, expected.p_values, rtol=0, atol=1.01 / 31)
+    assert all(f["is_ood"] == (f["p_value"] <= 0.2) for f in found)
+
+    model = AutoModel.from_pretrained(tmp_path, subfolder="energy_model")
+    processor = AutoImageProcessor.from_pretrained(tmp_path, subfolder="energy_model")
+    with torch.no_grad():
+        energies = model(**processor(pictures)).energy
+    assert_close(energies, expected.energies, rtol=1e-4, atol=1e-4)
+
+
+def test_file_names_and_saving_again(scorer, pictures, tmp_path):
+    scorer.save_pretrained(tmp_path / "a")
+    pictures[0].resize((24, 24), PIL.Image.Resampling.NEAREST).convert("RGB").save(tmp_path / "big.png")
+    detect = pipeline("ood-detection", model=str(tmp_path / "a" / "energy_model"))
+    before = detect(str(tmp_path / "big.png"))
+    assert set(before) == {"energy"}
+    detect.save_pretrained(tmp_path / "b")
+    assert pipeline("ood-detection", model=str(tmp_path / "b"))(str(tmp_path / "big.png")) == before
+
+
+def test_a_fresh_process_needs_one_import(scorer, pictures, tmp_path):
+    scorer.save_pretrained(tmp_path)
+    pictures[0].save(tmp_path / "digit.png")
+    code = (
+        "import json, sys, transformers, hf_ebm.pipelines.ood_detection\n"
+        "detect = transformers.pipeline('ood-detection', model=sys.argv[1] + '/energy_model')\n"
+        "print(json.dumps(detect(sys.argv[1] + '/digit.png')))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    energy = json.loads(out.splitlines()[-1])["energy"]
+    assert energy == pytest.approx(scorer(pictures[0]).energies.item(), rel=1e-4, abs=1e-4)
+
+
+def test_mistakes(scorer, pictures, tmp_path):
+    scorer.save_pretrained(tmp_path)
+    model = str(tmp_path / "energy_model")
+    with pytest.raises(ValueError, match=r"no calibration\.json"):
+        pipeline("ood-detection", model=model, calibration=str(tmp_path))
+    with pytest.raises(ValueError, match="treshold"):
+        pipeline("ood-detection", model=model, treshold=3)
+    with pytest.raises(ValueError, match="was not calibrated"):
+        Calibration(0.1, 20, 0, {}, {}).p_values("energy", torch.zeros(1))
