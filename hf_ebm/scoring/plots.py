@@ -36,9 +36,9 @@ def plot_energy_histograms(
     """
     in_distribution = in_distribution / temperature
     odd = {name: energies / temperature for name, energies in odd.items()}
-    num_columns = 3
+    num_columns = 4 if len(odd) > 6 else 3
     num_rows = -(-len(odd) // num_columns)
-    figure = new_figure(3.4 * num_columns, 2.2 * num_rows + 0.5)
+    figure = new_figure(10.2, 2.2 * num_rows + 0.5)
     everything = torch.cat([in_distribution, *odd.values()])
     # odd sets may reach very far: the axis is logarithmic above the lowest energy seen
     offset = everything.min() - 1.0
@@ -64,6 +64,39 @@ def plot_energy_histograms(
         axis.set_yticks([])
     figure.supxlabel("energy / temperature above its minimum + 1, nats (low = likely)", fontsize=9)
     figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """ROC curves of each scorer, one panel per odd set, the false positive rate on a logarithmic axis.
+
+    Args:
+        scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
+        path: The PNG to write.
+    """
+    from sklearn.metrics import roc_curve
+
+    odd_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
+    num_columns = min(4, len(odd_sets))
+    num_rows = -(-len(odd_sets) // num_columns)
+    figure = new_figure(2.9 * num_columns, 2.6 * num_rows + 0.6)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
+    for index, axis in enumerate(axes.flat):
+        if index >= len(odd_sets):
+            axis.set_axis_off()
+            continue
+        for name, found in scores.items():
+            inside, odd = found["in_distribution"].double(), found[odd_sets[index]].double()
+            labels = np.r_[np.zeros(len(inside)), np.ones(len(odd))]
+            fpr, tpr, _ = roc_curve(labels, torch.cat([inside, odd]).numpy())
+            axis.plot(fpr.clip(0.5 / len(inside)), tpr, label=name, linewidth=1.3)
+        axis.set_xscale("log")
+        axis.set_title(odd_sets[index], fontsize=10)
+    figure.supxlabel("in-distribution images called odd", fontsize=9)
+    figure.supylabel("odd images found", fontsize=9)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
