@@ -48,6 +48,23 @@ def make_parser() -> argparse.ArgumentParser:
     score.add_argument("--model", required=True, help="a run folder or a Hub id")
     score.add_argument("images", nargs="+", type=Path, help="image files of the model's size")
     score.add_argument("--json", action="store_true", help="print a JSON object {file: energy}")
+
+    evaluate = commands.add_parser(
+        "eval-ood",
+        help="how well a model's scores find odd images, beside simple baselines",
+        epilog="example: hf-ebm eval-ood --model outputs/ddaebm-digits --id digits --ood noise,inverted,mixed",
+    )
+    evaluate.add_argument("--model", required=True, help="a run folder or a Hub id")
+    evaluate.add_argument("--id", required=True, help="in-distribution data set: digits, a Hub id, or a folder")
+    evaluate.add_argument("--ood", help="odd sets, comma-separated: embedded ones or data sets; default: all embedded")
+    evaluate.add_argument("--scores", default="all", help="comma-separated; default: all that the model allows")
+    evaluate.add_argument("--image-column", help="of the data sets; default: their only image column")
+    evaluate.add_argument("--max-images", type=int, default=1000, help="of each set (default: %(default)s)")
+    evaluate.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
+    evaluate.add_argument("--no-baselines", action="store_true")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--output", type=Path, default=Path("ood"), help="folder for ood.json and roc.png")
+    evaluate.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     return parser
 
 
@@ -55,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a mistake of the caller ends it with one line and exit code 2."""
     options = make_parser().parse_args(arguments)
     try:
-        {"train": run_train, "sample": run_sample, "score": run_score}[options.command](options)
+        runners = {"train": run_train, "sample": run_sample, "score": run_score, "eval-ood": run_eval_ood}
+        runners[options.command](options)
     except (ValueError, OSError) as error:
         print(f"hf-ebm: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -111,6 +129,52 @@ def run_score(options: argparse.Namespace) -> None:
         return
     for path, energy in zip(options.images, energies, strict=True):
         print(f"{energy:12.3f}  {path}")
+
+
+def run_eval_ood(options: argparse.Namespace) -> None:
+    """Print the table of AUROCs; write ``ood.json`` with all metrics and the protocol, and ``roc.png``."""
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.scoring import ood_evaluation as evaluation
+    from hf_ebm.scoring.odd_images import ODD_IMAGES
+    from hf_ebm.scoring.plots import plot_roc
+
+    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=True)
+    pipeline.set_progress_bar_config(disable=True)
+    shape = pipeline.sample_shape
+    if len(shape) != 3:
+        raise ValueError(f"--model {options.model} scores vectors; eval-ood takes models of images.")
+
+    def load(name: str, split: str) -> Any:
+        return evaluation.load_images(name, shape, split, options.image_column, options.max_images, options.seed)
+
+    train, test = load(options.id, "train"), load(options.id, "test")
+    names = list(ODD_IMAGES) if options.ood is None else options.ood.split(",")
+    odd_sets = evaluation.make_odd_sets(test, [name for name in names if name in ODD_IMAGES], options.seed)
+    odd_sets |= {name: load(name, "test") for name in names if name not in ODD_IMAGES}
+    pipeline.calibrate(train, seed=options.seed)  # the statistics that some scores need; no threshold is used
+    scores = pipeline.available_scores if options.scores == "all" else options.scores.split(",")
+    for score in scores:
+        pipeline.check_score(score)
+    scorers: dict[str, Any] = {score: lambda x, score=score: pipeline(x, score=score).scores for score in scores}
+    if not options.no_baselines:
+        scorers |= evaluation.fit_baselines(train, options.seed)
+    table, found = evaluation.evaluate_ood(scorers, test, odd_sets, options.resamples, options.seed)
+    protocol = {
+        "model": options.model,
+        "in_distribution": f"{options.id}, split test, {len(test)} images",
+        "odd_sets": {name: f"{len(images)} images" for name, images in odd_sets.items()},
+        "statistics_and_baselines": f"{options.id}, split train, {len(train)} images",
+        "preprocessing": f"converted, cropped square, resized to {shape[-1]}x{shape[-1]}, scaled to [-1, 1]",
+        "intervals": f"95 %, percentile bootstrap over both sets, {options.resamples} resamples",
+        "seed": options.seed,
+    }
+    record = json.dumps({"protocol": protocol, "metrics": table}, indent=2)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "ood.json").write_text(record, encoding="utf-8")
+    plot_roc(found, options.output / "roc.png")
+    print(record if options.json else evaluation.format_table(table))
+    if not options.json:
+        print(f"wrote {options.output}/ood.json (all metrics with 95 % intervals, the protocol) and roc.png")
 
 
 if __name__ == "__main__":

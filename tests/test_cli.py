@@ -45,12 +45,26 @@ def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
     assert printed == pytest.approx(dict(zip(paths, expected, strict=True)), rel=1e-4)
 
 
+def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
+    out = tmp_path / "ood"
+    arguments = ["eval-ood", "--model", folder, "--id", "digits", "--ood", "noise,constant", "--output", str(out)]
+    main([*arguments, "--max-images", "40", "--resamples", "10", "--scores", "energy,typicality"])
+    record = json.loads((out / "ood.json").read_text())
+    assert set(record["metrics"]) >= {"energy", "typicality", "pixel_gaussian", "nearest_neighbour"}
+    assert set(record["metrics"]["energy"]) == {"noise", "constant", "mean"}
+    assert record["protocol"]["in_distribution"] == "digits, split test, 40 images"
+    assert (out / "roc.png").is_file()
+    assert "pixel_gaussian" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["sample", "--model", "FOLDER", "--num-images", "0"], "--num-images"),
         (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),
+        (["eval-ood", "--model", "FOLDER", "--id", "digits", "--scores", "combined"], "'combined'"),
+        (["eval-ood", "--model", "FOLDER", "--id", "digits", "--max-images", "2"], "max_images"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(folder, capsys, arguments, message):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_ebm.data import load_training_data
 from hf_ebm.scoring.odd_images import ODD_IMAGES
 
 Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = odder
@@ -116,6 +117,36 @@ def make_odd_sets(images: Tensor, names: list[str], seed: int = 0) -> dict[str, 
     if unknown:
         raise ValueError(f"odd sets must be among {sorted(ODD_IMAGES)} or data sets, got {unknown}.")
     return {name: ODD_IMAGES[name](images, torch.Generator().manual_seed(seed)) for name in names}
+
+
+def load_images(
+    name: str, sample_shape: tuple[int, ...], split: str, image_column: str | None, max_images: int, seed: int
+) -> Tensor:
+    """At most `max_images` images of a data set, drawn with `seed`, prepared as for training, shape (N, C, H, W).
+
+    Raises:
+        ValueError: If the data set or its column is missing, or its images cannot be read.
+    """
+    if max_images < 10:
+        raise ValueError(f"max_images must be >= 10, for an interval, got {max_images}.")
+    dataset: Any = load_training_data(name, sample_shape, split=split, image_column=image_column)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_images]
+    return torch.stack([dataset[index][0] for index in order.sort().values.tolist()])
+
+
+def format_table(table: Mapping[str, Any]) -> str:
+    """AUROC with its interval of every scorer (rows) on every odd set (columns), as text."""
+    columns = list(next(iter(table.values())))
+    lines = ["AUROC [95 % interval]".ljust(22) + "".join(name[:20].rjust(22) for name in columns)]
+    for scorer, rows in table.items():
+        cells = []
+        for name in columns:
+            value = rows[name]["auroc"]
+            cells.append(
+                f"{value:.3f}" if name == "mean" else f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+            )
+        lines.append(scorer.ljust(22) + "".join(cell.rjust(22) for cell in cells))
+    return "\n".join(lines)
 
 
 def evaluate_ood(
