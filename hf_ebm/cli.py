@@ -82,35 +82,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Replace this process by `accelerate launch` on the method's script."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    if not Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"), "accelerate").is_dir():
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # else it warns
     os.execv(sys.executable, [*launcher, "-m", f"hf_ebm.training.train_{options.method}", *options.arguments])
 
 
 def load_pipeline(model: str) -> Any:
     """The pipeline in a run folder or Hub repository, whichever of ours it is."""
-    from diffusers import DiffusionPipeline
-
     import hf_ebm
+    from hf_ebm.pipelines.pipeline_base import EBMPipeline
 
-    name = DiffusionPipeline.load_config(model)["_class_name"]
+    folder = Path(model) if Path(model).is_dir() else Path(EBMPipeline.download(model))
+    name = json.loads((folder / EBMPipeline.config_name).read_text(encoding="utf-8"))["_class_name"]
     if name not in hf_ebm.__all__:
         raise ValueError(f"--model {model} holds a {name}, which is no pipeline of hf-ebm.")
-    return getattr(hf_ebm, name).from_pretrained(model)
+    return getattr(hf_ebm, name).from_pretrained(folder)
 
 
 def run_sample(options: argparse.Namespace) -> None:
     """Write a grid of samples."""
     if options.num_images < 1:
         raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
+    import PIL.Image
     import torch
-    from diffusers.utils import make_image_grid
 
+    from hf_ebm.training.loop import save_grid
+
+    if options.output.suffix.lower() not in PIL.Image.registered_extensions():
+        raise ValueError(f"--output must end in .png or another picture format, got {options.output.name!r}.")
     pipeline = load_pipeline(options.model)
     if len(pipeline.sample_shape) != 3:
         raise ValueError(f"--model {options.model} makes vectors, not images; sample it from Python.")
     images = pipeline(options.num_images, generator=torch.Generator().manual_seed(options.seed)).images
     columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    make_image_grid(images, rows=columns, cols=options.num_images // columns).save(options.output)
+    save_grid(images, options.output, options.num_images // columns, scale=max(1, 64 // images[0].width))
     print(f"wrote {options.output}")
 
 
@@ -122,13 +127,17 @@ def run_score(options: argparse.Namespace) -> None:
 
     pipeline = load_pipeline(options.model)
     mode = PIL_MODES.get(pipeline.sample_shape[0])
-    images = [PIL.Image.open(path).convert(mode) for path in options.images]
+    opened = [PIL.Image.open(path) for path in options.images]
+    for path, image in zip(options.images, opened, strict=True):
+        if image.mode != mode:
+            print(f"note: {path} is converted from {image.mode} to {mode}, as the model takes", file=sys.stderr)
+    images = [image.convert(mode) for image in opened]
     energies = pipeline.score(images).energies.tolist()
     if options.json:
         print(json.dumps({str(path): energy for path, energy in zip(options.images, energies, strict=True)}))
         return
     for path, energy in zip(options.images, energies, strict=True):
-        print(f"{energy:12.3f}  {path}")
+        print(f"{energy:14.7g}  {path}")
 
 
 def run_eval_ood(options: argparse.Namespace) -> None:

@@ -90,7 +90,7 @@ def write_card(folder: Path, template: str, title: str) -> Path:
         settings=settings,
         metrics=metrics,
         summary=read_json(folder / "train_summary.json"),
-        pictures=[name for name in ("samples.png", "ood.png") if (folder / name).is_file()],
+        pictures=[path.name for path in sorted(folder.glob("*.png"))],
     )
     path = folder / "README.md"
     card.save(path)

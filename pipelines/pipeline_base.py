@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+import hf_ebm
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.scoring.energy import ScoreOutput, score_samples
 
@@ -20,6 +21,24 @@ class EBMPipeline(DiffusionPipeline):
     """Base of the generation pipelines: component names, Hub id loading, output formats and ``score``."""
 
     _optional_components = ["energy_model", "inference_model"]  # noqa: RUF012 (diffusers' own form)
+    _loads_any = False  # whether other pipelines' repositories can be loaded
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a pipeline from a folder or by Hub id, as every diffusers pipeline.
+
+        Raises:
+            ValueError: If the folder holds another pipeline of this package.
+        """
+        index = Path(pretrained_model_name_or_path) / cls.config_name
+        if index.is_file() and not cls._loads_any:
+            found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+            if found in hf_ebm.__all__ and found not in {base.__name__ for base in cls.__mro__}:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds a {found}, not a {cls.__name__}; load it with "
+                    f"hf_ebm.{found}.from_pretrained."
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -29,10 +48,18 @@ class EBMPipeline(DiffusionPipeline):
         safetensors and JSON alone.
         """
         from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import HFValidationError
 
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        index = json.loads(Path(hf_hub_download(pretrained_model_name, cls.config_name, **options)).read_text())
+        try:
+            index_file = hf_hub_download(pretrained_model_name, cls.config_name, **options)
+        except (OSError, HFValidationError) as error:
+            raise OSError(
+                f"{pretrained_model_name!r} is no folder here, and no pipeline of that name could be had from the Hub: "
+                f"{error}"
+            ) from error
+        index = json.loads(Path(index_file).read_text(encoding="utf-8"))
         given = {name for name in index if name in kwargs}  # injected, or None: not wanted
         folders = [
             name

@@ -155,6 +155,11 @@ class DDAEBMPipeline(EBMPipeline):
                 changed = callback_on_step_end(self, step, t, {name: tensors[name] for name in names})
                 x = (changed or {}).get("x", x)
 
+        if not torch.isfinite(x).all():
+            raise ValueError(
+                f"scheduler {type(self.scheduler).__name__} made samples that are not finite on this short chain; use "
+                "DDAEBMScheduler, DDPMScheduler or DDIMScheduler.from_config(pipe.scheduler.config)."
+            )
         images = self.post_process(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -66,6 +66,7 @@ class EnergyScoringPipeline(EBMPipeline):
     """
 
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
+    _loads_any = True
     _optional_components = ["scheduler", *RECONSTRUCTION]  # noqa: RUF012 (diffusers' own form)
 
     def __init__(

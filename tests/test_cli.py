@@ -31,7 +31,7 @@ def test_sample_writes_a_grid_that_the_seed_decides(folder, tmp_path):
             ]
         )
     a, b, c = (np.asarray(PIL.Image.open(tmp_path / f"{name}.png")) for name in "abc")
-    assert a.shape[:2] == (16, 24) and (a == b).all() and (a != c).any()
+    assert a.shape[:2] == (2 * 72, 3 * 72) and (a == b).all() and (a != c).any()
 
 
 def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):

@@ -157,6 +157,9 @@ def launch_command(method: str) -> tuple[list[str], dict[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, show."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return
     method = arguments.pop(0) if arguments and "=" not in arguments[0] else "ddaebm"
     if method not in METHODS:
         raise SystemExit(f"error: METHOD must be one of {', '.join(METHODS)}, got {method!r}.")

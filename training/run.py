@@ -33,7 +33,7 @@ from hf_ebm.training.loop import (
 )
 from hf_ebm.training.run_folder import finish_run, save_samples, start_run
 from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.settings import load_settings
+from hf_ebm.training.settings import CONFIGS, describe_settings, load_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +76,17 @@ def run_training(method: Method, settings: Any) -> Path:
     )
     model_settings = method.make_model_settings(settings)
     checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
-    if checkpoint is not None:
-        check_same_models(checkpoint, model_settings)
     set_seed(settings.seed)
     models = method.build_models(model_settings)
+    if checkpoint is not None:
+        check_same_models(checkpoint, model_settings)
+        done = read_state(checkpoint)["step"]
+        if done >= settings.max_steps and (output_dir / "model_index.json").is_file():
+            accelerator.print(
+                f"{output_dir} is finished: its checkpoint has {done} steps and max_steps is {settings.max_steps}; "
+                "nothing was changed."
+            )
+            return output_dir
     dataset = load_training_data(
         settings.dataset,
         models[0].sample_shape,
@@ -104,11 +111,12 @@ def run_training(method: Method, settings: Any) -> Path:
         ema.to(accelerator.device)
     accelerator.register_for_checkpointing(*schedules, *emas)
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
-    step, position = 0, Position()
+    step, position, earlier_seconds = 0, Position(), 0.0
     if checkpoint is not None:
         state = read_state(checkpoint)
         accelerator.load_state(str(checkpoint))
         step, position = state["step"], Position(**state["position"])
+        earlier_seconds = state.get("seconds", 0.0)
         if state["num_processes"] != accelerator.num_processes:
             accelerator.print(
                 f"note: the checkpoint was made by {state['num_processes']} processes, this run has "
@@ -121,6 +129,7 @@ def run_training(method: Method, settings: Any) -> Path:
             "position": dataclasses.asdict(position),
             "num_processes": accelerator.num_processes,
             "models": model_settings,
+            "seconds": earlier_seconds + time.perf_counter() - started,
         }
         save_checkpoint(accelerator, output_dir / "checkpoints", step, facts, settings.checkpoints_total_limit)
 
@@ -185,10 +194,11 @@ def run_training(method: Method, settings: Any) -> Path:
                 output_dir,
                 method=method.name,
                 step=step,
-                seconds=time.perf_counter() - started,
+                seconds=earlier_seconds + time.perf_counter() - started,
                 num_images=len(loader.dataset),
                 num_processes=accelerator.num_processes,
             )
+    accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl, README.md (the model card)")
     accelerator.end_training()
     return output_dir
 
@@ -246,10 +256,9 @@ def run_script(
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in ("-h", "--help"):
         print(doc)
-        print("Settings and their defaults:")
-        for field in dataclasses.fields(cls):
-            default = field.default if field.default is not dataclasses.MISSING else {}
-            print(f"  {field.name} = {default!r}")
+        print(f"Configs: {', '.join(sorted(path.name for path in CONFIGS.glob('*.yaml')))}")
+        print(f"Without --config the settings of {default_config} hold; what a config leaves out has these defaults:")
+        print(describe_settings(cls))
         return
     try:
         train(load_settings(cls, default_config, arguments))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -57,7 +59,9 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
 
 def find_config(config: str) -> Path:
     """The file `config`, or the shipped one of that name (with or without ``.yaml``)."""
-    shipped = [CONFIGS / Path(config).name, CONFIGS / f"{Path(config).name}.yaml"]
+    shipped = []
+    if Path(config).parent in (Path("."), Path("training/configs")):  # any other folder is meant as it is written
+        shipped = [CONFIGS / Path(config).name, CONFIGS / f"{Path(config).name}.yaml"]
     for path in (Path(config), *shipped):
         if path.is_file():
             return path
@@ -120,6 +124,20 @@ def convert(key: str, value: Any, hint: Any) -> Any:
 
 def _readable(hint: Any) -> str:
     return str(hint.__name__ if isinstance(hint, type) else hint).replace("NoneType", "null")
+
+
+def describe_settings(cls: type[Any]) -> str:
+    """Each setting with its default and the comment beside it in the source, one a line."""
+    comments: dict[str, str] = {}
+    for part in reversed(cls.__mro__[:-1]):
+        for name, comment in re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", inspect.getsource(part), re.MULTILINE):
+            comments[name] = comment
+    lines = []
+    for item in dataclasses.fields(cls):
+        default = item.default if item.default is not dataclasses.MISSING else {}
+        text = f"  {item.name} = {default!r}"
+        lines.append(f"{text:<50} {comments[item.name]}" if item.name in comments else text)
+    return "\n".join(lines)
 
 
 def dump_settings(settings: Any, path: Path) -> None:

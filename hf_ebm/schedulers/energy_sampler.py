@@ -13,6 +13,7 @@ does.
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,14 @@ class EnergySampler(SchedulerMixin, ConfigMixin):
         self.noise_std = float(step_size if noise_std is None else noise_std)
         self.num_inference_steps = num_train_timesteps
         self.set_timesteps(num_train_timesteps)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As every diffusers scheduler; of another sampler's config the settings that this one has are taken."""
+        if config is not None and config.get("_class_name", "") != cls.__name__:
+            known = inspect.signature(cls.__init__).parameters
+            config = {key: value for key, value in config.items() if key in known or key.startswith("_")}
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
     def temperature(self) -> float:

@@ -8,10 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch.testing import assert_close
 
-from hf_ebm import DDAEBMPipeline, DDAEBMScheduler
+from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline
 from hf_ebm.langevin import conditional_energy_grad, langevin_step
 
 
@@ -110,6 +110,18 @@ def test_variant_dtype_and_missing_components(tiny_pipeline, tmp_path):
 def test_from_pipe_shares_components(tiny_pipeline):
     other = DDAEBMPipeline.from_pipe(tiny_pipeline)
     assert other.generator_model is tiny_pipeline.generator_model and other.energy_model is tiny_pipeline.energy_model
+
+
+def test_a_scheduler_that_fails_on_the_short_chain_is_named(tiny_pipeline):
+    tiny_pipeline.scheduler = DPMSolverMultistepScheduler.from_config(tiny_pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="DPMSolverMultistepScheduler made samples that are not finite"):
+        tiny_pipeline(2, num_inference_steps=4)
+
+
+def test_another_pipelines_folder_is_named(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a DDAEBMPipeline.*hf_ebm\.DDAEBMPipeline\.from_pretrained"):
+        DualMCMCPipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("stock", [DDPMScheduler, DDIMScheduler])

@@ -206,6 +206,22 @@ def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
     assert not torch.equal(all_weights(folder)[key], before[key])
 
 
+def test_resuming_a_finished_run_changes_nothing(tmp_path, script, capsys):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    script.train(tmp_path / "run", max_steps=1, resume="latest")
+    assert "is finished" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_training_time_adds_up_over_resumes(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=2)
+    state = folder / "checkpoints" / "step_00000002" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "seconds": 1000.0}))
+    script.train(tmp_path / "run", max_steps=3, resume="latest")
+    assert json.loads((folder / "train_summary.json").read_text())["seconds"] > 1000.0
+
+
 def test_resume_refuses(tmp_path, script):
     with pytest.raises(ValueError, match="no checkpoint"):
         script.train(tmp_path / "run", resume="latest")

@@ -1,11 +1,13 @@
 """Settings: the file, the command line over it, and errors that name the key."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import pytest
 import yaml
 
-from hf_ebm.training.settings import CONFIGS, dump_settings, load_settings, make_settings, read_yaml
+from hf_ebm.training import train_ddaebm
+from hf_ebm.training.settings import CONFIGS, dump_settings, find_config, load_settings, make_settings, read_yaml
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,19 @@ def load(tmp_path, text, *arguments):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     return load_settings(Example, "unused.yaml", ["--config", str(path), *arguments])
+
+
+def test_a_config_in_a_folder_that_is_not_there_is_no_shipped_one():
+    assert find_config("ddaebm_digits").name == find_config("training/configs/ddaebm_digits.yaml").name
+    with pytest.raises(ValueError, match="is not a file"):
+        find_config("mine/ddaebm_digits.yaml")
+
+
+def test_help_tells_what_settings_mean(capsys):
+    train_ddaebm.main(["--help"])
+    out = capsys.readouterr().out
+    assert "lazy R1: the penalty every k-th step" in out and "dual_mcmc_digits.yaml" in out
+    assert all(field.name in out for field in dataclasses.fields(train_ddaebm.DDAEBMSettings))
 
 
 def test_order_of_precedence_and_types(tmp_path):
