@@ -16,18 +16,15 @@ from hf_ebm import (
     MLPEnergyConfig,
     MLPEnergyModel,
 )
-from hf_ebm.scoring.likelihood import (
+from hf_ebm.scoring.annealing import (
     AnnealedWalk,
-    GaussianBase,
-    bits_per_dim,
-    dequantise,
     estimate_log_z,
-    log_likelihood,
     log_mean_exp,
-    log_z_on_grid,
     path_betas,
     weights_effective_sample_size,
 )
+from hf_ebm.scoring.gaussian_base import GaussianBase
+from hf_ebm.scoring.likelihood import bits_per_dim, dequantise, log_likelihood, log_z_on_grid
 
 Z = 4.5  # standard errors a right estimate may be off: once in 150,000
 

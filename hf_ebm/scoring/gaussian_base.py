@@ -1,0 +1,102 @@
+"""The Gaussian an annealing walk starts from, and the coordinates where it is standard normal: ``x = mean + L u``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianBase:
+    """``N(mean, L L^T)`` over samples of a shape, and the map to the coordinates where it is standard normal.
+
+    Attributes:
+        mean: Shape of one sample; its dtype and device are those of the walk.
+        scale: L: standard deviations, shape (D,), or the covariance's lower Cholesky factor, shape (D, D).
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        dims = self.mean.numel()
+        if (
+            self.mean.dim() < 1
+            or not self.mean.is_floating_point()
+            or tuple(self.scale.shape)
+            not in {
+                (dims,),
+                (dims, dims),
+            }
+        ):
+            raise ValueError(
+                "mean must be a floating-point tensor of one sample's shape and scale have the shape (D,) or (D, D), "
+                f"D = mean.numel(), got {tuple(self.mean.shape)} ({self.mean.dtype}) and {tuple(self.scale.shape)}."
+            )
+        diagonal = self.scale if self.scale.dim() == 1 else self.scale.diagonal()
+        finite = torch.isfinite(self.mean).all() and torch.isfinite(self.scale).all()
+        if not (finite and (diagonal > 0).all()):
+            raise ValueError("mean and scale must be finite, and scale's (diagonal) entries positive.")
+
+    @classmethod
+    def diagonal(cls, mean: Tensor, std: Tensor | float) -> GaussianBase:
+        """``N(mean, diag(std^2))``; `std` a number or broadcastable to `mean`."""
+        return cls(mean, torch.as_tensor(std, dtype=mean.dtype, device=mean.device).expand(mean.shape).flatten())
+
+    @classmethod
+    def full(cls, mean: Tensor, covariance: Tensor) -> GaussianBase:
+        """``N(mean, covariance)``; `covariance` over the flattened sample, shape (D, D), positive definite.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if info.any():
+            raise ValueError("covariance must be positive definite; add a small multiple of the identity.")
+        return cls(mean, factor.to(mean))
+
+    @classmethod
+    def fit_diagonal(cls, data: Tensor, min_std: float = 0.05) -> GaussianBase:
+        """Mean and standard deviation of each entry of `data`, shape (N, ...); `min_std` is the least of them."""
+        check_data("data", data)
+        return cls.diagonal(data.mean(dim=0), data.std(dim=0).clamp(min=min_std))
+
+    @classmethod
+    def fit_full(cls, data: Tensor, min_std: float = 0.05) -> GaussianBase:
+        """Mean and covariance of `data`, shape (N, ...), with ``min_std^2`` added along the covariance's diagonal."""
+        check_data("data", data)
+        covariance = torch.cov(data.flatten(1).double().T).reshape(data[0].numel(), -1)
+        ridge = min_std**2 * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        return cls.full(data.mean(dim=0), covariance + ridge)
+
+    @property
+    def log_det(self) -> float:
+        """``log |det L|``, the volume that a unit of u takes up in x."""
+        diagonal = self.scale if self.scale.dim() == 1 else self.scale.diagonal()
+        return diagonal.double().log().sum().item()
+
+    def from_white(self, u: Tensor) -> Tensor:
+        """``x = mean + L u``, shape (B, ...)."""
+        flat = u.flatten(1)
+        flat = flat * self.scale if self.scale.dim() == 1 else flat @ self.scale.T
+        return self.mean + flat.reshape(u.shape)
+
+    def to_white(self, x: Tensor) -> Tensor:
+        """``u = L^-1 (x - mean)``, shape (B, ...)."""
+        flat = (x - self.mean).flatten(1)
+        if self.scale.dim() == 1:
+            return (flat / self.scale).reshape(x.shape)
+        return torch.linalg.solve_triangular(self.scale, flat.T, upper=False).T.reshape(x.shape)
+
+
+def check_data(name: str, data: Tensor) -> None:
+    """Raise a `ValueError` unless `data` is at least two finite, floating-point samples, shape (N, ...)."""
+    if data.dim() < 2 or len(data) < 2 or not data.is_floating_point():
+        raise ValueError(
+            f"{name} must be a floating-point tensor of at least 2 samples, shape (N, ...), got {tuple(data.shape)} "
+            f"({data.dtype})."
+        )
+    if not torch.isfinite(data).all():
+        raise ValueError(f"{name} holds values that are not finite.")
