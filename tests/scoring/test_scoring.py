@@ -46,7 +46,8 @@ def test_odd_images():
     images = load_digits("test")[0][:50]
     generator = torch.Generator().manual_seed(0)
     made = {name: make(images, generator) for name, make in odd_images.ODD_IMAGES.items()}
-    assert set(made) == {"rotated", "inverted", "shuffled", "mixed", "constant", "noise"}
+    names = {"rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise"}
+    assert set(made) == names
     for name, odd in made.items():
         assert odd.shape == images.shape and odd.abs().max() <= 1, name
         assert not torch.allclose(odd, images), name
