@@ -153,6 +153,11 @@ def run_eval_ood(options: argparse.Namespace) -> None:
     if len(shape) != 3:
         raise ValueError(f"--model {options.model} scores vectors; eval-ood takes models of images.")
 
+    scores = pipeline.available_scores if options.scores == "all" else options.scores.split(",")
+    unknown = sorted(set(scores) - set(pipeline.available_scores))
+    if unknown:
+        raise ValueError(f"--scores: this model allows {pipeline.available_scores}, got {unknown}.")
+
     def load(name: str, split: str) -> Any:
         return evaluation.load_images(name, shape, split, options.image_column, options.max_images, options.seed)
 
@@ -161,9 +166,6 @@ def run_eval_ood(options: argparse.Namespace) -> None:
     odd_sets = evaluation.make_odd_sets(test, [name for name in names if name in ODD_IMAGES], options.seed)
     odd_sets |= {name: load(name, "test") for name in names if name not in ODD_IMAGES}
     pipeline.calibrate(train, seed=options.seed)  # the statistics that some scores need; no threshold is used
-    scores = pipeline.available_scores if options.scores == "all" else options.scores.split(",")
-    for score in scores:
-        pipeline.check_score(score)
     scorers: dict[str, Any] = {score: lambda x, score=score: pipeline(x, score=score).scores for score in scores}
     if not options.no_baselines:
         scorers |= evaluation.fit_baselines(train, options.seed)
@@ -179,7 +181,9 @@ def run_eval_ood(options: argparse.Namespace) -> None:
     }
     record = json.dumps({"protocol": protocol, "metrics": table}, indent=2)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "ood.json").write_text(record, encoding="utf-8")
+    temporary = options.output / "ood.tmp"  # a reader never sees half a file
+    temporary.write_text(record, encoding="utf-8")
+    temporary.replace(options.output / "ood.json")
     plot_roc(found, options.output / "roc.png")
     print(record if options.json else evaluation.format_table(table))
     if not options.json:

@@ -69,7 +69,6 @@ class EnergySampler(SchedulerMixin, ConfigMixin):
             check_positive("noise_std", noise_std)
         self.step_size = float(step_size)
         self.noise_std = float(step_size if noise_std is None else noise_std)
-        self.num_inference_steps = num_train_timesteps
         self.set_timesteps(num_train_timesteps)
 
     @classmethod

@@ -6,6 +6,7 @@ from the training split), so that a Frechet distance here and one elsewhere can 
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -43,6 +44,7 @@ class DigitClassifier(nn.Module):
         return self.head(self.features(images))
 
 
+@functools.cache
 def load_digit_classifier() -> DigitClassifier:
     """The classifier with its shipped weights, in eval mode."""
     classifier = DigitClassifier()

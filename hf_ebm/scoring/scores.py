@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
@@ -61,10 +61,6 @@ class MeasureStatistics:
         """``(values - mean) / std``, shape (N,) or (N, T)."""
         mean, std = (torch.tensor(v, dtype=torch.float64).squeeze() for v in (self.mean, self.std))
         return (values.double() - mean) / std
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
 
 
 Statistics = Mapping[str, MeasureStatistics]

@@ -99,6 +99,7 @@ def literal_step(x, models, s):
     optimizers[1].zero_grad()
     ((energies[:batch].mean() - energies[batch:].mean()) / (s.x_noise_std / s.x_step_size) ** 2).backward()
     optimizers[1].step()
+    return optimizers
 
 
 def test_the_step_is_the_published_one():
@@ -113,7 +114,13 @@ def test_the_step_is_the_published_one():
     torch.manual_seed(1)
     train_step(x, 0, objects, s)
     torch.manual_seed(1)
-    literal_step(x, literal, s)
+    literal_optimizers = literal_step(x, literal, s)
+    # with beta_1 = 0 Adam's first moment is the gradient itself: it sees a wrong factor, which the update does not
+    for index, name in enumerate(("generator", "energy", "inference")):
+        optimizer, other = getattr(objects, f"{name}_optimizer"), literal_optimizers[index]
+        got = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in models[index].parameters()])
+        want = torch.cat([other.state[p]["exp_avg"].flatten() for p in literal[index].parameters()])
+        assert (got - want).norm() < 1e-3 * want.norm(), name
     names = [f"{i}.{name}" for i, model in enumerate(models) for name, _ in model.named_parameters()]
     ours = [parameter for model in models for parameter in model.parameters()]
     theirs = [parameter for model in literal for parameter in model.parameters()]
