@@ -1,0 +1,253 @@
+"""How good a pipeline's samples are: distances to held-out images in a network's features, and reconstructions.
+
+Every metric stands beside its floor: the same metric of as many real images of the other split. A record says what it
+was measured in, on what, with what settings (`evaluate_samples`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from hf_ebm.data import describe_preparation, draw_rows, fingerprint, load_training_data
+from hf_ebm.scoring.feature_cache import cached_statistics
+from hf_ebm.scoring.feature_extractors import FeatureExtractor
+from hf_ebm.scoring.feature_statistics import MAX_KEPT, FeatureStatistics
+from hf_ebm.scoring.metrics import frechet_distance_of_statistics, inception_score, kernel_distance
+from hf_ebm.scoring.neighbourhoods import NUM_NEIGHBOURS, neighbourhood_metrics
+from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
+from hf_ebm.software import software_versions
+
+MIN_IMAGES = 20
+MAX_RECONSTRUCTED = 1000
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """A split of a data set, prepared for a model: its images in batches, and what they are.
+
+    Attributes:
+        dataset: Map-style, of 1-tuples of tensors in [-1, 1], shape (C, H, W).
+        source: ``{"dataset", "split", "fingerprint"}``.
+        batch_size: Of `batches`.
+        num_workers: Processes that decode images.
+    """
+
+    dataset: Any
+    source: dict[str, Any]
+    batch_size: int
+    num_workers: int = 0
+
+    @classmethod
+    def load(
+        cls, name: str, sample_shape: tuple[int, ...], split: str, image_column: str | None, **kwargs: Any
+    ) -> RealImages:
+        """See `hf_ebm.data.load_training_data`, which raises."""
+        dataset = load_training_data(name, sample_shape, split=split, image_column=image_column)
+        source = {"dataset": name, "split": split, "fingerprint": fingerprint(dataset)}
+        return cls(dataset, source, **kwargs)
+
+    def batches(self, rows: list[int]) -> Iterator[Tensor]:
+        """The images of some rows, shape (B, C, H, W)."""
+        for (images,) in DataLoader(Subset(self.dataset, rows), self.batch_size, num_workers=self.num_workers):
+            yield images
+
+    def statistics(
+        self, limit: int, seed: int, extractor: FeatureExtractor, preparation: str, cache: Path | None
+    ) -> tuple[FeatureStatistics, dict[str, Any]]:
+        """Feature statistics of at most `limit` images drawn with `seed`, and their source with ``num_images``."""
+        number = min(limit, len(self.dataset))
+        rows = draw_rows(len(self.dataset), number, seed)
+        description = {
+            **self.source,
+            "num_images": number,
+            "rows": "all" if number == len(self.dataset) else f"drawn with seed {seed}",
+            "preparation": preparation,
+            "extractor": [extractor.name, extractor.weights_sha256, extractor.preprocessing],
+        }
+
+        def make() -> FeatureStatistics:
+            return FeatureStatistics.of(self.batches(rows), extractor)
+
+        statistics = make() if cache is None else cached_statistics(cache, description, make)
+        return statistics, {**self.source, "num_images": number}
+
+
+def draw_samples(
+    pipeline: Any, number: int, batch_size: int, num_inference_steps: int | None, seed: int
+) -> Iterator[Tensor]:
+    """`number` samples in batches, in [-1, 1], shape (B, C, H, W); the batch size is part of what the seed decides."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, number, batch_size):
+        yield pipeline(
+            batch_size=min(batch_size, number - start),
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            output_type="pt",
+        ).images.cpu()
+
+
+def compare(real: FeatureStatistics, generated: FeatureStatistics, seed: int = 0) -> dict[str, Any]:
+    """Frechet distance, kernel distance and the four neighbourhood measures of two sets of images."""
+    return {
+        "frechet_distance": frechet_distance_of_statistics(real, generated),
+        "kernel_distance": kernel_distance(real.features, generated.features, seed),
+        **neighbourhood_metrics(real.features, generated.features),
+    }
+
+
+def state_limits(real: FeatureStatistics, generated: FeatureStatistics) -> list[str]:
+    """What the number of images does to the figures, in words; empty if nothing."""
+    limits = []
+    smallest, num_features = min(real.num_images, generated.num_images), real.total.shape[0]
+    if smallest <= num_features:
+        limits.append(
+            f"{smallest} images cannot fill the covariance of {num_features} features: the Frechet distance is too "
+            "large by an unknown amount; compare it at these numbers of images only."
+        )
+    if max(real.num_images, generated.num_images) > MAX_KEPT:
+        limits.append(f"the kernel distance and precision to coverage are of the first {MAX_KEPT:,} images of a set.")
+    if real.num_images != generated.num_images:
+        limits.append("recall, density and coverage depend on both numbers of images; compare them at these only.")
+    return limits
+
+
+def evaluate_reconstruction(
+    pipeline: Any, batches: Iterator[Tensor], num_inference_steps: int | None, seed: int
+) -> dict[str, Any]:
+    """Errors of reconstructions from inferred latents, before and after the z-chain, means over images."""
+    before: dict[str, list[Tensor]] = {}
+    after: dict[str, list[Tensor]] = {}
+    number = 0
+    for index, images in enumerate(batches):
+        number += len(images)
+        for found, steps in ((before, 0), (after, num_inference_steps)):
+            generator = torch.Generator().manual_seed(seed + index)  # the same latents before and after
+            recon = pipeline.reconstruct(images, steps, generator=generator, output_type="pt").images.cpu()
+            for name, values in reconstruction_metrics(images, recon).items():
+                found.setdefault(name, []).append(values)
+    steps = pipeline.latent_scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+    return {
+        "inference_model": {name: torch.cat(values).mean().item() for name, values in before.items()},
+        "z_chain": {name: torch.cat(values).mean().item() for name, values in after.items()},
+        "num_steps": steps,
+        "num_images": number,
+    }
+
+
+def describe_sampler(pipeline: Any, num_inference_steps: int | None, batch_size: int) -> dict[str, Any]:
+    """The sampler and its settings."""
+    config = {name: value for name, value in dict(pipeline.scheduler.config).items() if not name.startswith("_")}
+    steps = config.get("num_train_timesteps") if num_inference_steps is None else num_inference_steps
+    return {
+        "pipeline": type(pipeline).__name__,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "num_inference_steps": steps,
+        "batch_size": batch_size,
+        "settings": config,
+    }
+
+
+def evaluate_samples(
+    pipeline: Any,
+    dataset: str,
+    extractor: FeatureExtractor,
+    *,
+    split: str = "test",
+    image_column: str | None = None,
+    num_images: int | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    num_inference_steps: int | None = None,
+    num_reconstruction_steps: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Metrics of a pipeline's samples and reconstructions, and the protocol that they were measured by.
+
+    Args:
+        pipeline: A generation pipeline of images.
+        dataset: ``"digits"``, a Hub id, or a folder.
+        extractor: See `hf_ebm.scoring.feature_extractors`.
+        split: Whose images samples are compared with, all of them; the floor is of the other one of train and test.
+        image_column: Of the data set; None = its only image column.
+        num_images: Samples, and images of the floor; None = as many as the floor's split has, at most 10,000.
+        batch_size: Images at a time.
+        num_workers: Processes that decode images.
+        num_inference_steps: Of the sampler; None = as in training.
+        num_reconstruction_steps: Of the z-chain; None = as in training.
+        seed: Of samples, latents, subsets.
+        cache: Folder for the data set's statistics; None = nowhere.
+
+    Returns:
+        ``{"metrics": ..., "limits": [...], "protocol": ...}``; ``metrics[name]`` is ``{"samples": value, "floor": value
+        or None}``, and ``metrics["reconstruction"]`` what `evaluate_reconstruction` gives, where there is one.
+
+    Raises:
+        ValueError: If there are too few images, or one cannot be read.
+    """
+    shape = pipeline.sample_shape
+    if len(shape) != 3:
+        raise ValueError("the pipeline makes vectors; evaluate takes pipelines of images.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
+    preparation = describe_preparation(shape)
+    loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+    reference = RealImages.load(dataset, shape, split, image_column, **loading)
+    floor_split = "test" if split == "train" else "train"
+    no_floor = []
+    try:
+        others: RealImages | None = RealImages.load(dataset, shape, floor_split, image_column, **loading)
+    except ValueError as error:
+        others, no_floor = None, [f"there is no floor, for want of the split {floor_split!r}: {error}"]
+    if others is not None and len(others.dataset) < MIN_IMAGES:
+        no_floor = [f"there is no floor: the split {floor_split!r} has {len(others.dataset)} images, too few."]
+        others = None
+    if num_images is None:
+        num_images = min(MAX_KEPT, len((others or reference).dataset))
+    for name, number in (("num_images", num_images), (f"the split {split!r}", len(reference.dataset))):
+        if number < MIN_IMAGES:
+            raise ValueError(f"{name} must be at least {MIN_IMAGES} images for these statistics, got {number}.")
+
+    real, real_source = reference.statistics(len(reference.dataset), seed, extractor, preparation, cache)
+    generated = FeatureStatistics.of(
+        draw_samples(pipeline, num_images, batch_size, num_inference_steps, seed), extractor
+    )
+    of_samples, of_floor, floor_source = compare(real, generated, seed), {}, None
+    if others is not None:
+        floor, floor_source = others.statistics(num_images, seed, extractor, preparation, cache)
+        of_floor = compare(real, floor, seed)
+    metrics: dict[str, Any] = {
+        name: {"samples": value, "floor": of_floor.get(name)} for name, value in of_samples.items()
+    }
+    if extractor.logits is not None:
+        metrics["inception_score"] = {"samples": inception_score(extractor.logits(generated.features), seed)}
+    if hasattr(pipeline, "reconstruct") and pipeline.inference_model is not None:
+        rows = draw_rows(len(reference.dataset), MAX_RECONSTRUCTED, seed)
+        metrics["reconstruction"] = evaluate_reconstruction(
+            pipeline, reference.batches(rows), num_reconstruction_steps, seed
+        )
+    protocol = {
+        "reference": real_source,
+        "floor": floor_source,
+        "num_images": num_images,
+        "sampler": describe_sampler(pipeline, num_inference_steps, batch_size),
+        "feature_extractor": {
+            "name": extractor.name,
+            "weights_sha256": extractor.weights_sha256,
+            "num_features": real.total.shape[0],
+            "preprocessing": extractor.preprocessing,
+            "is_standard_inception": extractor.is_standard_inception,
+        },
+        "preprocessing": preparation,
+        "num_neighbours": NUM_NEIGHBOURS,
+        "seed": seed,
+        "software": software_versions(),
+    }
+    return {"metrics": metrics, "limits": no_floor + state_limits(real, generated), "protocol": protocol}
