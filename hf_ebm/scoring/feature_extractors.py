@@ -128,7 +128,8 @@ def inception_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
     except ModuleNotFoundError as error:
         raise ImportError(
             "the standard Inception network needs torch-fidelity, which brings torchvision (pip install "
-            "torch-fidelity). Without it name another feature extractor: a transformers model by id or path, 'digits' for 8x8 digits."
+            "torch-fidelity). Without it name another feature extractor: the id or path of a transformers model, or "
+            "'digits' for 8x8 digits."
         ) from error
     network.to(device)
     return FeatureExtractor(

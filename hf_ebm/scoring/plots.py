@@ -118,9 +118,9 @@ def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path
     axes = figure.subplots(len(scores), len(odd_sets), squeeze=False, sharex="row")
     for row, (scorer, found) in zip(axes, scores.items(), strict=True):
         inside = found["in_distribution"].double()
+        scale = inside.std() or 1.0  # all in-distribution scores may be equal
         units = {
-            name: ((values.double() - inside.mean()) / inside.std().clamp(min=1e-300)).numpy()
-            for name, values in found.items()
+            name: ((values.double() - inside.mean()) / scale).clamp(-1e9, 1e9).numpy() for name, values in found.items()
         }
         shown = np.arcsinh(np.concatenate(list(units.values())))  # equal bins on an axis that bends as symlog does
         edges = np.sinh(np.linspace(shown.min() - 0.05, shown.max() + 0.05, 45))
