@@ -55,7 +55,7 @@ def show(value: Any) -> str:
     """A figure, with its standard deviation where it has one."""
     if value is None:
         return ""
-    return f"{value['mean']:.3f} ± {value['std']:.3f}" if isinstance(value, Mapping) else f"{value:.3f}"
+    return f"{value['mean']:.4g} ± {value['std']:.2g}" if isinstance(value, Mapping) else f"{value:.4g}"
 
 
 def ood_table(record: Mapping[str, Any]) -> str:

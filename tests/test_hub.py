@@ -104,8 +104,8 @@ def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, template):
     results = {result.metric_type: (result.metric_value, result.metric_name) for result in card.data.eval_results}
     assert results["frechet_distance"] == (4.25, "Frechet distance (a network)") and len(card.data.eval_results) == 3
     assert results["kernel_distance"][0] == 0.5 and results["auroc"] == (0.91, "AUROC against noise")
-    assert "| Frechet distance | 4.250 | 1.500 |" in card.text and "| MSE | 0.2000 | 0.1000 |" in card.text
-    assert "| kernel distance | 0.500 ± 0.100 |  |" in card.text and "Few images." in card.text
+    assert "| Frechet distance | 4.25 | 1.5 |" in card.text and "| MSE | 0.2000 | 0.1000 |" in card.text
+    assert "| kernel distance | 0.5 ± 0.1 |  |" in card.text and "Few images." in card.text
     assert "| noise | 0.910 [0.900, 0.920] | 0.910 [0.900, 0.920] |" in card.text and "| 0.9900 |" not in card.text
     assert "(histograms.png)" in card.text and "(roc.png)" not in card.text
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import load_pipeline
+from hf_ebm.commands.models import load_image_generator
 
 
 def add_parser(commands: Any) -> None:
@@ -55,8 +55,7 @@ def run(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     default_extractor = "digits" if options.dataset == "digits" else "inception"
     extractor = load_extractor(options.feature_extractor or default_extractor, options.device)
-    pipeline = load_pipeline(options.model).to(options.device)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_image_generator(options.model).to(options.device)
     record = evaluate_samples(
         pipeline,
         options.dataset,
@@ -113,4 +112,4 @@ def format_table(record: dict[str, Any]) -> str:
 
 def format_value(value: float | dict[str, float]) -> str:
     """A figure, with its standard deviation where it has one."""
-    return f"{value['mean']:.3f} +- {value['std']:.3f}" if isinstance(value, dict) else f"{value:.3f}"
+    return f"{value['mean']:.4g} +- {value['std']:.2g}" if isinstance(value, dict) else f"{value:.4g}"

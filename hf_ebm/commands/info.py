@@ -57,7 +57,7 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
             samplers[name] = {"class": type(component).__name__, "settings": settings}
     calibration = Calibration.load(folder)
     return {
-        "method": METHODS[type(pipeline).__name__],
+        "method": METHODS.get(type(pipeline).__name__, "unknown"),
         "pipeline": type(pipeline).__name__,
         "sample_shape": list(pipeline.sample_shape),
         "networks": networks,

@@ -34,6 +34,23 @@ def load_pipeline(model: str) -> Any:
     return getattr(hf_ebm, name).from_pretrained(folder)
 
 
+def load_image_generator(model: str) -> Any:
+    """The generation pipeline of images in a run folder or Hub repository, without progress bars.
+
+    Raises:
+        ValueError: If it holds an energy alone, or makes vectors.
+    """
+    from hf_ebm import EnergyScoringPipeline
+
+    pipeline = load_pipeline(model)
+    if isinstance(pipeline, EnergyScoringPipeline):
+        raise ValueError(f"--model {model} holds an energy for scoring alone, which draws nothing; give another model.")
+    if len(pipeline.sample_shape) != 3:
+        raise ValueError(f"--model {model} makes vectors, not images; use it from Python.")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def check_picture(path: Path) -> None:
     """Raise a `ValueError` if `path` is no name of a picture that can be written."""
     import PIL.Image

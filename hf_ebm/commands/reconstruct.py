@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import check_picture, load_pipeline
+from hf_ebm.commands.models import check_picture, load_image_generator
 
 
 def add_parser(commands: Any) -> None:
@@ -49,15 +49,12 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.training.loop import save_grid
     from hf_ebm.whole_files import whole_file
 
-    pipeline = load_pipeline(options.model)
+    pipeline = load_image_generator(options.model)
     if not hasattr(pipeline, "reconstruct"):
         raise ValueError(
             f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; give a "
             "model of Dual-MCMC Teaching."
         )
-    if len(pipeline.sample_shape) != 3:
-        raise ValueError(f"--model {options.model} is one of vectors, not of images; use it from Python.")
-    pipeline.set_progress_bar_config(disable=True)
     transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1])
     images = torch.stack([transform(open_image(path)) for path in options.images])
     inferred, revised = (

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import check_picture, load_pipeline
+from hf_ebm.commands.models import check_picture, load_image_generator
 
 
 def add_parser(commands: Any) -> None:
@@ -35,9 +35,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.training.loop import save_grid
     from hf_ebm.whole_files import whole_file
 
-    pipeline = load_pipeline(options.model)
-    if not hasattr(pipeline, "generator_model") or len(pipeline.sample_shape) != 3:
-        raise ValueError(f"--model {options.model} makes no images; sample vectors from Python.")
+    pipeline = load_image_generator(options.model)
     images = pipeline(options.num_images, generator=torch.Generator().manual_seed(options.seed)).images
     columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
     with whole_file(options.output) as path:

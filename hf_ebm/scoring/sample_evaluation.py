@@ -54,9 +54,17 @@ class RealImages:
         return cls(dataset, source, **kwargs)
 
     def batches(self, rows: list[int]) -> Iterator[Tensor]:
-        """The images of some rows, shape (B, C, H, W)."""
-        for (images,) in DataLoader(Subset(self.dataset, rows), self.batch_size, num_workers=self.num_workers):
-            yield images
+        """The images of some rows, shape (B, C, H, W).
+
+        Raises:
+            ValueError: If one cannot be read; it names it.
+        """
+        loader = DataLoader(Subset(self.dataset, rows), self.batch_size, num_workers=self.num_workers)
+        try:
+            for (images,) in loader:
+                yield images
+        except ValueError as error:  # from a worker it comes with the worker's traceback before the message
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 
     def statistics(
         self, limit: int, seed: int, extractor: FeatureExtractor, preparation: str, cache: Path | None
@@ -194,7 +202,7 @@ def evaluate_samples(
     """
     shape = pipeline.sample_shape
     if len(shape) != 3:
-        raise ValueError("the pipeline makes vectors; evaluate takes pipelines of images.")
+        raise ValueError(f"pipeline must make images, got one of samples of shape {shape}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
     preparation = describe_preparation(shape)

@@ -145,4 +145,6 @@ def test_mistakes(digits, tmp_path, monkeypatch):
     (tmp_path / "images" / "test" / "7.png").write_bytes(b"\x89PNG but no more")
     with pytest.raises(ValueError, match=r"image \d+ of column 'image' cannot be read"):
         evaluate_samples(pipeline, name, digits, cache=tmp_path / "features")
+    with pytest.raises(ValueError, match=r"^image \d+ of column 'image' cannot be read"):
+        evaluate_samples(pipeline, name, digits, num_workers=1)
     assert not list((tmp_path / "features").glob("*"))
