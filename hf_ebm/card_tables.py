@@ -28,18 +28,16 @@ def sample_table(record: Mapping[str, Any]) -> str:
     lines = [
         f"{protocol['num_images']:,} samples against the {reference['num_images']:,} images of "
         f"`{public_name(reference['dataset'])}`, split `{reference['split']}`, in the features of {extractor['name']}, "
-        f"seed {protocol['seed']}"
+        f"{protocol['num_seeds']} seed(s) from {protocol['seed']} on"
         + (f"; the floor: {floor['num_images']:,} images of `{floor['split']}`." if floor else "."),
         "",
         "| | samples | floor |",
         "|---|---|---|",
     ]
     for name, values in metrics.items():
-        if name == "reconstruction":
-            continue
         label = frechet_name(extractor).split(" (")[0] if name == "frechet_distance" else name.replace("_", " ")
-        lines.append(f"| {label} | {show(values['samples'])} | {show(values.get('floor'))} |")
-    found = metrics.get("reconstruction")
+        lines.append(f"| {label} | {show(values['samples'], values['std_over_seeds'])} | {show(values['floor'])} |")
+    found = record["reconstruction"]
     if found:
         lines += ["", f"Reconstruction of {found['num_images']:,} images:", ""]
         lines += [f"| | inference model alone | after {found['num_steps']} steps of the z-chain |", "|---|---|---|"]
@@ -51,11 +49,11 @@ def sample_table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def show(value: Any) -> str:
-    """A figure, with its standard deviation where it has one."""
+def show(value: float | None, std: float | None = None) -> str:
+    """A figure in four digits, with its standard deviation over seeds where it has one; empty for None."""
     if value is None:
         return ""
-    return f"{value['mean']:.4g} ± {value['std']:.2g}" if isinstance(value, Mapping) else f"{value:.4g}"
+    return f"{value:.4g}" if std is None else f"{value:.4g} ± {std:.2g}"
 
 
 def ood_table(record: Mapping[str, Any]) -> str:

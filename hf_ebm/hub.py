@@ -46,9 +46,8 @@ def evaluation_results(
     if evaluation:
         reference = evaluation["protocol"]["reference"]
         for name, values in evaluation["metrics"].items():
-            if name == "reconstruction":
+            if name.endswith("_std"):
                 continue
-            value, label = values["samples"], name.replace("_", " ")
             results.append(
                 EvalResult(
                     task_type="unconditional-image-generation",
@@ -58,8 +57,8 @@ def evaluation_results(
                     metric_type=name,
                     metric_name=frechet_name(evaluation["protocol"]["feature_extractor"])
                     if name == "frechet_distance"
-                    else label,
-                    metric_value=value["mean"] if isinstance(value, dict) else value,
+                    else name.replace("_", " "),
+                    metric_value=values["samples"],
                 )
             )
     if frechet:

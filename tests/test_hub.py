@@ -62,17 +62,25 @@ def evaluation(standard=False):
     reference = {"dataset": "digits", "split": "test", "num_images": 360}
     return {
         "metrics": {
-            "frechet_distance": {"samples": 4.25, "floor": 1.5},
-            "kernel_distance": {"samples": {"mean": 0.5, "std": 0.1}, "floor": None},
-            "reconstruction": {
-                "inference_model": {"mse": 0.2},
-                "z_chain": {"mse": 0.1},
-                "num_steps": 3,
-                "num_images": 9,
-            },
+            "frechet_distance": {"samples": 4.25, "std_over_seeds": None, "floor": 1.5},
+            "kernel_distance": {"samples": 0.5, "std_over_seeds": 0.1, "floor": None},
+            "kernel_distance_std": {"samples": 0.2, "std_over_seeds": 0.1, "floor": None},
+        },
+        "reconstruction": {
+            "inference_model": {"mse": 0.2},
+            "z_chain": {"mse": 0.1},
+            "num_steps": 3,
+            "num_images": 9,
         },
         "limits": ["few images."],
-        "protocol": {"feature_extractor": extractor, "reference": reference, "floor": None, "num_images": 7, "seed": 0},
+        "protocol": {
+            "feature_extractor": extractor,
+            "reference": reference,
+            "floor": None,
+            "num_images": 7,
+            "seed": 0,
+            "num_seeds": 2,
+        },
     }
 
 

@@ -24,6 +24,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--image-column", help="of the data set; default: its only image column")
     parser.add_argument("--num-images", type=int, help="samples; default: as many as the other split, at most 10,000")
     parser.add_argument(
+        "--num-seeds", type=int, default=1, help="sets of so many samples; their spread is shown (default: %(default)s)"
+    )
+    parser.add_argument(
         "--feature-extractor",
         help="digits, inception, or the id or path of a transformers model (timm/... needs timm); default: digits for "
         "the digits, else inception",
@@ -63,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
         split=options.split,
         image_column=options.image_column,
         num_images=options.num_images,
+        num_seeds=options.num_seeds,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         num_inference_steps=options.num_inference_steps,
@@ -90,18 +94,17 @@ def format_table(record: dict[str, Any]) -> str:
         "inception_score": "Inception score",
     }
     lines = [
-        f"{protocol['num_images']} samples against {reference['num_images']} images of {reference['dataset']}, split "
-        f"{reference['split']},",
+        f"{protocol['num_images']} samples ({protocol['num_seeds']} seed(s)) against {reference['num_images']} images of",
+        f"{reference['dataset']}, split {reference['split']},",
         f"in the features of {extractor['name']}",
         f"{'':<30}{'samples':>20}" + (f"{floor['split'] + ' images':>20}" if floor else ""),
     ]
     for name, values in metrics.items():
-        if name == "reconstruction":
-            continue
-        cells = [values["samples"], values.get("floor")] if floor else [values["samples"]]
-        lines.append(f"{labels.get(name, name):<30}" + "".join(f"{format_value(value):>20}" for value in cells))
-    if "reconstruction" in metrics:
-        found = metrics["reconstruction"]
+        cells = [format_value(values["samples"], values["std_over_seeds"])]
+        cells += [format_value(values["floor"])] if floor else []
+        lines.append(f"{labels.get(name, name.replace('_', ' ')):<30}" + "".join(f"{cell:>20}" for cell in cells))
+    found = record["reconstruction"]
+    if found:
         title, after = f"{found['num_images']} reconstructions", f"after {found['num_steps']} z-steps"
         lines.append(f"{title:<30}{'inferred':>20}{after:>20}")
         for name, value in found["inference_model"].items():
@@ -110,6 +113,6 @@ def format_table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def format_value(value: float | dict[str, float]) -> str:
-    """A figure, with its standard deviation where it has one."""
-    return f"{value['mean']:.4g} +- {value['std']:.2g}" if isinstance(value, dict) else f"{value:.4g}"
+def format_value(value: float, std: float | None = None) -> str:
+    """A figure in four digits, with its standard deviation where it has one."""
+    return f"{value:.4g}" if std is None else f"{value:.4g} +- {std:.2g}"

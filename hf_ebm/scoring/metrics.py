@@ -48,6 +48,18 @@ def frechet_distance_of_statistics(real: FeatureStatistics, generated: FeatureSt
     return float(metric.compute())
 
 
+def kernel_subset_size(num_real: int, num_generated: int) -> int:
+    """Images in a subset of `kernel_distance`: half of the smaller set, at most 1,000.
+
+    Raises:
+        ValueError: If a set has fewer than four images.
+    """
+    smaller = min(num_real, num_generated)
+    if smaller < 4:
+        raise ValueError(f"real and generated must hold at least 4 images each, for subsets of 2, got {smaller}.")
+    return min(KERNEL_SUBSET_SIZE, smaller // 2)
+
+
 def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, float]:
     """Squared maximum mean discrepancy with a cubic kernel, as in KID: its mean and spread over random subsets.
 
@@ -57,24 +69,21 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str,
         seed: Of the subsets.
 
     Returns:
-        ``{"mean", "std", "subset_size", "num_subsets"}``; a subset holds half of the smaller set, at most 1,000.
+        ``{"mean", "std"}`` over `KERNEL_SUBSETS` subsets of `kernel_subset_size` images.
 
     Raises:
         ValueError: If a set has fewer than four images.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    smaller = min(len(real), len(generated))
-    if smaller < 4:
-        raise ValueError(f"real and generated must hold at least 4 images each, for subsets of 2, got {smaller}.")
-    size = min(KERNEL_SUBSET_SIZE, smaller // 2)
+    size = kernel_subset_size(len(real), len(generated))
     with features_are_kept():
         metric = KernelInceptionDistance(feature=nn.Identity(), subsets=KERNEL_SUBSETS, subset_size=size)
     metric.update(real, real=True)
     metric.update(generated, real=False)
     with seeded(seed):
         mean, std = metric.compute()
-    return {"mean": float(mean), "std": float(std), "subset_size": size, "num_subsets": KERNEL_SUBSETS}
+    return {"mean": float(mean), "std": float(std)}
 
 
 def inception_score(logits: Tensor, seed: int = 0) -> dict[str, float]:
@@ -92,7 +101,7 @@ def inception_score(logits: Tensor, seed: int = 0) -> dict[str, float]:
     metric.update(logits)
     with seeded(seed):
         mean, std = metric.compute()
-    return {"mean": float(mean), "std": float(std), "num_images": len(logits)}
+    return {"mean": float(mean), "std": float(std)}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,13 @@ from torch import Tensor
 from hf_ebm.data import describe_preparation, draw_rows
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
 from hf_ebm.scoring.feature_statistics import MAX_KEPT, FeatureStatistics
-from hf_ebm.scoring.metrics import frechet_distance_of_statistics, inception_score, kernel_distance
+from hf_ebm.scoring.metrics import (
+    KERNEL_SUBSETS,
+    frechet_distance_of_statistics,
+    inception_score,
+    kernel_distance,
+    kernel_subset_size,
+)
 from hf_ebm.scoring.neighbourhoods import NUM_NEIGHBOURS, neighbourhood_metrics
 from hf_ebm.scoring.real_images import RealImages
 from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
@@ -40,13 +46,34 @@ def draw_samples(
         ).images.cpu()
 
 
-def compare(real: FeatureStatistics, generated: FeatureStatistics, seed: int = 0) -> dict[str, Any]:
-    """Frechet distance, kernel distance and the four neighbourhood measures of two sets of images."""
-    return {
+def compare(
+    real: FeatureStatistics, generated: FeatureStatistics, extractor: FeatureExtractor, seed: int = 0
+) -> dict[str, float]:
+    """All metrics of two sets of images; the Inception score, of `generated` alone, with the standard network only.
+
+    The ``..._std`` are over the subsets of one comparison.
+    """
+    kernel = kernel_distance(real.features, generated.features, seed)
+    metrics = {
         "frechet_distance": frechet_distance_of_statistics(real, generated),
-        "kernel_distance": kernel_distance(real.features, generated.features, seed),
+        "kernel_distance": kernel["mean"],
+        "kernel_distance_std": kernel["std"],
         **neighbourhood_metrics(real.features, generated.features),
     }
+    if extractor.logits is not None:
+        score = inception_score(extractor.logits(generated.features), seed)
+        metrics |= {"inception_score": score["mean"], "inception_score_std": score["std"]}
+    return metrics
+
+
+def over_seeds(found: list[dict[str, float]], floor: dict[str, float]) -> dict[str, dict[str, float | None]]:
+    """Each metric's mean over the seeds, its standard deviation over them (None for one seed), and its floor."""
+    table = {}
+    for name in found[0]:
+        values = torch.tensor([metrics[name] for metrics in found], dtype=torch.float64)
+        std = values.std().item() if len(found) > 1 else None
+        table[name] = {"samples": values.mean().item(), "std_over_seeds": std, "floor": floor.get(name)}
+    return table
 
 
 def state_limits(real: FeatureStatistics, generated: FeatureStatistics) -> list[str]:
@@ -109,6 +136,7 @@ def evaluate_samples(
     split: str = "test",
     image_column: str | None = None,
     num_images: int | None = None,
+    num_seeds: int = 1,
     batch_size: int = 256,
     num_workers: int = 0,
     num_inference_steps: int | None = None,
@@ -125,16 +153,17 @@ def evaluate_samples(
         split: Whose images samples are compared with, all of them; the floor is of the other one of train and test.
         image_column: Of the data set; None = its only image column.
         num_images: Samples, and images of the floor; None = as many as the floor's split has, at most 10,000.
+        num_seeds: Sets of so many samples that are drawn and measured, with `seed` and those after it.
         batch_size: Images at a time.
         num_workers: Processes that decode images.
         num_inference_steps: Of the sampler; None = as in training.
         num_reconstruction_steps: Of the z-chain; None = as in training.
-        seed: Of samples, latents, subsets.
+        seed: Of samples, latents, subsets, drawn rows.
         cache: Folder for the data set's statistics; None = nowhere.
 
     Returns:
-        ``{"metrics": ..., "limits": [...], "protocol": ...}``; ``metrics[name]`` is ``{"samples": value, "floor": value
-        or None}``, and ``metrics["reconstruction"]`` what `evaluate_reconstruction` gives, where there is one.
+        ``{"metrics": see over_seeds, "reconstruction": see evaluate_reconstruction, or None, "limits": [...],
+        "protocol": {...}}``.
 
     Raises:
         ValueError: If there are too few images, or one cannot be read.
@@ -142,8 +171,9 @@ def evaluate_samples(
     shape = pipeline.sample_shape
     if len(shape) != 3:
         raise ValueError(f"pipeline must make images, got one of samples of shape {shape}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
+    for name, number in (("batch_size", batch_size), ("num_seeds", num_seeds)):
+        if number < 1:
+            raise ValueError(f"{name} must be >= 1, got {number}.")
     preparation = describe_preparation(shape)
     loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     reference = RealImages.load(dataset, shape, split, image_column, **loading)
@@ -163,23 +193,19 @@ def evaluate_samples(
             raise ValueError(f"{name} must be at least {MIN_IMAGES} images for these statistics, got {number}.")
 
     real, real_source = reference.statistics(len(reference.dataset), seed, extractor, preparation, cache)
-    generated = FeatureStatistics.of(
-        draw_samples(pipeline, num_images, batch_size, num_inference_steps, seed), extractor
-    )
-    of_samples, of_floor, floor_source = compare(real, generated, seed), {}, None
+    of_floor, floor_source = {}, None
     if others is not None:
         floor, floor_source = others.statistics(num_images, seed, extractor, preparation, cache)
-        of_floor = compare(real, floor, seed)
-    metrics: dict[str, Any] = {
-        name: {"samples": value, "floor": of_floor.get(name)} for name, value in of_samples.items()
-    }
-    if extractor.logits is not None:
-        metrics["inception_score"] = {"samples": inception_score(extractor.logits(generated.features), seed)}
+        of_floor = compare(real, floor, extractor, seed)
+    of_samples = []
+    for sampling_seed in range(seed, seed + num_seeds):
+        samples = draw_samples(pipeline, num_images, batch_size, num_inference_steps, sampling_seed)
+        generated = FeatureStatistics.of(samples, extractor)
+        of_samples.append(compare(real, generated, extractor, seed))
+    reconstruction = None
     if hasattr(pipeline, "reconstruct") and pipeline.inference_model is not None:
         rows = draw_rows(len(reference.dataset), MAX_RECONSTRUCTED, seed)
-        metrics["reconstruction"] = evaluate_reconstruction(
-            pipeline, reference.batches(rows), num_reconstruction_steps, seed
-        )
+        reconstruction = evaluate_reconstruction(pipeline, reference.batches(rows), num_reconstruction_steps, seed)
     protocol = {
         "reference": real_source,
         "floor": floor_source,
@@ -193,8 +219,18 @@ def evaluate_samples(
             "is_standard_inception": extractor.is_standard_inception,
         },
         "preprocessing": preparation,
+        "kernel_distance": {
+            "subset_size": kernel_subset_size(len(real.features), len(generated.features)),
+            "num_subsets": KERNEL_SUBSETS,
+        },
         "num_neighbours": NUM_NEIGHBOURS,
         "seed": seed,
+        "num_seeds": num_seeds,
         "software": software_versions(),
     }
-    return {"metrics": metrics, "limits": no_floor + state_limits(real, generated), "protocol": protocol}
+    return {
+        "metrics": over_seeds(of_samples, of_floor),
+        "reconstruction": reconstruction,
+        "limits": no_floor + state_limits(real, generated),
+        "protocol": protocol,
+    }

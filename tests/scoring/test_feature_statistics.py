@@ -9,7 +9,13 @@ from torch.testing import assert_close
 from hf_ebm.scoring import feature_statistics
 from hf_ebm.scoring.feature_cache import cached_statistics
 from hf_ebm.scoring.feature_statistics import FeatureStatistics
-from hf_ebm.scoring.metrics import frechet_distance, frechet_distance_of_statistics, inception_score, kernel_distance
+from hf_ebm.scoring.metrics import (
+    frechet_distance,
+    frechet_distance_of_statistics,
+    inception_score,
+    kernel_distance,
+    kernel_subset_size,
+)
 
 
 def noise(*shape, seed=0):
@@ -46,7 +52,8 @@ def test_frechet_distance_uses_all_images_not_only_the_kept(monkeypatch):
 def test_kernel_distance_is_the_unbiased_estimate_and_seeded():
     """All subsets of points at +1 against points at -1, one feature: k(1, 1) = 8, k(1, -1) = 0, so MMD^2 = 16."""
     found = kernel_distance(torch.ones(20, 1), -torch.ones(12, 1))
-    assert found == {"mean": 16.0, "std": 0.0, "subset_size": 6, "num_subsets": 100}
+    assert found == {"mean": 16.0, "std": 0.0}
+    assert kernel_subset_size(20, 12) == 6 and kernel_subset_size(5000, 9000) == 1000
     a, b = noise(200, 3), noise(200, 3, seed=1)
     state = torch.random.get_rng_state()
     first, again, other = (kernel_distance(a, b, seed) for seed in (0, 0, 1))

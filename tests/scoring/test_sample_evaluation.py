@@ -40,10 +40,12 @@ def test_real_images_score_as_the_floor(digits, tmp_path):
     record = evaluate_samples(pipeline, "digits", digits, batch_size=500, cache=tmp_path, num_inference_steps=2)
     assert [number for number, _, _ in pipeline.asked] == [500, 500, 437]
     for name, values in record["metrics"].items():
-        assert values["samples"] == (values["floor"] if name == "kernel_distance" else pytest.approx(values["floor"]))
+        assert values["samples"] == pytest.approx(values["floor"]), name
+        assert values["std_over_seeds"] is None
     assert set(record["metrics"]) == {
         "frechet_distance",
         "kernel_distance",
+        "kernel_distance_std",
         "precision",
         "recall",
         "density",
@@ -68,22 +70,42 @@ def test_real_images_score_as_the_floor(digits, tmp_path):
     assert calls == [500, 500, 437] and again["metrics"] == record["metrics"]  # the data set came from the cache
 
 
+def test_figures_over_seeds_are_means_of_those_of_each(tiny_pipeline, digits):
+    def evaluate(**kwargs):
+        return evaluate_samples(tiny_pipeline, "digits", digits, num_images=40, **kwargs)
+
+    both, single = evaluate(num_seeds=2, seed=3), [evaluate(seed=3), evaluate(seed=4)]
+    assert both["protocol"]["num_seeds"] == 2
+    for name in ("frechet_distance", "precision", "coverage"):  # the kernel's subsets go by the first seed
+        a, b = (record["metrics"][name]["samples"] for record in single)
+        assert both["metrics"][name]["samples"] == pytest.approx((a + b) / 2)
+        assert both["metrics"][name]["std_over_seeds"] == pytest.approx(abs(a - b) / 2**0.5)
+    assert both["metrics"]["frechet_distance"]["std_over_seeds"] > 0
+
+
+def test_the_inception_score_is_of_the_standard_network_alone(digits):
+    calls = []
+    standard = dataclasses.replace(digits, logits=lambda features: calls.append(features.shape) or features[:, :10])
+    record = evaluate_samples(Copier(load_digits("train")[0]), "digits", standard, num_images=30)
+    assert record["protocol"]["feature_extractor"]["is_standard_inception"] and calls == [(30, 64), (30, 64)]
+    found = record["metrics"]["inception_score"]
+    assert found["samples"] >= 1 and found["floor"] >= 1
+
+
 def test_bad_samples_are_worse_in_every_metric(digits):
     noise = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     record = evaluate_samples(Copier(noise), "digits", digits, num_images=300)
     assert record["protocol"]["floor"]["num_images"] == 300
     for name, values in record["metrics"].items():
-        if name == "kernel_distance":
-            assert values["samples"]["mean"] > 10 * abs(values["floor"]["mean"])
-        elif name == "frechet_distance":
-            assert values["samples"] > 10 * values["floor"]
-        else:
+        if name in ("kernel_distance", "frechet_distance"):
+            assert values["samples"] > 10 * abs(values["floor"])
+        elif name != "kernel_distance_std":
             assert values["samples"] < 0.5 * values["floor"]
 
 
 def test_reconstructions_get_better_by_the_z_chain(tiny_dual_mcmc_pipeline, digits):
     record = evaluate_samples(tiny_dual_mcmc_pipeline, "digits", digits, num_images=20, num_reconstruction_steps=4)
-    found = record["metrics"]["reconstruction"]
+    found = record["reconstruction"]
     assert found["num_steps"] == 4 and found["num_images"] == 360
     assert found["z_chain"]["mse"] < found["inference_model"]["mse"]
     images = load_digits("test")[0][:256]
@@ -109,7 +131,10 @@ def test_limits_are_stated():
     few = FeatureStatistics.of([torch.randn(30, 64)], lambda x: x)
     many = FeatureStatistics.of([torch.randn(90, 64)], lambda x: x)
     assert "30 images cannot fill the covariance of 64 features" in state_limits(many, few)[0]
-    assert len(state_limits(many, many)) == 0 and set(compare(few, many)) >= {"frechet_distance", "coverage"}
+    assert len(state_limits(many, many)) == 0 and set(compare(few, many, load_extractor("digits"))) >= {
+        "frechet_distance",
+        "coverage",
+    }
 
 
 def folder_of_images(folder, splits):
