@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options.run(options)
     except (ValueError, OSError, ImportError) as error:
-        print(f"hf-ebm: error: {error}", file=sys.stderr)
+        missing = "; pip install 'hf-ebm[train,eval]'" if isinstance(error, ModuleNotFoundError) else ""
+        print(f"hf-ebm: error: {error}{missing}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from error
 
 

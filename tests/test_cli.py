@@ -1,6 +1,7 @@
 """The command line: pictures, energies, and one clear line for a mistake."""
 
 import json
+import sys
 
 import numpy as np
 import PIL.Image
@@ -138,6 +139,13 @@ def test_every_help_shows_an_example_that_parses(command, capsys):
         main([name, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0 and f"example: hf-ebm {name} " in shown
+
+
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "hf_ebm.scoring.sample_evaluation", None)
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--model", "m", "--dataset", "digits"])
+    assert end.value.code == 1 and "pip install 'hf-ebm[train,eval]'" in capsys.readouterr().err
 
 
 def test_exit_codes():

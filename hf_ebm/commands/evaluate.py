@@ -94,8 +94,8 @@ def format_table(record: dict[str, Any]) -> str:
         "inception_score": "Inception score",
     }
     lines = [
-        f"{protocol['num_images']} samples ({protocol['num_seeds']} seed(s)) against {reference['num_images']} images of",
-        f"{reference['dataset']}, split {reference['split']},",
+        f"{protocol['num_images']} samples ({protocol['num_seeds']} seed(s)) against",
+        f"{reference['num_images']} images of {reference['dataset']}, split {reference['split']},",
         f"in the features of {extractor['name']}",
         f"{'':<30}{'samples':>20}" + (f"{floor['split'] + ' images':>20}" if floor else ""),
     ]

@@ -40,7 +40,6 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
     """A pipeline and what lies beside it in its folder."""
     from torch import nn
 
-    from hf_ebm.hub import read_json
     from hf_ebm.scoring.calibration import Calibration
 
     networks: dict[str, Any] = {}
@@ -56,6 +55,7 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
             settings = {key: value for key, value in dict(component.config).items() if not key.startswith("_")}
             samplers[name] = {"class": type(component).__name__, "settings": settings}
     calibration = Calibration.load(folder)
+    summary = folder / "train_summary.json"
     return {
         "method": METHODS.get(type(pipeline).__name__, "unknown"),
         "pipeline": type(pipeline).__name__,
@@ -68,7 +68,7 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
             "num_samples": calibration.num_samples,
             "scores": sorted(calibration.reference),
         },
-        "training": read_json(folder / "train_summary.json") or None,
+        "training": json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
         "measured": [name for name in MEASURED if (folder / name).is_file()],
     }
 
