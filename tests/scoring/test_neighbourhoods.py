@@ -39,6 +39,13 @@ def test_by_hand():
     assert neighbourhood_metrics(generated, real, 1)["precision"] == found["recall"]
 
 
+def test_balls_are_open():
+    """The generated balls (-2, 2) and (0, 4) do not hold their ends; nor do the real ones (-8, 4), (-2, 10)."""
+    real, generated = torch.tensor([[-2.0], [4.0]]), torch.tensor([[0.0], [2.0]])
+    assert neighbourhood_metrics(real, generated, 1)["recall"] == 0.0
+    assert neighbourhood_metrics(real, real + 6.0, 1)["precision"] == 0.5  # 4 lies in the second, 10 in none
+
+
 def test_one_mode_of_two_is_precise_and_half_recalled():
     random = torch.Generator().manual_seed(1)
     real = torch.cat([torch.randn(200, 2, generator=random), torch.randn(200, 2, generator=random) + 50.0])
