@@ -24,6 +24,7 @@ from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read
 from hf_ebm.training.loop import (
     MetricsFile,
     Position,
+    advance,
     check_terms,
     endless_batches,
     gather_terms,
@@ -151,7 +152,7 @@ def run_training(method: Method, settings: Any) -> Path:
         if not accelerator.sync_gradients:
             continue
         for schedule in schedules:
-            schedule.step()
+            advance(schedule)
         for ema, model in zip(emas, averaged, strict=True):
             ema.step(model.parameters())
         step += 1

@@ -35,7 +35,7 @@ class RunSettings:
     gradient_accumulation_steps: int = 1
     energy_learning_rate: float = 1e-4
     generator_learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-5  # end of the cosine decay
+    final_learning_rate: float = 1e-5  # end of the cosine decay; a finished run that is extended goes on at it
     adam_betas: tuple[float, ...] = (0.0, 0.9)
     max_grad_norm: float | None = None
     ema_decay: float | None = 0.999  # of generator and energy; None: no EMA
