@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from hf_ebm.content_hash import hash_tensors
+
 TOY_NAMES = ("25gaussians", "pinwheel", "swissroll")
 EMBEDDED_NAMES = ("digits", *TOY_NAMES)
 TOY_MODE_SPACING = 2.0 / 2.828  # 25 Gaussians: distance of neighbouring modes ...
@@ -129,6 +131,13 @@ def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Cal
     return transform
 
 
+def describe_preparation(sample_shape: tuple[int, ...]) -> str:
+    """What `image_transform` does to images for models of `sample_shape` (C, S, S), in words."""
+    kind = {1: "gray", 3: "RGB"}.get(sample_shape[0], f"{sample_shape[0]} channels")
+    size = f"{sample_shape[1]}x{sample_shape[2]}"
+    return f"converted to {kind}, centre-cropped square, resized to {size} (bicubic, where another size), in [-1, 1]"
+
+
 def find_image_column(dataset: Any, column: str | None) -> str:
     """The image column of a `datasets.Dataset`: the named one, or the only one of type Image."""
     from datasets import Image
@@ -168,6 +177,19 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
     if len(loaded) == 0:
         raise ValueError(f"dataset {name!r} (split {split!r}) is empty; choose another split or folder.")
     return loaded
+
+
+def draw_rows(number: int, limit: int, seed: int) -> list[int]:
+    """At most `limit` of `number` rows, drawn with `seed` without replacement, in ascending order."""
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:limit]
+    return order.sort().values.tolist()
+
+
+def fingerprint(dataset: Any) -> str:
+    """What tells a data set of `load_training_data` from another one: a hash of its content, or `datasets`' own."""
+    if isinstance(dataset, HubImages):
+        return f"{dataset.dataset._fingerprint}:{dataset.column}"
+    return hash_tensors({"samples": dataset.tensors[0]})[:16]
 
 
 def load_training_data(

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
+
 TEMPLATES = Path(__file__).parent / "model_cards"
 
 
@@ -32,10 +34,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def evaluation_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
-    """Metrics of a run (``metrics.json``) in the Hub's model-index form."""
+def evaluation_results(
+    metrics: dict[str, Any], dataset: str, evaluation: dict[str, Any], ood: dict[str, Any]
+) -> list[EvalResult]:
+    """Metrics of a run (``metrics.json``) in the Hub's model-index form.
+
+    Those of `evaluation` (``evaluate.json``) and `ood` (``ood.json``) stand in for the same ones of `metrics`.
+    """
     results = []
-    frechet = metrics.get("frechet_distance")
+    frechet = None if evaluation else metrics.get("frechet_distance")
+    if evaluation:
+        reference = evaluation["protocol"]["reference"]
+        for name, values in evaluation["metrics"].items():
+            if name.endswith("_std"):
+                continue
+            results.append(
+                EvalResult(
+                    task_type="unconditional-image-generation",
+                    dataset_type=public_name(reference["dataset"]),
+                    dataset_name=public_name(reference["dataset"]),
+                    dataset_split=reference["split"],
+                    metric_type=name,
+                    metric_name=frechet_name(evaluation["protocol"]["feature_extractor"])
+                    if name == "frechet_distance"
+                    else name.replace("_", " "),
+                    metric_value=values["samples"],
+                )
+            )
     if frechet:
         results.append(
             EvalResult(
@@ -47,7 +72,11 @@ def evaluation_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult
                 metric_value=frechet["samples"],
             )
         )
-    for name, value in metrics.get("auroc", {}).items():
+    auroc = metrics.get("auroc", {})
+    if ood:
+        rows = ood["metrics"][ood["protocol"]["scores"]["of_the_model"][0]]
+        auroc = {public_name(name): row["auroc"]["value"] for name, row in rows.items() if name != "mean"}
+    for name, value in auroc.items():
         results.append(
             EvalResult(
                 task_type="out-of-distribution-detection",
@@ -62,7 +91,9 @@ def evaluation_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult
 
 
 def write_card(folder: Path, template: str, title: str) -> Path:
-    """Write ``README.md`` of a run folder from its settings, ``train_summary.json`` and ``metrics.json``.
+    """Write ``README.md`` of a run folder from its settings, its summary, and the metrics that lie there.
+
+    They are in ``metrics.json``, ``evaluate.json`` (of ``hf-ebm evaluate``) and ``ood.json`` (of ``hf-ebm eval-ood``).
 
     Args:
         folder: The run folder; ``settings.yaml`` is read if it is there.
@@ -73,7 +104,8 @@ def write_card(folder: Path, template: str, title: str) -> Path:
     settings = yaml.safe_load(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
     metrics = read_json(folder / "metrics.json")
     dataset = settings.get("dataset", "unknown data set")
-    results = evaluation_results(metrics, dataset)
+    evaluation, ood = read_json(folder / "evaluate.json"), read_json(folder / "ood.json")
+    results = evaluation_results(metrics, dataset, evaluation, ood)
     data = ModelCardData(
         license="apache-2.0",
         library_name="hf-ebm",
@@ -89,6 +121,8 @@ def write_card(folder: Path, template: str, title: str) -> Path:
         title=title,
         settings=settings,
         metrics=metrics,
+        sample_table=sample_table(evaluation),
+        ood_table=ood_table(ood),
         summary=read_json(folder / "train_summary.json"),
         pictures=[path.name for path in sorted(folder.glob("*.png"))],
     )

@@ -1,12 +1,13 @@
 """The command line: pictures, energies, and one clear line for a mistake."""
 
 import json
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from hf_ebm.cli import main
+from hf_ebm.cli import COMMANDS, exit_code, main
 
 
 @pytest.fixture
@@ -52,9 +53,104 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
     record = json.loads((out / "ood.json").read_text())
     assert set(record["metrics"]) >= {"energy", "typicality", "pixel_gaussian", "nearest_neighbour"}
     assert set(record["metrics"]["energy"]) == {"noise", "constant", "mean"}
-    assert record["protocol"]["in_distribution"] == "digits, split test, 40 images"
-    assert (out / "roc.png").is_file()
+    protocol = record["protocol"]
+    assert protocol["in_distribution"]["split"] == "test" and protocol["in_distribution"]["num_images"] == 40
+    assert protocol["statistics_and_baselines"]["split"] == "train" and protocol["seed"] == 0
+    assert protocol["scores"]["of_the_model"] == ["energy", "typicality"] and "8x8" in protocol["preprocessing"]
+    assert protocol["odd_sets"]["noise"]["num_images"] == 40 and "torch" in protocol["software"]
+    assert {path.name for path in out.iterdir()} == {"ood.json", "roc.png", "histograms.png"}
     assert "pixel_gaussian" in capsys.readouterr().out
+
+
+def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
+    arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
+    arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "Frechet distance (not FID)" in printed and "coverage" in printed and "train images" in printed
+    main([*arguments, "--json"])
+    record = json.loads((tmp_path / "run" / "evaluate.json").read_text())
+    assert json.loads(capsys.readouterr().out) == record
+    assert record["protocol"]["model"] == folder and record["protocol"]["seed"] == 3 and record["seconds"] > 0
+    assert any("24 images cannot fill the covariance" in limit for limit in record["limits"])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluate.json"]
+
+
+@pytest.fixture
+def digit_files(tmp_path):
+    paths = [str(tmp_path / f"{index}.png") for index in range(3)]
+    for index, path in enumerate(paths):
+        pixels = np.random.default_rng(index).integers(0, 256, (16, 16), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(path)
+    return paths
+
+
+@pytest.fixture
+def dual_folder(tiny_dual_mcmc_pipeline, tmp_path):
+    tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "dual")
+    return str(tmp_path / "dual")
+
+
+def test_reconstruct_writes_a_picture_or_a_folder(dual_folder, digit_files, tmp_path, capsys):
+    arguments = ["reconstruct", "--model", dual_folder, *digit_files, "--num-inference-steps", "4", "--json"]
+    main([*arguments, "--output", str(tmp_path / "again.png")])
+    found = json.loads(capsys.readouterr().out)
+    assert PIL.Image.open(tmp_path / "again.png").size == (3 * 72, 3 * 72)
+    main([*arguments, "--output", str(tmp_path / "files")])
+    assert json.loads(capsys.readouterr().out)["errors"] == found["errors"]
+    for path in digit_files:
+        errors = found["errors"][path]["mse"]
+        assert errors["z_chain"] < errors["inference_model"]
+        original = PIL.Image.open(path).resize((8, 8), PIL.Image.Resampling.BICUBIC)
+        again = PIL.Image.open(tmp_path / "files" / path.rsplit("/", 1)[1])
+        difference = (np.asarray(original, dtype=float) - np.asarray(again, dtype=float)) / 127.5
+        assert (difference**2).mean() == pytest.approx(errors["z_chain"], rel=0.02)  # files hold 8 bits
+
+
+def test_info_says_what_is_there(dual_folder, folder, capsys, tiny_dual_mcmc_pipeline):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import load_digits
+
+    main(["info", "--model", dual_folder, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "Dual-MCMC Teaching" and found["sample_shape"] == [1, 8, 8]
+    expected = sum(p.numel() for p in tiny_dual_mcmc_pipeline.energy_model.parameters())
+    assert found["networks"]["energy_model"]["parameters"] == expected
+    assert found["networks"]["energy_model"]["bytes"] > 4 * expected
+    assert found["samplers"]["scheduler"]["settings"]["step_size"] == 0.5
+    assert found["calibration"] is None and found["training"] is None and found["measured"] == []
+    scorer = EnergyScoringPipeline.from_pretrained(folder)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    scorer.calibration.save(folder)
+    main(["info", "--model", folder])
+    printed = capsys.readouterr().out
+    assert "calibrated on 40 samples, target_fpr=0.1" in printed and "DDAEBMScheduler(" in printed
+
+
+def test_sample_prints_json(folder, tmp_path, capsys):
+    main(["sample", "--model", folder, "--num-images", "2", "--output", str(tmp_path / "s.png"), "--json"])
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "s.png")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rsplit(".", 1)[1])
+def test_every_help_shows_an_example_that_parses(command, capsys):
+    name = command.__name__.rsplit(".", 1)[1].replace("_", "-")
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and f"example: hf-ebm {name} " in shown
+
+
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "hf_ebm.scoring.sample_evaluation", None)
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--model", "m", "--dataset", "digits"])
+    assert end.value.code == 1 and "pip install 'hf-ebm[train,eval]'" in capsys.readouterr().err
+
+
+def test_exit_codes():
+    assert exit_code(ValueError("x")) == exit_code(FileNotFoundError(2, "x")) == exit_code(OSError("no repo")) == 2
+    assert exit_code(OSError(28, "No space left on device")) == exit_code(ImportError("no matplotlib")) == 1
 
 
 @pytest.mark.parametrize(
@@ -65,6 +161,14 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--scores", "combined"], "'combined'"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--max-images", "2"], "max_images"),
+        (["eval-ood", "--model", "FOLDER", "--id", "digits", "--resamples", "0"], "--resamples"),
+        (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "2"], "num_images"),
+        (["evaluate", "--model", "FOLDER", "--dataset", "a/b/c", "--feature-extractor", "digits"], "a/b/c"),
+        (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--feature-extractor", "no/such/x"], "no/such/x"),
+        (["reconstruct", "--model", "FOLDER", "a.png"], "does not reconstruct"),
+        (["reconstruct", "--model", "FOLDER", "a.png", "--output", "a.txt"], "--output"),
+        (["reconstruct", "--model", "FOLDER", "a/1.png", "b/1.png", "--output", "o"], "overwrite each other"),
+        (["info", "--model", "."], "model_index.json"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(folder, capsys, arguments, message):

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_ebm.data import TOY_NAMES, image_transform, load_digits, load_training_data, sample_toy
+from hf_ebm.data import (
+    TOY_NAMES,
+    draw_rows,
+    fingerprint,
+    image_transform,
+    load_digits,
+    load_training_data,
+    sample_toy,
+)
 
 
 @pytest.mark.parametrize("name", TOY_NAMES)
@@ -127,3 +135,27 @@ def test_shapes_that_do_not_fit():
         sample_toy("spiral", 3)
     with pytest.raises(ValueError, match="num_samples"):
         sample_toy("pinwheel", 0)
+
+
+def test_drawn_rows_are_some_in_order_and_the_seeds():
+    rows = draw_rows(100, 30, seed=1)
+    assert len(set(rows)) == 30 and rows == sorted(rows) and max(rows) < 100
+    assert rows == draw_rows(100, 30, seed=1) != draw_rows(100, 30, seed=2)
+    assert draw_rows(5, 30, seed=1) == [0, 1, 2, 3, 4]
+
+
+def test_fingerprints_tell_data_sets_apart(tmp_path):
+    train, test = (load_training_data("digits", (1, 8, 8), split=split) for split in ("train", "test"))
+    again = load_training_data("digits", (1, 8, 8), split="test")
+    assert fingerprint(test) == fingerprint(again) != fingerprint(train)
+    found = set()
+    for name, value in (("a", 0), ("b", 1)):
+        pixels = [PIL.Image.fromarray(np.full((8, 8), value, dtype=np.uint8))]
+        features = datasets.Features({"image": datasets.Image(), "other": datasets.Image()})
+        stored = datasets.Dataset.from_dict({"image": pixels, "other": pixels}, features=features)
+        stored.save_to_disk(tmp_path / name)
+        for column in ("image", "other"):
+            loaded = [load_training_data(str(tmp_path / name), (1, 8, 8), image_column=column) for _ in range(2)]
+            assert fingerprint(loaded[0]) == fingerprint(loaded[1])
+            found.add(fingerprint(loaded[0]))
+    assert len(found) == 4

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_ebm.hub import write_card
+from hf_ebm.card_tables import sample_table
+from hf_ebm.hub import evaluation_results, write_card
 
 SUMMARY = {
     "steps": 10,
@@ -53,3 +55,75 @@ def test_card_without_metrics_says_nothing_of_them(tmp_path):
     card = ModelCard.load(write_card(run_folder(tmp_path), "ddaebm.md", "ddaebm-digits"))
     assert card.data.eval_results is None and "Results" not in card.text and "samples.png" not in card.text
     assert "More information needed" not in card.text and "None" not in card.text
+
+
+def evaluation(standard=False):
+    extractor = {"name": "a network", "is_standard_inception": standard}
+    reference = {"dataset": "digits", "split": "test", "num_images": 360}
+    return {
+        "metrics": {
+            "frechet_distance": {"samples": 4.25, "std_over_seeds": None, "floor": 1.5},
+            "kernel_distance": {"samples": 0.5, "std_over_seeds": 0.1, "floor": None},
+            "kernel_distance_std": {"samples": 0.2, "std_over_seeds": 0.1, "floor": None},
+        },
+        "reconstruction": {
+            "inference_model": {"mse": 0.2},
+            "z_chain": {"mse": 0.1},
+            "num_steps": 3,
+            "num_images": 9,
+        },
+        "limits": ["few images."],
+        "protocol": {
+            "feature_extractor": extractor,
+            "reference": reference,
+            "floor": None,
+            "num_images": 7,
+            "seed": 0,
+            "num_seeds": 2,
+        },
+    }
+
+
+OOD = {
+    "metrics": {
+        name: {"noise": {"auroc": {"value": 0.91, "low": 0.9, "high": 0.92}}, "mean": {"auroc": 0.91}}
+        for name in ("typicality", "pca_residual")
+    },
+    "protocol": {
+        "in_distribution": {"dataset": "digits", "split": "test", "num_images": 360},
+        "intervals": "95 %",
+        "preprocessing": "none",
+        "seed": 0,
+        "scores": {"of_the_model": ["typicality"], "baselines": ["pca_residual"]},
+    },
+}
+
+
+@pytest.mark.parametrize("template", ["ddaebm.md", "dual_mcmc.md"])
+def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, template):
+    folder = run_folder(tmp_path, METRICS)
+    (folder / "settings.yaml").write_text(
+        yaml.safe_dump({"dataset": "digits", "num_timesteps": 4, "x_noise_std": 1, "x_step_size": 1})
+    )
+    (folder / "evaluate.json").write_text(json.dumps(evaluation()))
+    (folder / "ood.json").write_text(json.dumps(OOD))
+    (folder / "histograms.png").write_bytes(b"")
+    card = ModelCard.load(write_card(folder, template, "a run"))
+    results = {result.metric_type: (result.metric_value, result.metric_name) for result in card.data.eval_results}
+    assert results["frechet_distance"] == (4.25, "Frechet distance (a network)") and len(card.data.eval_results) == 3
+    assert results["kernel_distance"][0] == 0.5 and results["auroc"] == (0.91, "AUROC against noise")
+    assert "| Frechet distance | 4.25 | 1.5 |" in card.text and "| MSE | 0.2000 | 0.1000 |" in card.text
+    assert "| kernel distance | 0.5 ± 0.1 |  |" in card.text and "Few images." in card.text
+    assert "| noise | 0.910 [0.900, 0.920] | 0.910 [0.900, 0.920] |" in card.text and "| 0.9900 |" not in card.text
+    assert "(histograms.png)" in card.text and "(roc.png)" not in card.text
+
+
+def test_only_the_standard_inception_gives_an_fid():
+    (result, *_) = evaluation_results({}, "digits", evaluation(standard=True), {})
+    assert result.metric_name == "FID"
+
+
+def test_a_local_folders_path_is_not_shown(tmp_path):
+    record = evaluation()
+    record["protocol"]["reference"]["dataset"] = str(tmp_path)
+    assert str(tmp_path.parent) not in sample_table(record) and tmp_path.name in sample_table(record)

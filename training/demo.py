@@ -47,8 +47,7 @@ def pixel_gaussian(images: Tensor, num_samples: int, generator: torch.Generator)
 
 def digits_frechet_distance(images: Tensor) -> float:
     """Frechet distance of `images` (B, 1, 8, 8) to the held-out digits in the features of the digit classifier."""
-    classifier = load_digit_classifier()
-    return frechet_distance(load_digits("test")[0], images, classifier.features, classifier.num_features)
+    return frechet_distance(load_digits("test")[0], images, load_digit_classifier().features)
 
 
 def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tensor, dict[str, Tensor]]:

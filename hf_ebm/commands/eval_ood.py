@@ -24,17 +24,25 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--no-baselines", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("ood"), help="folder for ood.json and roc.png")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("ood"),
+        help="folder for ood.json, roc.png and histograms.png; a model card takes the ood.json of its run folder over",
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table of AUROCs; write ``ood.json`` with all metrics and the protocol, and ``roc.png``."""
+    """Print the table of AUROCs; write ``ood.json`` with all metrics and the protocol, and two pictures."""
     from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import describe_preparation
     from hf_ebm.scoring import ood_evaluation as evaluation
     from hf_ebm.scoring.odd_images import ODD_IMAGES
-    from hf_ebm.scoring.plots import plot_roc
+    from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
+    from hf_ebm.software import software_versions
+    from hf_ebm.whole_files import whole_file
 
     pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -46,34 +54,45 @@ def run(options: argparse.Namespace) -> None:
     unknown = sorted(set(scores) - set(pipeline.available_scores))
     if unknown:
         raise ValueError(f"--scores: this model allows {pipeline.available_scores}, got {unknown}.")
+    if options.resamples < 1:
+        raise ValueError(f"--resamples must be >= 1, got {options.resamples}.")
 
     def load(name: str, split: str) -> Any:
         return evaluation.load_images(name, shape, split, options.image_column, options.max_images, options.seed)
 
-    train, test = load(options.id, "train"), load(options.id, "test")
+    (train, train_source), (test, test_source) = load(options.id, "train"), load(options.id, "test")
     names = list(ODD_IMAGES) if options.ood is None else options.ood.split(",")
-    odd_sets = evaluation.make_odd_sets(test, [name for name in names if name in ODD_IMAGES], options.seed)
-    odd_sets |= {name: load(name, "test") for name in names if name not in ODD_IMAGES}
-    pipeline.calibrate(train, seed=options.seed)  # the statistics that some scores need; no threshold is used
-    scorers: dict[str, Any] = {score: lambda x, score=score: pipeline(x, score=score).scores for score in scores}
-    if not options.no_baselines:
-        scorers |= evaluation.fit_baselines(train, options.seed)
-    table, found = evaluation.evaluate_ood(scorers, test, odd_sets, options.resamples, options.seed)
+    sets = {evaluation.IN_DISTRIBUTION: test}
+    sources: dict[str, Any] = {}
+    for name in names:
+        if name in ODD_IMAGES:
+            sets |= evaluation.make_odd_sets(test, [name], options.seed)
+            sources[name] = {"made_from": "the in-distribution images", "num_images": len(test)}
+        else:
+            sets[name], sources[name] = load(name, "test")
+
+    found = evaluation.score_sets(pipeline, scores, train, sets, options.seed)
+    baselines = {} if options.no_baselines else evaluation.fit_baselines(train, options.seed)
+    for name, scorer in baselines.items():
+        found[name] = {key: scorer(images) for key, images in sets.items()}
+    table = evaluation.evaluate_ood(found, options.resamples, options.seed)
     protocol = {
         "model": options.model,
-        "in_distribution": f"{options.id}, split test, {len(test)} images",
-        "odd_sets": {name: f"{len(images)} images" for name, images in odd_sets.items()},
-        "statistics_and_baselines": f"{options.id}, split train, {len(train)} images",
-        "preprocessing": f"converted, cropped square, resized to {shape[-1]}x{shape[-1]}, scaled to [-1, 1]",
+        "in_distribution": test_source,
+        "odd_sets": sources,
+        "statistics_and_baselines": train_source,
+        "preprocessing": describe_preparation(shape),
+        "scores": {"of_the_model": scores, "baselines": list(baselines)},
         "intervals": f"95 %, percentile bootstrap over both sets, {options.resamples} resamples",
         "seed": options.seed,
+        "software": software_versions(),
     }
     record = json.dumps({"protocol": protocol, "metrics": table}, indent=2)
-    options.output.mkdir(parents=True, exist_ok=True)
-    temporary = options.output / "ood.tmp"  # a reader never sees half a file
-    temporary.write_text(record, encoding="utf-8")
-    temporary.replace(options.output / "ood.json")
-    plot_roc(found, options.output / "roc.png")
+    for file_name, plot in (("roc.png", plot_roc), ("histograms.png", plot_score_histograms)):
+        with whole_file(options.output / file_name) as path:
+            plot(found, path)
+    with whole_file(options.output / "ood.json") as path:
+        path.write_text(record, encoding="utf-8")
     print(record if options.json else evaluation.format_table(table))
     if not options.json:
-        print(f"wrote {options.output}/ood.json (all metrics with 95 % intervals, the protocol) and roc.png")
+        print(f"wrote {options.output}/: ood.json (all metrics, 95 % intervals, protocol), roc.png, histograms.png")

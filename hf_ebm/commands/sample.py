@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import load_pipeline
+from hf_ebm.commands.models import check_picture, load_image_generator
 
 
 def add_parser(commands: Any) -> None:
@@ -20,6 +21,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--num-images", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("samples.png"))
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(run=run)
 
 
@@ -27,17 +29,16 @@ def run(options: argparse.Namespace) -> None:
     """Write a grid of samples."""
     if options.num_images < 1:
         raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
-    import PIL.Image
+    check_picture(options.output)
     import torch
 
     from hf_ebm.training.loop import save_grid
+    from hf_ebm.whole_files import whole_file
 
-    if options.output.suffix.lower() not in PIL.Image.registered_extensions():
-        raise ValueError(f"--output must end in .png or another picture format, got {options.output.name!r}.")
-    pipeline = load_pipeline(options.model)
-    if len(pipeline.sample_shape) != 3:
-        raise ValueError(f"--model {options.model} makes vectors, not images; sample it from Python.")
+    pipeline = load_image_generator(options.model)
     images = pipeline(options.num_images, generator=torch.Generator().manual_seed(options.seed)).images
     columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
-    save_grid(images, options.output, options.num_images // columns, scale=max(1, 64 // images[0].width))
-    print(f"wrote {options.output}")
+    with whole_file(options.output) as path:
+        save_grid(images, path, options.num_images // columns, scale=max(1, 64 // images[0].width))
+    written = {"output": str(options.output), "num_images": options.num_images, "seed": options.seed}
+    print(json.dumps({"model": options.model, **written}) if options.json else f"wrote {options.output}")

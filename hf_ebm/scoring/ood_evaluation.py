@@ -1,11 +1,7 @@
-"""How well scores tell odd samples from in-distribution ones, with confidence intervals and simple baselines beside.
+"""Scores of a model and of simple baselines on in-distribution and odd images, and the table of how well they do.
 
-    AUROC       chance that an odd sample scores higher than an in-distribution one
-    AUPR out    average precision with odd samples as positives; AUPR in with the in-distribution ones, scores negated
-    FPR95       share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones
-
-Metrics are scikit-learn's, intervals scipy's percentile bootstrap over both sets. Baselines are fitted on training
-images: what an energy-based model must beat to earn its keep.
+Each measure is taken once per set, whatever number of scores reads it. Baselines are fitted on training images: what an
+energy-based model must beat to earn its keep. The metrics are in `hf_ebm.scoring.ood_metrics`.
 """
 
 from __future__ import annotations
@@ -17,59 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ebm.data import load_training_data
+from hf_ebm.data import draw_rows, fingerprint, load_training_data
 from hf_ebm.scoring.odd_images import ODD_IMAGES
+from hf_ebm.scoring.ood_metrics import METRICS, MIN_SAMPLES, with_intervals
+from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 
 Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = odder
-
-
-def ood_metrics(in_distribution: np.ndarray, odd: np.ndarray) -> dict[str, float]:
-    """AUROC, AUPR both ways and FPR95 of scores that are larger for odd samples, from arrays (N,) and (M,)."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    scores = np.concatenate([in_distribution, odd])
-    labels = np.concatenate([np.zeros(len(in_distribution)), np.ones(len(odd))])
-    threshold = np.quantile(odd, 0.05, method="lower")  # 95 % of the odd samples lie at or above it
-    return {
-        "auroc": float(roc_auc_score(labels, scores)),
-        "aupr_out": float(average_precision_score(labels, scores)),
-        "aupr_in": float(average_precision_score(1 - labels, -scores)),
-        "fpr95": float((in_distribution >= threshold).mean()),
-    }
-
-
-def with_intervals(
-    in_distribution: Tensor, odd: Tensor, num_resamples: int = 200, confidence: float = 0.95, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """`ood_metrics` as ``{metric: {"value", "low", "high"}}``, the interval by a bootstrap over both sets.
-
-    Raises:
-        ValueError: If a set has fewer than 10 samples, or a score is not a number.
-    """
-    from scipy.stats import bootstrap
-
-    sets = [in_distribution.double().numpy(), odd.double().numpy()]
-    for name, scores in zip(("in-distribution", "odd"), sets, strict=True):
-        if len(scores) < 10:
-            raise ValueError(f"the {name} set needs at least 10 samples for an interval, got {len(scores)}.")
-        if np.isnan(scores).any():
-            raise ValueError(f"the {name} scores hold {int(np.isnan(scores).sum())} NaN; the score cannot be ranked.")
-    values = ood_metrics(*sets)
-    names = list(values)
-    interval = bootstrap(
-        sets,
-        lambda a, b: np.array(list(ood_metrics(a, b).values())),
-        n_resamples=num_resamples,
-        vectorized=False,
-        paired=False,
-        confidence_level=confidence,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return {
-        name: {"value": values[name], "low": float(interval.low[i]), "high": float(interval.high[i])}
-        for i, name in enumerate(names)
-    }
+IN_DISTRIBUTION = "in_distribution"  # the name of the set that is not odd
 
 
 def fit_baselines(train_images: Tensor, seed: int = 0) -> dict[str, Scorer]:
@@ -121,17 +71,42 @@ def make_odd_sets(images: Tensor, names: list[str], seed: int = 0) -> dict[str, 
 
 def load_images(
     name: str, sample_shape: tuple[int, ...], split: str, image_column: str | None, max_images: int, seed: int
-) -> Tensor:
-    """At most `max_images` images of a data set, drawn with `seed`, prepared as for training, shape (N, C, H, W).
+) -> tuple[Tensor, dict[str, Any]]:
+    """At most `max_images` images of a data set, drawn with `seed`, prepared as for training, and what they are.
+
+    Returns:
+        Images in [-1, 1], shape (N, C, H, W), and ``{"dataset", "split", "fingerprint", "num_images"}``.
 
     Raises:
-        ValueError: If the data set or its column is missing, or its images cannot be read.
+        ValueError: If the data set or its column is missing, its images cannot be read, or there are too few.
     """
-    if max_images < 10:
-        raise ValueError(f"max_images must be >= 10, for an interval, got {max_images}.")
+    if max_images < MIN_SAMPLES:
+        raise ValueError(f"max_images must be >= {MIN_SAMPLES}, for an interval, got {max_images}.")
     dataset: Any = load_training_data(name, sample_shape, split=split, image_column=image_column)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_images]
-    return torch.stack([dataset[index][0] for index in order.sort().values.tolist()])
+    rows = draw_rows(len(dataset), max_images, seed)
+    images = torch.stack([dataset[index][0] for index in rows])
+    source = {"dataset": name, "split": split, "fingerprint": fingerprint(dataset), "num_images": len(images)}
+    return images, source
+
+
+def score_sets(
+    pipeline: Any, names: list[str], train_images: Tensor, sets: Mapping[str, Tensor], seed: int = 0
+) -> dict[str, dict[str, Tensor]]:
+    """The named scores of an `EnergyScoringPipeline` for each set: ``{score: {set: scores (N,)}}``.
+
+    Args:
+        pipeline: The pipeline; its own calibration is neither used nor changed.
+        names: Of its ``available_scores``.
+        train_images: In-distribution images that the scores' statistics come from, shape (N, C, H, W).
+        sets: Images by the name of their set.
+        seed: Of the noise in the measures.
+    """
+    needed = {measure for name in names for measure in SCORES[name].measures}
+    standardised = {measure for name in names if SCORES[name].needs_statistics for measure in SCORES[name].measures}
+    of_train = pipeline.measure_all(train_images, standardised, seed=seed) if standardised else {}
+    statistics = {name: MeasureStatistics.of(values, name) for name, values in of_train.items()}
+    measures = {name: pipeline.measure_all(images, needed, seed=seed) for name, images in sets.items()}
+    return {name: {key: SCORES[name].function(measures[key], statistics) for key in sets} for name in names}
 
 
 def format_table(table: Mapping[str, Any]) -> str:
@@ -149,35 +124,25 @@ def format_table(table: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def evaluate_ood(
-    scorers: Mapping[str, Scorer],
-    in_distribution: Tensor,
-    odd_sets: Mapping[str, Tensor],
-    num_resamples: int = 200,
-    seed: int = 0,
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Metrics of every scorer on every odd set, and the scores themselves.
+def evaluate_ood(scores: Mapping[str, Mapping[str, Tensor]], num_resamples: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Metrics of every scorer on every odd set.
 
     Args:
-        scorers: By name; larger scores are odder.
-        in_distribution: Held-out images, shape (N, C, H, W).
-        odd_sets: Odd images by name, each (M, C, H, W).
+        scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
 
     Returns:
-        ``{scorer: {odd set: {metric: {"value", "low", "high"}}, "mean": {metric: value}}}`` and
-        ``{scorer: {"in_distribution" or odd set: scores}}``.
+        ``{scorer: {odd set: {metric: {"value", "low", "high"}}, "mean": {metric: value}}}``.
     """
     table: dict[str, Any] = {}
-    scores: dict[str, dict[str, Tensor]] = {}
-    for scorer_name, scorer in scorers.items():
-        found = {"in_distribution": scorer(in_distribution), **{name: scorer(x) for name, x in odd_sets.items()}}
+    for scorer, found in scores.items():
+        inside = found[IN_DISTRIBUTION]
         rows = {
-            name: with_intervals(found["in_distribution"], found[name], num_resamples, seed=seed) for name in odd_sets
+            name: with_intervals(inside, odd, num_resamples, seed=seed)
+            for name, odd in found.items()
+            if name != IN_DISTRIBUTION
         }
-        metrics = next(iter(rows.values()))
-        mean = {metric: float(np.mean([row[metric]["value"] for row in rows.values()])) for metric in metrics}
-        table[scorer_name] = {**rows, "mean": mean}
-        scores[scorer_name] = found
-    return table, scores
+        mean = {metric: float(np.mean([row[metric]["value"] for row in rows.values()])) for metric in METRICS}
+        table[scorer] = {**rows, "mean": mean}
+    return table

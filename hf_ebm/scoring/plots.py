@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hf_ebm.scoring.energy import compute_energies
 
+HISTOGRAM_TICKS = (-1000, -100, -10, -3, 0, 3, 10, 100, 1000, 1e4, 1e5, 1e6, 1e7)  # in-distribution standard deviations
+
 
 def new_figure(width: float, height: float) -> Any:
     """A matplotlib figure that needs no screen."""
@@ -97,6 +99,45 @@ def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
     figure.supylabel("odd images found", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """Histograms of scores: a row for each scorer, a column for each odd set, in-distribution scores in every panel.
+
+    Scores are shown in in-distribution standard deviations from the in-distribution mean, on an axis that is linear up
+    to about one and logarithmic beyond, because odd sets may reach very far.
+
+    Args:
+        scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
+        path: The PNG to write.
+    """
+    odd_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
+    figure = new_figure(max(4.5, 1.45 * len(odd_sets) + 1.6), 1.05 * len(scores) + 1.1)
+    axes = figure.subplots(len(scores), len(odd_sets), squeeze=False, sharex="row")
+    for row, (scorer, found) in zip(axes, scores.items(), strict=True):
+        inside = found["in_distribution"].double()
+        scale = inside.std() or 1.0  # all in-distribution scores may be equal
+        units = {
+            name: ((values.double() - inside.mean()) / scale).clamp(-1e9, 1e9).numpy() for name, values in found.items()
+        }
+        shown = np.arcsinh(np.concatenate(list(units.values())))  # equal bins on an axis that bends as symlog does
+        edges = np.sinh(np.linspace(shown.min() - 0.05, shown.max() + 0.05, 45))
+        for axis, odd_set in zip(row, odd_sets, strict=True):
+            for name, colour in (("in_distribution", "#0b6e99"), (odd_set, "#d1495b")):
+                weights = np.full(len(units[name]), 1 / len(units[name]))
+                axis.hist(units[name], bins=edges, weights=weights, alpha=0.65, color=colour)
+            axis.set_xscale("asinh", linear_width=1.0)
+            axis.set_xticks(ticks := [at for at in HISTOGRAM_TICKS if edges[0] <= at <= edges[-1]], minor=False)
+            axis.set_xticklabels([f"{at:g}" for at in ticks], fontsize=6)
+            axis.set_xticks([], minor=True)
+            axis.set_yticks([])
+        row[0].set_ylabel(scorer.replace("_", " "), rotation=0, ha="right", va="center", fontsize=8)
+    for axis, odd_set in zip(axes[0], odd_sets, strict=True):
+        axis.set_title(odd_set.replace("_", " "), fontsize=9)
+    figure.supxlabel("score, in standard deviations of the in-distribution scores", fontsize=9)
+    figure.suptitle("in distribution (blue) and odd (red)", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

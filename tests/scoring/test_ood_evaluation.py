@@ -1,37 +1,14 @@
-"""OOD metrics by hand and by counting, intervals that cover, baselines that see what they must."""
+"""OOD evaluation: baselines that see what they must, each measure taken once, tables and pictures."""
 
 import numpy as np
 import pytest
 import torch
 
+from hf_ebm import EnergyScoringPipeline
 from hf_ebm.data import load_digits
 from hf_ebm.scoring.odd_images import ODD_IMAGES, blurred, shuffled_patches
-from hf_ebm.scoring.ood_evaluation import evaluate_ood, fit_baselines, make_odd_sets, ood_metrics, with_intervals
-from hf_ebm.scoring.plots import plot_roc
-
-
-def test_metrics_by_hand():
-    found = ood_metrics(np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.5, 5.0]))
-    assert found["auroc"] == pytest.approx(7 / 8)  # of 8 pairs only (4, 3.5) is in the wrong order
-    assert found["fpr95"] == pytest.approx(1 / 4)
-    assert found["aupr_out"] == pytest.approx((1 / 1 + 2 / 3) / 2)
-    assert found["aupr_in"] == pytest.approx((1 + 1 + 1 + 4 / 5) / 4)
-    perfect = ood_metrics(np.zeros(20), np.ones(20))
-    assert (perfect["auroc"], perfect["aupr_out"], perfect["aupr_in"], perfect["fpr95"]) == (1, 1, 1, 0)
-
-
-def test_intervals_cover_the_truth():
-    """Two normals one apart: AUROC is Phi(1 / sqrt 2); most 80 % intervals of 20 draws hold it, not all need to."""
-    truth, hits = 0.5 * (1 + torch.erf(torch.tensor(0.5)).item()), 0
-    for seed in range(20):
-        random = torch.Generator().manual_seed(seed)
-        a, b = torch.randn(150, generator=random), torch.randn(150, generator=random) + 1
-        row = with_intervals(a, b, num_resamples=60, confidence=0.8, seed=seed)["auroc"]
-        assert row["low"] <= row["value"] <= row["high"]
-        hits += row["low"] <= truth <= row["high"]
-    assert 11 <= hits <= 20
-    again = with_intervals(a, b, num_resamples=60, confidence=0.8, seed=seed)["auroc"]
-    assert again == row
+from hf_ebm.scoring.ood_evaluation import evaluate_ood, fit_baselines, load_images, make_odd_sets, score_sets
+from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
 
 
 def test_shuffled_patches_moves_whole_patches():
@@ -54,9 +31,10 @@ def test_blurred_keeps_constants_and_smooths():
 @pytest.fixture(scope="module")
 def found():
     train, test = load_digits("train")[0][:400], load_digits("test")[0][:60]
-    scorers = fit_baselines(train)
-    odd = make_odd_sets(test, ["noise", "inverted"])
-    return evaluate_ood({**scorers, "constant": lambda x: torch.arange(len(x)) % 7.0}, test, odd, num_resamples=20)
+    scorers = {**fit_baselines(train), "constant": lambda x: torch.arange(len(x)) % 7.0}
+    sets = {"in_distribution": test, **make_odd_sets(test, ["noise", "inverted"])}
+    scores = {name: {key: scorer(images) for key, images in sets.items()} for name, scorer in scorers.items()}
+    return evaluate_ood(scores, num_resamples=20), scores
 
 
 def test_baselines_tell_noise_from_digits(found):
@@ -70,16 +48,46 @@ def test_baselines_tell_noise_from_digits(found):
         assert scores[name]["in_distribution"].shape == (60,)
 
 
-def test_roc_picture(found, tmp_path):
-    plot_roc(found[1], tmp_path / "roc.png")
-    assert (tmp_path / "roc.png").stat().st_size > 5000
+def test_pictures(found, tmp_path):
+    far = {"energy": {"in_distribution": torch.zeros(20), "noise": torch.full((20,), 1e9)}}  # no spread, and far away
+    for name, plot, scores in (("roc", plot_roc, found[1]), ("h", plot_score_histograms, {**found[1]})):
+        plot(scores, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    plot_score_histograms(far, tmp_path / "far.png")
+    assert (tmp_path / "far.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_measure_is_taken_once_per_set_and_scores_are_the_pipelines(tiny_pipeline, monkeypatch):
+    scorer = EnergyScoringPipeline.from_pipe(tiny_pipeline)
+    scorer.set_progress_bar_config(disable=True)
+    train, test = load_digits("train")[0][:30], load_digits("test")[0][:12]
+    sets = {"in_distribution": test, "inverted": -test}
+    taken = []
+    measure = EnergyScoringPipeline.measure
+    monkeypatch.setattr(
+        EnergyScoringPipeline, "measure", lambda self, name, x, seed: taken.append(name) or measure(self, name, x, seed)
+    )
+    names = ["energy", "typicality", "multiscale", "complexity"]
+    found = score_sets(scorer, names, train, sets, seed=3)
+    assert sorted(taken) == sorted(3 * ["energy", "energies", "compressed_size"])  # train and two sets
+    assert scorer.calibration is None
+    scorer.calibrate(train, seed=3)
+    for name in names:
+        for key, images in sets.items():
+            torch.testing.assert_close(found[name][key], scorer(images, score=name).scores)
+
+
+def test_load_images_says_what_they_are():
+    images, source = load_images("digits", (1, 8, 8), "test", None, 40, 0)
+    again, _ = load_images("digits", (1, 8, 8), "test", None, 40, 0)
+    other, _ = load_images("digits", (1, 8, 8), "test", None, 40, 1)
+    assert torch.equal(images, again) and not torch.equal(images, other) and images.shape == (40, 1, 8, 8)
+    _, of_train = load_images("digits", (1, 8, 8), "train", None, 40, 0)
+    assert source["num_images"] == 40 and source["split"] == "test" and source["dataset"] == "digits"
+    assert source["fingerprint"] != of_train["fingerprint"]
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="at least 10"):
-        with_intervals(torch.zeros(3), torch.zeros(20))
-    with pytest.raises(ValueError, match="1 NaN"):
-        with_intervals(torch.randn(20), torch.tensor([float("nan"), *range(19)]))
     with pytest.raises(ValueError, match="mosaics"):
         make_odd_sets(torch.zeros(4, 1, 8, 8), ["mosaics"])
     assert set(make_odd_sets(torch.zeros(4, 1, 8, 8), list(ODD_IMAGES))) == set(ODD_IMAGES)

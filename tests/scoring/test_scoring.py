@@ -16,10 +16,10 @@ def test_frechet_distance_of_two_gaussians():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 60_000, 3, generator=generator)
     s1, s2, shift = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([1.5, 1.0, 0.5]), torch.tensor([1.0, 0.0, -2.0])
-    value = frechet_distance(noise[0] * s1, noise[1] * s2 + shift, lambda x: x, 3)
+    value = frechet_distance(noise[0] * s1, noise[1] * s2 + shift, lambda x: x)
     assert abs(value - (5.0 + 0.25 + 1.0)) < 0.1
     with pytest.raises(ValueError, match="at least 2"):
-        frechet_distance(noise[0], noise[1, :1], lambda x: x, 3)
+        frechet_distance(noise[0], noise[1, :1], lambda x: x)
 
 
 def test_auroc_is_the_probability_of_a_right_order():

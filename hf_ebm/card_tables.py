@@ -1,0 +1,80 @@
+"""The tables of a model card that come from ``evaluate.json`` and ``ood.json``, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def public_name(dataset: str) -> str:
+    """A data set's name as a card may show it: of a local folder its last part alone."""
+    return Path(dataset).name if Path(dataset).exists() else dataset
+
+
+def frechet_name(feature_extractor: Mapping[str, Any]) -> str:
+    """What a Frechet distance in these features is called: FID only with the standard Inception network."""
+    if feature_extractor["is_standard_inception"]:
+        return "FID"
+    return f"Frechet distance ({feature_extractor['name']})"
+
+
+def sample_table(record: Mapping[str, Any]) -> str:
+    """Metrics of samples and their floor from ``evaluate.json``; empty for an empty record."""
+    if not record:
+        return ""
+    protocol, metrics = record["protocol"], record["metrics"]
+    extractor, reference, floor = (protocol[key] for key in ("feature_extractor", "reference", "floor"))
+    lines = [
+        f"{protocol['num_images']:,} samples against the {reference['num_images']:,} images of "
+        f"`{public_name(reference['dataset'])}`, split `{reference['split']}`, in the features of {extractor['name']}, "
+        f"{protocol['num_seeds']} seed(s) from {protocol['seed']} on"
+        + (f"; the floor: {floor['num_images']:,} images of `{floor['split']}`." if floor else "."),
+        "",
+        "| | samples | floor |",
+        "|---|---|---|",
+    ]
+    for name, values in metrics.items():
+        label = frechet_name(extractor).split(" (")[0] if name == "frechet_distance" else name.replace("_", " ")
+        lines.append(f"| {label} | {show(values['samples'], values['std_over_seeds'])} | {show(values['floor'])} |")
+    found = record["reconstruction"]
+    if found:
+        lines += ["", f"Reconstruction of {found['num_images']:,} images:", ""]
+        lines += [f"| | inference model alone | after {found['num_steps']} steps of the z-chain |", "|---|---|---|"]
+        lines += [
+            f"| {name.upper()} | {value:.4f} | {found['z_chain'][name]:.4f} |"
+            for name, value in found["inference_model"].items()
+        ]
+    lines += ["", *(f"{limit[0].upper()}{limit[1:]}" for limit in record["limits"])] if record["limits"] else []
+    return "\n".join(lines)
+
+
+def show(value: float | None, std: float | None = None) -> str:
+    """A figure in four digits, with its standard deviation over seeds where it has one; empty for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if std is None else f"{value:.4g} ± {std:.2g}"
+
+
+def ood_table(record: Mapping[str, Any]) -> str:
+    """AUROC with its interval of every score on every odd set from ``ood.json``; empty for an empty record."""
+    if not record:
+        return ""
+    protocol, table = record["protocol"], record["metrics"]
+    inside = protocol["in_distribution"]
+    scores = [*table]
+    lines = [
+        f"AUROC of {inside['num_images']:,} images of `{public_name(inside['dataset'])}`, split `{inside['split']}`, "
+        f"against odd images; in brackets the interval ({protocol['intervals']}). Images: {protocol['preprocessing']}. "
+        f"Seed {protocol['seed']}. Simple baselines: {', '.join(protocol['scores']['baselines']) or 'none'}.",
+        "",
+        "| odd images | " + " | ".join(name.replace("_", " ") for name in scores) + " |",
+        "|---" * (len(scores) + 1) + "|",
+    ]
+    for odd_set in next(iter(table.values())):
+        cells = [
+            f"{cell:.3f}" if odd_set == "mean" else f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+            for cell in (table[score][odd_set]["auroc"] for score in scores)
+        ]
+        lines.append(f"| {public_name(odd_set)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

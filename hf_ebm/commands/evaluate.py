@@ -1,0 +1,118 @@
+"""``hf-ebm evaluate``: how good a model's samples and reconstructions are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.commands.models import load_image_generator
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="compare a model's samples with held-out images, and its reconstructions with their images",
+        epilog="example: hf-ebm evaluate --model outputs/ddaebm-digits --dataset digits --output outputs/ddaebm-digits",
+    )
+    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    parser.add_argument("--dataset", required=True, help="digits, a Hub id, or a folder")
+    parser.add_argument("--split", default="test", help="whose images samples are compared with (default: %(default)s)")
+    parser.add_argument("--image-column", help="of the data set; default: its only image column")
+    parser.add_argument("--num-images", type=int, help="samples; default: as many as the other split, at most 10,000")
+    parser.add_argument(
+        "--num-seeds", type=int, default=1, help="sets of so many samples; their spread is shown (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--feature-extractor",
+        help="digits, inception, or the id or path of a transformers model (timm/... needs timm); default: digits for "
+        "the digits, else inception",
+    )
+    parser.add_argument("--num-inference-steps", type=int, help="of the sampler; default: as in training")
+    parser.add_argument("--num-reconstruction-steps", type=int, help="of the z-chain; default: as in training")
+    parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("evaluation"),
+        help="folder for evaluate.json; a model card takes the one in its run folder over (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol."""
+    from hf_ebm.scoring.feature_cache import default_cache_folder
+    from hf_ebm.scoring.feature_extractors import load_extractor
+    from hf_ebm.scoring.sample_evaluation import evaluate_samples
+    from hf_ebm.whole_files import whole_file
+
+    started = time.perf_counter()
+    default_extractor = "digits" if options.dataset == "digits" else "inception"
+    extractor = load_extractor(options.feature_extractor or default_extractor, options.device)
+    pipeline = load_image_generator(options.model).to(options.device)
+    record = evaluate_samples(
+        pipeline,
+        options.dataset,
+        extractor,
+        split=options.split,
+        image_column=options.image_column,
+        num_images=options.num_images,
+        num_seeds=options.num_seeds,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        num_inference_steps=options.num_inference_steps,
+        num_reconstruction_steps=options.num_reconstruction_steps,
+        seed=options.seed,
+        cache=options.cache or default_cache_folder(),
+    )
+    record["protocol"] = {"model": options.model, **record["protocol"]}
+    record["seconds"] = round(time.perf_counter() - started, 1)
+    text = json.dumps(record, indent=2)
+    with whole_file(options.output / "evaluate.json") as path:
+        path.write_text(text, encoding="utf-8")
+    print(text if options.json else format_table(record))
+    if not options.json:
+        print(f"wrote {options.output}/evaluate.json (these figures and the protocol)")
+
+
+def format_table(record: dict[str, Any]) -> str:
+    """The metrics as text: samples, and beside them the floor."""
+    protocol, metrics = record["protocol"], record["metrics"]
+    extractor, reference, floor = (protocol[key] for key in ("feature_extractor", "reference", "floor"))
+    labels = {
+        "frechet_distance": "FID" if extractor["is_standard_inception"] else "Frechet distance (not FID)",
+        "kernel_distance": "kernel distance (as KID)",
+        "inception_score": "Inception score",
+    }
+    lines = [
+        f"{protocol['num_images']} samples ({protocol['num_seeds']} seed(s)) against",
+        f"{reference['num_images']} images of {reference['dataset']}, split {reference['split']},",
+        f"in the features of {extractor['name']}",
+        f"{'':<30}{'samples':>20}" + (f"{floor['split'] + ' images':>20}" if floor else ""),
+    ]
+    for name, values in metrics.items():
+        cells = [format_value(values["samples"], values["std_over_seeds"])]
+        cells += [format_value(values["floor"])] if floor else []
+        lines.append(f"{labels.get(name, name.replace('_', ' ')):<30}" + "".join(f"{cell:>20}" for cell in cells))
+    found = record["reconstruction"]
+    if found:
+        title, after = f"{found['num_images']} reconstructions", f"after {found['num_steps']} z-steps"
+        lines.append(f"{title:<30}{'inferred':>20}{after:>20}")
+        for name, value in found["inference_model"].items():
+            lines.append(f"{name:<30}{value:>20.4f}{found['z_chain'][name]:>20.4f}")
+    lines += [f"note: {limit}" for limit in record["limits"]]
+    return "\n".join(lines)
+
+
+def format_value(value: float, std: float | None = None) -> str:
+    """A figure in four digits, with its standard deviation where it has one."""
+    return f"{value:.4g}" if std is None else f"{value:.4g} +- {std:.2g}"

@@ -1,0 +1,88 @@
+"""``hf-ebm reconstruct``: images beside their reconstructions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.commands.models import check_picture, load_image_generator
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "reconstruct",
+        help="infer images' latents, revise them, and generate from them again",
+        epilog="example: hf-ebm reconstruct --model outputs/dual-mcmc-digits digit.png --output again.png",
+    )
+    parser.add_argument("--model", required=True, help="a run folder or a Hub id of Dual-MCMC Teaching")
+    parser.add_argument("images", nargs="+", type=Path, help="image files, converted and resized as in training")
+    parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("reconstructions.png"),
+        help="a picture (rows: images, inference model alone, after the z-chain), or a folder for one file per "
+        "reconstruction (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the errors of each image as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the picture or the folder; print each image's errors before and after the z-chain."""
+    as_folder = options.output.suffix == ""
+    if not as_folder:
+        check_picture(options.output)
+    names = [f"{path.stem}.png" for path in options.images]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if as_folder and repeated:
+        raise ValueError(f"images of the same name would overwrite each other in {options.output}: {repeated}.")
+    import torch
+
+    from hf_ebm.data import image_transform
+    from hf_ebm.pipelines.pipeline_energy_scoring import open_image
+    from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
+    from hf_ebm.training.loop import save_grid
+    from hf_ebm.whole_files import whole_file
+
+    pipeline = load_image_generator(options.model)
+    if not hasattr(pipeline, "reconstruct"):
+        raise ValueError(
+            f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; give a "
+            "model of Dual-MCMC Teaching."
+        )
+    transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1])
+    images = torch.stack([transform(open_image(path)) for path in options.images])
+    inferred, revised = (
+        pipeline.reconstruct(
+            images, steps, generator=torch.Generator().manual_seed(options.seed), output_type="pt"
+        ).images.cpu()
+        for steps in (0, options.num_inference_steps)
+    )
+    found = [reconstruction_metrics(images, recon) for recon in (inferred, revised)]
+    errors = {
+        str(path): {
+            name: {"inference_model": found[0][name][index].item(), "z_chain": found[1][name][index].item()}
+            for name in found[0]
+        }
+        for index, path in enumerate(options.images)
+    }
+    if as_folder:
+        for name, picture in zip(names, pipeline.post_process(revised, "pil"), strict=True):
+            with whole_file(options.output / name) as path:
+                picture.save(path)
+    else:
+        rows = [picture for x in (images, inferred, revised) for picture in pipeline.post_process(x, "pil")]
+        with whole_file(options.output) as path:
+            save_grid(rows, path, len(images), scale=max(1, 64 // rows[0].width))
+    if options.json:
+        print(json.dumps({"output": str(options.output), "seed": options.seed, "errors": errors}, indent=2))
+        return
+    print("mean squared error per pixel, on the scale of [-1, 1]\n      inferred       revised  image")
+    for name, values in errors.items():
+        print(f"{values['mse']['inference_model']:14.6f}{values['mse']['z_chain']:14.6f}  {name}")
+    print(f"wrote {options.output}")

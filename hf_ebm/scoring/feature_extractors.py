@@ -1,0 +1,193 @@
+"""Networks whose features measure samples: the digit classifier, the standard Inception, any other by name or module.
+
+A distance between features is a statement about one network with one set of weights: `FeatureExtractor` carries its
+name and the weights' hash along, so that a figure can say what it was measured in. Only the standard Inception network
+gives a number that may be called FID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_ebm.content_hash import hash_tensors
+from hf_ebm.scoring.digit_classifier import NAME as DIGITS_NAME
+from hf_ebm.scoring.digit_classifier import load_digit_classifier
+
+AS_BYTES = "rounded to 8 bits, gray repeated to RGB"
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Images -> features, with what a reader must know of it.
+
+    Attributes:
+        name: In words.
+        weights_sha256: Of all parameters and buffers, by name.
+        preprocessing: What is done to images in [-1, 1] before the network, in words.
+        features: Images in [-1, 1], shape (B, C, H, W) -> features (B, D).
+        logits: Features -> logits of the standard Inception network, for its score; None for every other network.
+    """
+
+    name: str
+    weights_sha256: str
+    preprocessing: str
+    features: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def is_standard_inception(self) -> bool:
+        """Whether a Frechet distance in these features is what everybody calls FID."""
+        return self.logits is not None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features, shape (B, D), float32, on the CPU.
+
+        Raises:
+            ValueError: If they are not one row of finite numbers per image.
+        """
+        features = self.features(images).float().cpu()
+        if features.ndim != 2 or len(features) != len(images):
+            raise ValueError(
+                f"feature extractor {self.name} must give features of shape ({len(images)}, D) for {len(images)} "
+                f"images, got {tuple(features.shape)}; give a module with pooled output."
+            )
+        if not torch.isfinite(features).all():
+            raise ValueError(f"feature extractor {self.name} gave features that are not finite; take another one.")
+        return features
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of a module's parameters and buffers with their names, the same on every machine."""
+    return hash_tensors({name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)})
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1], (B, 1 or 3, H, W), as 8-bit RGB, (B, 3, H, W), uint8.
+
+    Raises:
+        ValueError: If they have another number of channels.
+    """
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"a network of RGB images takes 1 or 3 channels, got {images.shape[1]}; give a module.")
+    return ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().expand(-1, 3, -1, -1)
+
+
+def module_extractor(
+    module: nn.Module,
+    name: str,
+    preprocessing: str = "none: images in [-1, 1]",
+    features: Callable[[Tensor], Tensor] | None = None,
+    device: str | torch.device = "cpu",
+) -> FeatureExtractor:
+    """Any module that maps images in [-1, 1], (B, C, H, W), to features (B, D); put in eval mode.
+
+    Args:
+        module: Its weights are hashed.
+        name: In words.
+        preprocessing: What `features` does to the images first, in words.
+        features: The function, if it is not the module's forward.
+        device: Where it runs.
+    """
+    module.eval().to(device)
+    function = features or module
+    return FeatureExtractor(name, weights_sha256(module), preprocessing, lambda images: function(images.to(device)))
+
+
+def digits_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The classifier of 8x8 gray digits that ships with the package."""
+    classifier = load_digit_classifier()
+
+    def features(images: Tensor) -> Tensor:
+        if tuple(images.shape[1:]) != (1, 8, 8):
+            raise ValueError(
+                f"the digit classifier takes images of shape (1, 8, 8), got {tuple(images.shape[1:])}; name another "
+                "feature extractor."
+            )
+        return classifier.features(images)
+
+    return module_extractor(classifier, DIGITS_NAME, features=features, device=device)
+
+
+def inception_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The standard Inception network of FID (2048 features), by torchmetrics and torch-fidelity.
+
+    Raises:
+        ImportError: If torch-fidelity is not installed.
+        OSError: If its weights cannot be loaded.
+    """
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    try:
+        network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "the standard Inception network needs torch-fidelity, which brings torchvision (pip install "
+            "torch-fidelity). Without it name another feature extractor: the id or path of a transformers model, or "
+            "'digits' for 8x8 digits."
+        ) from error
+    network.to(device)
+    return FeatureExtractor(
+        "the standard Inception network (2048 features, torch-fidelity's inception-v3-compat)",
+        weights_sha256(network),
+        f"{AS_BYTES}, resized to 299x299 by torchmetrics",
+        lambda images: network(to_bytes(images).to(device)),
+        lambda features: features @ network.fc.weight.detach().cpu().float().T,  # "logits_unbiased": without the bias
+    )
+
+
+def transformers_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtractor:
+    """A model of transformers by Hub id or path, with its own image processor; ids ``timm/...`` need timm.
+
+    Features are the pooled output, or, where a model has none, the mean of the last hidden state over places.
+
+    Raises:
+        ValueError: If it cannot be loaded, or takes no images.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(name).eval().to(device)
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"feature extractor {name!r} cannot be loaded ({error}); give 'digits', 'inception', or the id or path of "
+            "a transformers model with an image processor."
+        ) from error
+    forward = getattr(model, "get_image_features", model)
+
+    def features(images: Tensor) -> Tensor:
+        pixels = list(to_bytes(images.cpu()).permute(0, 2, 3, 1).numpy())
+        return pool(forward(**processor(images=pixels, return_tensors="pt").to(device)), name)
+
+    preprocessing = f"{AS_BYTES}, then the model's own {type(processor).__name__}"
+    return FeatureExtractor(f"{name} ({type(model).__name__})", weights_sha256(model), preprocessing, features)
+
+
+def pool(output: Any, name: str) -> Tensor:
+    """The pooled features in a transformers output, shape (B, D).
+
+    Raises:
+        ValueError: If it has neither a pooled output nor hidden states.
+    """
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is not None:
+        return pooled.flatten(1)
+    hidden = getattr(output, "last_hidden_state", None)
+    if hidden is None:
+        raise ValueError(f"feature extractor {name!r} gives neither pooled features nor hidden states; take another.")
+    return hidden.mean(dim=1) if hidden.ndim == 3 else hidden.flatten(2).mean(dim=2)
+
+
+def load_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The extractor of a name: ``"digits"``, ``"inception"``, or a transformers model's id or path."""
+    if name == "digits":
+        return digits_extractor(device)
+    if name == "inception":
+        return inception_extractor(device)
+    return transformers_extractor(name, device)
