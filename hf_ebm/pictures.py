@@ -36,7 +36,7 @@ PICTURE_TYPES = (str, Path, bytes, dict, PIL.Image.Image)
 URL_TIMEOUT = 30.0  # seconds without an answer
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
-    *(AssertionError, NotImplementedError, struct.error, zlib.error),
+    *(RuntimeError, AssertionError, struct.error, zlib.error),
     *(PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning),
 )  # what PIL's readers raise on damaged files
 
@@ -78,7 +78,11 @@ def _opened(source: Any) -> Iterator[PIL.Image.Image]:
     if not isinstance(source, PICTURE_TYPES):
         raise ValueError(f"a picture must be a PIL image, a path, a URL or bytes, got {type(source).__name__}")
     with _file(source) as file:
-        yield PIL.Image.open(file)
+        try:
+            image = PIL.Image.open(file)
+        except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
+            raise ValueError("it is no picture of a kind that PIL knows") from error
+        yield image
 
 
 def _file(source: Any) -> BinaryIO | Any:
