@@ -1,10 +1,7 @@
 """Pictures of every kind: what is refused is refused with its reason, what is converted has the right values."""
 
-import functools
-import http.server
 import io
 import struct
-import threading
 import zlib
 
 import numpy as np
@@ -158,31 +155,15 @@ def test_wrong_sizes_and_channels_are_told():
         prepare_sample(PNG, (2,), resize=True)
 
 
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A web server on this machine, of the files in `tmp_path`."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_address[1]}"
-    served.shutdown()
-    served.server_close()
-
-
-def test_urls_paths_bytes_and_undecoded_rows_are_the_same_picture(server, tmp_path):
+def test_urls_paths_bytes_and_undecoded_rows_are_the_same_picture(file_server, tmp_path):
     import fsspec
 
     (tmp_path / "a.png").write_bytes(PNG)
     with fsspec.open("memory://a.png", "wb") as file:
         file.write(PNG)
     row = {"bytes": None, "path": str(tmp_path / "a.png")}
-    sources = [f"{server}/a.png", "memory://a.png", tmp_path / "a.png", str(tmp_path / "a.png"), PNG, row]
+    sources = [f"{file_server}/a.png", "memory://a.png", tmp_path / "a.png", str(tmp_path / "a.png"), PNG, row]
     for source in [*sources, {"bytes": PNG, "path": "elsewhere.png"}, PIL.Image.open(tmp_path / "a.png")]:
         assert np.array_equal(np.asarray(open_picture(source)), COLOUR)
     with pytest.raises(ValueError, match="404"):
-        open_picture(f"{server}/b.png")
+        open_picture(f"{file_server}/b.png")
