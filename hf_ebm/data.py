@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from hf_ebm.pictures import convert_picture, open_picture
+from hf_ebm.pictures import fit_picture, open_picture
 
 TOY_NAMES = ("25gaussians", "pinwheel", "swissroll")
 EMBEDDED_NAMES = ("digits", *TOY_NAMES)
@@ -104,7 +104,7 @@ class HubImages(Dataset):
 def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Callable[[PIL.Image.Image], Tensor]:
     """PIL image -> tensor in [-1, 1], (C, S, S): converted to gray or RGB, centre-cropped square, resized, padded.
 
-    The conversion is `hf_ebm.pictures.convert_picture`.
+    All but the padding is `hf_ebm.pictures.fit_picture`.
 
     Args:
         num_channels: 1 (gray) or 3 (RGB).
@@ -118,14 +118,7 @@ def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Cal
     inner = image_size - 2 * padding
 
     def transform(image: PIL.Image.Image) -> Tensor:
-        image = convert_picture(image, num_channels)
-        width, height = image.size
-        if width != height:
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        if image.size != (inner, inner):
-            image = image.resize((inner, inner), PIL.Image.Resampling.BICUBIC)
+        image = fit_picture(image, num_channels, inner)
         pixels = torch.from_numpy(np.array(image)).reshape(inner, inner, num_channels).permute(2, 0, 1)
         pixels = pixels.float() / 127.5 - 1.0
         return torch.nn.functional.pad(pixels, (padding,) * 4, value=-1.0) if padding else pixels

@@ -12,7 +12,7 @@
 | palette, 1 bit, CMYK, YCbCr, HSV, another of gray and RGB | converted by PIL |
 
 Refused means a `ValueError` that says why. The first four rows are `open_picture`, the others `convert_picture`, which
-runs only where a conversion was asked for.
+runs only where a conversion was asked for, mostly as the first step of `fit_picture`.
 """
 
 from __future__ import annotations
@@ -123,3 +123,18 @@ def convert_picture(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Imag
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
+
+
+def fit_picture(image: PIL.Image.Image, num_channels: int, size: int) -> PIL.Image.Image:
+    """A picture as a model takes it: converted by `convert_picture`, cropped square in the middle, resized (bicubic).
+
+    Raises:
+        ValueError: If it cannot be converted.
+    """
+    image = convert_picture(image, num_channels)
+    width, height = image.size
+    if width != height:
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return image if image.size == (size, size) else image.resize((size, size), PIL.Image.Resampling.BICUBIC)

@@ -7,11 +7,11 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
-import torch
+from torch.testing import assert_close
 
 from hf_ebm.data import image_transform
 from hf_ebm.pictures import MAX_PIXELS, convert_picture, open_picture
-from hf_ebm.scoring.rows import prepare_sample
+from hf_ebm.scoring.rows import prepare_rows, prepare_sample
 
 GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 COLOUR = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=-1)
@@ -113,27 +113,33 @@ def kinds():
     }
 
 
+def sample(source, shape, resize):
+    """One row as a batch of the model."""
+    batch = prepare_rows([(0, source)], 0, shape, resize)
+    assert not batch.unreadable
+    return batch.x
+
+
 @pytest.mark.parametrize("name", sorted(kinds()))
 def test_converted_values(name):
     source, expected = kinds()[name]
     image = open_picture(source)
     assert np.abs(np.asarray(convert_picture(image, 3)).astype(float) - expected).max() <= 1
     assert np.abs(np.asarray(convert_picture(image, 1)).astype(float) - luma(expected)).max() <= 1
-    x = prepare_sample(source, (3, 8, 8), resize=True)
-    assert torch.equal(x, image_transform(3, 8)(image)) and x.shape == (3, 8, 8)
-    if image.mode == "RGB":
-        torch.testing.assert_close(prepare_sample(source, (3, 8, 8), resize=False), x)
-    else:
-        with pytest.raises(ValueError, match=r"does not fit .*mode 'RGB'"):
-            prepare_sample(source, (3, 8, 8), resize=False)
+    x = sample(source, (3, 8, 8), resize=True)
+    assert_close(x, image_transform(3, 8)(image)[None])
+    for mode, shape in (("RGB", (3, 8, 8)), ("L", (1, 8, 8))):
+        if image.mode == mode:
+            assert_close(sample(source, shape, resize=False), sample(source, shape, resize=True))
+        else:
+            with pytest.raises(ValueError, match=rf"does not fit .*mode '{mode}'"):
+                prepare_sample(source, shape, resize=False)
 
 
-@pytest.mark.parametrize(
-    "image", [PIL.Image.new("I", (8, 8)), PIL.Image.new("F", (8, 8)), PIL.Image.new("LAB", (8, 8))]
-)
-def test_modes_of_unknown_range_are_not_converted(image):
-    with pytest.raises(ValueError, match=f"does not fit .*{image.mode!r}"):
-        prepare_sample(image, (1, 8, 8), resize=True)
+@pytest.mark.parametrize("mode", ["I", "F", "LAB"])
+def test_modes_of_unknown_range_are_not_converted(mode):
+    with pytest.raises(ValueError, match=f"does not fit .*{mode!r}"):
+        prepare_sample(PIL.Image.new(mode, (8, 8)), (1, 8, 8), resize=True)
 
 
 def test_a_turned_photograph_stands_upright():
@@ -144,13 +150,13 @@ def test_a_turned_photograph_stands_upright():
     assert np.abs(np.asarray(opened).astype(float) - turned).max() < 20
     with pytest.raises(ValueError, match="does not fit"):
         prepare_sample(photo(image), (1, 32, 64), resize=False)
-    assert prepare_sample(photo(image), (1, 64, 32), resize=False).shape == (1, 64, 32)
+    assert prepare_sample(photo(image), (1, 64, 32), resize=False).shape == (64, 32)
 
 
 def test_wrong_sizes_and_channels_are_told():
     with pytest.raises(ValueError, match=r"does not fit .*\(B, 3, 9, 9\)"):
         prepare_sample(PNG, (3, 9, 9), resize=False)
-    assert prepare_sample(PNG, (3, 9, 9), resize=True).shape == (3, 9, 9)
+    assert prepare_sample(PNG, (3, 9, 9), resize=True).shape == (9, 9, 3)
     with pytest.raises(ValueError, match="1 or 3"):
         prepare_sample(PNG, (2,), resize=True)
 

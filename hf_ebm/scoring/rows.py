@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_ebm.data import find_image_column, image_transform, undecoded
-from hf_ebm.image_inputs import images_to_tensor
-from hf_ebm.pictures import open_picture
+from hf_ebm.data import find_image_column, undecoded
+from hf_ebm.image_inputs import PIL_MODES, images_to_tensor
+from hf_ebm.pictures import fit_picture, open_picture
 
 Row = tuple[Any, Any]  # (id, picture)
 Span = tuple[int, int]  # rows start..stop-1
@@ -125,24 +124,51 @@ class HubRows:
         return list(zip(ids, pictures, strict=True))
 
 
-def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool) -> Tensor:
-    """One picture, array or tensor as a sample in the models' range, shape `sample_shape`.
+def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool) -> np.ndarray | Tensor:
+    """One picture, array or tensor as pixels 0..255 of the model's size, uint8, (H, W) or (H, W, C), or as a tensor.
 
     Args:
         picture: What `hf_ebm.pictures.open_picture` takes, or an array or a tensor of `hf_ebm.image_inputs`.
         sample_shape: What the model takes, (C, H, W) or (D,).
         resize: Whether a picture is converted to gray or RGB, cropped square and resized; else it must fit.
 
+    Returns:
+        Pixels of a picture; a tensor in the models' range, shape (1, ...), from an array or a tensor.
+
     Raises:
         ValueError: If it cannot be read or does not fit, in words that follow its name.
     """
-    image = picture if isinstance(picture, np.ndarray | Tensor) else open_picture(picture)
+    if isinstance(picture, np.ndarray | Tensor):
+        return _fitting(picture, sample_shape)
+    image = open_picture(picture)
+    if not resize:
+        if image.mode == PIL_MODES.get(sample_shape[0]) and image.size[::-1] == sample_shape[1:]:
+            return np.asarray(image)
+        return _fitting(image, sample_shape)  # which says what does not fit
     try:
-        if resize and isinstance(image, PIL.Image.Image):
-            return image_transform(sample_shape[0], sample_shape[-1])(image)
-        return images_to_tensor(image, sample_shape)[0]
+        return np.asarray(fit_picture(image, sample_shape[0], sample_shape[-1]))
     except ValueError as error:
         raise ValueError(f"does not fit ({error})") from error
+
+
+def _fitting(sample: Any, sample_shape: tuple[int, ...]) -> Tensor:
+    try:
+        x = images_to_tensor(sample, sample_shape)
+        if len(x) != 1:
+            raise ValueError(f"a row holds one image, got {len(x)}")
+        return x
+    except ValueError as error:
+        raise ValueError(f"does not fit ({error})") from error
+
+
+def _one_batch(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]) -> Tensor:
+    """Prepared samples in the models' range, shape (B, ...): pixels are converted all at once, which is much faster."""
+    if not samples:
+        return torch.empty(0, *sample_shape)
+    if all(isinstance(sample, np.ndarray) for sample in samples):
+        return images_to_tensor(np.stack(samples), sample_shape)
+    tensors = (s if isinstance(s, Tensor) else images_to_tensor(s, sample_shape) for s in samples)
+    return torch.cat(list(tensors))
 
 
 def prepare_rows(rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool) -> Batch:
@@ -154,8 +180,7 @@ def prepare_rows(rows: Sequence[Row], start: int, sample_shape: tuple[int, ...],
             ids.append(id_)
         except ValueError as error:
             unreadable.append(Unreadable(number, id_, picture_name(picture, number, id_), str(error)))
-    x = torch.stack(samples) if samples else torch.empty(0, *sample_shape)
-    return Batch(start + len(rows), ids, x, unreadable)
+    return Batch(start + len(rows), ids, _one_batch(samples, sample_shape), unreadable)
 
 
 def picture_name(picture: Any, number: int, id_: Any) -> str:
