@@ -11,6 +11,7 @@ killed. In memory are one shard's rows and a few batches.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -128,43 +129,74 @@ def score_rows(
         )
     folder = ShardFolder(settings.output, len(rows), settings.shard_size)
     protocol = make_protocol(pipeline, rows, fingerprint, settings)
-    begun = folder.check_protocol(protocol)
-    written = [shard for shard in range(folder.num_shards) if folder.is_written(shard)]
-    for shard in written:
-        folder.check_shard(shard)
-    if len(written) == folder.num_shards and (folder.folder / SUMMARY).is_file():
-        accelerator.print(f"{folder.folder} is complete; nothing was done.")
-        return json.loads((folder.folder / SUMMARY).read_text(encoding="utf-8"))
-    if not begun:
+    if not folder.check_protocol(protocol):
         check_some_fit(rows, pipeline.sample_shape, settings.resize)
     accelerator.wait_for_everyone()  # all have looked before one writes
-    if accelerator.is_main_process:
-        folder.start(protocol)
-    accelerator.wait_for_everyone()
+    is_main = accelerator.is_main_process
+    with folder.alone() if is_main else contextlib.nullcontext():
+        missing = missing_shards(folder) if is_main else []
+        if is_main and not missing and (folder.folder / SUMMARY).is_file():
+            print(f"{folder.folder} is complete; nothing was done.")
+            broadcast_object_list([missing])
+            return json.loads((folder.folder / SUMMARY).read_text(encoding="utf-8"))
+        if is_main:
+            folder.start(protocol)
+        missing = broadcast_object_list([missing])[0]  # what the first process saw, so that no shard is left out
+        started = time.perf_counter()
+        score_missing(pipeline.to(accelerator.device), rows, folder, missing, settings, accelerator)
+        if not is_main:
+            return {}
+        facts = {
+            "rows_of_this_run": sum(folder.size(shard) for shard in missing),
+            "seconds_of_this_run": round(time.perf_counter() - started, 3),
+            "num_processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+            "hf_ebm": hf_ebm.__version__,
+            "torch": torch.__version__,
+            "protocol": protocol,
+        }
+        return folder.finish(facts)
 
-    started = time.perf_counter()
-    missing = sorted(set(range(folder.num_shards)) - set(written))
+
+def missing_shards(folder: ShardFolder) -> list[int]:
+    """The shards that are not there, by number.
+
+    Raises:
+        ValueError: If one that is there does not hold what it must.
+    """
+    missing = []
+    for shard in range(folder.num_shards):
+        if folder.is_written(shard):
+            folder.check_shard(shard)
+        else:
+            missing.append(shard)
+    return missing
+
+
+def score_missing(
+    pipeline: EnergyScoringPipeline,
+    rows: Rows,
+    folder: ShardFolder,
+    missing: list[int],
+    settings: ScoringSettings,
+    accelerator: Accelerator,
+) -> None:
+    """Score this process's part of the missing shards; the first shows the progress of all, and waits for the others.
+
+    Raises:
+        ValueError: If an image is unreadable and ``on_error`` is "stop".
+    """
     parts = [missing[process :: accelerator.num_processes] for process in range(accelerator.num_processes)]
     mine = parts.pop(accelerator.process_index)
-    done = sum(folder.size(shard) for shard in written)
-    progress = tqdm(total=len(rows), initial=done, disable=not accelerator.is_main_process, unit="row", desc="score")
     others = [deque(part) for part in parts]
-    for scored in score_shards(pipeline.to(accelerator.device), rows, folder, mine, settings):
-        progress.update(scored + rows_written(folder, others))
-    summary: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        while any(others):
+    done = len(rows) - sum(folder.size(shard) for shard in missing)
+    show = accelerator.is_main_process
+    with tqdm(total=len(rows), initial=done, disable=not show, unit="row", desc="score") as progress:
+        for scored in score_shards(pipeline, rows, folder, mine, settings):
+            progress.update(scored + rows_written(folder, others))
+        while show and any(others):
             time.sleep(POLL_SECONDS)
             progress.update(rows_written(folder, others))
-        seconds = time.perf_counter() - started
-        facts = {
-            **{"rows_of_this_run": len(rows) - done, "seconds_of_this_run": round(seconds, 3)},
-            **{"num_processes": accelerator.num_processes, "device": accelerator.device.type},
-            **{"hf_ebm": hf_ebm.__version__, "torch": torch.__version__, "protocol": protocol},
-        }
-        summary = folder.finish(facts)
-    progress.close()
-    return summary
 
 
 def describe(summary: dict[str, Any], output: Path) -> str:

@@ -12,6 +12,7 @@ temporary name, brought to the disk and renamed, its list of unreadable rows bef
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from hf_ebm.scoring.rows import Span, Unreadable
 
 MANIFEST, SUMMARY, UNREADABLE = "manifest.json", "summary.json", "unreadable.jsonl"
-TEMPORARY = ".tmp"
+TEMPORARY, LOCK = ".tmp", ".lock"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,28 @@ class ShardFolder:
         return True
 
     def _is_blank(self) -> bool:
-        return self.folder.is_dir() and all(entry.name == TEMPORARY for entry in self.folder.iterdir())
+        return self.folder.is_dir() and all(entry.name in (TEMPORARY, LOCK) for entry in self.folder.iterdir())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other run works in this folder; the system ends that with the process, however it dies.
+
+        Raises:
+            ValueError: If one is at work: processes may outlive their launcher.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if os.name != "posix":
+            yield
+            return
+        import fcntl
+
+        with (self.folder / LOCK).open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of its workers
+            except OSError as error:
+                raise ValueError(f"output {self.folder} has a run at work in it; wait for it, or end it.") from error
+            yield
+            (self.folder / LOCK).unlink()
 
     def start(self, protocol: Mapping[str, Any]) -> None:
         """Make the folder, write the manifest, and remove what a killed run left half-written."""

@@ -218,7 +218,7 @@ def test_killed_ten_times_and_resumed_gives_the_rows_of_one_quiet_run(settings, 
         process = fork.Process(target=child)
         process.start()
         while process.is_alive() and len(shards()) == len(written):
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(chance.uniform(0.0, 0.03))  # anywhere in the next shard, or in the writing of it
         process.kill()
         process.join()
@@ -239,6 +239,27 @@ def test_killed_ten_times_and_resumed_gives_the_rows_of_one_quiet_run(settings, 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
     score_rows(scorer, left, "digits", killed, Accelerator(cpu=True))
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
+
+
+def test_two_runs_in_one_folder_are_refused(settings, tmp_path):
+    """The lock is the system's: what a killed run leaves does not keep the next one out."""
+    folder = ShardFolder(tmp_path / "out", 360, 50)
+
+    def hold(ready):
+        with folder.alone():
+            ready.set()
+            time.sleep(60)
+
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    other = fork.Process(target=hold, args=(ready,))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(ValueError, match="has a run at work"):
+        run(settings())
+    other.kill()
+    other.join()
+    assert run(settings())["scored"] == 360
 
 
 def test_no_shard_has_its_name_before_it_is_whole(settings, tmp_path, scorer, monkeypatch):
