@@ -34,7 +34,7 @@ from hf_ebm.scoring.run import load_rows, score_rows
 from hf_ebm.scoring.run_settings import ScoringSettings
 
 TINY = {"energy": {"block_out_channels": (16, 16)}}
-SMALL = {"unet": {"base_channels": 32, "channel_multipliers": (1, 2, 2)}}
+SMALL = {"unet": {"base_channels": 32, "channel_multipliers": (1, 2, 2), "patch_size": 2}}
 
 
 class GeneratedRows:

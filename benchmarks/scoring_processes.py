@@ -28,7 +28,7 @@ from timing import Spread, cpu_name
 from hf_ebm import DDAEBMScheduler, EnergyScoringPipeline
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 
-SMALL = {"unet": {"base_channels": 32, "channel_multipliers": (1, 2, 2)}}
+SMALL = {"unet": {"base_channels": 32, "channel_multipliers": (1, 2, 2), "patch_size": 2}}
 
 
 def prepare(folder: Path, number: int) -> None:
