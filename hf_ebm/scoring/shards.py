@@ -1,10 +1,10 @@
 """The folder that `hf_ebm.scoring.run` fills: Parquet shards that are whole or not there, so that a killed run goes on.
 
-    manifest.json             the protocol, written before the first row; a run with another one is refused
-    scores/000000.parquet ...  id, energy, score, p_value, is_ood of rows 0..shard_size-1, and so on
-    unreadable/000000.jsonl   rows of that shard without a score, and why; only where there are some
-    unreadable.jsonl          all of them; it and the next are written when every row is accounted for
-    summary.json              the counts: while it is not there, the folder is not complete
+    manifest.json            the protocol, written before the first row; a run with another one is refused
+    scores/000000.parquet    id, energy, score, p_value, is_ood of rows 0..shard_size-1, and so on
+    unreadable/000000.jsonl  rows of that shard without a score, and why; only where there are some
+    unreadable.jsonl         all of them; it and the next are written when every row is accounted for
+    summary.json             the counts: while it is not there, the folder is not complete
 
 Which rows a shard holds is decided by their numbers, not by how many processes there are. A shard is written under a
 temporary name, brought to the disk and renamed, its list of unreadable rows before it: a shard that is there is whole.
@@ -148,7 +148,8 @@ class ShardFolder:
             (self.folder / LOCK).unlink()
 
     def start(self, protocol: Mapping[str, Any]) -> None:
-        """Make the folder, write the manifest, and remove what a killed run left half-written."""
+        """Make the folder, write the manifest, and remove what a killed run left half-written and a stale summary."""
+        (self.folder / SUMMARY).unlink(missing_ok=True)
         shutil.rmtree(self.folder / TEMPORARY, ignore_errors=True)
         (self.folder / TEMPORARY).mkdir(parents=True)
         self.write_text(self.folder / MANIFEST, json.dumps(protocol, indent=2) + "\n")

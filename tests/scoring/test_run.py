@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.cli import main
 from hf_ebm.data import load_digits
+from hf_ebm.scoring import shard_scoring
 from hf_ebm.scoring.run import run, score_rows
 from hf_ebm.scoring.run_settings import ScoringSettings
 from hf_ebm.scoring.shard_scoring import score_shards
@@ -172,7 +173,7 @@ def test_another_protocol_or_a_strange_folder_is_refused(settings, tmp_path, sco
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_a_shard_that_somebody_cut_is_found(settings, tmp_path):
+def test_a_shard_that_somebody_cut_is_found(settings, tmp_path, monkeypatch):
     run(settings())
     path = tmp_path / "out/scores/000001.parquet"
     pq.write_table(pq.read_table(path).slice(0, 40), path)
@@ -182,8 +183,20 @@ def test_a_shard_that_somebody_cut_is_found(settings, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         run(settings())
     path.unlink()
+    with monkeypatch.context() as patch:  # while a shard is missing there is no summary, even if there was one
+        patch.setattr(shard_scoring, "make_table", stop)
+        with pytest.raises(OSError, match="stopped"):
+            run(settings())
+    assert not (tmp_path / "out/summary.json").exists()
     summary = run(settings())
     assert summary["rows_of_this_run"] == 50 and len(read(tmp_path / "out")) == 360
+    (tmp_path / "out/summary.json").unlink()  # killed before its last step
+    summary = run(settings())
+    assert summary["rows_of_this_run"] == 0 and summary["scored"] == 360
+
+
+def stop(*_):
+    raise OSError("stopped")
 
 
 class SlowRows:
