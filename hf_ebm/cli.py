@@ -6,16 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_ebm.commands import eval_ood, sample, score, train
+from hf_ebm.commands import eval_ood, push, sample, score, train
 
-COMMANDS = (train, sample, score, eval_ood)
+COMMANDS = (train, sample, score, eval_ood, push)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(
         prog="hf-ebm",
-        description="Energy-based generative models: train, sample, score.",
+        description="Energy-based generative models: train, sample, score, push.",
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+
+from hf_ebm.safetensors_only import require_safetensors
 
 
 @dataclass
@@ -106,13 +109,17 @@ class EnergyModel(PreTrainedModel):
 
         Raises:
             ValueError: If the weights lack a tensor of this architecture, or hold one of another name or size.
+            OSError: If there are no safetensors, or they are damaged.
         """
         kwargs.pop("ignore_mismatched_sizes", None)
         want_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("use_safetensors", True)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        require_safetensors(kwargs)
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise OSError(f"weights of {pretrained_model_name_or_path} are damaged or cut off ({error}).") from error
         wrong = {
             name: sorted(key if isinstance(key, str) else key[0] for key in info[f"{name}_keys"])
             for name in ("missing", "unexpected", "mismatched")
@@ -131,9 +138,12 @@ class EnergyModel(PreTrainedModel):
         model.eval()
         return (model, info) if want_info else model
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`, with the image processor beside: ``preprocessor_config.json``."""
-        super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory: Any, variant: str | None = None, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, with the image processor beside: ``preprocessor_config.json``.
+
+        `variant` is named here because diffusers' pipelines look for it in the signature.
+        """
+        super().save_pretrained(save_directory, variant=variant, **kwargs)
         if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3):
             from hf_ebm.models.energy_image_processor import EnergyImageProcessor
 
