@@ -18,8 +18,11 @@ COMMENT = "# For diffusers' trust_remote_code=True: hf-ebm, which must be instal
 
 
 def pipeline_code(class_name: str) -> str:
-    """``pipeline.py`` of a pipeline."""
-    return f"{COMMENT}from hf_ebm import {class_name}  # noqa: F401\n"
+    """``pipeline.py`` of a pipeline.
+
+    It has one name for all: diffusers keeps one module for all folders and wants to find one class in it.
+    """
+    return f"{COMMENT}from hf_ebm import {class_name} as Pipeline  # noqa: F401\n"
 
 
 def component_code(library: str, class_name: str) -> str:

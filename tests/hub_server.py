@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-FAULTS = ("status", "cut_request", "cut_answer", "corrupt")
+FAULTS = ("status", "cut_request", "cut_answer", "corrupt", "short")
 USERS = {"alice-token": "alice", "bob-token": "bob"}
 LFS_SUFFIXES = (".safetensors", ".png", ".bin")
 
@@ -81,14 +82,30 @@ class Hub(ThreadingHTTPServer):
         self.large_files: dict[str, bytes] = {}  # sha256 -> content
         self.log: list[str] = []  # "METHOD /path"
         self.faults: list[dict[str, Any]] = []
+        self.connections: list[socket.socket] = []
 
     def __enter__(self) -> Hub:
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Be gone: open connections end, new ones are refused."""
         self.shutdown()
         self.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.connections = []
+
+    def start_again(self) -> None:
+        """Be back, at the same address."""
+        self.socket = socket.socket(self.address_family, self.socket_type)
+        self.server_bind()
+        self.server_activate()
+        self.__enter__()
 
     def fail(self, pattern: str, fault: str, times: int = 1, status: int = 500, headers: Any = None) -> None:
         """Make the next `times` requests whose "METHOD /path" matches `pattern` go wrong."""
@@ -115,6 +132,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Hub
 
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.append(self.connection)
+
     def log_message(self, *_: Any) -> None:
         """Nothing on the terminal."""
 
@@ -129,8 +150,7 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if self.fault is not None and self.fault["fault"] == "cut_request":
             self.rfile.read(length // 2)
-            self.close_connection = True
-            self.connection.close()
+            self.cut()
             return
         self.body = self.rfile.read(length)
         if self.fault is not None and self.fault["fault"] == "status":
@@ -146,22 +166,27 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, content: bytes, **headers: str) -> None:
         """Send `content`, or what a fault makes of it."""
+        fault = self.fault["fault"] if self.fault is not None else None
+        if fault == "short":
+            content = content[:-1]
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        fault = self.fault["fault"] if self.fault is not None else None
         if self.command == "HEAD":
             return
         if fault == "corrupt":
             content = content[:-1] + bytes([content[-1] ^ 1])
         if fault == "cut_answer":
             content = content[: len(content) // 2]
-            self.close_connection = True
         self.wfile.write(content)
         if fault == "cut_answer":
-            self.wfile.flush()
-            self.connection.close()
+            self.cut()
+
+    def cut(self) -> None:
+        """End the connection here and now."""
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def answer_json(self, value: Any, status: int = 200) -> None:
         self.answer(status, json.dumps(value).encode())

@@ -107,6 +107,9 @@ class EnergyModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.
 
+        As diffusers' models, and as the networks beside it, it is float32 unless ``dtype`` says otherwise: the config's
+        ``dtype`` is that of the variant that was saved last.
+
         Raises:
             ValueError: If the weights lack a tensor of this architecture, or hold one of another name or size.
             OSError: If there are no safetensors, or they are damaged.
@@ -114,6 +117,8 @@ class EnergyModel(PreTrainedModel):
         kwargs.pop("ignore_mismatched_sizes", None)
         want_info = kwargs.pop("output_loading_info", False)
         require_safetensors(kwargs)
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = torch.float32
         try:
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
