@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -25,16 +26,21 @@ def has_type(value: Any, hint: Any) -> bool:
     return hint is not type(None) or value is None
 
 
-def check_config_types(cls: type[Any], config: Mapping[str, Any]) -> None:
-    """Compare a config with the annotations of the constructor of `cls`.
+def check_config_types(taker: Any, config: Mapping[str, Any]) -> None:
+    """Compare a config with annotations.
+
+    Args:
+        taker: What has them: a constructor, or a config class (of which its own fields count).
+        config: Values by name; names without an annotation are not looked at.
 
     Raises:
         ValueError: It names the first setting of another type.
     """
-    hints = typing.get_type_hints(cls.__init__)
+    own = type("own", (), {"__annotations__": taker.__annotations__})  # a base class's may name what is not imported
+    hints = typing.get_type_hints(own, globalns=vars(sys.modules[taker.__module__]))
     for name, value in config.items():
         if name in hints and not has_type(value, hints[name]):
             raise ValueError(
-                f"config of {cls.__name__}: {name} must be {hints[name]}, got {value!r}; correct its config file, or "
-                "save the model again."
+                f"config of {taker.__qualname__.removesuffix('.__init__')}: {name} must be {hints[name]}, got "
+                f"{value!r}; correct its config file, or save the model again."
             )

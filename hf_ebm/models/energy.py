@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hf_ebm.config_types import check_config_types
 from hf_ebm.safetensors_only import require_safetensors
 
 
@@ -62,6 +63,10 @@ class EnergyModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     _supports_sdpa = True
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        check_config_types(type(config), vars(config))
+        super().__init__(config, *args, **kwargs)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -28,5 +28,5 @@ class Network(ModelMixin, ConfigMixin):
     def from_config(cls, config: Any = None, **kwargs: Any) -> Any:
         """As ``ConfigMixin.from_config``; a value of the wrong type is a `ValueError` that names it."""
         if isinstance(config, dict):
-            check_config_types(cls, config)
+            check_config_types(cls.__init__, config)
         return super().from_config(config, **kwargs)

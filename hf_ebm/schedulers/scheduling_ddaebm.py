@@ -90,7 +90,7 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As every diffusers scheduler; a value of the wrong type is a `ValueError` that names it."""
-        check_config_types(cls, config or {})
+        check_config_types(cls.__init__, config or {})
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
