@@ -9,7 +9,6 @@ It loads from a repository of any of our pipelines, and of it only what the scor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,10 @@ from hf_ebm.models.energy import EnergyModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.pull import INDEX, read_index
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.calibration import Calibration
+from hf_ebm.scoring.calibration import FILE_NAME, Calibration
 from hf_ebm.scoring.energy import compute_energies
 from hf_ebm.scoring.sample_batches import sample_batches
 from hf_ebm.scoring.scores import (
@@ -70,6 +70,7 @@ class EnergyScoringPipeline(EBMPipeline):
 
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
     _loads_any = True
+    _extra_files = (FILE_NAME,)
     _optional_components = ["scheduler", *RECONSTRUCTION]  # noqa: RUF012 (diffusers' own form)
 
     def __init__(
@@ -99,21 +100,21 @@ class EnergyScoringPipeline(EBMPipeline):
             kwargs: As for every diffusers pipeline, and ``load_reconstruction`` (default False): whether to load the
                 three components that the scores with a reconstruction need.
         """
-        load_reconstruction = kwargs.pop("load_reconstruction", False)
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            wanted = kwargs if load_reconstruction else {**dict.fromkeys(RECONSTRUCTION), **kwargs}
-            folder = Path(cls.download(str(pretrained_model_name_or_path), **wanted))
-        index = json.loads((folder / cls.config_name).read_text(encoding="utf-8"))
-        if not load_reconstruction or "latent_scheduler" not in index:  # only Dual-MCMC Teaching has it
+        if not kwargs.pop("load_reconstruction", False):
+            kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
+        folder = cls.find_folder(pretrained_model_name_or_path, kwargs)
+        if "latent_scheduler" not in read_index(
+            folder / INDEX, kwargs.get("trust_remote_code", False)
+        ):  # only Dual-MCMC Teaching has it
             kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
         pipeline = super().from_pretrained(folder, **kwargs)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipeline.calibration = Calibration.load(folder)
         return pipeline
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As every diffusers pipeline, and the calibration as ``calibration.json``."""
-        super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As our other pipelines, and the calibration as ``calibration.json``."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
         if self.calibration is not None:
             self.calibration.save(save_directory)
 
