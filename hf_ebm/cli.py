@@ -10,9 +10,9 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from hf_ebm.commands import eval_ood, evaluate, info, reconstruct, sample, score, train
+from hf_ebm.commands import eval_ood, evaluate, info, push, reconstruct, sample, score, train
 
-COMMANDS = (train, sample, reconstruct, score, eval_ood, evaluate, info)
+COMMANDS = (train, sample, reconstruct, score, eval_ood, evaluate, info, push)
 CALLERS_MISTAKE, FAILURE = 2, 1
 NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(
         prog="hf-ebm",
-        description="Energy-based generative models: train, sample, score, evaluate.",
+        description="Energy-based generative models: train, sample, score, evaluate, push.",
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from hf_ebm.content_hash import hash_tensors
+from hf_ebm.pictures import fit_picture, open_picture
 
 TOY_NAMES = ("25gaussians", "pinwheel", "swissroll")
 EMBEDDED_NAMES = ("digits", *TOY_NAMES)
@@ -87,22 +88,24 @@ class HubImages(Dataset):
     """Images of a `datasets.Dataset` as float tensors in [-1, 1], shape (C, H, W); decoded when asked for."""
 
     def __init__(self, dataset: Any, column: str, transform: Callable[[PIL.Image.Image], Tensor]) -> None:
-        self.dataset, self.column, self.transform = dataset, column, transform
+        self.dataset, self.column, self.transform = undecoded(dataset, column), column, transform
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor]:
         try:
-            return (self.transform(self.dataset[index][self.column]),)
-        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            return (self.transform(open_picture(self.dataset[index][self.column])),)
+        except ValueError as error:
             raise ValueError(
-                f"image {index} of column {self.column!r} cannot be read ({error}); remove it from the data set."
+                f"image {index} of column {self.column!r} {error}; mend it, or remove it from the data set."
             ) from error
 
 
 def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Callable[[PIL.Image.Image], Tensor]:
     """PIL image -> tensor in [-1, 1], (C, S, S): converted to gray or RGB, centre-cropped square, resized, padded.
+
+    All but the padding is `hf_ebm.pictures.fit_picture`.
 
     Args:
         num_channels: 1 (gray) or 3 (RGB).
@@ -113,17 +116,10 @@ def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Cal
         raise ValueError(f"num_channels must be 1 or 3 to read images, got {num_channels}.")
     if padding < 0 or image_size <= 2 * padding:
         raise ValueError(f"padding must be >= 0 and under half of image_size={image_size}, got {padding}.")
-    mode, inner = {1: "L", 3: "RGB"}[num_channels], image_size - 2 * padding
+    inner = image_size - 2 * padding
 
     def transform(image: PIL.Image.Image) -> Tensor:
-        image = image.convert(mode)
-        width, height = image.size
-        if width != height:
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        if image.size != (inner, inner):
-            image = image.resize((inner, inner), PIL.Image.Resampling.BICUBIC)
+        image = fit_picture(image, num_channels, inner)
         pixels = torch.from_numpy(np.array(image)).reshape(inner, inner, num_channels).permute(2, 0, 1)
         pixels = pixels.float() / 127.5 - 1.0
         return torch.nn.functional.pad(pixels, (padding,) * 4, value=-1.0) if padding else pixels
@@ -152,6 +148,20 @@ def find_image_column(dataset: Any, column: str | None) -> str:
             f"the data set has {len(found)} image columns among {dataset.column_names}; name one with image_column=..."
         )
     return found[0]
+
+
+def undecoded(dataset: Any, column: str) -> Any:
+    """A `datasets.Dataset` or `IterableDataset` whose images stay bytes and paths, for `hf_ebm.pictures.open_picture`.
+
+    Whoever reads a row then meets a corrupt image by itself, and opens it by our rules. A data set with a format or a
+    transform of its own is left as it is.
+    """
+    from datasets import Image
+
+    formatted = (getattr(dataset, "format", None) or {}).get("type") is not None
+    if formatted or not isinstance((dataset.features or {}).get(column), Image):
+        return dataset
+    return dataset.cast_column(column, Image(decode=False))
 
 
 def load_hub_dataset(name: str, split: str, config_name: str | None = None, revision: str | None = None) -> Any:

@@ -1,4 +1,7 @@
-"""Model cards: a Jinja template of `hf_ebm.model_cards`, filled with what a run folder knows, and nothing else."""
+"""Model cards: a Jinja template of `hf_ebm.model_cards`, filled with what a run folder knows, and nothing else.
+
+How to write one is in ``model_cards/guide.md``.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,35 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
+from hf_ebm.scoring.calibration import Calibration
 
+CARD, SETTINGS = "README.md", "settings.yaml"
 TEMPLATES = Path(__file__).parent / "model_cards"
+TEMPLATE_OF = {  # a pipeline's class -> the template of its card
+    "DDAEBMPipeline": "ddaebm.md",
+    "DualMCMCPipeline": "dual_mcmc.md",
+    "EnergyScoringPipeline": "energy_scoring.md",
+}
+GENERATED = "<!-- Written by hf-ebm, which will write it anew. Delete this line to keep what you change. -->"
+PRIVATE_SETTINGS = (
+    "output_dir",
+    "overwrite_output_dir",
+    "resume",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private",
+    "push_every_checkpoint",
+)
+
+
+class Missing(StrictUndefined):
+    """A value that a template does not find: ``{% if %}`` may ask for it, printing it is an error."""
+
+    def __bool__(self) -> bool:  # type: ignore[override]
+        return False
 
 
 def hardware_name() -> str:
@@ -90,42 +118,84 @@ def evaluation_results(
     return results
 
 
-def write_card(folder: Path, template: str, title: str) -> Path:
-    """Write ``README.md`` of a run folder from its settings, its summary, and the metrics that lie there.
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run, or an empty mapping where they are not known."""
+    path = folder / SETTINGS
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    They are in ``metrics.json``, ``evaluate.json`` (of ``hf-ebm evaluate``) and ``ood.json`` (of ``hf-ebm eval-ood``).
+
+def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what concerns this machine alone; of a data set in a folder only the folder's name."""
+    public = {name: value for name, value in settings.items() if name not in PRIVATE_SETTINGS}
+    if "dataset" in public and Path(public["dataset"]).exists():
+        public["dataset"] = Path(public["dataset"]).resolve().name
+    return public
+
+
+def knows_its_run(folder: Path) -> bool:
+    """Whether a pipeline folder has more to tell than its pipeline: a run's settings, summary or metrics, or a card."""
+    return any((folder / name).is_file() for name in (SETTINGS, "train_summary.json", "metrics.json", CARD))
+
+
+def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
+    """The card of a pipeline folder from what lies in it; what is not known is left out.
+
+    A ``README.md`` without the line `GENERATED` is somebody's own: of it the metrics are refreshed and nothing else.
 
     Args:
-        folder: The run folder; ``settings.yaml`` is read if it is there.
-        template: Name of a template, for example ``"ddaebm.md"``.
-        title: Heading of the card and name in the model index.
+        folder: A pipeline folder, with the run's ``settings.yaml``, ``train_summary.json``, ``metrics.json``, ... if
+            they are there.
+        repo_id: Where it will be on the Hub; None = the code in the card loads the folder it is in.
+
+    Raises:
+        ValueError: If the template needs a value that is missing; it names both.
     """
-    settings_file = folder / "settings.yaml"
-    settings = yaml.safe_load(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
-    metrics = read_json(folder / "metrics.json")
-    dataset = settings.get("dataset", "unknown data set")
+    metrics, settings = read_json(folder / "metrics.json"), public_settings(read_settings(folder))
     evaluation, ood = read_json(folder / "evaluate.json"), read_json(folder / "ood.json")
-    results = evaluation_results(metrics, dataset, evaluation, ood)
+    results = evaluation_results(metrics, settings.get("dataset", "unknown"), evaluation, ood)
+    title = (repo_id or folder.resolve().name).split("/")[-1]
+    own = folder / CARD
+    if own.is_file() and GENERATED not in own.read_text(encoding="utf-8"):
+        card = ModelCard.load(own)
+        if results:
+            card.data.model_name, card.data.eval_results = card.data.model_name or title, results
+        return card
+    index = read_json(folder / "model_index.json")
+    dataset = settings.get("dataset", "")
     data = ModelCardData(
         license="apache-2.0",
         library_name="hf-ebm",
         pipeline_tag="unconditional-image-generation",
         tags=["energy-based-model", "out-of-distribution-detection", "diffusers"],
-        datasets=[dataset] if "/" in dataset and not Path(dataset).exists() else None,
+        datasets=[dataset] if "/" in dataset else None,
         model_name=title,
         eval_results=results or None,
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATES / template),
-        title=title,
-        settings=settings,
-        metrics=metrics,
-        sample_table=sample_table(evaluation),
-        ood_table=ood_table(ood),
-        summary=read_json(folder / "train_summary.json"),
-        pictures=[path.name for path in sorted(folder.glob("*.png"))],
-    )
-    path = folder / "README.md"
-    card.save(path)
+    template = TEMPLATE_OF[index["_class_name"]]
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=Missing)
+    try:
+        text = environment.get_template(template).render(
+            card_data=data.to_yaml(),
+            generated=GENERATED,
+            title=title,
+            repo_id=repo_id or ".",
+            index=index,
+            settings=settings,
+            metrics=metrics,
+            sample_table=sample_table(evaluation),
+            ood_table=ood_table(ood),
+            summary=read_json(folder / "train_summary.json"),
+            calibration=Calibration.load(folder),
+            pictures=[path.name for path in sorted(folder.glob("*.png"))],
+        )
+    except UndefinedError as error:
+        raise ValueError(f"model card template {template}: {error}; the folder {folder} lacks it.") from error
+    return ModelCard(text)
+
+
+def write_card(folder: Path, repo_id: str | None = None) -> Path:
+    """Write ``README.md`` of a pipeline folder, see `render_card`, whole or not at all."""
+    path, temporary = folder / CARD, folder / f"{CARD}.tmp"
+    temporary.write_text(str(render_card(folder, repo_id)), encoding="utf-8")
+    temporary.replace(path)
     return path

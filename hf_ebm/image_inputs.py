@@ -79,9 +79,11 @@ def _from_pil(image: PIL.Image.Image, sample_shape: tuple[int, ...]) -> Tensor:
     if mode is None:
         raise ValueError(f"images cannot be PIL images for a model of {sample_shape[0]} channels; give tensors.")
     if image.mode != mode:
+        channels = sample_shape[0]
+        how = f"image.convert({mode!r})" if channels == 4 else f"hf_ebm.pictures.convert_picture(image, {channels})"
         raise ValueError(
-            f"images must have mode {mode!r} for this {sample_shape[0]}-channel model, got {image.mode!r}; "
-            f"convert them with image.convert({mode!r})."
+            f"images must have mode {mode!r} for this {channels}-channel model, got {image.mode!r}; convert them with "
+            f"{how}."
         )
     return _from_array(np.asarray(image), sample_shape)
 

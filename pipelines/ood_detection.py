@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from transformers import AutoModel, Pipeline
-from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_ebm.models.energy_image_processor  # noqa: F401 (registers the image processor and the energies)
+from hf_ebm.pictures import open_picture
 from hf_ebm.scoring.calibration import Calibration
 
 TASK = "ood-detection"
@@ -46,8 +46,8 @@ class OODDetectionPipeline(Pipeline):
         return {}, {}, {} if calibration is None else {"calibration": calibration}
 
     def preprocess(self, image: Any) -> Any:
-        """A picture as ``pixel_values``, shape (1, C, S, S)."""
-        return self.image_processor(load_image(image), return_tensors="pt").to(self.dtype)
+        """A picture, as `hf_ebm.pictures.open_picture` takes it, as ``pixel_values``, shape (1, C, S, S)."""
+        return self.image_processor(open_picture(image), return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs: Any) -> Any:
         self.model.eval()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from huggingface_hub import CommitInfo
 from torch import Tensor
 
 import hf_ebm
 from hf_ebm.image_inputs import images_to_tensor
+from hf_ebm.pull import HUB_OPTIONS, INDEX, check_weights, download_pipeline, read_index, wanted_components
+from hf_ebm.push import push_pipeline
+from hf_ebm.remote_code import CODE_FILE, holds_own_code, pipeline_code
+from hf_ebm.safetensors_only import require_safetensors
 from hf_ebm.scoring.energy import ScoreOutput, score_samples
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -22,53 +27,135 @@ class EBMPipeline(DiffusionPipeline):
 
     _optional_components = ["energy_model", "inference_model"]  # noqa: RUF012 (diffusers' own form)
     _loads_any = False  # whether other pipelines' repositories can be loaded
+    _extra_files: tuple[str, ...] = ()  # fetched beside the components, where they are there
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Load a pipeline from a folder or by Hub id, as every diffusers pipeline.
+        """Load a pipeline from a folder or by Hub id, as every diffusers pipeline, from safetensors and JSON only.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            kwargs: As for every diffusers pipeline (``revision``, ``variant``, ``torch_dtype``, ``token``,
+                ``cache_dir``, ``local_files_only``, components, ...), and ``subfolder``, where in it the pipeline is.
 
         Raises:
-            ValueError: If the folder holds another pipeline of this package.
+            ValueError: If what is there cannot be used: another pipeline, classes of other libraries, weights that are
+                no safetensors or damaged.
+            OSError: If nothing is there, or the Hub cannot be reached.
         """
-        index = Path(pretrained_model_name_or_path) / cls.config_name
-        if index.is_file() and not cls._loads_any:
-            found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-            if found in hf_ebm.__all__ and found not in {base.__name__ for base in cls.__mro__}:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} holds a {found}, not a {cls.__name__}; load it with "
-                    f"hf_ebm.{found}.from_pretrained."
-                )
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        require_safetensors(kwargs)
+        folder = cls.find_folder(pretrained_model_name_or_path, kwargs)
+        trusted = kwargs.pop("trust_remote_code", False)
+        index = read_index(folder / INDEX, trusted)
+        found = index["_class_name"]
+        if not cls._loads_any and found in hf_ebm.__all__ and found not in {base.__name__ for base in cls.__mro__}:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {found}, not a {cls.__name__}; load it with "
+                f"hf_ebm.{found}.from_pretrained."
+            )
+        components = wanted_components(index, cls.component_names(), kwargs)
+        check_weights(folder, components, kwargs.get("variant"))
+        trusted = trusted or holds_own_code(folder, index, components)
+        pipeline = super().from_pretrained(folder, trust_remote_code=trusted, **kwargs)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+    @classmethod
+    def find_folder(cls, name: Any, kwargs: dict[str, Any]) -> Path:
+        """The pipeline's folder, on disk or fetched from the Hub; takes what concerns the Hub out of `kwargs`."""
+        options = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        subfolder = kwargs.pop("subfolder", None)
+        if Path(name).is_dir():
+            folder = Path(name) / (subfolder or "")
+            if not (folder / INDEX).is_file():
+                raise OSError(f"{folder} holds no {INDEX}: it is no pipeline's folder; give a run folder or a Hub id.")
+            return folder
+        wanted = {key: kwargs.get(key) for key in ("variant", "trust_remote_code") if kwargs.get(key) is not None}
+        return Path(cls.download(str(name), subfolder=subfolder, **wanted, **options, **cls.given(kwargs)))
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
         """Fetch the files of a pipeline repository into the cache and return their folder.
 
-        diffusers' own method knows only components of its libraries; this one takes ``model_index.json``'s folders,
-        safetensors and JSON alone.
+        diffusers' own method knows only components of its libraries. Components that are given (or None) are not
+        fetched; see `hf_ebm.pull.download_pipeline` for the other arguments.
         """
-        from huggingface_hub import hf_hub_download, snapshot_download
-        from huggingface_hub.errors import HFValidationError
+        options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        chosen = {name: kwargs[name] for name in ("subfolder", "variant") if kwargs.get(name) is not None}
+        folder = download_pipeline(
+            pretrained_model_name,
+            names=cls.component_names(),
+            given=cls.given(kwargs),
+            extra_files=cls._extra_files,
+            trust_remote_code=kwargs.get("trust_remote_code") or False,
+            **chosen,
+            **options,
+        )
+        return str(folder)
 
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        try:
-            index_file = hf_hub_download(pretrained_model_name, cls.config_name, **options)
-        except (OSError, HFValidationError) as error:
-            raise OSError(
-                f"{pretrained_model_name!r} is no folder here, and no pipeline of that name could be had from the Hub: "
-                f"{error}"
-            ) from error
-        index = json.loads(Path(index_file).read_text(encoding="utf-8"))
-        given = {name for name in index if name in kwargs}  # injected, or None: not wanted
-        folders = [
-            name
-            for name, value in index.items()
-            if isinstance(value, list) and value and value[0] is not None and name not in given
-        ]
-        patterns = [cls.config_name, "README.md", "calibration.json"]
-        patterns += [f"{folder}/*{end}" for folder in folders for end in (".json", ".safetensors")]
-        return snapshot_download(pretrained_model_name, allow_patterns=patterns, **options)
+    @classmethod
+    def component_names(cls) -> list[str]:
+        """What the pipeline is made of, by its constructor."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    @classmethod
+    def given(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The components among `kwargs`: made already, or None, that is not wanted."""
+        return {name: kwargs[name] for name in cls.component_names() if name in kwargs}
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As every diffusers pipeline, as safetensors, with ``pipeline.py`` for those who load without our class.
+
+        Args:
+            save_directory: The folder.
+            push_to_hub: Whether to push it too; then `kwargs` may hold what `push_to_hub` takes, and ``repo_id`` is the
+                folder's name if it is not given.
+            kwargs: Such as ``variant`` and ``max_shard_size``.
+        """
+        if not kwargs.pop("safe_serialization", True):
+            raise ValueError("safe_serialization must be True: these pipelines are saved as safetensors only.")
+        names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision")
+        push_options = {name: kwargs.pop(name) for name in names if push_to_hub and name in kwargs}
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        (Path(save_directory) / CODE_FILE).write_text(pipeline_code(type(self).__name__), encoding="utf-8")
+        if push_to_hub:
+            push_options.setdefault("repo_id", Path(save_directory).name)
+            self.push_to_hub(variant=kwargs.get("variant"), **push_options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        variant: str | None = None,
+    ) -> CommitInfo:
+        """Push weights, configs, card and what the run folder it was loaded from knows, in one commit.
+
+        Args:
+            repo_id: Such as ``"user/name"``; made if it is not there.
+            commit_message: Default: the pipeline's name.
+            private: Whether a new repository is private; None = as the account's default.
+            token: None = that of ``hf auth login`` or ``HF_TOKEN``.
+            create_pr: Whether to open a pull request instead of a commit.
+            revision: Branch to push to, made if it is not there; None = ``main``.
+            variant: Of the weights' file names, for example ``"fp16"``.
+
+        Raises:
+            PushError: If it failed; what was there is as it was.
+        """
+        return push_pipeline(
+            self,
+            repo_id,
+            variant=variant,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            create_pr=create_pr,
+            revision=revision,
+        )
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -9,30 +9,33 @@ It loads from a repository of any of our pipelines, and of it only what the scor
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from diffusers import ModelMixin, SchedulerMixin
-from diffusers.utils import BaseOutput, load_image
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from hf_ebm.data import find_image_column, image_transform
-from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.models.energy import EnergyModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.pull import INDEX, read_index
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.calibration import Calibration
+from hf_ebm.scoring.calibration import FILE_NAME, Calibration
 from hf_ebm.scoring.energy import compute_energies
-from hf_ebm.scoring.scores import SCORES, measure_compressed_size, measure_energies, measure_gradient_norm
+from hf_ebm.scoring.sample_batches import sample_batches
+from hf_ebm.scoring.scores import (
+    SCORES,
+    measure_compressed_size,
+    measure_energies,
+    measure_gradient_norm,
+    measure_reconstruction_error,
+)
 
 RECONSTRUCTION = ("generator_model", "inference_model", "latent_scheduler")
 
@@ -67,6 +70,7 @@ class EnergyScoringPipeline(EBMPipeline):
 
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
     _loads_any = True
+    _extra_files = (FILE_NAME,)
     _optional_components = ["scheduler", *RECONSTRUCTION]  # noqa: RUF012 (diffusers' own form)
 
     def __init__(
@@ -96,21 +100,21 @@ class EnergyScoringPipeline(EBMPipeline):
             kwargs: As for every diffusers pipeline, and ``load_reconstruction`` (default False): whether to load the
                 three components that the scores with a reconstruction need.
         """
-        load_reconstruction = kwargs.pop("load_reconstruction", False)
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            wanted = kwargs if load_reconstruction else {**dict.fromkeys(RECONSTRUCTION), **kwargs}
-            folder = Path(cls.download(str(pretrained_model_name_or_path), **wanted))
-        index = json.loads((folder / cls.config_name).read_text(encoding="utf-8"))
-        if not load_reconstruction or "latent_scheduler" not in index:  # only Dual-MCMC Teaching has it
+        if not kwargs.pop("load_reconstruction", False):
+            kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
+        folder = cls.find_folder(pretrained_model_name_or_path, kwargs)
+        if "latent_scheduler" not in read_index(
+            folder / INDEX, kwargs.get("trust_remote_code", False)
+        ):  # only Dual-MCMC Teaching has it
             kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
         pipeline = super().from_pretrained(folder, **kwargs)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipeline.calibration = Calibration.load(folder)
         return pipeline
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As every diffusers pipeline, and the calibration as ``calibration.json``."""
-        super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As our other pipelines, and the calibration as ``calibration.json``."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
         if self.calibration is not None:
             self.calibration.save(save_directory)
 
@@ -151,34 +155,53 @@ class EnergyScoringPipeline(EBMPipeline):
         batch_size: int = 256,
         image_column: str | None = None,
         resize: bool = False,
+        num_workers: int = 0,
         return_dict: bool = True,
     ) -> EnergyScoringOutput | tuple[Tensor, ...]:
         """Energies and scores of images.
 
         Args:
             images: PIL images, arrays or tensors (`hf_ebm.image_inputs`); paths or URLs, one or a list; or a
-                `datasets.Dataset` or streaming `IterableDataset`, which is read batch by batch.
+                `datasets.Dataset` or streaming `IterableDataset`, which is read batch by batch. What is opened and what
+                is refused is in `hf_ebm.pictures`.
             score: A name of `hf_ebm.scoring.scores.SCORES`; larger = more out of distribution.
             batch_size: Images in memory at a time; it does not change a score.
             image_column: Of a data set; None = its only image column.
-            resize: Whether files and data set images are converted to gray or RGB, cropped square and resized to the
-                model's size, as in training; otherwise another mode or size is an error.
+            resize: Whether PIL images, files and data set images are converted to gray or RGB, cropped square and
+                resized to the model's size, as in training; otherwise another mode or size is an error.
+            num_workers: Processes that open and prepare the next batches meanwhile; 0 = none. Not for streaming sets.
             return_dict: Whether to return an `EnergyScoringOutput` or a tuple.
 
         Raises:
             ValueError: If an image cannot be read or does not fit, or the score cannot be computed.
         """
         self.check_score(score)
-        needed = {*SCORES[score].measures, "energy"}
-        measures = self.measure_all(images, needed, batch_size, image_column, resize)
-        statistics = {} if self.calibration is None else self.calibration.statistics
-        scores = SCORES[score].function(measures, statistics)
-        p_values = is_ood = None
-        if self.calibration is not None:
-            p_values = self.calibration.p_values(score, scores)
-            is_ood = p_values <= self.calibration.target_fpr
-        output = EnergyScoringOutput(measures["energy"], scores, p_values, is_ood)
+        measures = self.measure_all(images, self.needed(score), batch_size, image_column, resize, num_workers)
+        output = self.judge(measures, score)
         return output if return_dict else output.to_tuple()
+
+    @staticmethod
+    def needed(score: str) -> set[str]:
+        """The measures that `judge` needs for a score."""
+        return {*SCORES[score].measures, "energy"}
+
+    def judge(self, measures: dict[str, Tensor], score: str) -> EnergyScoringOutput:
+        """The score of samples from their measures, and once calibrated its p-values and decisions."""
+        if self.calibration is None:
+            return EnergyScoringOutput(measures["energy"], SCORES[score].function(measures, {}))
+        scores = SCORES[score].function(measures, self.calibration.statistics)
+        p_values = self.calibration.p_values(score, scores)
+        return EnergyScoringOutput(measures["energy"], scores, p_values, p_values <= self.calibration.target_fpr)
+
+    def threshold(self, score: str = "energy") -> float:
+        """The largest score that is not called odd.
+
+        Raises:
+            ValueError: If nothing was calibrated yet, or not this score.
+        """
+        if self.calibration is None:
+            raise ValueError("there is no threshold before a calibration: call pipe.calibrate(held_out) first.")
+        return self.calibration.threshold(score)
 
     def calibrate(
         self,
@@ -188,6 +211,7 @@ class EnergyScoringPipeline(EBMPipeline):
         image_column: str | None = None,
         resize: bool = False,
         seed: int = 0,
+        num_workers: int = 0,
     ) -> Calibration:
         """Fit statistics and thresholds of all available scores on held-out in-distribution data.
 
@@ -195,7 +219,7 @@ class EnergyScoringPipeline(EBMPipeline):
         few numbers; the calibration is saved with the pipeline.
 
         Args:
-            images, batch_size, image_column, resize: As for scoring.
+            images, batch_size, image_column, resize, num_workers: As for scoring.
             target_fpr: Share of in-distribution samples that may be called odd, in (0, 1).
             seed: Of the noise in the measures.
 
@@ -205,7 +229,7 @@ class EnergyScoringPipeline(EBMPipeline):
         if not 0.0 < target_fpr < 1.0:
             raise ValueError(f"target_fpr must be between 0 and 1, got {target_fpr!r}.")
         needed = {measure for name in self.available_scores for measure in SCORES[name].measures}
-        measures = self.measure_all(images, needed, batch_size, image_column, resize, seed)
+        measures = self.measure_all(images, needed, batch_size, image_column, resize, num_workers, seed)
         preprocessing = "converted, cropped square, resized" if resize else "as given"
         self.calibration = Calibration.fit(measures, target_fpr, seed, preprocessing)
         return self.calibration
@@ -213,45 +237,50 @@ class EnergyScoringPipeline(EBMPipeline):
     def measure_all(
         self,
         images: Any,
-        names: Iterable[str],
+        names: Collection[str],
         batch_size: int = 256,
         image_column: str | None = None,
         resize: bool = False,
+        num_workers: int = 0,
         seed: int | None = None,
     ) -> dict[str, Tensor]:
         """The named measures of all images, batch by batch, each of shape (N,) or (N, T)."""
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
+        measure = self.make_measure(names, seed)
+        batches = sample_batches(images, batch_size, self.sample_shape, image_column, resize, num_workers)
+        parts = [measure(x) for x in self.progress_bar(batches)]
+        if not parts:
+            raise ValueError("images is empty; give at least one image.")
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def make_measure(self, names: Collection[str], seed: int | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
+        """``x -> the named measures``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
+
+        See `hf_ebm.scoring.scores`. What all batches share is made once.
+
+        Args:
+            names: Which measures.
+            seed: Of their noise; None = the calibration's, 0 without one.
+        """
         if seed is None:
             seed = 0 if self.calibration is None else self.calibration.seed
-        parts: dict[str, list[Tensor]] = {name: [] for name in names}
-        for x in self.progress_bar(self.batches(images, batch_size, image_column, resize)):
-            for name, values in parts.items():
-                values.append(self.measure(name, x, seed))
-        if not next(iter(parts.values())):
-            raise ValueError("images is empty; give at least one image.")
-        return {name: torch.cat(values) for name, values in parts.items()}
-
-    def measure(self, name: str, x: Tensor, seed: int) -> Tensor:
-        """One measure of samples in the model's range, shape (B, ...) -> (B,) or (B, T); see `scoring.scores`."""
-        if name == "energy":
-            return compute_energies(self.energy_model, x, 0, len(x))
-        if name == "energies":
-            return measure_energies(self.energy_model, x, self.coefficients, seed, len(x))
-        if name == "gradient_norm":
-            return measure_gradient_norm(self.energy_model, x, len(x))
-        if name == "compressed_size":
-            return measure_compressed_size(x)
-        # each sample's chain has the same noise, so that its error depends on nothing but itself
-        generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
-        pipe = DualMCMCPipeline(
-            self.generator_model, self.latent_scheduler, None, self.inference_model, self.latent_scheduler
-        )
-        pipe.set_progress_bar_config(disable=True)
-        recon: Any = pipe.reconstruct(
-            x, sample_latents=False, generator=generators, output_type="pt", output_squared_errors=True
-        )
-        return recon.squared_errors[-1].float().cpu()
+        model, coefficients, pipe = self.energy_model, None, None
+        if "energies" in names:
+            coefficients = self.coefficients
+        if "reconstruction_error" in names:
+            scheduler = self.latent_scheduler
+            pipe = DualMCMCPipeline(self.generator_model, scheduler, None, self.inference_model, scheduler)
+            pipe.set_progress_bar_config(disable=True)
+        measures: dict[str, Callable[[Tensor], Tensor]] = {
+            "energy": lambda x: compute_energies(model, x, 0, len(x)),
+            "energies": lambda x: measure_energies(model, x, coefficients, seed, len(x)),
+            "gradient_norm": lambda x: measure_gradient_norm(model, x, len(x)),
+            "compressed_size": measure_compressed_size,
+            "reconstruction_error": lambda x: measure_reconstruction_error(pipe, x, seed),
+        }
+        chosen = {name: measures[name] for name in names}
+        return lambda x: {name: measure(x) for name, measure in chosen.items()}
 
     @property
     def coefficients(self) -> Any:
@@ -261,37 +290,3 @@ class EnergyScoringPipeline(EBMPipeline):
         if self.scheduler is None:
             raise ValueError("the energy has noise levels, and this pipeline was loaded without the scheduler's.")
         return DDAEBMScheduler.from_config(self.scheduler.config).coefficients
-
-    def batches(self, images: Any, batch_size: int, image_column: str | None, resize: bool) -> Iterator[Tensor]:
-        """Samples in the models' range, at most `batch_size` at a time, shape (B, ...)."""
-        if isinstance(images, str | Path):
-            images = [images]
-        if hasattr(images, "column_names") and hasattr(images, "features"):
-            if images.features is None and image_column is None:
-                raise ValueError("this streaming data set does not know its columns; name one with image_column=...")
-            column = find_image_column(images, image_column) if images.features is not None else image_column
-            rows: Iterator[Any] = (row[column] for row in images)
-        elif isinstance(images, list | tuple) and images and isinstance(images[0], str | Path):
-            rows = (open_image(path) for path in images)
-        else:
-            yield from images_to_tensor(images, self.sample_shape).split(batch_size)
-            return
-        transform = image_transform(self.sample_shape[0], self.sample_shape[-1]) if resize else None
-        while chunk := list(islice(rows, batch_size)):
-            yield (
-                torch.stack([transform(i) for i in chunk]) if transform else images_to_tensor(chunk, self.sample_shape)
-            )
-
-
-def open_image(path: str | Path) -> PIL.Image.Image:
-    """The image in a file or behind a URL.
-
-    Raises:
-        ValueError: If it cannot be read; it names the path.
-    """
-    try:
-        image = load_image(str(path), convert_method=lambda image: image)
-        image.load()
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path} cannot be read ({error}); remove it, or give another path.") from error
-    return image

@@ -1,5 +1,9 @@
 """Small networks that every test can afford."""
 
+import functools
+import http.server
+import threading
+
 import pytest
 import torch
 
@@ -61,3 +65,19 @@ def tiny_dual_mcmc_pipeline():
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def file_server(tmp_path, monkeypatch):
+    """A web server on this machine, of the files in `tmp_path`."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_address[1]}"
+    served.shutdown()
+    served.server_close()

@@ -124,6 +124,19 @@ def test_corrupt_images_and_missing_folders(tmp_path):
         load_training_data(str(tmp_path / "nothing-here"), (1, 4, 4))
 
 
+def test_training_images_follow_the_rules_of_pictures(tmp_path):
+    """16 bits are scaled, not clipped; an animation is named and refused."""
+    (tmp_path / "deep").mkdir()
+    PIL.Image.fromarray(np.full((4, 4), 32_896, dtype=np.uint16)).save(tmp_path / "deep" / "0.png")
+    (x,) = load_training_data(str(tmp_path / "deep"), (1, 4, 4))[0]
+    assert_close(x, torch.full((1, 4, 4), 128 / 127.5 - 1))
+    (tmp_path / "moving").mkdir()
+    first, second = pictures(2)
+    first.save(tmp_path / "moving" / "0.gif", save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match=r"image 0 of column 'image' cannot be read \(it has 2 frames"):
+        load_training_data(str(tmp_path / "moving"), (3, 4, 4))
+
+
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="samples of shape"):
         load_training_data("digits", (3, 8, 8))

@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = "Energies of held-out digits and of odd images"
     plot_energy_histograms(held_out, odd, folder / "ood.png", title, temperature)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    write_card(folder, f"{method}.md", folder.name)
+    write_card(folder)
     print(format_table(metrics))
     print(f"wrote {folder}/: the pipeline, samples.png, ood.png, {extra}metrics.json, README.md (the model card)")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")

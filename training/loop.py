@@ -34,6 +34,12 @@ class Position:
     batch: int = 0
 
 
+def advance(schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """One step of a learning-rate schedule; a cosine stays where it ended, while torch's own would rise again."""
+    if schedule.last_epoch < getattr(schedule, "T_max", math.inf):
+        schedule.step()
+
+
 def make_accelerator(
     mixed_precision: str, gradient_accumulation_steps: int, trackers: tuple[str, ...], output_dir: Path
 ) -> Accelerator:

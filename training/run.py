@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import load_training_data
+from hf_ebm.push import PushError
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
 from hf_ebm.training.loop import (
     MetricsFile,
     Position,
+    advance,
     check_terms,
     endless_batches,
     gather_terms,
@@ -31,7 +33,7 @@ from hf_ebm.training.loop import (
     make_loader,
     random_flip,
 )
-from hf_ebm.training.run_folder import finish_run, save_samples, start_run
+from hf_ebm.training.run_folder import finish_run, push_checkpoint, push_run, save_samples, start_run
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.settings import CONFIGS, describe_settings, load_settings
 
@@ -70,6 +72,7 @@ def run_training(method: Method, settings: Any) -> Path:
         ValueError: If a setting, the data or a checkpoint cannot be used; nothing was trained.
         TrainingDivergedError: If a loss is not finite or explodes.
     """
+    settings.check_hub()
     output_dir = Path(settings.output_dir)
     accelerator = make_accelerator(
         settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
@@ -132,6 +135,11 @@ def run_training(method: Method, settings: Any) -> Path:
             "seconds": earlier_seconds + time.perf_counter() - started,
         }
         save_checkpoint(accelerator, output_dir / "checkpoints", step, facts, settings.checkpoints_total_limit)
+        if settings.push_every_checkpoint and accelerator.is_main_process:
+            with averaged_weights(emas, averaged, method.calibrate):
+                push_checkpoint(method.make_pipeline(objects, settings), settings, output_dir, step)
+            for model in models:
+                model.train()
 
     progress = tqdm(
         total=settings.max_steps, initial=step, disable=not accelerator.is_main_process, desc=method.name, unit="step"
@@ -151,7 +159,7 @@ def run_training(method: Method, settings: Any) -> Path:
         if not accelerator.sync_gradients:
             continue
         for schedule in schedules:
-            schedule.step()
+            advance(schedule)
         for ema, model in zip(emas, averaged, strict=True):
             ema.step(model.parameters())
         step += 1
@@ -192,7 +200,6 @@ def run_training(method: Method, settings: Any) -> Path:
                 method.make_pipeline(objects, settings),
                 settings,
                 output_dir,
-                method=method.name,
                 step=step,
                 seconds=earlier_seconds + time.perf_counter() - started,
                 num_images=len(loader.dataset),
@@ -200,6 +207,8 @@ def run_training(method: Method, settings: Any) -> Path:
             )
     accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl, README.md (the model card)")
     accelerator.end_training()
+    if settings.push_to_hub and accelerator.is_main_process:
+        push_run(settings, output_dir)
     return output_dir
 
 
@@ -262,5 +271,5 @@ def run_script(
         return
     try:
         train(load_settings(cls, default_config, arguments))
-    except ValueError as error:
+    except (ValueError, PushError) as error:
         raise SystemExit(f"error: {error}") from error

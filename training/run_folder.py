@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from hf_ebm.data import TOY_NAMES, sample_toy
-from hf_ebm.hub import hardware_name, write_card
+from hf_ebm.hub import SETTINGS, hardware_name, write_card
+from hf_ebm.push import PushError, push_folder
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
 from hf_ebm.training.loop import save_grid
+from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.settings import dump_settings
 
+CHECKPOINT_BRANCH = "checkpoints"  # of the repository that a run pushes to
 LEFT_BY_A_RUN = ("checkpoints", "samples", "logs", "metrics.jsonl", "metrics.json", "train_summary.json", "README.md")
 
 
@@ -38,7 +42,7 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed
             path = output_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         output_dir.mkdir(parents=True, exist_ok=True)
-        dump_settings(settings, output_dir / "settings.yaml")
+        dump_settings(settings, output_dir / SETTINGS)
     if settings.trackers:
         flat = {
             key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(settings).items()
@@ -74,7 +78,6 @@ def finish_run(
     settings: Any,
     output_dir: Path,
     *,
-    method: str,
     step: int,
     seconds: float,
     num_images: int,
@@ -119,4 +122,33 @@ def finish_run(
         "parameters": parameters,
     }
     (output_dir / "train_summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    write_card(output_dir, f"{method}.md", output_dir.name)
+    write_card(output_dir)
+
+
+def push_run(settings: RunSettings, output_dir: Path) -> None:
+    """Push a finished run, in one commit.
+
+    Raises:
+        PushError: If it failed; the run is whole in `output_dir`, and the message has the command to push it again.
+    """
+    commit = push_folder(output_dir, settings.repo_id, private=settings.hub_private)
+    print(f"pushed {output_dir}/ to {commit.repo_url}: {commit.commit_url}")
+
+
+def push_checkpoint(pipeline: Any, settings: RunSettings, output_dir: Path, step: int) -> None:
+    """Push the pipeline as it is at a checkpoint to the branch `CHECKPOINT_BRANCH`; a failure is a warning only."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        pipeline.save_pretrained(folder)
+        for name in (SETTINGS, "metrics.jsonl"):
+            shutil.copyfile(output_dir / name, folder / name)
+        try:
+            push_folder(
+                folder,
+                settings.repo_id,
+                private=settings.hub_private,
+                revision=CHECKPOINT_BRANCH,
+                commit_message=f"Checkpoint at step {step}",
+            )
+        except PushError as error:
+            print(f"warning: training goes on, but the checkpoint of step {step} is not on the Hub: {error.__cause__}")

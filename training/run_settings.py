@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,7 @@ class RunSettings:
     gradient_accumulation_steps: int = 1
     energy_learning_rate: float = 1e-4
     generator_learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-5  # end of the cosine decay
+    final_learning_rate: float = 1e-5  # end of the cosine decay; a finished run that is extended goes on at it
     adam_betas: tuple[float, ...] = (0.0, 0.9)
     max_grad_norm: float | None = None
     ema_decay: float | None = 0.999  # of generator and energy; None: no EMA
@@ -56,6 +61,12 @@ class RunSettings:
     resume: str | None = None  # "latest" or a checkpoint folder
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"
 
+    # Hub; the token is that of `hf auth login` or HF_TOKEN, never a setting
+    push_to_hub: bool = False  # pipeline, card, pictures and metrics at the end, in one commit
+    push_every_checkpoint: bool = False  # the pipeline at each checkpoint, to the branch "checkpoints"
+    hub_model_id: str | None = None  # "user/name"; None: the folder's name, in the account of the token
+    hub_private: bool | None = None  # of a new repository; None: as the account's default
+
     def __post_init__(self) -> None:
         """Raise a `ValueError` that names the setting, before any work."""
         self.check_at_least(1, "max_steps", "batch_size", "gradient_accumulation_steps", "log_every")
@@ -66,6 +77,22 @@ class RunSettings:
             raise ValueError(f"adam_betas must be two numbers, got {self.adam_betas}.")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
             raise ValueError(f"checkpoints_total_limit must be >= 1 or null, got {self.checkpoints_total_limit}.")
+
+    @property
+    def repo_id(self) -> str:
+        """The repository it pushes to."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
+
+    def check_hub(self) -> None:
+        """Raise a `ValueError` if the run is to push and could not: no login, or an id that cannot be."""
+        if not (self.push_to_hub or self.push_every_checkpoint):
+            return
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"hub_model_id must be like 'user/name', got {self.repo_id!r}: {error}") from error
+        if get_token() is None:
+            raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN.")
 
     def check_at_least(self, smallest: int, *names: str) -> None:
         """Raise a `ValueError` if one of the settings `names` is below `smallest`."""

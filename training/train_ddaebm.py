@@ -60,6 +60,7 @@ class DDAEBMSettings(RunSettings):
     r1_include_transition: bool = True
     coupled_noise: bool = False  # True: fakes share their pair's posterior noise, reconstruct its mean (less variance)
     energy_magnitude_weight: float = 0.0  # times mean E_real^2 + mean E_fake^2
+    adversarial_weight: float = 1.0  # 0, with latent_weight 0: the forward KL alone, an ablation
     latent_weight: float = 0.1
     kl_weight: float = 1.0
     recon_weight: float = 1.0
@@ -163,7 +164,7 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
     latent = latent_term(z, *objects.inference_model(x_fake, x_next, t, return_dict=False))
     kl = kl_term(mean, logvar)
     reconstruction = reconstruct(target, q.posterior_mean(x0_psi, x_next, t), t, objects, settings)
-    loss = adversarial + settings.latent_weight * latent
+    loss = settings.adversarial_weight * adversarial + settings.latent_weight * latent
     loss = loss + settings.kl_weight * kl + settings.recon_weight * reconstruction
     parameters = [*objects.generator_model.parameters(), *objects.inference_model.parameters()]
     update(accelerator, objects.generator_optimizer, loss, parameters, settings)

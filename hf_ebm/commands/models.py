@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 
-def model_folder(model: str) -> Path:
+def model_folder(model: str, names: Collection[str] | None = None, extra_files: Collection[str] = ()) -> Path:
     """The folder of a run, or of a Hub repository's files in the cache.
+
+    Args:
+        model: A run folder or a Hub id.
+        names: Components to fetch; None = all.
+        extra_files: Other files to fetch where they are there.
 
     Raises:
         ValueError: If it holds no pipeline.
     """
-    from hf_ebm.pipelines.pipeline_base import EBMPipeline
+    from hf_ebm.pull import INDEX, download_pipeline
 
-    folder = Path(model) if Path(model).is_dir() else Path(EBMPipeline.download(model))
-    if not (folder / EBMPipeline.config_name).is_file():
-        raise ValueError(
-            f"--model {model} holds no {EBMPipeline.config_name}: give a run folder whose training has ended."
-        )
+    folder = Path(model) if Path(model).is_dir() else download_pipeline(model, names, extra_files=extra_files)
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"--model {model} holds no {INDEX}: give a run folder whose training has ended.")
     return folder
 
 
 def load_pipeline(model: str) -> Any:
     """The pipeline in a run folder or Hub repository, whichever of ours it is."""
     import hf_ebm
+    from hf_ebm.pull import INDEX, read_index
 
-    folder = model_folder(model)
-    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    name = read_index(model_folder(model, ()) / INDEX)["_class_name"]
     if name not in hf_ebm.__all__:
         raise ValueError(f"--model {model} holds a {name}, which is no pipeline of hf-ebm.")
-    return getattr(hf_ebm, name).from_pretrained(folder)
+    return getattr(hf_ebm, name).from_pretrained(model)
 
 
 def load_image_generator(model: str) -> Any:
@@ -57,3 +60,13 @@ def check_picture(path: Path) -> None:
 
     if path.suffix.lower() not in PIL.Image.registered_extensions():
         raise ValueError(f"--output must end in .png or another picture format, got {path.name!r}.")
+
+
+def open_named_picture(path: Path) -> Any:
+    """The PIL image in a file; one that cannot be read is a `ValueError` with its name."""
+    from hf_ebm.pictures import open_picture
+
+    try:
+        return open_picture(path)
+    except ValueError as error:
+        raise ValueError(f"image {path} {error}") from error

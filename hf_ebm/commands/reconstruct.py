@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import check_picture, load_image_generator
+from hf_ebm.commands.models import check_picture, load_image_generator, open_named_picture
 
 
 def add_parser(commands: Any) -> None:
@@ -44,7 +44,6 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from hf_ebm.data import image_transform
-    from hf_ebm.pipelines.pipeline_energy_scoring import open_image
     from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
     from hf_ebm.training.loop import save_grid
     from hf_ebm.whole_files import whole_file
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
             "model of Dual-MCMC Teaching."
         )
     transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1])
-    images = torch.stack([transform(open_image(path)) for path in options.images])
+    images = torch.stack([transform(open_named_picture(path)) for path in options.images])
     inferred, revised = (
         pipeline.reconstruct(
             images, steps, generator=torch.Generator().manual_seed(options.seed), output_type="pt"

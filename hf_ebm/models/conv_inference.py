@@ -10,16 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ebm.models.energy import check_sample
+from hf_ebm.models.network import Network
 from hf_ebm.models.pair_inference import InferenceOutput
 
 
-class ConvInferenceModel(ModelMixin, ConfigMixin):
+class ConvInferenceModel(Network):
     """``x -> mean, logvar of z``.
 
     Args:

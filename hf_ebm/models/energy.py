@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+
+from hf_ebm.config_types import check_config_types
+from hf_ebm.safetensors_only import require_safetensors
 
 
 @dataclass
@@ -59,6 +63,10 @@ class EnergyModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     _supports_sdpa = True
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        check_config_types(type(config), vars(config))
+        super().__init__(config, *args, **kwargs)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -104,15 +112,24 @@ class EnergyModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.
 
+        As diffusers' models, and as the networks beside it, it is float32 unless ``dtype`` says otherwise: the config's
+        ``dtype`` is that of the variant that was saved last.
+
         Raises:
             ValueError: If the weights lack a tensor of this architecture, or hold one of another name or size.
+            OSError: If there are no safetensors, or they are damaged.
         """
         kwargs.pop("ignore_mismatched_sizes", None)
         want_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("use_safetensors", True)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        require_safetensors(kwargs)
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = torch.float32
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise OSError(f"weights of {pretrained_model_name_or_path} are damaged or cut off ({error}).") from error
         wrong = {
             name: sorted(key if isinstance(key, str) else key[0] for key in info[f"{name}_keys"])
             for name in ("missing", "unexpected", "mismatched")
@@ -131,9 +148,12 @@ class EnergyModel(PreTrainedModel):
         model.eval()
         return (model, info) if want_info else model
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`, with the image processor beside: ``preprocessor_config.json``."""
-        super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory: Any, variant: str | None = None, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, with the image processor beside: ``preprocessor_config.json``.
+
+        `variant` is named here because diffusers' pipelines look for it in the signature.
+        """
+        super().save_pretrained(save_directory, variant=variant, **kwargs)
         if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3):
             from hf_ebm.models.energy_image_processor import EnergyImageProcessor
 

@@ -16,6 +16,7 @@ from transformers.image_processing_utils import BatchFeature
 from hf_ebm.data import image_transform
 from hf_ebm.models.resnet_energy import ResNetEnergyConfig
 from hf_ebm.models.unet_energy import UNetEnergyConfig
+from hf_ebm.pictures import open_picture
 
 
 class EnergyImageProcessor(PilBackend):
@@ -36,14 +37,14 @@ class EnergyImageProcessor(PilBackend):
         """PIL images, one or a list, as ``pixel_values``.
 
         Raises:
-            ValueError: If an image is no PIL image.
+            ValueError: If an image is no PIL image, or is refused by `hf_ebm.pictures`.
         """
         images = images if isinstance(images, list | tuple) else [images]
         for image in images:
             if not hasattr(image, "convert"):
                 raise ValueError(f"images must be PIL images, got {type(image).__name__}.")
         transform = image_transform(self.num_channels, self.image_size)
-        pixel_values = torch.stack([transform(image) for image in images])
+        pixel_values = torch.stack([transform(open_picture(image)) for image in images])
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from hf_ebm.models.energy import check_sample, expand_timestep
 from hf_ebm.models.mlp import FourierFeatures, TimestepMLP
+from hf_ebm.models.network import Network
 from hf_ebm.models.unet_generator import GeneratorOutput
 
 
-class MLPGeneratorModel(ModelMixin, ConfigMixin):
+class MLPGeneratorModel(Network):
     """``(x_next, t, z) -> x0_pred`` for vectors.
 
     Args:

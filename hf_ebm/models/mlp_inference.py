@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from hf_ebm.models.energy import check_sample
+from hf_ebm.models.network import Network
 from hf_ebm.models.pair_inference import InferenceOutput
 
 
-class MLPInferenceModel(ModelMixin, ConfigMixin):
+class MLPInferenceModel(Network):
     """``x -> mean, logvar of z`` for vectors.
 
     Args:

@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.models.energy import check_sample, expand_timestep
 from hf_ebm.models.mlp import FourierFeatures, TimestepMLP
+from hf_ebm.models.network import Network
 from hf_ebm.models.pair_inference import InferenceOutput
 
 LOGVAR_RANGE = (-10.0, 4.0)
 
 
-class MLPPairInferenceModel(ModelMixin, ConfigMixin):
+class MLPPairInferenceModel(Network):
     """``(x_t, x_next, t) -> mean, logvar of z`` for vectors.
 
     Args:

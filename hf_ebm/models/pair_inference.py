@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.utils import BaseOutput
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ebm.models.energy import check_sample, expand_timestep
+from hf_ebm.models.network import Network
 
 
 @dataclass
@@ -33,7 +34,7 @@ class InferenceOutput(BaseOutput):
     logvar: Tensor
 
 
-class PairInferenceModel(ModelMixin, ConfigMixin):
+class PairInferenceModel(Network):
     """``(x_t, x_next, t) -> mean, logvar of z``; the defaults are near the published CIFAR-10 size.
 
     Args:

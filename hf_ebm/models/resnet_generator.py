@@ -12,13 +12,14 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ebm.models.energy import check_sample
 from hf_ebm.models.latent_generator import LatentGenerator
+from hf_ebm.models.network import Network
 from hf_ebm.models.unet_generator import GeneratorOutput
 
 
@@ -47,7 +48,7 @@ class GeneratorBlock(nn.Module):
         return hidden + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
 
 
-class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
+class ResNetGeneratorModel(LatentGenerator, Network):
     """``z -> x`` for images.
 
     Args:

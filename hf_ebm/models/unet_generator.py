@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from hf_ebm.models.energy import check_sample, expand_timestep
 from hf_ebm.models.latent_mapping import LatentMapping
+from hf_ebm.models.network import Network
 from hf_ebm.models.unet import build_unet, run_unet
 
 
@@ -32,7 +33,7 @@ class GeneratorOutput(BaseOutput):
     sample: Tensor
 
 
-class UNetGeneratorModel(ModelMixin, ConfigMixin):
+class UNetGeneratorModel(Network):
     """``(x_next, t, z) -> x0_pred`` for images; the defaults are the published CIFAR-10 network.
 
     Args:

@@ -8,6 +8,7 @@ adds no noise. Its config holds what diffusers' `DDPMScheduler` and `DDIMSchedul
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -15,6 +16,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.config_types import check_config_types
 from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients
 
 BETA_SCHEDULES = {f"vp_{spacing}": spacing for spacing in SPACINGS}  # diffusers' config key -> our spacing
@@ -84,6 +86,12 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As every diffusers scheduler; a value of the wrong type is a `ValueError` that names it."""
+        check_config_types(cls.__init__, config or {})
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps

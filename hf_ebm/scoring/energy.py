@@ -41,14 +41,16 @@ def compute_energies(energy_model: EnergyModel, x: Tensor, timestep: int = 0, ba
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
     training = energy_model.training
-    energy_model.eval()
+    if any(module.training for module in energy_model.modules()):  # setting the mode costs more than looking at it
+        energy_model.eval()
     try:
         parts = [
             energy_model(part.to(device=energy_model.device, dtype=energy_model.dtype), timestep).energy.float().cpu()
             for part in x.split(batch_size)
         ]
     finally:
-        energy_model.train(training)
+        if training:
+            energy_model.train()
     return torch.cat(parts)
 
 

@@ -180,6 +180,21 @@ def measure_compressed_size(x: Tensor) -> Tensor:
     return torch.tensor(sizes)
 
 
+def measure_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
+    """Mean squared error per pixel of each sample's revised reconstruction, shape (N,), float32, on the CPU.
+
+    Args:
+        pipe: A `DualMCMCPipeline`.
+        x: Samples in the models' range, shape (N, ...).
+        seed: Of the chains' noise, the same for each sample, so that its error depends on nothing but itself.
+    """
+    generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
+    recon = pipe.reconstruct(
+        x, sample_latents=False, generator=generators, output_type="pt", output_squared_errors=True
+    )
+    return recon.squared_errors[-1].float().cpu()
+
+
 def _png_bytes(pixels: Any) -> int:
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, format="png", optimize=True)

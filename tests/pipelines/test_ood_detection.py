@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -56,6 +57,17 @@ def test_file_names_and_saving_again(scorer, pictures, tmp_path):
     assert set(before) == {"energy"}
     detect.save_pretrained(tmp_path / "b")
     assert pipeline("ood-detection", model=str(tmp_path / "b"))(str(tmp_path / "big.png")) == before
+
+
+def test_sixteen_bits_are_scaled_and_damaged_files_named(scorer, pictures, tmp_path):
+    scorer.save_pretrained(tmp_path / "a")
+    deep = np.asarray(pictures[0]).astype(np.uint16) * 257
+    PIL.Image.fromarray(deep).save(tmp_path / "deep.png")
+    detect = pipeline("ood-detection", model=str(tmp_path / "a" / "energy_model"))
+    assert detect(str(tmp_path / "deep.png")) == detect(pictures[0])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot be read"):
+        detect(str(tmp_path / "broken.png"))
 
 
 def test_a_fresh_process_needs_one_import(scorer, pictures, tmp_path):

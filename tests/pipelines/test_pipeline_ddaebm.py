@@ -89,7 +89,8 @@ def test_saved_files_are_safetensors_and_module_paths_are_the_format(tiny_pipeli
         "inference_model": ["hf_ebm.models.pair_inference", "PairInferenceModel"],
         "scheduler": ["hf_ebm.schedulers.scheduling_ddaebm", "DDAEBMScheduler"],
     }
-    weights = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".json", ".md")]
+    assert (tmp_path / "pipeline.py").read_text().endswith("import DDAEBMPipeline as Pipeline  # noqa: F401\n")
+    weights = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".json", ".md", ".py")]
     assert weights and all(path.suffix == ".safetensors" for path in weights)
 
 

@@ -47,14 +47,51 @@ def test_every_kind_of_input_gives_the_same_energies(scorer, tiny_pipeline, digi
     table = datasets.Dataset.from_dict({"name": list(range(60)), "picture": pictures})
     table = table.cast_column("picture", datasets.Image())
     arrays = np.stack([np.asarray(picture) for picture in pictures])
-    kinds = [digits, pictures, arrays, paths, [str(path) for path in paths], table, table.to_iterable_dataset()]
+    nameless = datasets.IterableDataset.from_generator(lambda: iter({"picture": picture} for picture in pictures))
+    undecoded = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+    kinds = [digits, digits.numpy().transpose(0, 2, 3, 1) / 2 + 0.5, arrays, list(arrays), pictures, tuple(pictures)]
+    kinds += [paths, [str(path) for path in paths], undecoded, table, table.to_iterable_dataset(), nameless]
     for images in kinds:
-        output = scorer(images, batch_size=7)
+        output = scorer(images, batch_size=7, image_column="picture" if images is nameless else None)
         assert_close(output.energies, expected, rtol=1e-4, atol=1e-4)
         assert_close(output.scores.float(), output.energies)
         assert output.p_values is None and output.is_ood is None
     assert_close(scorer(paths[3]).energies, expected[3:4], rtol=1e-4, atol=1e-4)
     assert_close(scorer(table, image_column="picture", return_dict=False)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_workers_and_urls_change_nothing(scorer, digits, pictures, tmp_path, file_server):
+    paths = [tmp_path / f"{index}.png" for index in range(20)]
+    for picture, path in zip(pictures[:20], paths, strict=True):
+        picture.save(path)
+    table = datasets.Dataset.from_dict({"picture": [str(path) for path in paths]})
+    table = table.cast_column("picture", datasets.Image())
+    expected = scorer(paths, batch_size=3).energies
+    assert_close(expected, scorer(digits[:20]).energies, rtol=1e-4, atol=1e-4)
+    for images in (paths, table):
+        assert torch.equal(scorer(images, batch_size=3, num_workers=2).energies, expected)
+    assert torch.equal(scorer([f"{file_server}/{path.name}" for path in paths], batch_size=3).energies, expected)
+    assert_close(scorer(f"{file_server}/4.png").energies, expected[4:5], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"none\.png cannot be read \(.*404"):
+        scorer([f"{file_server}/none.png"])
+    with pytest.raises(ValueError, match="num_workers must be 0 for a streaming"):
+        scorer(table.to_iterable_dataset(), num_workers=2)
+
+
+def test_a_stream_is_read_batch_by_batch(scorer, pictures):
+    """No more rows are taken from a stream than the next batch needs: memory does not grow with its length."""
+    taken = []
+
+    def rows():
+        for index, picture in enumerate(pictures):
+            taken.append(index)
+            yield {"picture": picture}
+
+    seen_at_forward = []
+    scorer.energy_model.register_forward_pre_hook(lambda *_: seen_at_forward.append(len(taken)))
+    stream = datasets.IterableDataset.from_generator(rows)
+    assert len(scorer(stream, batch_size=10, image_column="picture").energies) == 60
+    assert seen_at_forward == [10, 20, 30, 40, 50, 60]
 
 
 def test_resize_takes_files_of_any_size_and_mode(scorer, pictures, tmp_path):
@@ -105,6 +142,19 @@ def test_reconstruction_score_is_the_pipelines_error(dual_scorer, tiny_dual_mcmc
     assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_reconstructions_pipeline_is_made_once(dual_scorer, digits, monkeypatch):
+    from hf_ebm.pipelines import pipeline_energy_scoring
+
+    made = []
+    monkeypatch.setattr(
+        pipeline_energy_scoring, "DualMCMCPipeline", lambda *parts: made.append(parts) or DualMCMCPipeline(*parts)
+    )
+    dual_scorer(digits[:12], score="reconstruction", batch_size=3)
+    assert len(made) == 1
+    dual_scorer(digits[:12], batch_size=3)
+    assert len(made) == 1
+
+
 def test_odd_images_are_found_by_a_known_energy(scorer, digits):
     """With an energy that is the mean brightness, white images are odd and black ones are not."""
 
@@ -128,6 +178,9 @@ def test_odd_images_are_found_by_a_known_energy(scorer, digits):
         (torch.zeros(2, 1, 8, 8), {"batch_size": 0}, "batch_size"),
         (torch.zeros(2, 1, 9, 9), {}, "shape"),
         ([], {}, "empty"),
+        (torch.zeros(0, 1, 8, 8), {}, "empty"),
+        (torch.zeros(2, 1, 8, 8), {"score": "combined"}, "load_reconstruction=True"),
+        (["a.png"], {"num_workers": -1}, "num_workers"),
         ("no-such-file.png", {}, "no-such-file.png"),
     ],
 )
@@ -145,3 +198,31 @@ def test_more_mistakes(scorer, tmp_path, pictures):
     table = datasets.Dataset.from_dict({"picture": pictures[:2]}).cast_column("picture", datasets.Image())
     with pytest.raises(ValueError, match="photo"):
         scorer(table, image_column="photo")
+    stream = datasets.IterableDataset.from_generator(lambda: iter({"picture": picture} for picture in pictures))
+    with pytest.raises(ValueError, match="does not know its columns"):
+        scorer(stream)
+    with pytest.raises(ValueError, match=r"'photo' is not in the data set; its rows have \['picture'\]"):
+        scorer(stream, image_column="photo")
+    with pytest.raises(ValueError, match="images is empty"):
+        scorer(table.select([]))
+    with pytest.raises(ValueError, match=r"image 1 does not fit .*mode 'L'.*got 'RGB'"):
+        scorer([pictures[0], pictures[1].convert("RGB")])
+    with pytest.raises(ValueError, match=r"no threshold before a calibration"):
+        scorer.threshold()
+
+
+def test_the_threshold_parts_odd_from_ordinary(scorer, digits):
+    scorer.calibrate(digits, target_fpr=0.1)
+    output = scorer(digits)
+    assert bool(((output.scores > scorer.threshold()) == output.is_ood).all())
+
+
+def test_one_corrupt_row_is_named_and_stops_the_call(scorer, pictures, tmp_path):
+    pictures[0].save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
+    table = datasets.Dataset.from_dict({"picture": [str(tmp_path / "0.png"), str(tmp_path / "1.png")]})
+    table = table.cast_column("picture", datasets.Image())
+    for images in (table, table.to_iterable_dataset(), [tmp_path / "0.png", tmp_path / "1.png"]):
+        for resize in (False, True):
+            with pytest.raises(ValueError, match=r"image .*1\.png cannot be read"):
+                scorer(images, resize=resize)

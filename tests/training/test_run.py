@@ -235,3 +235,13 @@ def test_resume_refuses(tmp_path, script):
 def test_the_script_reports_mistakes_in_one_line(tmp_path, script):
     out = script.launch([f"output_dir={tmp_path / 'run'}", "max_stpes=3"])
     assert out.returncode != 0 and "unknown setting 'max_stpes'; did you mean max_steps" in out.stderr
+
+
+def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):
+    script = Script("ddaebm")
+    script.train(tmp_path, final_learning_rate=2e-5)
+    script.train(tmp_path, final_learning_rate=2e-5, max_steps=7, resume="latest")
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = {record["step"]: record["learning_rate"] for record in records}
+    assert sorted(rates) == [1, 2, 3, 4, 5, 6, 7] and rates[1] > rates[2] > rates[3] > 2e-5
+    assert [rates[step] for step in (4, 5, 6, 7)] == pytest.approx([2e-5] * 4)

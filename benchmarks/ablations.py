@@ -1,0 +1,124 @@
+"""What the ablation tables share: rows of changed settings, trained over seeds, measured, as one table that can go on.
+
+A row is a training run of a shipped config with the row's changes and fewer steps, launched as the demo launches it.
+What ``results.json`` holds already is not run again, so an interrupted table goes on where it stopped. A run that its
+own guard stopped is a row without numbers, not a hole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.training.demo import launch_command
+from hf_ebm.training.settings import CONFIGS
+
+Changes = dict[str, Any]
+Row = dict[str, float]  # a measured run; empty: the run was stopped by its guard
+Results = dict[str, dict[str, Row]]  # {row's name: {seed: row}}
+Measure = Callable[[Path, Changes], Row]
+
+
+def name_of(changes: Changes) -> str:
+    """A row's name, the arguments it passes."""
+    return " ".join(f"{key}={json.dumps(value)}".replace('"', "") for key, value in changes.items()) or "as shipped"
+
+
+def run_row(method: str, changes: Changes, max_steps: int, seed: int, folder: Path, measure: Measure) -> Row:
+    """Train with `changes` and measure."""
+    launcher, environment = launch_command(method)
+    arguments = {
+        **changes,
+        "max_steps": max_steps,
+        "seed": seed,
+        "output_dir": str(folder),
+        "overwrite_output_dir": True,
+        "sample_every": 0,
+        "checkpoint_every": 0,
+    }
+    command = [*launcher, "--config", str(CONFIGS / f"{method}_digits.yaml")]
+    command += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
+    finished = subprocess.run(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    if finished.returncode and "TrainingDivergedError" not in finished.stderr:
+        raise SystemExit(f"error: the run {name_of(changes)} ended with {finished.returncode}:\n{finished.stderr}")
+    row = measure(folder, changes) if finished.returncode == 0 else {}
+    shutil.rmtree(folder)
+    return row
+
+
+def cell(values: list[float], digits: int) -> str:
+    """``mean``, or ``mean ± standard deviation`` of several seeds."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def write_table(results: Results, columns: dict[str, tuple[str, int]], path: Path) -> None:
+    """All rows as a Markdown table; `columns` are ``{key: (heading, digits)}``."""
+    lines = ["| change | seeds | " + " | ".join(heading for heading, _ in columns.values()) + " |"]
+    lines.append("|---" * (len(columns) + 2) + "|")
+    for name, rows in results.items():
+        measured = [row for row in rows.values() if row]
+        seeds = (
+            str(len(measured))
+            if len(measured) == len(rows)
+            else f"{len(measured)}, {len(rows) - len(measured)} diverged"
+        )
+        cells = [
+            cell([row[key] for row in measured], digits) if measured else "" for key, (_, digits) in columns.items()
+        ]
+        lines.append(f"| `{name}` | {seeds} | " + " | ".join(cells) + " |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def make_table(
+    method: str,
+    doc: str,
+    groups: dict[str, list[Changes]],
+    columns: dict[str, tuple[str, int]],
+    measure: Measure,
+    plot: Callable[[Results, Path], None],
+) -> None:
+    """Parse the command line, run what is missing, write ``results.json``, ``table.md`` and ``ablations.png``.
+
+    Args:
+        method: A training script's name.
+        doc: The command's description.
+        groups: Rows by group; ``--rows`` chooses groups.
+        columns: What the table shows of a measured row, ``{key: (heading, digits)}``.
+        measure: ``(run folder, changes) -> row``.
+        plot: ``(results, path) -> None``.
+    """
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--output", type=Path, default=Path(f"outputs/{method.replace('_', '-')}-ablations"))
+    parser.add_argument("--rows", nargs="+", choices=sorted(groups), default=list(groups))
+    parser.add_argument("--max-steps", type=int, default=200, help="of each run (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    record = options.output / "results.json"
+    protocol = {"max_steps": options.max_steps, "config": f"{method}_digits.yaml"}
+    saved = json.loads(record.read_text()) if record.is_file() else {"protocol": protocol, "rows": {}}
+    if saved["protocol"] != protocol:
+        raise SystemExit(f"error: {record} was made with {saved['protocol']}, not {protocol}; choose another --output.")
+    results: Results = saved["rows"]
+    for seed in options.seeds:
+        for changes in [row for group in options.rows for row in groups[group]]:
+            rows = results.setdefault(name_of(changes), {})
+            if str(seed) in rows:
+                continue
+            print(f"== {name_of(changes)}, seed {seed}", flush=True)
+            started = time.perf_counter()
+            rows[str(seed)] = run_row(method, changes, options.max_steps, seed, options.output / "run", measure)
+            print(f"{time.perf_counter() - started:.0f} s: {rows[str(seed)] or 'diverged'}", flush=True)
+            record.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+    write_table(results, columns, options.output / "table.md")
+    plot(results, options.output / "ablations.png")
+    print((options.output / "table.md").read_text())

@@ -1,0 +1,38 @@
+"""``hf-ebm push``: a run folder to the Hub, in one commit."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "push",
+        help="push a run folder to the Hub, with its card, in one commit",
+        epilog="example: hf-ebm push --model outputs/ddaebm-digits --repo-id user/ddaebm-digits; the token is that of "
+        "`hf auth login` or HF_TOKEN",
+    )
+    parser.add_argument("--model", required=True, help="a run folder")
+    parser.add_argument("--repo-id", required=True, help="user/name; made if it is not there")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--branch", help="to push to, made if it is not there (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
+    parser.add_argument("--message", help="of the commit")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Push, and print where to."""
+    from hf_ebm.push import push_folder
+
+    commit = push_folder(
+        options.model,
+        options.repo_id,
+        private=options.private,
+        revision=options.branch,
+        create_pr=options.create_pr,
+        commit_message=options.message,
+    )
+    print(f"pushed {options.model} to {commit.pr_url or commit.commit_url}")

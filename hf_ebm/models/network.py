@@ -1,0 +1,32 @@
+"""Base of the networks that are no energies: diffusers models, read from safetensors only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import ConfigMixin, ModelMixin
+
+from hf_ebm.config_types import check_config_types
+from hf_ebm.safetensors_only import require_safetensors
+
+
+class Network(ModelMixin, ConfigMixin):
+    """A diffusers model whose weights are safetensors and whose config has the constructor's types."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a network as ``ModelMixin.from_pretrained`` does, from safetensors only.
+
+        Raises:
+            ValueError: If other weights are asked for, or a setting in its config has the wrong type.
+            OSError: If there are no safetensors, or they are damaged.
+        """
+        require_safetensors(kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Any = None, **kwargs: Any) -> Any:
+        """As ``ConfigMixin.from_config``; a value of the wrong type is a `ValueError` that names it."""
+        if isinstance(config, dict):
+            check_config_types(cls.__init__, config)
+        return super().from_config(config, **kwargs)

@@ -1,0 +1,140 @@
+"""A picture from a file, a URL, bytes or PIL: opened with care, upright, of one frame, and turned into gray or RGB.
+
+| what comes | what happens |
+|---|---|
+| no picture, a corrupt or a truncated one | refused |
+| more than `MAX_PIXELS` pixels (a decompression bomb) | refused before it is decoded |
+| several frames: animated GIF, WebP, APNG, pages of a TIFF | refused; an MPO's first frame is the photograph |
+| an EXIF orientation | turned upright |
+| 16-bit gray | scaled, 65535 is white; PIL's own ``convert`` clips |
+| whole numbers of 32 bits, floats, LAB | refused: their range is not known |
+| transparency | laid on white |
+| palette, 1 bit, CMYK, YCbCr, HSV, another of gray and RGB | converted by PIL |
+
+Refused means a `ValueError` that says why. The first four rows are `open_picture`, the others `convert_picture`, which
+runs only where a conversion was asked for, mostly as the first step of `fit_picture`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from PIL.ExifTags import Base as ExifTag
+
+MAX_PIXELS = 89_478_485  # the size at which PIL warns; a quarter of a gigabyte of RGB
+PICTURE_TYPES = (str, Path, bytes, dict, PIL.Image.Image)
+URL_TIMEOUT = 30.0  # seconds without an answer
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
+    *(RuntimeError, AssertionError, struct.error, zlib.error),
+    *(PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning),
+)  # what PIL's readers raise on damaged files
+
+
+def open_picture(source: Any) -> PIL.Image.Image:
+    """A decoded picture that holds to the module's table, upright, in the mode that it was stored in.
+
+    Args:
+        source: Path, URL, bytes of a file, an undecoded `datasets.Image` (``{"bytes", "path"}``), or a PIL image.
+
+    Raises:
+        ValueError: If the picture cannot be read or is refused: "cannot be read (why)", to follow the picture's name.
+    """
+    try:
+        with _opened(source) as image:
+            _check_size_and_frames(image)
+            image.load()
+            if image.getexif().get(ExifTag.Orientation, 1) != 1:
+                return PIL.ImageOps.exif_transpose(image)
+            return image
+    except UNREADABLE as error:
+        raise ValueError(f"cannot be read ({error or type(error).__name__})") from error
+
+
+def _check_size_and_frames(image: PIL.Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}: a decompression bomb?")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise ValueError(f"it has {frames} frames; save the one you mean as a picture of its own")
+
+
+@contextlib.contextmanager
+def _opened(source: Any) -> Iterator[PIL.Image.Image]:
+    """The picture, not yet decoded; its file is closed afterwards."""
+    if isinstance(source, PIL.Image.Image):
+        yield source
+        return
+    if not isinstance(source, PICTURE_TYPES):
+        raise ValueError(f"a picture must be a PIL image, a path, a URL or bytes, got {type(source).__name__}")
+    with _file(source) as file:
+        try:
+            image = PIL.Image.open(file)
+        except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
+            raise ValueError("it is no picture of a kind that PIL knows") from error
+        yield image
+
+
+def _file(source: Any) -> BinaryIO | Any:
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+        if source is None:
+            raise ValueError("the row holds no image")
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if str(source).startswith(("http://", "https://")):
+        with urllib.request.urlopen(str(source), timeout=URL_TIMEOUT) as answer:
+            return io.BytesIO(answer.read())
+    if "://" in str(source):  # hf://..., zip://...: what streaming data sets give
+        import fsspec
+
+        return fsspec.open(str(source), "rb")
+    return Path(source).open("rb")
+
+
+def convert_picture(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
+    """A picture of 8 bits per value, mode "L" for 1 channel and "RGB" for 3, by the module's table.
+
+    Raises:
+        ValueError: If the number of channels is another, or the picture's mode is refused.
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(f"num_channels must be 1 or 3 to read images, got {num_channels}.")
+    mode = {1: "L", 3: "RGB"}[num_channels]
+    transparent = image.has_transparency_data
+    if image.mode in ("I", "F", "LAB") or (image.mode.startswith("I;") and transparent):
+        raise ValueError(
+            f"pictures of mode {image.mode!r}{' with transparency' if transparent else ''} are not converted, as their "
+            "range is not known; save them with 8 bits per value."
+        )
+    if image.mode.startswith("I;16"):
+        return PIL.Image.fromarray(np.rint(np.asarray(image) / 257.0).astype(np.uint8)).convert(mode)
+    if transparent:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def fit_picture(image: PIL.Image.Image, num_channels: int, size: int) -> PIL.Image.Image:
+    """A picture as a model takes it: converted by `convert_picture`, cropped square in the middle, resized (bicubic).
+
+    Raises:
+        ValueError: If it cannot be converted.
+    """
+    image = convert_picture(image, num_channels)
+    width, height = image.size
+    if width != height:
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return image if image.size == (size, size) else image.resize((size, size), PIL.Image.Resampling.BICUBIC)

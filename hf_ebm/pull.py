@@ -1,0 +1,228 @@
+"""Pulling a pipeline: which files of a Hub repository are fetched, and what a pipeline folder must be to be loaded.
+
+Only JSON and safetensors are read, and only classes of hf_ebm, diffusers and transformers are made: a repository cannot
+run code here. A pull that fails leaves the cache's revision where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.hf_api import RepoFile
+from safetensors import SafetensorError, safe_open
+
+INDEX = "model_index.json"
+NAME = re.compile(r"[A-Za-z_]\w*")  # of a component, which is a folder's name
+LIBRARIES = re.compile(r"diffusers|transformers|hf_ebm\.(models|schedulers)\.\w+")
+WEIGHT_STEMS = ("model", "diffusion_pytorch_model")  # of transformers and diffusers
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+def read_index(path: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The ``model_index.json`` at `path`, with nothing in it that leads out of the folder or to other libraries.
+
+    Args:
+        path: The file.
+        trust_remote_code: Whether classes of other libraries may be named: the user's decision.
+
+    Raises:
+        ValueError: It names the entry that cannot be used.
+    """
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch or save the pipeline again.") from error
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str | list):
+        raise ValueError(f"{path} must be a JSON object with the pipeline's _class_name; it is no pipeline's index.")
+    for name, value in index.items():
+        if name.startswith("_"):
+            continue
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"{path} names a component {name!r}; it must be a plain name, as it is a folder beside it."
+            )
+        if not isinstance(value, list):
+            continue
+        if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
+            raise ValueError(f"{path}: component {name!r} must be [library, class], got {value!r}.")
+        if value[0] is not None and not LIBRARIES.fullmatch(value[0]) and not trust_remote_code:
+            raise ValueError(
+                f"{path}: component {name!r} is a {value[1]} of {value[0]!r}; only classes of hf_ebm, diffusers and "
+                "transformers are loaded. If you trust this repository and have read its code, pass "
+                "trust_remote_code=True."
+            )
+    if isinstance(index["_class_name"], list) and not trust_remote_code:
+        raise ValueError(f"{path} names code of its own as the pipeline; pass trust_remote_code=True if you trust it.")
+    return index
+
+
+def wanted_components(index: dict[str, Any], names: Collection[str] | None, given: Collection[str]) -> list[str]:
+    """Components of `index` to load: those among `names` (None = all) that are not `given` by the caller."""
+    return [
+        name
+        for name, value in index.items()
+        if isinstance(value, list)
+        and not name.startswith("_")
+        and value[0] is not None
+        and name not in given
+        and (names is None or name in names)
+    ]
+
+
+def weight_patterns(name: str, variant: str | None) -> list[str]:
+    """Glob patterns of a component's safetensors: of the variant, or with None the plain ones alone."""
+    infix = "" if variant is None else f".{variant}"
+    return [f"{name}/{stem}{infix}{end}.safetensors" for stem in WEIGHT_STEMS for end in ("", "-*-of-*")]
+
+
+def find_weights(folder: Path, name: str, variant: str | None) -> list[Path]:
+    """The safetensors of a component that are there."""
+    return [path for pattern in weight_patterns(name, variant) for path in folder.glob(pattern)]
+
+
+def is_network(folder: Path) -> bool:
+    """Whether a component's folder is a network's: a scheduler has another config file, and no weights."""
+    return (folder / "config.json").is_file()
+
+
+def check_weights(folder: Path, components: Collection[str], variant: str | None) -> None:
+    """Every network among `components` has whole safetensors in `folder`; only their headers are read.
+
+    Raises:
+        ValueError: If one has none (of the variant or without one), or a file is damaged.
+    """
+    networks = [name for name in components if is_network(folder / name)]
+    if variant is not None and networks and not any(find_weights(folder, name, variant) for name in networks):
+        raise ValueError(f"{folder} has no weights of variant {variant!r}; leave variant out, or choose another.")
+    for name in networks:
+        found = find_weights(folder, name, variant) or find_weights(folder, name, None)
+        if not found:
+            raise ValueError(
+                f"{folder} holds no safetensors of {name!r}. Other weights (.bin, .pt, .ckpt, pickles) are not read, "
+                "because they can run code: ask for safetensors, or convert them where you trust the source."
+            )
+        for path in found:
+            check_safetensors(path)
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise a `ValueError` if the file is no safetensors file, or is cut off."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged or cut off ({error}); save it again, or fetch it again with force_download=True."
+        ) from error
+
+
+def download_pipeline(
+    repo_id: str,
+    names: Collection[str] | None = None,
+    given: Collection[str] = (),
+    extra_files: Collection[str] = (),
+    subfolder: str | None = None,
+    variant: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Path:
+    """Fetch the files of a pipeline into the cache, whole and of one commit, and return their folder.
+
+    Args:
+        repo_id: Such as ``"user/name"``.
+        names: Components to fetch; None = all.
+        given: Components not to fetch, as the caller has them.
+        extra_files: Other files to fetch where they are there.
+        subfolder: Of the repository, where the pipeline is.
+        variant: Of the weights; a network without it is fetched plain.
+        trust_remote_code: See `read_index`.
+        options: `HUB_OPTIONS` of huggingface_hub.
+
+    Raises:
+        OSError: If the repository, the revision or the network is not there, or a file came damaged.
+        ValueError: If the index cannot be used.
+    """
+    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+        raise ValueError(f"variant must be a word such as 'fp16', got {variant!r}.")
+    if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
+        raise ValueError(f"subfolder must lie inside the repository, got {subfolder!r}.")
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    ref = ref_file(repo_id, options.get("revision"), options.get("cache_dir"))
+    before = ref.read_bytes() if ref.is_file() else None
+    try:
+        index_file = Path(hf_hub_download(repo_id, prefix + INDEX, **options))
+        folder, root = index_file.parent, index_file.parents[len(Path(prefix).parts)]
+        pinned = {**options, "revision": root.name}  # all files of one commit, though somebody pushes meanwhile
+        present = set() if options.get("force_download") else set(root.rglob("*"))
+
+        def fetch(patterns: list[str]) -> None:
+            if patterns:
+                snapshot_download(repo_id, allow_patterns=[prefix + pattern for pattern in patterns], **pinned)
+
+        components = wanted_components(read_index(index_file, trust_remote_code), names, given)
+        weights = [pattern for name in components for pattern in weight_patterns(name, variant)]
+        fetch([*(f"{name}/*.json" for name in components), *extra_files, *weights])
+        networks = [name for name in components if is_network(folder / name)]
+        lacking = [name for name in networks if not find_weights(folder, name, variant)]
+        if variant is not None and len(lacking) < len(networks):
+            fetch([pattern for name in lacking for pattern in weight_patterns(name, None)])
+        if not options.get("local_files_only"):
+            new = [path for path in root.rglob("*") if path not in present and path.is_file()]
+            verify_checksums(repo_id, root, new, options.get("token"))
+        check_weights(folder, components, variant)
+    except BaseException as error:
+        if before is not None:
+            ref.write_bytes(before)
+        else:
+            ref.unlink(missing_ok=True)
+        if isinstance(error, ValueError) and not isinstance(error, HFValidationError):
+            raise  # what is there cannot be used
+        if isinstance(error, Exception):  # the client's errors have no base class of their own
+            raise OSError(f"{repo_id!r} is no folder here, and could not be had from the Hub: {error}") from error
+        raise
+    return folder
+
+
+def ref_file(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+    """Where the cache keeps the commit that a branch or tag pointed to when it was last fetched."""
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    return cache / f"models--{repo_id.replace('/', '--')}" / "refs" / (revision or constants.DEFAULT_REVISION)
+
+
+def verify_checksums(repo_id: str, root: Path, paths: Collection[Path], token: str | bool | None) -> None:
+    """Compare fetched files with the checksums that the repository lists; the client compares their sizes alone.
+
+    Args:
+        repo_id: The repository.
+        root: Folder of the commit in the cache; its name is the commit.
+        paths: Files in it.
+        token: To read the list.
+
+    Raises:
+        OSError: It names the file, which is removed from the cache.
+    """
+    if not paths:
+        return
+    local = {path.relative_to(root).as_posix(): path for path in paths}
+    for entry in HfApi(token=token).get_paths_info(repo_id, list(local), revision=root.name):
+        if not isinstance(entry, RepoFile):
+            continue
+        path = local[entry.path]
+        expected = entry.blob_id if entry.lfs is None else entry.lfs.sha256
+        checksum = hashlib.sha256()
+        if entry.lfs is None:  # small files have git's name of their content
+            checksum = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                checksum.update(block)
+        if (found := checksum.hexdigest()) != expected:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise OSError(f"{entry.path} came damaged (checksum {found}, not {expected}); it was removed, try again.")

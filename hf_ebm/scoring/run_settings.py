@@ -1,0 +1,83 @@
+"""The settings of a scoring run, and their options on the command line; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+ON_ERROR = ("skip", "stop")
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """What `hf_ebm.scoring.run` is asked to do.
+
+    Attributes:
+        model: A run folder or a Hub id.
+        dataset: ``"digits"``, a Hub id, or a folder of parquet files or images.
+        output: The folder to fill, see `hf_ebm.scoring.shards`; one that is not complete is gone on with.
+        split: Of the data set.
+        config_name: Of a Hub data set.
+        revision: Of a Hub data set.
+        image_column: Column of the images; None = the only one.
+        id_column: Column of the ids; None = the paths of an image folder, else the row numbers.
+        score: A name of `hf_ebm.scoring.scores.SCORES`.
+        batch_size: Images per forward pass and process.
+        shard_size: Rows per Parquet file; the most that a kill loses, and what is kept in memory.
+        num_workers: Processes that open images, for each process that scores.
+        resize: Whether images are converted, cropped square and resized; else one that does not fit has no score.
+        on_error: ``"skip"`` lists unreadable images and goes on; ``"stop"`` ends the run at the first.
+        require_calibration: Whether a model without a calibration is refused, so that ``is_ood`` is never null.
+    """
+
+    model: str
+    dataset: str
+    output: Path
+    split: str = "train"
+    config_name: str | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    id_column: str | None = None
+    score: str = "energy"
+    batch_size: int = 256
+    shard_size: int = 10_000
+    num_workers: int = 2
+    resize: bool = False
+    on_error: str = "skip"
+    require_calibration: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}.")
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error must be one of {ON_ERROR}, got {self.on_error!r}.")
+
+
+def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
+    """The options of a run; `required`: whether a data set must be given."""
+    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    parser.add_argument("--dataset", required=required, help="digits, a Hub id, or a folder of parquet files or images")
+    parser.add_argument("--output", required=required, type=Path, help="folder for the Parquet shards of a data set")
+    parser.add_argument("--split", default="train", help="(default: %(default)s)")
+    parser.add_argument("--config-name", help="of a Hub data set")
+    parser.add_argument("--revision", help="of a Hub data set")
+    parser.add_argument("--image-column", help="default: the only image column")
+    parser.add_argument("--id-column", help="default: the paths of an image folder, else row numbers")
+    parser.add_argument("--score", default="energy", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
+    parser.add_argument("--shard-size", type=int, default=10_000, help="rows per Parquet file (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that open images (default: %(default)s)")
+    parser.add_argument("--resize", action="store_true", help="convert, crop square and resize to the model's size")
+    parser.add_argument("--on-error", choices=ON_ERROR, default="skip", help="at an unreadable image (default: skip)")
+    parser.add_argument("--require-calibration", action="store_true", help="refuse a model that was not calibrated")
+
+
+def settings_of(options: argparse.Namespace) -> ScoringSettings:
+    """The settings that the options say.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    return ScoringSettings(**{field.name: getattr(options, field.name) for field in fields(ScoringSettings)})

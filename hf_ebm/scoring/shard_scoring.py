@@ -1,0 +1,87 @@
+"""Some shards of a data set, scored and written one after the other: what each process of `hf_ebm.scoring.run` does."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput, EnergyScoringPipeline
+from hf_ebm.scoring.rows import Rows, Span, Unreadable, prepared_batches, spans_of
+from hf_ebm.scoring.run_settings import ScoringSettings
+from hf_ebm.scoring.shards import ShardFolder
+
+COLUMNS = {  # of the shards: the output's attribute, the type
+    "energy": ("energies", pa.float32()),
+    "score": ("scores", pa.float64()),
+    "p_value": ("p_values", pa.float64()),
+    "is_ood": ("is_ood", pa.bool_()),
+}
+
+
+@dataclass(frozen=True)
+class ShardSpans:
+    """The batches of some shards in their order, none of which reaches over the end of its shard."""
+
+    folder: ShardFolder
+    shards: Sequence[int]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Span]:
+        for shard in self.shards:
+            yield from spans_of(*self.folder.span(shard), self.batch_size)
+
+
+def score_shards(
+    pipeline: EnergyScoringPipeline, rows: Rows, folder: ShardFolder, shards: Sequence[int], settings: ScoringSettings
+) -> Iterator[int]:
+    """Score and write these shards; yields the number of rows of each batch that is done.
+
+    Raises:
+        ValueError: If an image is unreadable and ``on_error`` is "stop".
+    """
+    id_type = pa.string() if isinstance(rows.read(0, 1)[0][0], str) else pa.int64()
+    measure = pipeline.make_measure(pipeline.needed(settings.score))
+    spans = ShardSpans(folder, shards, settings.batch_size)
+    batches = prepared_batches(rows, spans, pipeline.sample_shape, settings.resize, settings.num_workers)
+    for shard in shards:
+        ids: list[Any] = []
+        outputs: list[EnergyScoringOutput] = []
+        unreadable: list[Unreadable] = []
+        start, stop = folder.span(shard)
+        for batch in batches:
+            if batch.unreadable and settings.on_error == "stop":
+                first = batch.unreadable[0]
+                raise ValueError(f"image {first.name} {first.reason}; on_error=skip lists such images and goes on.")
+            unreadable += batch.unreadable
+            if batch.ids:
+                ids += batch.ids
+                outputs.append(pipeline.judge(measure(batch.x), settings.score))
+            yield batch.stop - start
+            start = batch.stop
+            if batch.stop == stop:
+                break
+        folder.write_shard(shard, make_table(ids, outputs, id_type), unreadable)
+
+
+def make_table(ids: list[Any], outputs: list[EnergyScoringOutput], id_type: pa.DataType) -> pa.Table:
+    """The rows of a shard; p_value and is_ood are null without a calibration."""
+    columns: dict[str, Any] = {"id": pa.array(ids, id_type)}
+    for name, (attribute, kind) in COLUMNS.items():
+        parts = [getattr(output, attribute) for output in outputs]
+        given = bool(parts) and parts[0] is not None
+        columns[name] = pa.array(torch.cat(parts).numpy(), kind) if given else pa.nulls(len(ids), kind)
+    return pa.table(columns)
+
+
+def rows_written(folder: ShardFolder, others: Sequence[deque[int]]) -> int:
+    """Rows of the shards that other processes have written since the last call; each writes its own in order."""
+    rows = 0
+    for shards in others:
+        while shards and folder.is_written(shards[0]):
+            rows += folder.size(shards.popleft())
+    return rows

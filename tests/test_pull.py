@@ -1,0 +1,173 @@
+"""What is refused of a pipeline folder before anything of it is made, and how a run folder is loaded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from hf_ebm import DDAEBMPipeline, EnergyScoringPipeline, PairInferenceModel, UNetEnergyModel, UNetGeneratorModel
+from hf_ebm.config_types import has_type
+from hf_ebm.pull import weight_patterns
+
+X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
+
+
+@pytest.fixture
+def folder(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def evil_module(folder, tmp_path):
+    """Code beside a component that would leave a mark if it ran."""
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n"
+    (folder / "energy_model" / "evil.py").write_text(code)
+    (folder / "pipeline.py").write_text(code)
+
+
+@pytest.mark.parametrize("pipeline", [DDAEBMPipeline, EnergyScoringPipeline])
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"energy_model": ["evil", "Model"]}, "'energy_model' is a Model of 'evil'.*trust_remote_code=True"),
+        ({"energy_model": ["os", "system"]}, "'energy_model' is a system of 'os'"),
+        ({"energy_model": ["hf_ebm.training.demo", "main"]}, "only classes of hf_ebm, diffusers and transformers"),
+        (
+            {"../energy_model": ["hf_ebm.models.unet_energy", "UNetEnergyModel"]},
+            "'../energy_model'; it must be a plain",
+        ),
+        ({"/etc": ["diffusers", "DDIMScheduler"]}, "'/etc'; it must be a plain name"),
+        ({"energy_model": ["hf_ebm.models.unet_energy", 3]}, r"must be \[library, class\]"),
+        ({"_class_name": ["evil", "Pipeline"]}, "names code of its own"),
+        ({"_class_name": None}, "is no pipeline's index"),
+    ],
+)
+def test_an_index_that_leads_elsewhere(folder, tmp_path, pipeline, index, message):
+    evil_module(folder, tmp_path)
+    change_json(folder / "model_index.json", **index)
+    with pytest.raises(ValueError, match=message):
+        pipeline.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_index_that_is_no_json_or_is_not_there(folder, tmp_path):
+    (folder / "model_index.json").write_text("[1, 2")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        DDAEBMPipeline.from_pretrained(folder)
+    with pytest.raises(OSError, match="holds no model_index"):
+        DDAEBMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("component", ["generator_model", "energy_model"])
+def test_pickles_are_not_read(folder, component):
+    (file,) = (folder / component).glob("*.safetensors")
+    stem = "pytorch_model" if component == "energy_model" else "diffusion_pytorch_model"
+    torch.save(load_file(file), folder / component / f"{stem}.bin")
+    file.unlink()
+    with pytest.raises(ValueError, match=f"holds no safetensors of '{component}'.*pickles"):
+        DDAEBMPipeline.from_pretrained(folder)
+    model = UNetEnergyModel if component == "energy_model" else UNetGeneratorModel
+    with pytest.raises(OSError, match="safetensors"):
+        model.from_pretrained(folder / component)
+    for loads in (model, DDAEBMPipeline):
+        with pytest.raises(ValueError, match="use_safetensors must be True"):
+            loads.from_pretrained(folder / component, use_safetensors=False)
+
+
+@pytest.mark.parametrize("component", ["generator_model", "energy_model"])
+def test_safetensors_that_are_cut_off(folder, component):
+    (file,) = (folder / component).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{file.name} is damaged or cut off"):
+        DDAEBMPipeline.from_pretrained(folder)
+    model = UNetEnergyModel if component == "energy_model" else UNetGeneratorModel
+    with pytest.raises(OSError, match=r"damaged|Unable to load weights"):
+        model.from_pretrained(folder / component)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("generator_model/config.json", {"latent_dim": "four"}, "UNetGeneratorModel: latent_dim must be .*int.*'four'"),
+        ("generator_model/config.json", {"channel_multipliers": 2}, "channel_multipliers must be .*got 2"),
+        (
+            "inference_model/config.json",
+            {"block_out_channels": [8, "x"]},
+            r"block_out_channels must be .*got \[8, 'x'\]",
+        ),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "4"}, "num_train_timesteps must be .*got '4'"),
+        ("scheduler/scheduler_config.json", {"beta_start": True}, "beta_start must be .*got True"),
+        ("energy_model/config.json", {"image_size": "eight"}, "UNetEnergyConfig: image_size must be .*'eight'"),
+    ],
+)
+def test_configs_with_wrong_types(folder, file, values, message):
+    change_json(folder / file, **values)
+    with pytest.raises(ValueError, match=message):
+        DDAEBMPipeline.from_pretrained(folder)
+
+
+def test_types_of_config_values():
+    assert has_type(3, int) and has_type(3, float) and has_type(None, int | None) and has_type([1, 2], tuple[int, ...])
+    for value, hint in ((True, int), ("3", int), (3.5, int), (None, int), ([1, "2"], list[int]), (3, str), (1, bool)):
+        assert not has_type(value, hint)
+
+
+def test_loading_without_our_class(folder, tiny_pipeline, tmp_path, monkeypatch):
+    pipe = DiffusionPipeline.from_pretrained(str(folder), custom_pipeline=str(folder), trust_remote_code=True)
+    assert type(pipe) is DDAEBMPipeline
+    energy = AutoModel.from_pretrained(folder, subfolder="energy_model")
+    expected = tiny_pipeline.score(X).energies
+    assert torch.equal(pipe.score(X).energies, expected) and torch.equal(energy(X).energy, expected)
+
+
+def test_a_clone_of_a_pushed_repository_loads_as_any_folder(folder, tiny_pipeline, tmp_path):
+    """It holds code for diffusers' own loading; ours runs it only if it is to the letter what we write."""
+    from hf_ebm.push import repository_files
+
+    for path, content in repository_files(folder, "alice/x").items():
+        if isinstance(content, bytes):
+            (folder / path).write_bytes(content)
+    assert torch.equal(DDAEBMPipeline.from_pretrained(folder).score(X).energies, tiny_pipeline.score(X).energies)
+    (code,) = (folder / "energy_model").glob("*.py")
+    code.write_text(code.read_text() + f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DDAEBMPipeline.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_subfolders_and_variants_of_folders(folder, tiny_pipeline, tmp_path):
+    shutil.copytree(folder, tmp_path / "outer" / "inner")
+    pipe = DDAEBMPipeline.from_pretrained(tmp_path / "outer", subfolder="inner")
+    assert torch.equal(pipe.score(X).energies, tiny_pipeline.score(X).energies)
+    assert pipe.name_or_path == str(tmp_path / "outer")
+    with pytest.raises(ValueError, match="no weights of variant 'fp16'"):
+        DDAEBMPipeline.from_pretrained(folder, variant="fp16")
+    tiny_pipeline.save_pretrained(folder, variant="fp16")
+    for component in ("energy_model", "generator_model", "inference_model"):
+        assert len(list((folder / component).glob("*.fp16.safetensors"))) == 1
+    with pytest.raises(ValueError, match="safe_serialization must be True"):
+        tiny_pipeline.save_pretrained(folder, safe_serialization=False)
+    assert isinstance(PairInferenceModel.from_pretrained(folder, subfolder="inference_model"), PairInferenceModel)
+
+
+def test_weights_of_a_variant_are_not_those_of_another(tmp_path):
+    names = [
+        "model.safetensors", "model-00001-of-00002.safetensors", "model.fp16.safetensors",
+        "model.fp16-00001-of-00002.safetensors", "model.bin", "other.safetensors",
+    ]  # fmt: skip
+    (tmp_path / "energy_model").mkdir()
+    for name in names:
+        (tmp_path / "energy_model" / name).touch()
+
+    def found(variant):
+        return {path.name for pattern in weight_patterns("energy_model", variant) for path in tmp_path.glob(pattern)}
+
+    assert found(None) == set(names[:2]) and found("fp16") == set(names[2:4]) and found("bf16") == set()
