@@ -105,16 +105,17 @@ OOD = {
 }
 
 
-@pytest.mark.parametrize("template", ["ddaebm.md", "dual_mcmc.md"])
-def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, template):
+@pytest.mark.parametrize("pipeline", ["DDAEBMPipeline", "DualMCMCPipeline"])
+def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, pipeline):
     folder = run_folder(tmp_path, METRICS)
-    (folder / "settings.yaml").write_text(
-        yaml.safe_dump({"dataset": "digits", "num_timesteps": 4, "x_noise_std": 1, "x_step_size": 1})
-    )
+    (folder / "model_index.json").write_text(json.dumps({**INDEX, "_class_name": pipeline}))
+    settings = {"x_num_steps": 3, "x_noise_std": 1, "x_step_size": 1, "z_num_steps": 2}
+    with (folder / "settings.yaml").open("a") as file:
+        file.write(yaml.safe_dump(settings))
     (folder / "evaluate.json").write_text(json.dumps(evaluation()))
     (folder / "ood.json").write_text(json.dumps(OOD))
     (folder / "histograms.png").write_bytes(b"")
-    card = ModelCard.load(write_card(folder, template, "a run"))
+    card = ModelCard.load(write_card(folder))
     results = {result.metric_type: (result.metric_value, result.metric_name) for result in card.data.eval_results}
     assert results["frechet_distance"] == (4.25, "Frechet distance (a network)") and len(card.data.eval_results) == 3
     assert results["kernel_distance"][0] == 0.5 and results["auroc"] == (0.91, "AUROC against noise")
