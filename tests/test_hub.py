@@ -108,9 +108,10 @@ OOD = {
 @pytest.mark.parametrize("pipeline", ["DDAEBMPipeline", "DualMCMCPipeline"])
 def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, pipeline):
     folder = run_folder(tmp_path, METRICS)
-    settings = {"dataset": "digits", "num_timesteps": 4, "batch_size": 8, "seed": 0, "x_noise_std": 1, "x_step_size": 1}
-    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     (folder / "model_index.json").write_text(json.dumps({**INDEX, "_class_name": pipeline}))
+    settings = {"x_num_steps": 3, "x_noise_std": 1, "x_step_size": 1, "z_num_steps": 2}
+    with (folder / "settings.yaml").open("a") as file:
+        file.write(yaml.safe_dump(settings))
     (folder / "evaluate.json").write_text(json.dumps(evaluation()))
     (folder / "ood.json").write_text(json.dumps(OOD))
     (folder / "histograms.png").write_bytes(b"")

@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the description."""
-    folder = model_folder(options.model, extra_files=("*.json", *MEASURED))
+    folder = model_folder(options.model, extra_files=("*.json",))
     found = {"model": options.model, **describe(load_pipeline(str(folder)), folder)}
     print(json.dumps(found, indent=2) if options.json else format_text(found))
 
