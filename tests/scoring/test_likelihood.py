@@ -16,13 +16,8 @@ from hf_ebm import (
     MLPEnergyConfig,
     MLPEnergyModel,
 )
-from hf_ebm.scoring.annealing import (
-    AnnealedWalk,
-    estimate_log_z,
-    log_mean_exp,
-    path_betas,
-    weights_effective_sample_size,
-)
+from hf_ebm.scoring.annealed_walk import AnnealedWalk, path_betas
+from hf_ebm.scoring.annealing import estimate_log_z, log_mean_exp, weights_effective_sample_size
 from hf_ebm.scoring.gaussian_base import GaussianBase
 from hf_ebm.scoring.likelihood import bits_per_dim, dequantise, log_likelihood, log_z_on_grid
 
@@ -247,8 +242,8 @@ def test_the_log_weight_is_the_sum_over_the_visited_points():
     start = torch.randn(6, 2, generator=seeded(5))
     for order in (betas, betas.flip(0)):
         visited.clear()
-        log_weights, acceptance = walk.weigh(start, order, torch.tensor([0.6, 0.5], dtype=torch.float64))
-        assert acceptance.shape == (2,)
+        log_weights, acceptance, end = walk.weigh(start, order, torch.tensor([0.6, 0.5], dtype=torch.float64))
+        assert acceptance.shape == (2,) and torch.equal(end, visited[-1])
         expected = torch.zeros(6)
         points = [start, *[point for point in visited if point is not None]]
         for k, u in enumerate(points):
