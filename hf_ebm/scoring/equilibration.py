@@ -20,7 +20,7 @@ from hf_ebm.schedulers.scheduling_mala import MALAScheduler
 from hf_ebm.scoring.annealed_walk import AnnealedWalk, check_count
 from hf_ebm.scoring.gaussian_base import GaussianBase
 
-ROUNDS = 50  # the step changes between rounds of equally many updates, in the first half of them
+ROUNDS = 50  # at most; between rounds of equally many updates the step changes, in the first half of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def equilibrate(
         base: Its covariance scales the steps of each direction.
         x: Start, shape (B, ...).
         temperature: T > 0.
-        num_steps: Updates >= 0, rounded up to a multiple of `ROUNDS`; each L gradients.
+        num_steps: Updates >= 0, L gradients each; more than `ROUNDS` are rounded up to a multiple of it.
         scheduler: A `MALAScheduler` or `HMCScheduler`, whose step the adaptation begins with; None = MALA.
         target_acceptance: Share of moves taken that the step is set for.
         generator: Random number generator.
@@ -69,16 +69,17 @@ def equilibrate(
     """
     check_count("num_steps", num_steps, 0)
     scheduler = MALAScheduler(step_size=0.1) if scheduler is None else copy.copy(scheduler)
-    walk = AnnealedWalk(energy_fn, base, temperature, scheduler, math.ceil(num_steps / ROUNDS), generator, iter)
+    rounds = min(ROUNDS, num_steps)
+    walk = AnnealedWalk(energy_fn, base, temperature, scheduler, -(-num_steps // max(rounds, 1)), generator, iter)
 
     def mean_energy(u: Tensor) -> float:
         return (energy_fn(base.from_white(u)) / temperature).mean().item()
 
     u, step_size, rates = base.to_white(x), scheduler.step_size, []
     start = middle = mean_energy(u)
-    for index in progress_bar(range(ROUNDS if num_steps else 0)):
+    for index in progress_bar(range(rounds)):
         u, _, rate = walk.move(u, 1.0, step_size)
-        if index < ROUNDS // 2:
+        if index < rounds // 2:
             step_size, middle = step_size * math.exp(rate - target_acceptance), mean_energy(u)
         else:
             rates.append(rate)

@@ -39,7 +39,7 @@ from hf_ebm.scoring.model_log_z import (
 )
 
 VECTOR_BOX = Box(-3.0, 3.0)  # the 2-D sets reach about 2.2
-GRID_RESOLUTION = 1024
+GRID_RESOLUTION = 512
 
 
 def training_noise_std(pipeline: Any) -> float:

@@ -31,12 +31,13 @@ from hf_ebm.scoring.box import Box
 from hf_ebm.scoring.equilibration import equilibrate
 from hf_ebm.scoring.gaussian_base import GaussianBase
 
-BASES: dict[str, Callable[[Tensor], GaussianBase]] = {  # in the box's coordinates v, from the generator's samples
-    "uniform": lambda v: GaussianBase.diagonal(torch.zeros_like(v[0]), 1.0),
+FITTED_BASES: dict[str, Callable[[Tensor], GaussianBase]] = {
     "diagonal": GaussianBase.fit_diagonal,
     "low_rank": GaussianBase.fit_low_rank,
     "full": GaussianBase.fit_full,
 }
+BASES = ("uniform", *FITTED_BASES)
+MIN_FIT_SAMPLES = 1000  # the generator's, for a fitted base; twice the dimensions where these are more
 REVERSE_FROM = ("annealed", "generator", "data")
 
 ProgressBar = Callable[[Iterable[int]], Iterable[int]]
@@ -76,7 +77,7 @@ class LikelihoodSettings:
             check_count(name, getattr(self, name), 1)
         check_count("equilibration_steps", self.equilibration_steps, 0)
         if self.base not in BASES:
-            raise ValueError(f"base must be one of {tuple(BASES)}, got {self.base!r}.")
+            raise ValueError(f"base must be one of {BASES}, got {self.base!r}.")
         if self.reverse_from not in REVERSE_FROM:
             raise ValueError(f"reverse_from must be one of {REVERSE_FROM}, got {self.reverse_from!r}.")
         if self.temperature is not None:
@@ -112,17 +113,23 @@ def bracket_on_box(
     """The bracket of log Z over the box, and mean energies ``E / T`` of the walks' ends."""
     number, energy_in_v = settings.num_chains, box.energy_in_v(energy_fn, temperature)
     options = settings.walk_options(generator, progress_bar)
-    # 1. the base; the generator's samples for its fit are not those for the reverse walk
-    drawn = pipeline(max(1000, 2 * data[0].numel()) + number, generator=generator, output_type="pt").images
-    drawn = box.from_box(drawn.to(data).clamp(box.low, box.high))
-    base = BASES[settings.base](drawn[number:])
+
+    def draw(count: int) -> Tensor:
+        drawn = pipeline(count, generator=generator, output_type="pt").images.to(data)
+        return box.from_box(drawn.clamp(box.low, box.high))
+
+    # 1. the base; the samples of its fit are not those of the reverse walk
+    if settings.base == "uniform":
+        base = GaussianBase.diagonal(torch.zeros_like(data[0]), 1.0)
+    else:
+        base = FITTED_BASES[settings.base](draw(max(MIN_FIT_SAMPLES, 2 * data[0].numel())))
     # 2. where the reverse walk starts
     if settings.reverse_from == "annealed":
         walked = estimate_log_z(energy_in_v, base, None, temperature, **options)
         chosen = torch.multinomial(walked.log_weights.softmax(dim=0), number, replacement=True, generator=generator)
         starts = walked.ends[chosen.to(data.device)]
     elif settings.reverse_from == "generator":
-        starts = drawn[:number]
+        starts = draw(number)
     else:
         order = torch.randperm(len(data), generator=generator)[:number]
         starts = box.from_box(data[order.to(data.device)])
@@ -140,7 +147,7 @@ def bracket_on_box(
     return bracket, {
         "forward_ends": mean_energy(bracket.ends),
         "reverse_starts": mean_energy(found.samples),
-        "reverse_starts_in_v": found.mean_energies,
+        "reverse_starts_in_v": list(found.mean_energies),
     }
 
 
