@@ -61,7 +61,7 @@ class LikelihoodSettings:
     """
 
     num_chains: int = 128
-    num_temperatures: int = 1000
+    num_temperatures: int = 500
     num_leapfrog_steps: int = 3
     base: str = "uniform"
     reverse_from: str = "annealed"

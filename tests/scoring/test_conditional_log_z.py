@@ -58,11 +58,11 @@ def test_two_decimals(dims, t):
         Q,
         x_next,
         t,
-        GaussianBase.full(torch.linspace(-0.4, 0.6, dims), covariance(dims, 0.68, 0.43)),
+        GaussianBase.full(torch.linspace(-0.48, 0.52, dims), covariance(dims, 0.69, 0.41)),
         samples,
         num_chains=number,
         num_temperatures=60 if dims == 64 else 20,
-        scheduler=HMCScheduler(num_leapfrog_steps=2),
+        scheduler=HMCScheduler(num_leapfrog_steps=3),
         batch_size=number,
         generator=seeded(),
     )
