@@ -10,9 +10,9 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from hf_ebm.commands import eval_ood, evaluate, info, push, reconstruct, sample, score, train
+from hf_ebm.commands import eval_ood, evaluate, info, likelihood, push, reconstruct, sample, score, train
 
-COMMANDS = (train, sample, reconstruct, score, eval_ood, evaluate, info, push)
+COMMANDS = (train, sample, reconstruct, score, eval_ood, evaluate, info, likelihood, push)
 CALLERS_MISTAKE, FAILURE = 2, 1
 NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 

@@ -154,9 +154,24 @@ def test_exit_codes():
     assert exit_code(OSError(28, "No space left on device")) == exit_code(ImportError("no matplotlib")) == 1
 
 
+def test_likelihood_prints_the_bracket(folder, capsys):
+    arguments = ["likelihood", "--model", folder, "--dataset", "digits", "--max-images", "10", "--num-chains", "4"]
+    arguments += ["--num-temperatures", "4", "--equilibration-steps", "2"]
+    main([*arguments, "--num-conditionals", "1", "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["log_z"]["gap"] == pytest.approx(record["log_z"]["upper"] - record["log_z"]["lower"])
+    assert record["num_held_out"] == 10 and record["num_levels"] == 17 and len(record["chain"]["steps"]) == 4
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert f"at least {record['log_z']['lower']:.2f}" in printed and "bits/dim" in printed  # the same seed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--base", "none"], "base must be one of"),
+        (["likelihood", "--model", "FOLDER", "--dataset", "25gaussians"], "2-D points"),
+        (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--num-conditionals", "-1"], "--num-conditionals"),
         (["sample", "--model", "FOLDER", "--num-images", "0"], "--num-images"),
         (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),

@@ -30,23 +30,17 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.chains import run_chain
 from hf_ebm.schedulers.energy_sampler import EnergySampler, check_positive
-from hf_ebm.schedulers.metropolis import half_squared_norm
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.schedulers.scheduling_mala import MALAScheduler
+from hf_ebm.scoring.annealed_walk import AnnealedWalk, check_count, path_betas
 from hf_ebm.scoring.gaussian_base import GaussianBase, check_data
 
-SCHEDULES = ("sigmoid", "linear")
-SIGMOID_WIDTH = 4.0  # the sigmoid is taken from -4 to 4
 ADAPTATION_CHAINS = 128  # the steps are set on so many chains, or on one batch
-MAX_STEP = math.pi / 2  # of L leapfrog steps together: a quarter turn in the base, beyond which they swing back
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +62,8 @@ class LogZBracket:
         step_size: The frozen steps there, in the base's standard deviations, shape (num_temperatures - 2,).
         num_chains: Forward walkers.
         num_temperatures: K.
+        log_weights: Of the forward walkers, shape (num_chains,), float64.
+        ends: Where they came to, shape (num_chains, ...): with these weights, samples of the model.
     """
 
     log_z_lower: float
@@ -81,120 +77,13 @@ class LogZBracket:
     step_size: Tensor
     num_chains: int
     num_temperatures: int
+    log_weights: Tensor
+    ends: Tensor
 
     @property
     def gap(self) -> float | None:
         """``log_z_upper - log_z_lower``; below zero only by sampling error or with samples not from the model."""
         return None if self.log_z_upper is None else self.log_z_upper - self.log_z_lower
-
-
-@dataclass(frozen=True, eq=False)
-class AnnealedWalk:
-    """The walk between base and target, of u, where the base is ``N(0, I)`` and the target's Z is that of x.
-
-    Attributes:
-        energy_fn: ``x -> E(x)``, shape (B,).
-        base: The base.
-        temperature: T.
-        scheduler: The sampler, whose step is set before each move.
-        num_steps: Updates at each b.
-        generator: Random number generator.
-        progress_bar: Wraps the indices of the inner b's.
-    """
-
-    energy_fn: Callable[[Tensor], Tensor]
-    base: GaussianBase
-    temperature: float
-    scheduler: EnergySampler
-    num_steps: int
-    generator: torch.Generator | None
-    progress_bar: Callable[[Iterable[int]], Iterable[int]]
-
-    def draw_base(self, number: int) -> Tensor:
-        """Exact samples of the base, shape (number, ...)."""
-        mean = self.base.mean
-        return randn_tensor((number, *mean.shape), generator=self.generator, device=mean.device, dtype=mean.dtype)
-
-    def ends(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``E_base(u) = ||u||^2 / 2 + D/2 log 2 pi`` and ``E(x(u)) / T - log |det L|``, each of shape (B,).
-
-        Raises:
-            ValueError: If the energy does not return one number per sample.
-        """
-        energy = self.energy_fn(self.base.from_white(u))
-        if energy.shape != u.shape[:1]:
-            raise ValueError(
-                f"energy_fn must return one number per sample, shape ({len(u)},), got {tuple(energy.shape)}."
-            )
-        base_energy = half_squared_norm(u) + 0.5 * u[0].numel() * math.log(2.0 * math.pi)
-        return base_energy, energy / self.temperature - self.base.log_det
-
-    def move(self, u: Tensor, beta: float, step_size: float) -> tuple[Tensor, Tensor, float]:
-        """One chain at ``b = beta``: its end; ``E_base - E / T`` at its start, (B,); the share of moves taken."""
-        start: list[Tensor] = []
-
-        def energy_fn(u: Tensor) -> Tensor:
-            base_energy, energy = self.ends(u)
-            if not start:  # the first gradient is taken at the start, where the weight is due
-                start.append((base_energy - energy).detach())
-            return (1.0 - beta) * base_energy + beta * energy
-
-        self.scheduler.setup(self.num_steps, step_size, step_size)
-        chain = run_chain(self.scheduler, energy_fn, u, self.num_steps, self.generator, with_diagnostics=True)
-        assert chain.diagnostics is not None  # they were asked for
-        return chain.sample, start[0], chain.diagnostics["acceptance_rate"].mean().item()
-
-    def adapt(self, u: Tensor, betas: Tensor, target_acceptance: float, num_rounds: int) -> Tensor:
-        """Steps at the inner `betas` with which about `target_acceptance` of the moves are taken, (K - 2,), float64.
-
-        The walkers `u`, which serve no other purpose, come from the base. In each round at a b ``log step`` changes by
-        acceptance minus target, and the L leapfrog steps together stay within `MAX_STEP`.
-        """
-        step_size, step_sizes = self.scheduler.step_size, []
-        max_step = MAX_STEP / getattr(self.scheduler.config, "num_leapfrog_steps", 1)
-        for k in self.progress_bar(range(1, len(betas) - 1)):
-            for _round in range(num_rounds):
-                step_size = min(step_size, max_step)
-                u, _, rate = self.move(u, betas[k].item(), step_size)
-                step_size = step_size * math.exp(rate - target_acceptance)
-            step_sizes.append(min(step_size, max_step))
-        return torch.tensor(step_sizes, dtype=torch.float64)
-
-    def weigh(self, u: Tensor, betas: Tensor, step_sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Walk along `betas`, up or down: log weights, shape (B,), and acceptance, (K - 2,); both float64, on the CPU.
-
-        Args:
-            u: Exact samples of the density at ``betas[0]``, shape (B, ...).
-            betas: Shape (K,).
-            step_sizes: Steps at the inner ones, in their order, shape (K - 2,).
-        """
-        log_weights, acceptance, gains = torch.zeros(len(u), dtype=torch.float64), [], betas.diff().tolist()
-        for k in self.progress_bar(range(1, len(betas) - 1)):
-            u, difference, rate = self.move(u, betas[k].item(), step_sizes[k - 1].item())
-            log_weights += gains[k - 1] * difference.cpu().double()
-            acceptance.append(rate)
-        base_energy, energy = self.ends(u)
-        log_weights += gains[-1] * (base_energy - energy).cpu().double()
-        return log_weights, torch.tensor(acceptance, dtype=torch.float64)
-
-
-def path_betas(num_temperatures: int, schedule: str = "sigmoid") -> Tensor:
-    """``b_1 = 0 .. b_K = 1``, shape (K,), float64, K = `num_temperatures` >= 2; K = 2 is plain importance sampling.
-
-    ``"sigmoid"``: a logistic curve from -4 to 4, scaled to [0, 1], whose small steps lie at both ends, where log
-    weights vary most (Wu et al. 2017). ``"linear"``: equal steps.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-    """
-    check_count("num_temperatures", num_temperatures, 2)
-    line = torch.linspace(0.0, 1.0, num_temperatures, dtype=torch.float64)
-    if schedule == "linear":
-        return line
-    if schedule == "sigmoid":
-        curve = torch.sigmoid(SIGMOID_WIDTH * (2.0 * line - 1.0))
-        return (curve - curve[0]) / (curve[-1] - curve[0])
-    raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}.")
 
 
 @torch.no_grad()
@@ -272,13 +161,14 @@ def estimate_log_z(
     step_sizes = walk.adapt(adapting, betas, target_acceptance, num_adaptation_rounds)
     # 2. from the base to the target
     sizes = [min(batch_size, num_chains - first) for first in range(0, num_chains, batch_size)]
-    weights, acceptance = gather([walk.weigh(walk.draw_base(size), betas, step_sizes) for size in sizes], "forward")
+    forward = [walk.weigh(walk.draw_base(size), betas, step_sizes) for size in sizes]
+    weights, acceptance = gather([walked[:2] for walked in forward], "forward")
     lower, lower_error = log_mean_exp(weights)
     # 3. from the target to the base
     upper = upper_error = ess_back = acceptance_back = None
     if samples is not None:
         starts = [base.to_white(x.to(base.mean)) for x in samples.split(batch_size)]
-        back = [walk.weigh(u, betas.flip(0), step_sizes.flip(0)) for u in starts]
+        back = [walk.weigh(u, betas.flip(0), step_sizes.flip(0))[:2] for u in starts]
         weights_back, acceptance_back = gather(back, "reverse")
         log_inverse_z, upper_error = log_mean_exp(weights_back)
         upper, ess_back = -log_inverse_z, weights_effective_sample_size(weights_back)
@@ -294,6 +184,8 @@ def estimate_log_z(
         step_size=step_sizes,
         num_chains=num_chains,
         num_temperatures=num_temperatures,
+        log_weights=weights,
+        ends=base.from_white(torch.cat([u for _, _, u in forward])),
     )
 
 
@@ -313,12 +205,6 @@ def log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
 def weights_effective_sample_size(log_weights: Tensor) -> float:
     """``(sum w)^2 / sum w^2``: N for equal weights, 1 if one outweighs all others (Kong 1992)."""
     return (2.0 * torch.logsumexp(log_weights, dim=0) - torch.logsumexp(2.0 * log_weights, dim=0)).exp().item()
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise a `ValueError` unless `value` is a whole number >= `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
 
 
 def gather(walks: list[tuple[Tensor, Tensor]], direction: str) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from hf_ebm.schedulers.metropolis import half_squared_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +74,38 @@ class GaussianBase:
         ridge = min_std**2 * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
         return cls.full(data.mean(dim=0), covariance + ridge)
 
+    @classmethod
+    def fit_low_rank(cls, data: Tensor, rank: int = 16, min_std: float = 0.05) -> GaussianBase:
+        """As `fit_full`, the covariance of a `rank` plus a diagonal, by scikit-learn's factor analysis: for few data.
+
+        Raises:
+            ValueError: If `rank` does not lie between 1 and D.
+        """
+        from sklearn.decomposition import FactorAnalysis
+
+        check_data("data", data)
+        dims = data[0].numel()
+        if not 1 <= rank <= dims:
+            raise ValueError(f"rank must lie between 1 and the samples' {dims} dimensions, got {rank!r}.")
+        analysis = FactorAnalysis(n_components=rank, random_state=0).fit(data.flatten(1).double().cpu().numpy())
+        covariance = torch.from_numpy(analysis.get_covariance()).to(data.device)
+        return cls.full(data.mean(dim=0), covariance + min_std**2 * torch.eye(dims).to(covariance))
+
+    @property
+    def covariance(self) -> Tensor:
+        """``L L^T`` over the flattened sample, shape (D, D)."""
+        return self.scale.square().diag() if self.scale.dim() == 1 else self.scale @ self.scale.T
+
     @property
     def log_det(self) -> float:
         """``log |det L|``, the volume that a unit of u takes up in x."""
         diagonal = self.scale if self.scale.dim() == 1 else self.scale.diagonal()
         return diagonal.double().log().sum().item()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density of each sample, shape (B,)."""
+        u = self.to_white(x)
+        return -half_squared_norm(u) - 0.5 * u[0].numel() * math.log(2.0 * math.pi) - self.log_det
 
     def from_white(self, u: Tensor) -> Tensor:
         """``x = mean + L u``, shape (B, ...)."""

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hf_ebm.schedulers.energy_sampler import check_positive
-from hf_ebm.scoring.annealing import check_count
-
-Number = TypeVar("Number", float, Tensor)
+from hf_ebm.schedulers.metropolis import half_squared_norm
+from hf_ebm.scoring.annealed_walk import check_count
 
 
 def log_likelihood(energies: Tensor, log_z: float, temperature: float = 1.0) -> Tensor:
@@ -28,36 +26,68 @@ def log_likelihood(energies: Tensor, log_z: float, temperature: float = 1.0) -> 
     return -energies / temperature - log_z
 
 
-def bits_per_dim(nats: Number, num_dims: int, num_levels: int = 256) -> Number:
-    """Bits per dimension of discrete data, from ``log p(x)`` of dequantised data on [-1, 1].
+def bits_per_dim(log_p: Tensor, log_q: Tensor, num_dims: int) -> Tensor:
+    """Bits per dimension of discrete data y from its dequantised x: ``-(log p(x) - log q(x | y)) / (D log 2)``.
 
-        bits = -log p(x) / (D log 2) + log2(num_levels / 2)
-
-    Level y of L stands for the values ``x = 2 (y + v) / L - 1``, v uniform on [0, 1), so that the L bins tile [-1, 1]
-    (`dequantise`). A bin is 2 / L wide, so its probability is ``P(y) = (2 / L)^D E_v p(x)``, and ``-log2 P(y)
-    <= -E_v log2 p(x) - D log2(2 / L)`` (Jensen): in the mean over v the result is an upper bound of the discrete
-    data's bits, tight where p hardly varies over a bin. The uniform density on [-1, 1] gives ``log2 L``.
+    A model's probability of the levels y is the mass of its density p in their bin; with x drawn from any density q in
+    the bin, ``-log P(y) <= -E [log p(x) - log q(x | y)]`` (Jensen). So in the mean over x this is an upper bound of the
+    discrete data's bits, equal for q that is proportional to p in the bin. The uniform density over all bins, with the
+    uniform q, gives ``log2 num_levels``.
 
     Args:
-        nats: ``log p(x)``, a density of x in [-1, 1], a number or tensor.
+        log_p: The model's normalised log density at x, nats, shape (B,).
+        log_q: The log density that x was drawn from, of `dequantise_uniform` or `dequantise_normal`, shape (B,).
         num_dims: D, numbers in one sample (colours counted).
-        num_levels: L: 256 for 8-bit images, 17 for the digits.
 
     Raises:
-        ValueError: If `num_dims` or `num_levels` is out of its range.
+        ValueError: If `num_dims` is out of its range.
     """
     check_count("num_dims", num_dims, 1)
-    check_count("num_levels", num_levels, 2)
-    return -nats / (num_dims * math.log(2.0)) + math.log2(num_levels / 2.0)
+    return -(log_p - log_q) / (num_dims * math.log(2.0))
 
 
-def dequantise(x: Tensor, num_levels: int = 256, generator: torch.Generator | None = None) -> Tensor:
-    """Images as this package loads them, ``x = 2 y / (L - 1) - 1``, to ``2 (y + v) / L - 1``, v uniform on [0, 1).
+def dequantise_uniform(
+    x: Tensor, num_levels: int = 256, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images on the levels ``2 y / (L - 1) - 1`` with uniform noise in each bin, and its log density, shape (B,).
 
-    The two differ by at most a level: an energy trained on the first sees the second with one level of noise.
+    A bin reaches half a level, ``h = 1 / (L - 1)``, to both sides, so that the L bins tile `Box.of_levels`.
+
+    Args:
+        x: Images as this package loads them, on the levels, shape (B, ...).
+        num_levels: L: 256 for 8-bit images, 17 for the digits.
+        generator: Random number generator.
 
     Raises:
-        ValueError: If `x` does not lie on the L levels.
+        ValueError: If `x` does not lie on the levels.
+    """
+    levels, half = to_levels(x, num_levels), 1.0 / (num_levels - 1)
+    log_q = -x[0].numel() * math.log(2.0 * half)
+    return levels + half * (2.0 * uniform_like(x, generator) - 1.0), x.new_full((len(x),), log_q)
+
+
+def dequantise_normal(
+    x: Tensor, noise_std: float, num_levels: int = 256, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `dequantise_uniform`, with normal noise of `noise_std`, cut off at the bin's ends.
+
+    For models that saw levels with little noise, whose density is narrower than a bin: there uniform noise is a loose
+    bound.
+    """
+    check_positive("noise_std", noise_std)
+    levels, half = to_levels(x, num_levels), 1.0 / (num_levels - 1)
+    mass = math.erf(half / noise_std / math.sqrt(2.0))  # of the normal in its bin
+    share = 0.5 + mass * (uniform_like(x, generator).double() - 0.5)
+    z = torch.special.ndtri(share).to(x.dtype)
+    log_scale = math.log(noise_std * mass) + 0.5 * math.log(2.0 * math.pi)
+    return levels + noise_std * z, -half_squared_norm(z) - x[0].numel() * log_scale
+
+
+def to_levels(x: Tensor, num_levels: int) -> Tensor:
+    """`x` moved onto the nearest of the L levels ``2 y / (L - 1) - 1``, away from which only rounding may have led.
+
+    Raises:
+        ValueError: If `x` does not lie on them, or `num_levels` is out of its range.
     """
     check_count("num_levels", num_levels, 2)
     levels = 0.5 * (x + 1.0) * (num_levels - 1)
@@ -67,9 +97,13 @@ def dequantise(x: Tensor, num_levels: int = 256, generator: torch.Generator | No
             f"x must lie on the num_levels={num_levels} values 2 y / {num_levels - 1} - 1 in [-1, 1]; images that were "
             "resized or augmented as floats do not: round them to levels first."
         )
+    return 2.0 * rounded / (num_levels - 1) - 1.0
+
+
+def uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform on (0, 1), shape, dtype and device of `x`."""
     device = x.device if generator is None else generator.device
-    noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-    return 2.0 * (rounded + noise) / num_levels - 1.0
+    return torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
 
 @torch.no_grad()

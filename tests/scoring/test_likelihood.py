@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
@@ -16,15 +17,17 @@ from hf_ebm import (
     MLPEnergyConfig,
     MLPEnergyModel,
 )
-from hf_ebm.scoring.annealing import (
-    AnnealedWalk,
-    estimate_log_z,
-    log_mean_exp,
-    path_betas,
-    weights_effective_sample_size,
-)
+from hf_ebm.scoring.annealed_walk import AnnealedWalk, path_betas
+from hf_ebm.scoring.annealing import estimate_log_z, log_mean_exp, weights_effective_sample_size
+from hf_ebm.scoring.box import Box
 from hf_ebm.scoring.gaussian_base import GaussianBase
-from hf_ebm.scoring.likelihood import bits_per_dim, dequantise, log_likelihood, log_z_on_grid
+from hf_ebm.scoring.likelihood import (
+    bits_per_dim,
+    dequantise_normal,
+    dequantise_uniform,
+    log_likelihood,
+    log_z_on_grid,
+)
 
 Z = 4.5  # standard errors a right estimate may be off: once in 150,000
 
@@ -247,8 +250,8 @@ def test_the_log_weight_is_the_sum_over_the_visited_points():
     start = torch.randn(6, 2, generator=seeded(5))
     for order in (betas, betas.flip(0)):
         visited.clear()
-        log_weights, acceptance = walk.weigh(start, order, torch.tensor([0.6, 0.5], dtype=torch.float64))
-        assert acceptance.shape == (2,)
+        log_weights, acceptance, end = walk.weigh(start, order, torch.tensor([0.6, 0.5], dtype=torch.float64))
+        assert acceptance.shape == (2,) and torch.equal(end, visited[-1])
         expected = torch.zeros(6)
         points = [start, *[point for point in visited if point is not None]]
         for k, u in enumerate(points):
@@ -349,8 +352,25 @@ def test_gaussian_base():
         density = MultivariateNormal(base.mean.flatten(), scale_tril=factor)
         log_prob = -0.5 * (u**2).sum(dim=(1, 2)) - 2 * math.log(2 * math.pi) - base.log_det
         assert_close(log_prob, density.log_prob(x.flatten(1)), atol=1e-4, rtol=0)
+        assert_close(base.log_prob(x), log_prob)
+        assert_close(base.covariance, factor @ factor.T)
     full = GaussianBase.fit_full(data, 0.1)
     assert_close(full.scale @ full.scale.T, torch.cov(data.flatten(1).T) + 0.01 * torch.eye(4), atol=1e-4, rtol=0)
+
+
+def test_a_low_rank_fit_finds_the_factors():
+    """Two factors in ten dimensions with unequal noise: found from 300 samples; from 30, better than the full fit."""
+    loadings = torch.randn(10, 2, generator=seeded())
+    noise = torch.linspace(0.1, 0.5, 10)
+    data = torch.randn(300, 2, generator=seeded(1)) @ loadings.T + noise * torch.randn(300, 10, generator=seeded(2))
+    truth = loadings @ loadings.T + noise.square().diag()
+    assert_close(GaussianBase.fit_low_rank(data, 2, 0.01).covariance, truth, atol=0.35, rtol=0)
+    held_out = torch.randn(500, 2, generator=seeded(3)) @ loadings.T + noise * torch.randn(500, 10, generator=seeded(4))
+    low_rank, full = GaussianBase.fit_low_rank(data[:30], 2, 0.01), GaussianBase.fit_full(data[:30], 0.01)
+    assert low_rank.log_prob(held_out).mean() > full.log_prob(held_out).mean()
+    for rank in (0, 11):
+        with pytest.raises(ValueError, match="rank"):
+            GaussianBase.fit_low_rank(data, rank)
 
 
 def test_a_constant_pixel_gets_the_least_std():
@@ -507,44 +527,75 @@ def test_log_likelihood_is_the_normalised_density():
 
 @pytest.mark.parametrize("num_levels", [17, 64, 256])
 def test_bits_per_dim_against_the_discrete_sum(num_levels):
-    """Three independent Gaussians in [-1, 1]: bits of the discretised data by the cumulative distribution.
+    """Three independent Gaussians: bits of the discretised data by the cumulative distribution.
 
-    The bound is loose by half the variance of log p over a bin, ``(2 / L)^2 / (24 std^2)`` nats for narrow bins.
+    With uniform noise the bound is loose by half the variance of log p over a bin, ``width^2 / (24 std^2)`` nats for
+    narrow bins, ``width = 2 / (L - 1)``.
     """
-    std = 0.12
+    std, width = 0.12, 2 / (num_levels - 1)
     density = Normal(torch.tensor([0.1, -0.2, 0.0], dtype=torch.float64), std)
-    edges = torch.linspace(-1, 1, num_levels + 1, dtype=torch.float64)[:, None]
-    probability = density.cdf(edges).diff(dim=0)
+    levels = torch.linspace(-1, 1, num_levels, dtype=torch.float64)[:, None]
+    probability = density.cdf(levels + width / 2) - density.cdf(levels - width / 2)
     exact = (
         -torch.special.xlogy(probability, probability).div(math.log(2)).sum(dim=0).mean().item()
     )  # bits per dimension of data from the model
 
-    offsets = (torch.arange(500, dtype=torch.float64) + 0.5) / 500  # v, by the midpoint rule
-    x = 2 * (torch.arange(num_levels)[:, None] + offsets) / num_levels - 1
-    log_p = density.log_prob(x[..., None]).mean(dim=1)
-    nats = (probability * log_p).sum()
-    bits = bits_per_dim(nats, 3, num_levels)
-    assert isinstance(bits, torch.Tensor)
-    slack = (2 / num_levels) ** 2 / (24 * std**2) / math.log(2)
-    assert bits.item() - exact == pytest.approx(slack, rel=0.1)
+    y = torch.multinomial(probability.T, 100_000, replacement=True, generator=seeded()).T
+    data, bits = levels[:, 0][y], {}
+    for name, (x, log_q) in {
+        "uniform": dequantise_uniform(data, num_levels, seeded()),
+        "normal": dequantise_normal(data, 0.4 * width, num_levels, seeded()),
+    }.items():
+        bits[name] = bits_per_dim(density.log_prob(x).sum(dim=1), log_q, 3)
+    slack = width**2 / (24 * std**2) / math.log(2)
+    of_data = -probability.log2().gather(0, y).mean().item()  # the same data: their chance cancels
+    assert exact == pytest.approx(of_data, abs=0.02)
+    assert bits["uniform"].mean().item() - of_data == pytest.approx(slack, abs=0.1 * slack + 0.001)
+    assert bits["normal"].mean().item() > of_data + slack
+
+
+def test_bits_are_exact_where_the_noise_is_the_models():
+    """Noise that is proportional to the density in the bin makes the bound tight, whatever the draw."""
+    x = torch.tensor([[0.0, 0.25], [-1.0, 1.0]], dtype=torch.float64)  # levels of 17, spaced by 0.125
+    std, half = 0.03, 1 / 16
+    noisy, log_q = dequantise_normal(x, std, 17, seeded())
+    log_p = Normal(x, std).log_prob(noisy).sum(dim=1) - 2 * math.log(4)  # a quarter of the mass at each of four levels
+    inside = math.log(math.erf(half / std / math.sqrt(2)))
+    assert_close(bits_per_dim(log_p, log_q, 2), torch.full((2,), 2.0 - inside / math.log(2), dtype=torch.float64))
+    assert ((noisy - x).abs() < half).all()
 
 
 def test_the_uniform_density_costs_all_bits():
-    assert bits_per_dim(-12 * math.log(2.0), 12) == pytest.approx(8.0)
-    assert bits_per_dim(-64 * math.log(2.0), 64, 17) == pytest.approx(math.log2(17))
-    assert_close(bits_per_dim(torch.tensor([0.0, -math.log(2)]), 1, 2), torch.tensor([0.0, 1.0]))
+    for num_levels, x in ((17, torch.full((3, 2), 0.5)), (256, torch.tensor([[-1.0], [1.0]]))):
+        noisy, log_q = dequantise_uniform(x, num_levels, seeded())
+        box = Box.of_levels(num_levels)
+        log_p = torch.full((len(x),), -x.shape[1] * math.log(box.high - box.low))
+        assert_close(bits_per_dim(log_p, log_q, x.shape[1]), torch.full((len(x),), math.log2(num_levels)))
+        assert ((noisy > box.low) & (noisy < box.high)).all()
 
 
 @pytest.mark.parametrize("num_levels", [17, 256])
 def test_dequantise_fills_the_bins(num_levels):
-    levels = torch.arange(num_levels).repeat(400)
-    x = dequantise(levels / ((num_levels - 1) / 2) - 1.0, num_levels, seeded())
-    assert x.min() >= -1 and x.max() <= 1
-    position = (x + 1) * num_levels / 2 - levels  # v
-    assert position.min() > -1e-3 and position.max() < 1 + 1e-3
-    assert position.mean() == pytest.approx(0.5, abs=Z * math.sqrt(1 / 12 / len(x)))
-    assert position.var() == pytest.approx(1 / 12, rel=0.1)
-    assert torch.equal(x, dequantise(levels / ((num_levels - 1) / 2) - 1.0, num_levels, seeded()))
+    levels = torch.arange(num_levels).repeat(400)[:, None]
+    x, half = levels / ((num_levels - 1) / 2) - 1.0, 1 / (num_levels - 1)
+    noisy, log_q = dequantise_uniform(x, num_levels, seeded())
+    share = (noisy - x) / (2 * half) + 0.5
+    assert share.min() > -1e-3 and share.max() < 1 + 1e-3
+    assert share.mean() == pytest.approx(0.5, abs=Z * math.sqrt(1 / 12 / len(x)))
+    assert share.var() == pytest.approx(1 / 12, rel=0.1)
+    assert log_q.exp() * 2 * half == pytest.approx(1)
+    assert torch.equal(noisy, dequantise_uniform(x, num_levels, seeded())[0])
+    for std in (0.1 * half, half, 20 * half):  # cut off: nothing leaves the bin, and the density integrates to one
+        noisy, log_q = dequantise_normal(x.double(), std, num_levels, seeded())
+        noise = noisy - x
+        assert noise.abs().max() < half * (1 + 1e-6)
+        grid = torch.linspace(-half, half, 20_001, dtype=torch.float64)
+        cut = Normal(0.0, std).log_prob(grid).exp()
+        cut = cut / torch.trapezoid(cut, grid)
+        order = noise[:, 0].argsort()
+        expected = torch.from_numpy(np.interp(noise[order, 0], grid, cut))
+        assert_close(log_q[order].exp(), expected, rtol=2e-3, atol=0)
+        assert noise.var() == pytest.approx(torch.trapezoid(cut * grid**2, grid).item(), rel=0.1)
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -620,12 +671,14 @@ def test_bad_likelihood_arguments():
     with pytest.raises(ValueError, match="temperature"):
         log_likelihood(torch.zeros(2), 0.0, 0.0)
     with pytest.raises(ValueError, match="num_dims"):
-        bits_per_dim(1.0, 0)
+        bits_per_dim(torch.zeros(1), torch.zeros(1), 0)
     with pytest.raises(ValueError, match="num_levels"):
-        bits_per_dim(1.0, 2, 1)
-    for x in (torch.tensor([0.3]), torch.tensor([1.125]), torch.tensor([math.nan])):
+        dequantise_uniform(torch.zeros(1, 1), 1)
+    with pytest.raises(ValueError, match="noise_std"):
+        dequantise_normal(torch.zeros(1, 1), 0.0)
+    for x in (torch.tensor([[0.3]]), torch.tensor([[1.125]]), torch.tensor([[math.nan]])):
         with pytest.raises(ValueError, match="num_levels=17"):
-            dequantise(x, 17)
+            dequantise_uniform(x, 17)
     for settings in ({"limit": 0.0}, {"resolution": 0}, {"temperature": -1.0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             log_z_on_grid(lambda x: x[:, 0], **{"limit": 1.0, **settings})
