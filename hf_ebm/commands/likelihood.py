@@ -90,7 +90,7 @@ def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> t
         )
         return first, second
     first, second = (
-        load_images(options.dataset, sample_shape, split, options.image_column, options.max_images, options.seed)
+        load_images(options.dataset, sample_shape, split, options.image_column, options.max_images, options.seed)[0]
         for split in ("train", "test")
     )
     return first, second
