@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput, EnergyScoringPipeline
 from hf_ebm.scoring.rows import Rows, Span, Unreadable, prepared_batches, spans_of
@@ -45,12 +44,12 @@ def score_shards(
         ValueError: If an image is unreadable and ``on_error`` is "stop".
     """
     id_type = pa.string() if isinstance(rows.read(0, 1)[0][0], str) else pa.int64()
+    schema = pa.schema([("id", id_type), *((name, kind) for name, (_, kind) in COLUMNS.items())])
     measure = pipeline.make_measure(pipeline.needed(settings.score))
     spans = ShardSpans(folder, shards, settings.batch_size)
     batches = prepared_batches(rows, spans, pipeline.sample_shape, settings.resize, settings.num_workers)
     for shard in shards:
-        ids: list[Any] = []
-        outputs: list[EnergyScoringOutput] = []
+        tables = [schema.empty_table()]
         unreadable: list[Unreadable] = []
         start, stop = folder.span(shard)
         for batch in batches:
@@ -59,23 +58,25 @@ def score_shards(
                 raise ValueError(f"image {first.name} {first.reason}; on_error=skip lists such images and goes on.")
             unreadable += batch.unreadable
             if batch.ids:
-                ids += batch.ids
-                outputs.append(pipeline.judge(measure(batch.x), settings.score))
+                tables.append(make_table(batch.ids, pipeline.judge(measure(batch.x), settings.score), schema))
             yield batch.stop - start
             start = batch.stop
             if batch.stop == stop:
                 break
-        folder.write_shard(shard, make_table(ids, outputs, id_type), unreadable)
+        folder.write_shard(shard, pa.concat_tables(tables).combine_chunks(), unreadable)
 
 
-def make_table(ids: list[Any], outputs: list[EnergyScoringOutput], id_type: pa.DataType) -> pa.Table:
-    """The rows of a shard; p_value and is_ood are null without a calibration."""
-    columns: dict[str, Any] = {"id": pa.array(ids, id_type)}
+def make_table(ids: list[Any], output: EnergyScoringOutput, schema: pa.Schema) -> pa.Table:
+    """The rows of a batch; p_value and is_ood are null without a calibration.
+
+    The numbers are copied: a tensor kept until the end of the shard would hold its place between the networks' large
+    ones, and the memory of the process would grow.
+    """
+    columns: dict[str, Any] = {"id": pa.array(ids, schema.field("id").type)}
     for name, (attribute, kind) in COLUMNS.items():
-        parts = [getattr(output, attribute) for output in outputs]
-        given = bool(parts) and parts[0] is not None
-        columns[name] = pa.array(torch.cat(parts).numpy(), kind) if given else pa.nulls(len(ids), kind)
-    return pa.table(columns)
+        values = getattr(output, attribute)
+        columns[name] = pa.nulls(len(ids), kind) if values is None else pa.array(values.tolist(), kind)
+    return pa.table(columns, schema)
 
 
 def rows_written(folder: ShardFolder, others: Sequence[deque[int]]) -> int:
