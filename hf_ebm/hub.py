@@ -139,7 +139,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         pipeline_tag="unconditional-image-generation",
         tags=["energy-based-model", "out-of-distribution-detection", "diffusers"],
         datasets=[dataset] if "/" in dataset else None,
-        model_name=title,
+        model_name=title if results else None,
         eval_results=results or None,
     )
     template = TEMPLATE_OF[index["_class_name"]]
