@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         )
     except UndefinedError as error:
         raise ValueError(f"model card template {template}: {error}; the folder {folder} lacks it.") from error
-    return ModelCard(text)
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", text) + "\n")  # what was left out leaves no gap
 
 
 def write_card(folder: Path, repo_id: str | None = None) -> Path:
