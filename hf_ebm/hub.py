@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         pipeline_tag="unconditional-image-generation",
         tags=["energy-based-model", "out-of-distribution-detection", "diffusers"],
         datasets=[dataset] if "/" in dataset else None,
-        model_name=title,
+        model_name=title if results else None,
         eval_results=results or None,
     )
     template = TEMPLATE_OF[index["_class_name"]]
@@ -190,7 +191,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         )
     except UndefinedError as error:
         raise ValueError(f"model card template {template}: {error}; the folder {folder} lacks it.") from error
-    return ModelCard(text)
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", text) + "\n")  # what was left out leaves no gap
 
 
 def write_card(folder: Path, repo_id: str | None = None) -> Path:

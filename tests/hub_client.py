@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 LOOP = """
-import json, os, sys
+import faulthandler, json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # nothing else may write where the answers go
 for line in sys.stdin:
     names = json.loads(line)
+    faulthandler.dump_traceback_later(120, exit=True)  # where it hangs
     try:
         exec(names.pop("code"), names)
         answer = {"result": names.get("result")}
@@ -31,7 +32,8 @@ def environment(url: str, home: Path, token: str | None) -> dict[str, str]:
     """Variables of a process whose Hub is `url` and whose cache is in `home`."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     hub = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return {**mine, **hub, "OMP_NUM_THREADS": "1", **({"HF_TOKEN": token} if token else {})}
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}  # a bar that cannot be written keeps tqdm's lock
+    return {**mine, **hub, **quiet, "OMP_NUM_THREADS": "1", **({"HF_TOKEN": token} if token else {})}
 
 
 class ClientError(Exception):

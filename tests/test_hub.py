@@ -1,13 +1,23 @@
 """Model cards: what a run folder knows, in the Hub's own form, and nothing that is not known."""
 
 import json
+import re
 
+import hub_server
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from hf_ebm.card_tables import sample_table
-from hf_ebm.hub import evaluation_results, write_card
+from hf_ebm.hub import (
+    GENERATED,
+    TEMPLATE_OF,
+    TEMPLATES,
+    evaluation_results,
+    public_settings,
+    render_card,
+    write_card,
+)
 
 SUMMARY = {
     "steps": 10,
@@ -134,3 +144,75 @@ def test_a_local_folders_path_is_not_shown(tmp_path):
     record = evaluation()
     record["protocol"]["reference"]["dataset"] = str(tmp_path)
     assert str(tmp_path.parent) not in sample_table(record) and tmp_path.name in sample_table(record)
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATE_OF.values()))
+@pytest.mark.parametrize("known", [True, False])
+def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
+    """With all that a run leaves, and of a folder that holds a pipeline and nothing else."""
+    (name,) = [name for name, file in TEMPLATE_OF.items() if file == template]
+    if known:
+        run_folder(tmp_path, METRICS)
+        settings = yaml.safe_load((tmp_path / "settings.yaml").read_text())
+        chain = {
+            "x_noise_std": 0.01,
+            "x_step_size": 0.1,
+            "max_grad_norm": None,
+            "push_to_hub": True,
+            "hub_model_id": "a/b",
+        }
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**settings, **chain}))
+        (tmp_path / "samples.png").touch()
+    (tmp_path / "model_index.json").write_text(json.dumps({**INDEX, "_class_name": name}))
+    card = str(render_card(tmp_path, "user/name"))
+    assert hub_server.card_errors(card) == []
+    data = ModelCard(card).data
+    assert data.license == "apache-2.0" and (data.eval_results is not None) == known
+    for text in (
+        "**low energy = likely**",
+        "unnormalised",
+        "Apache-2.0",
+        'from_pretrained("user/name"',
+        "no probability",
+    ):
+        assert text in card
+    for text in ("More information needed", "None", "unknown", "hub_model_id", "push_to_hub=", str(tmp_path)):
+        assert text not in card
+    assert ("![samples](samples.png)" in card) == (known and template != "energy_scoring.md")
+    assert ("1.0 minutes on a test" in card) == ("`batch_size` | `8`" in card) == known
+    if template == "dual_mcmc.md":
+        assert ("temperature 0.01" in card) == known
+
+
+def test_a_missing_value_is_an_error_that_names_it(tmp_path):
+    folder = run_folder(tmp_path)
+    (folder / "train_summary.json").write_text(json.dumps({key: SUMMARY[key] for key in SUMMARY if key != "hardware"}))
+    with pytest.raises(ValueError, match=r"template ddaebm\.md: .*'hardware'"):
+        write_card(folder)
+    assert not (folder / "README.md").exists()
+
+
+def test_metadata_that_the_hub_refuses_is_found():
+    """The tests' own check, which stands for the Hub's, can fail."""
+    assert hub_server.card_errors("# no metadata") and hub_server.card_errors("---\nlicense: [1\n---\n")
+    for dataset, value in ((None, 1.0), ({"name": "digits", "type": "digits"}, None)):
+        result = {"task": {"type": "t"}, "dataset": dataset, "metrics": [{"type": "m", "value": value}]}
+        data = {"license": "mit", "model-index": [{"name": "x", "results": [result]}]}
+        assert hub_server.card_errors(f"---\n{yaml.safe_dump(data)}---\n")
+
+
+def test_nothing_of_this_machine_is_told(tmp_path):
+    (tmp_path / "my-photos").mkdir()
+    settings = {"output_dir": "/home/me", "dataset": str(tmp_path / "my-photos"), "resume": "latest", "seed": 1}
+    assert public_settings(settings) == {"dataset": "my-photos", "seed": 1}
+    assert public_settings({"dataset": "user/photos"}) == {"dataset": "user/photos"}
+
+
+def test_the_guide_and_the_parts_are_no_templates(tmp_path):
+    assert {path.name for path in TEMPLATES.glob("*.md")} >= {"guide.md", *TEMPLATE_OF.values()}
+    for name in TEMPLATE_OF.values():
+        text = (TEMPLATES / name).read_text()
+        assert "{{ generated }}" in text
+        for part in re.findall(r'include "(.*?)"', text):
+            assert part.startswith("_") and (TEMPLATES / part).is_file()
+    assert GENERATED in str(render_card(run_folder(tmp_path)))

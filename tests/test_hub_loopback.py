@@ -295,6 +295,7 @@ def test_private_repositories_need_their_owners_token(hub, client, folder, repo,
     ],
 )
 def test_a_push_is_tried_again_after_what_goes_away(hub, client, folder, repo, pattern, fault):
+    (folder / "samples.png").write_bytes(repo.encode())  # a large file that the Hub does not have yet
     hub.fail(pattern, **fault)
     push(client, folder, repo)
     assert not hub.faults[0]["left"] and hub.count(pattern) > 1
