@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_ebm.commands import eval_ood, sample, score, train
+from hf_ebm.commands import demo, eval_ood, push_space, sample, score, train
 
-COMMANDS = (train, sample, score, eval_ood)
+COMMANDS = (train, sample, score, eval_ood, demo, push_space)
 
 
 def make_parser() -> argparse.ArgumentParser:
