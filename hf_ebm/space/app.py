@@ -200,7 +200,7 @@ def blend_tab(model: DemoModel, examples: list[str]) -> None:
                 upload = make_upload_field(f"{which} picture (or none)", height=220)
                 gr.Examples([[path] for path in examples], upload, label="Examples")
                 ends += [upload, gr.Number(seed, label=f"{which} seed, without a picture", precision=0)]
-    frames = gr.Slider(2, limits.MAX_FRAMES, 8, step=1, label="Frames")
+    frames = gr.Slider(2, limits.MAX_FRAMES, 6, step=1, label="Frames")
     button = gr.Button("Blend", variant="primary")
     figure = make_figure("From one to the other, and their energy")
 

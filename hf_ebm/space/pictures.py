@@ -113,7 +113,7 @@ def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.
     margin = 0.03 * (right - left)
     label = "energy (low = likely)" if score_name == "energy" else f"{score_name} score (low = ordinary)"
     axis.set(xlim=(left - margin, right + margin), ylim=(0, 1.45 * top), xlabel=label, ylabel="pictures")
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="upper left")
     return to_pil(figure)
 
 

@@ -75,7 +75,8 @@ def push_space(
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "space")
         write_space(model, folder)
-        url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        visibility = private or None  # an organisation's own default, unless private was asked for
+        url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=visibility, exist_ok=True)
         api.upload_folder(
             folder_path=folder, repo_id=space, repo_type="space", commit_message=f"The demo of {model} with hf-ebm"
         )
