@@ -1,4 +1,4 @@
-"""The demo in a real browser, at a desktop's and a phone's width: ``hf-ebm demo``, and a Space as it is pushed."""
+"""A Space as it is pushed, in a real browser, at a desktop's and a phone's width."""
 
 import contextlib
 import http.client
@@ -11,8 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
@@ -41,7 +39,7 @@ def free_port():
 
 
 @contextlib.contextmanager
-def running(command, folder, port, **environment):
+def running(command, folder, **environment):
     """A server started in `folder`; in the end it is stopped, and must have left nothing behind."""
     temporary, work = folder / "tmp", folder / "work"
     temporary.mkdir(parents=True)
@@ -122,9 +120,13 @@ class Visit:
         assert self.elsewhere == []
         self.page.close()
 
+    def take_example(self, index):
+        self.shown(".gallery-item").nth(index).click()
+        self.shown(".small-picture img").first.wait_for()
+
 
 def check_uploads(visit, files):
-    """A picture like the training data, an odd one, a broken file, and one that is too large."""
+    """A picture like the calibration's, an odd one, a broken file."""
     visit.open_tab("Check")
     for name, verdict in (("ordinary", "Ordinary: like"), ("odd", "Odd: unlike")):
         visit.shown("input[type=file]").set_input_files(files[name])
@@ -138,65 +140,42 @@ def check_uploads(visit, files):
     visit.page.get_by_text("cannot be read").first.wait_for()
 
 
-def test_the_demo_in_a_browser(tiny_pipeline, tiny_dual_mcmc_pipeline, tmp_path):
-    chromium = find_chromium()
-    ordinary = (
-        0.3 * load_digits("test")[0]
-    )  # to these random weights, pale pictures are likely and glaring ones are not
-    scorer = EnergyScoringPipeline(tiny_pipeline.energy_model, tiny_pipeline.scheduler)
+def write_pictures(pipeline, folder):
+    """Files of an ordinary, an odd and a broken picture, and a calibration on what the model finds likely, in `folder`."""
+    digits = load_digits("test")[0]
+    scorer = EnergyScoringPipeline(**pipeline.components)
     scorer.set_progress_bar_config(disable=True)
-    tiny_pipeline.save_pretrained(tmp_path / "ddaebm")
-    scorer.calibrate(ordinary[:40]).save(tmp_path / "ddaebm")
-    tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "dual")
-
-    middle = ordinary[scorer(ordinary).energies.argsort()[len(ordinary) // 2]]
-    glaring = 255 * np.random.default_rng(0).integers(0, 2, (8, 8), dtype=np.uint8)
-    pictures = {"ordinary": tiny_pipeline.post_process(middle[None], "pil")[0], "odd": PIL.Image.fromarray(glaring)}
-    assert scorer(list(pictures.values())).is_ood.tolist() == [False, True]
-    files = {name: str(tmp_path / f"{name}.png") for name in ("ordinary", "odd", "broken")}
-    for name, picture in pictures.items():
-        picture.save(files[name])
+    ordered = digits[scorer(digits).energies.argsort()]
+    scorer.calibrate(ordered[:40]).save(folder)
+    files = {name: str(folder / f"{name}.png") for name in ("ordinary", "odd", "broken")}
+    for name, x in (("ordinary", ordered[20]), ("odd", ordered[-1])):
+        pipeline.post_process(x[None], "pil")[0].save(files[name])
     Path(files["broken"]).write_bytes(Path(files["ordinary"]).read_bytes()[:60])
+    return files
 
-    demo_port, space_port = free_port(), free_port()
-    demo = [sys.executable, "-m", "hf_ebm.cli", "demo", "--model", str(tmp_path / "ddaebm"), "--port", str(demo_port)]
+
+def test_the_space_in_a_browser(tiny_dual_mcmc_pipeline, tmp_path):
+    chromium = find_chromium()
+    tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "model")
+    files = write_pictures(tiny_dual_mcmc_pipeline, tmp_path / "model")
     write_space("user/model", tmp_path / "space")
-    space = [sys.executable, str(tmp_path / "space" / "app.py")]
-    space_environment = {
-        "HF_EBM_MODEL": str(tmp_path / "dual"),
-        "GRADIO_SERVER_PORT": str(space_port),
-        "PYTHONPATH": "",
-    }
-    with (
-        running(demo, tmp_path / "a", demo_port) as demo_process,
-        running(space, tmp_path / "b", space_port, **space_environment) as space_process,
-        sync_playwright() as playwright,
-    ):
+    command = [sys.executable, str(tmp_path / "space" / "app.py")]
+    port = free_port()
+    environment = {"HF_EBM_MODEL": str(tmp_path / "model"), "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": ""}
+    with running(command, tmp_path / "run", **environment) as process, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        wait_for(demo_port, demo_process, tmp_path / "a" / "log.txt")
-        wait_for(space_port, space_process, tmp_path / "b" / "log.txt")
+        wait_for(port, process, tmp_path / "run" / "log.txt")
         for width in (1280, 390):
-            visit = Visit(browser, demo_port, width)
+            visit = Visit(browser, port, width)
             visit.click_for_figure("Draw")
             expect(visit.shown(".samples button img")).to_have_count(8)
             check_uploads(visit, files)
-            visit.close()
-
-            visit = Visit(browser, space_port, width)
-            visit.click_for_figure("Draw others")
-            visit.open_tab("Check")
-            visit.shown(".gallery-item").first.click()
-            visit.shown(".small-picture img").first.wait_for()
-            visit.click_for_figure("Check this picture")
-            expect(visit.shown(".prose h3")).to_contain_text("not calibrated")
             visit.open_tab("Rebuild")
-            visit.shown(".gallery-item").first.click()
-            visit.shown(".small-picture img").first.wait_for()
+            visit.take_example(0)
             visit.click_for_figure("Rebuild")
             visit.open_tab("Blend")
             visit.click_for_figure("Blend")
             visit.close()
         browser.close()
-
         for path in ("/gradio_api/upload", "/gradio_api/queue/join"):
-            assert announce(demo_port, path, MAX_UPLOAD_BYTES + 2**17) == 413
+            assert announce(port, path, MAX_UPLOAD_BYTES + 2**17) == 413

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_ebm import EnergyScoringPipeline
+from hf_ebm.cli import main
 from hf_ebm.data import load_digits
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.scoring.energy import compute_energies
@@ -312,3 +313,25 @@ def test_bodies_are_bounded_announced_or_not(announced, parts, status):
         return sent[0]["status"]
 
     assert asyncio.run(call()) == status
+
+
+@pytest.mark.parametrize(
+    ("name", "tabs"), [("ddaebm", ["Draw", "Check"]), ("dual", ["Draw", "Check", "Rebuild", "Blend"])]
+)
+def test_the_page_has_the_tabs_that_the_model_allows(name, tabs, tmp_path, request):
+    from hf_ebm.space.app import build_page
+
+    page = build_page(request.getfixturevalue(name), tmp_path)
+    config = page.get_config_file()
+    assert [one["props"]["label"] for one in config["components"] if one["type"] == "tabitem"] == tabs
+    heavy = [one for one in page.fns.values() if one.queue]
+    assert {(one.concurrency_id, one.concurrency_limit) for one in heavy} == {("model", 1)}
+    assert len(heavy) == len(tabs) + 1  # "Draw others", too
+
+
+def test_hf_ebm_demo_serves_this_machine_alone_unless_told(monkeypatch):
+    calls = []
+    monkeypatch.setattr("hf_ebm.space.server.serve", lambda *values: calls.append(values))
+    main(["demo", "--model", "a"])
+    main(["demo", "--model", "a", "--host", "0.0.0.0", "--port", "80", "--share"])
+    assert calls == [("a", "127.0.0.1", 7860, False), ("a", "0.0.0.0", 80, True)]
