@@ -54,7 +54,7 @@ def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*values)
         except ValueError as error:
-            raise gr.Error(str(error), title="That did not work", print_exception=False) from error
+            raise gr.Error(str(error), duration=None, print_exception=False) from error  # stays until it is closed
 
     return call
 
@@ -217,7 +217,7 @@ def build_page(model: DemoModel, folder: Path) -> gr.Blocks:
     ).images.cpu()
     references = verdict.references(model, own_samples)
     examples = write_examples(model, own_samples, folder)
-    with gr.Blocks(title=f"hf-ebm: {model.name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title=f"hf-ebm: {model.name}", analytics_enabled=False, delete_cache=(600, 3000)) as page:
         gr.Markdown(WHAT.format(name=model.name))
         with gr.Tab("Draw"):
             draw_tab(model, references["energy"])

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from string import Template
 
-from huggingface_hub import HfApi
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 
 import hf_ebm
 
@@ -61,7 +61,8 @@ def push_space(
 
     Raises:
         ValueError: If an id cannot be one, or is a folder here.
-        huggingface_hub.errors.RepositoryNotFoundError: If the model is not on the Hub, or not for this token.
+        OSError: If the model is not on the Hub, or not for this token, or the Hub cannot be reached; a commit is whole
+            or not there, so the same call can be tried again.
     """
     if Path(model).is_dir():
         raise ValueError(
@@ -71,13 +72,17 @@ def push_space(
     check_repo_id("--model", model)
     check_repo_id("--space", space)
     api = HfApi(endpoint=endpoint, token=token)
-    api.model_info(model, revision="main")
-    with tempfile.TemporaryDirectory() as work:
-        folder = Path(work, "space")
-        write_space(model, folder)
-        visibility = private or None  # an organisation's own default, unless private was asked for
-        url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=visibility, exist_ok=True)
-        api.upload_folder(
-            folder_path=folder, repo_id=space, repo_type="space", commit_message=f"The demo of {model} with hf-ebm"
-        )
+    try:
+        api.model_info(model, revision="main")
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work, "space")
+            write_space(model, folder)
+            visibility = private or None  # an organisation's own default, unless private was asked for
+            url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=visibility, exist_ok=True)
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+            # create_commit, as upload_folder may make several commits, and a Space restarts after each
+            api.create_commit(space, operations, commit_message=f"The demo of {model} with hf-ebm", repo_type="space")
+    except httpx.TransportError as error:
+        raise OSError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error
     return str(url)

@@ -147,3 +147,8 @@ def test_nothing_is_made_for_a_model_that_is_not_there(hub, tmp_path):
         with pytest.raises(ValueError, match=named):
             push_space(model, space, token="hf_test", endpoint=endpoint)
     assert hub.seen == []
+
+
+def test_a_hub_that_cannot_be_reached_is_said_so():
+    with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
+        push_space("user/model", "user/space", token="hf_test", endpoint="http://127.0.0.1:9")

@@ -133,7 +133,7 @@ def check_uploads(visit, files):
         visit.shown(".small-picture img").first.wait_for()
         visit.click_for_figure("Check this picture")
         expect(visit.shown(".prose h3")).to_contain_text(verdict, timeout=PATIENCE * 1000)
-        visit.page.get_by_label("Remove Image").or_(visit.page.get_by_label("Clear")).first.click()
+        visit.page.get_by_label("Remove Image").click()
     visit.shown("input[type=file]").set_input_files(files["broken"])
     visit.shown(".small-picture img").first.wait_for(state="attached")
     visit.button("Check this picture").click()
@@ -141,7 +141,7 @@ def check_uploads(visit, files):
 
 
 def write_pictures(pipeline, folder):
-    """Files of an ordinary, an odd and a broken picture, and a calibration on what the model finds likely, in `folder`."""
+    """Files of an ordinary, an odd and a broken picture in `folder`, calibrated on what the model finds likely."""
     digits = load_digits("test")[0]
     scorer = EnergyScoringPipeline(**pipeline.components)
     scorer.set_progress_bar_config(disable=True)
