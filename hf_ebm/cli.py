@@ -10,9 +10,21 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from hf_ebm.commands import eval_ood, evaluate, info, likelihood, push, reconstruct, sample, score, train
+from hf_ebm.commands import (
+    demo,
+    eval_ood,
+    evaluate,
+    info,
+    likelihood,
+    push,
+    push_space,
+    reconstruct,
+    sample,
+    score,
+    train,
+)
 
-COMMANDS = (train, sample, reconstruct, score, eval_ood, evaluate, info, likelihood, push)
+COMMANDS = (train, sample, reconstruct, score, eval_ood, evaluate, info, likelihood, demo, push, push_space)
 CALLERS_MISTAKE, FAILURE = 2, 1
 NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 

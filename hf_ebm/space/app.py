@@ -1,0 +1,232 @@
+"""The page: a tab for each thing to try, in words for somebody who never heard of energy-based models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+
+from hf_ebm.space import generation, limits, pictures, reconstruction, verdict
+from hf_ebm.space.demo_models import DemoModel
+from hf_ebm.space.examples import write_examples
+from hf_ebm.space.upload_field import make_upload_field
+from hf_ebm.space.uploads import read_upload
+
+THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing fetched
+CSS = """
+.gradio-container { max-width: 1100px !important; width: 100%; margin: 0 auto; }
+.prose { overflow-wrap: anywhere; }
+.small-picture img, .samples img, .gallery img { image-rendering: pixelated; }
+.small-picture img, .samples img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
+.samples .grid-wrap { min-height: 0 !important; max-height: none !important; }
+.samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+.figure img { width: 100%; }
+"""
+WHAT = """# {name}
+
+This model has looked at many pictures and learned what is usual among them. It gives every picture a number, the
+**energy**: low for what looks usual, high for what looks odd. It can also draw new pictures of low energy.
+"""
+LIMITS = """The energy is not a probability, knows nothing but the kind of picture the model was trained on, and can be
+fooled. What you upload is used for your answer alone and deleted within an hour."""
+DENOISING = """It starts from noise and cleans it up in a few steps. The strip shows the first pictures on their way,
+the curve how their energy falls."""
+CHAIN = """A network draws a picture at once (*start*); then small steps down the energy, with a little noise, make it
+more likely (a *Langevin chain*). The strip shows the first pictures on their way, the curve how their energy falls."""
+CHECK = """Give it any picture: does it look like those the model learned from? It is cropped to a square, shrunk to
+{size} x {size} pixels and compared."""
+REBUILD = """The model describes your picture by {latents} numbers and draws it again from them: a first guess, then one
+improved step by step. What it does not know it cannot rebuild."""
+BLEND = """A walk from one picture to another, through pictures that the model finds in between. An end without a
+picture is drawn from its seed, any whole number."""
+EXAMPLES = "No file at hand? Three the model drew, one inverted, one shuffled, noise"
+
+
+def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose `ValueError` is shown in the page, in its own words."""
+
+    @functools.wraps(function)
+    def call(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except ValueError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error  # stays until it is closed
+
+    return call
+
+
+def on_click(button: gr.Button, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Run `function` at a click; all such calls share one queue, in which one runs at a time."""
+    return button.click(
+        plainly(function), inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private"
+    )
+
+
+def make_figure(label: str) -> gr.Image:
+    """Where a figure appears, under its heading."""
+    gr.Markdown(f"#### {label}")
+    return gr.Image(
+        label=label,
+        show_label=False,
+        format="png",
+        interactive=False,
+        buttons=[],
+        elem_classes="figure",
+        alt_text=label,
+    )
+
+
+def make_chain_steps(value: int) -> gr.Slider:
+    """The slider for the steps of a chain."""
+    return gr.Slider(0, limits.MAX_CHAIN_STEPS, min(value, limits.MAX_CHAIN_STEPS), step=1, label="Steps")
+
+
+def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
+    """Generation with its filmstrip and energy curve."""
+    gr.Markdown(CHAIN if model.is_dual_mcmc else DENOISING)
+    samplers = list(generation.samplers_of(model))
+    low, default, high = generation.step_limits(model, samplers[0])
+    with gr.Row():
+        with gr.Column(scale=2):
+            number = gr.Slider(1, limits.MAX_IMAGES, 8, step=1, label="Pictures")
+            sampler = gr.Dropdown(samplers, value=samplers[0], label="Sampler", info="how the steps are taken")
+            smallest = 0 if model.is_dual_mcmc else 1
+            steps = gr.Slider(smallest, high, default, step=1, label="Steps", interactive=low < high)
+            seed = gr.Number(0, label="Seed", info="the same seed draws the same pictures", precision=0)
+            button = gr.Button("Draw", variant="primary")
+            others = gr.Button("Draw others")
+        with gr.Column(scale=3):
+            gr.Markdown("#### New pictures")
+            images = gr.Gallery(
+                label="New pictures", show_label=False, columns=4, format="png", elem_classes="samples", height="auto"
+            )
+            figure = make_figure("On their way, and their energy")
+            summary = gr.Markdown()
+
+    def draw(number: Any, sampler: Any, steps: Any, seed: Any) -> tuple[Any, Any, str]:
+        drawn = generation.draw(model, number, sampler, steps, seed)
+        first, last = (float(drawn.energies[point].mean()) for point in (0, -1))
+        text = f"Mean energy: {first:.4g} at the beginning of the curve, **{last:.4g}** at its end."
+        if ordinary.threshold is not None:
+            text += f" Held-out ordinary pictures: {float(ordinary.scores.mean()):.4g}."
+        if drawn.acceptance_rate is not None:
+            text += f" Proposed steps that were taken: {drawn.acceptance_rate:.0%}."
+        return model.pipeline.post_process(drawn.images, "pil"), pictures.filmstrip(drawn, ordinary), text
+
+    def fit_steps(sampler: Any) -> Any:
+        low, default, high = generation.step_limits(model, sampler)
+        return gr.update(value=default, interactive=low < high)
+
+    inputs, outputs = [number, sampler, steps, seed], [images, figure, summary]
+    sampler.change(plainly(fit_steps), sampler, steps, api_visibility="private", queue=False)
+    on_click(button, draw, inputs, outputs)
+    next_seed = others.click(
+        lambda seed: (int(seed or 0) + 1) % limits.MAX_SEED, seed, seed, api_visibility="private", queue=False
+    )
+    next_seed.then(
+        plainly(draw), inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private"
+    )
+
+
+def check_tab(model: DemoModel, references: dict[str, verdict.Reference], examples: list[str]) -> None:
+    """Is a picture like those the model learned from?"""
+    gr.Markdown(CHECK.format(size=model.sample_shape[-1]))
+    scores = [(verdict.SCORE_NAMES[name], name) for name in verdict.available_scores(model)]
+    with gr.Row():
+        with gr.Column(scale=2):
+            upload = make_upload_field("Your picture", height=240)
+            gr.Examples([[path] for path in examples], upload, label=EXAMPLES)
+            score = gr.Dropdown(scores, value="energy", label="Score", info="how oddness is measured")
+            button = gr.Button("Check this picture", variant="primary")
+        with gr.Column(scale=3):
+            text = gr.Markdown()
+            figure = make_figure("Its place among other pictures")
+            seen = gr.Image(
+                label="What the model sees",
+                format="png",
+                interactive=False,
+                height=160,
+                buttons=[],
+                elem_classes="small-picture",
+            )
+            note = gr.Markdown()
+
+    def check(path: str | None, score: Any) -> tuple[str, Any, Any, str]:
+        given = read_upload(path, model.sample_shape)
+        found = verdict.judge(model, given.x, score)
+        figure = pictures.score_histogram(references[score], found.score, score)
+        note = f"Before it was looked at, your picture was {given.changes}." if given.changes else ""
+        return found.text, figure, model.pipeline.post_process(given.x, "pil")[0], note
+
+    on_click(button, check, [upload, score], [text, figure, seen, note])
+
+
+def rebuild_tab(model: DemoModel, examples: list[str]) -> None:
+    """Reconstruction by the inference model, and by the z-chain after it."""
+    gr.Markdown(REBUILD.format(latents=model.pipeline.generator_model.config.latent_dim))
+    with gr.Row():
+        with gr.Column(scale=2):
+            upload = make_upload_field("Your picture", height=240)
+            gr.Examples([[path] for path in examples], upload, label=EXAMPLES)
+            steps = make_chain_steps(10)
+            seed = gr.Number(0, label="Seed", precision=0)
+            button = gr.Button("Rebuild", variant="primary")
+        with gr.Column(scale=3):
+            figure = make_figure("Rebuilt, and the error along the way")
+            note = gr.Markdown()
+
+    def rebuild(path: str | None, steps: Any, seed: Any) -> tuple[Any, str]:
+        given = read_upload(path, model.sample_shape)
+        rebuilt = reconstruction.rebuild(model, given.x, steps, seed)
+        note = "The error is the mean squared difference per pixel, where black is -1 and white 1."
+        if given.changes:
+            note += f" Before, your picture was {given.changes}."
+        return pictures.reconstruction_picture(rebuilt), note
+
+    on_click(button, rebuild, [upload, steps, seed], [figure, note])
+
+
+def blend_tab(model: DemoModel, examples: list[str]) -> None:
+    """Interpolation between two pictures or seeds."""
+    gr.Markdown(BLEND)
+    ends: list[Any] = []
+    with gr.Row():
+        for seed, which in enumerate(("First", "Second")):
+            with gr.Column():
+                upload = make_upload_field(f"{which} picture (or none)", height=220)
+                gr.Examples([[path] for path in examples], upload, label="Examples")
+                ends += [upload, gr.Number(seed, label=f"{which} seed, without a picture", precision=0)]
+    frames = gr.Slider(2, limits.MAX_FRAMES, 6, step=1, label="Frames")
+    button = gr.Button("Blend", variant="primary")
+    figure = make_figure("From one to the other, and their energy")
+
+    def blend(*values: Any) -> Any:
+        return pictures.blend_picture(*reconstruction.blend(model, *values))
+
+    on_click(button, blend, [*ends, frames], [figure])
+
+
+def build_page(model: DemoModel, folder: Path) -> gr.Blocks:
+    """The page for `model`; `folder`, existing, is where its example files go."""
+    own_samples = model.pipeline(
+        verdict.NUM_OWN_SAMPLES, generator=torch.Generator().manual_seed(0), output_type="pt"
+    ).images.cpu()
+    references = verdict.references(model, own_samples)
+    examples = write_examples(model, own_samples, folder)
+    with gr.Blocks(title=f"hf-ebm: {model.name}", analytics_enabled=False, delete_cache=(600, 3000)) as page:
+        gr.Markdown(WHAT.format(name=model.name))
+        with gr.Tab("Draw"):
+            draw_tab(model, references["energy"])
+        with gr.Tab("Check"):
+            check_tab(model, references, examples)
+        if model.can_reconstruct:
+            with gr.Tab("Rebuild"):
+                rebuild_tab(model, examples)
+            with gr.Tab("Blend"):
+                blend_tab(model, examples)
+        gr.Markdown(LIMITS)
+    return page.queue(max_size=limits.MAX_WAITING, default_concurrency_limit=1, api_open=False)

@@ -1,0 +1,69 @@
+"""The model behind the demo: a generation pipeline and the scoring pipeline on the same networks."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_ebm.commands.models import load_pipeline
+from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """A model of images of one of our methods.
+
+    Attributes:
+        name: Its Hub id or its folder's name.
+        pipeline: `DDAEBMPipeline` or `DualMCMCPipeline`, with an energy.
+        scorer: Scores by the same networks, calibrated if the repository has a ``calibration.json``.
+    """
+
+    name: str
+    pipeline: Any
+    scorer: EnergyScoringPipeline
+
+    @property
+    def is_dual_mcmc(self) -> bool:
+        """Whether it is a model of Dual-MCMC Teaching."""
+        return isinstance(self.pipeline, DualMCMCPipeline)
+
+    @property
+    def can_reconstruct(self) -> bool:
+        """Whether it has what rebuilding a given picture needs."""
+        components = (getattr(self.pipeline, name, None) for name in ("inference_model", "latent_scheduler"))
+        return self.is_dual_mcmc and None not in components
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, S, S)."""
+        return self.pipeline.sample_shape
+
+
+def load_demo_model(model: str) -> DemoModel:
+    """The model in a run folder or a Hub repository, on a GPU where there is one.
+
+    Raises:
+        ValueError: If it makes vectors, or has no energy.
+    """
+    pipeline = load_pipeline(model)
+    shape = pipeline.sample_shape
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        raise ValueError(f"--model {model} has samples of shape {shape}; the demo shows square gray or RGB images.")
+    if pipeline.energy_model is None:
+        raise ValueError(f"--model {model} has no energy model; the demo is about its energy. Push it with one.")
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    is_dual_mcmc = isinstance(pipeline, DualMCMCPipeline)
+    wanted = (
+        inspect.signature(EnergyScoringPipeline.__init__).parameters if is_dual_mcmc else ("energy_model", "scheduler")
+    )
+    shared = {name: value for name, value in pipeline.components.items() if name in wanted}
+    scorer = EnergyScoringPipeline.from_pretrained(model, load_reconstruction=is_dual_mcmc, **shared)
+    for one in (pipeline, scorer):
+        one.set_progress_bar_config(disable=True)
+    return DemoModel(Path(model).resolve().name if Path(model).is_dir() else model, pipeline, scorer)

@@ -1,0 +1,88 @@
+"""Make a Space, a page on the Hub that runs the demo of a pushed model.
+
+The Space carries the package itself beside the template: it runs the code it was made with, and installs nothing by a
+name that this project does not hold.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from string import Template
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
+
+import hf_ebm
+
+TEMPLATE = Path(__file__).parent / "template"
+SDK_VERSION = "6.31.0"  # of gradio: the version that the demo was tested with
+
+
+def check_repo_id(name: str, value: str) -> None:
+    """Raise a `ValueError` unless `value` has the form of a Hub id."""
+    try:
+        validate_repo_id(value)
+    except HFValidationError as error:
+        raise ValueError(f"{name} must be a Hub id such as user/name, got {value!r}: {error}") from error
+
+
+def write_space(model: str, folder: Path) -> None:
+    """Write all files of the Space for a model into `folder`.
+
+    Args:
+        model: Hub id of a pushed model.
+        folder: Where to; it must not exist.
+    """
+    skipped = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(TEMPLATE, folder, ignore=skipped)
+    values = {"title": f"{model.split('/')[-1]} demo", "model": model, "sdk_version": SDK_VERSION}
+    card = Template((folder / "README.md").read_text(encoding="utf-8")).substitute(values)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
+    shutil.copytree(Path(hf_ebm.__file__).parent, folder / "hf_ebm", ignore=skipped)  # links become files
+
+
+def push_space(
+    model: str, space: str, private: bool = False, token: str | None = None, endpoint: str | None = None
+) -> str:
+    """Make or renew a Space for a pushed model, in one commit.
+
+    Args:
+        model: Hub id of the model, which must be there already.
+        space: Hub id of the Space.
+        private: Whether a new Space is seen by its owner alone.
+        token: A Hub token that may write; None = the one that is kept by ``hf auth login``.
+        endpoint: Of another Hub; None = ``HF_ENDPOINT``.
+
+    Returns:
+        The Space's URL.
+
+    Raises:
+        ValueError: If an id cannot be one, or is a folder here.
+        OSError: If the model is not on the Hub, or not for this token, or the Hub cannot be reached; a commit is whole
+            or not there, so the same call can be tried again.
+    """
+    if Path(model).is_dir():
+        raise ValueError(
+            f"--model must be the Hub id of a pushed model, and {model} is a folder here, which a Space cannot see; "
+            "push it first with push_to_hub."
+        )
+    check_repo_id("--model", model)
+    check_repo_id("--space", space)
+    api = HfApi(endpoint=endpoint, token=token)
+    try:
+        api.model_info(model, revision="main")
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work, "space")
+            write_space(model, folder)
+            visibility = private or None  # an organisation's own default, unless private was asked for
+            url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=visibility, exist_ok=True)
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+            # create_commit, as upload_folder may make several commits, and a Space restarts after each
+            api.create_commit(space, operations, commit_message=f"The demo of {model} with hf-ebm", repo_type="space")
+    except httpx.TransportError as error:
+        raise OSError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error
+    return str(url)
