@@ -299,7 +299,8 @@ def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings,
     folder.start(json.loads((tmp_path / "out/manifest.json").read_text()))
     list(score_shards(EnergyScoringPipeline.from_pretrained(model), load_rows_of(one), folder, [0, 3], one))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "-m", "hf_ebm.scoring.run"]
+    command += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    command += ["-m", "hf_ebm.scoring.run"]
     command += ["--model", model, "--dataset", "digits", "--split", "test", "--output", str(tmp_path / "two")]
     command += ["--batch-size", "16", "--shard-size", "50", "--num-workers", "0"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -79,6 +79,7 @@ class Script:
         if processes > 1:
             command += ["-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
             command += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", str(processes)]
+            command += ["--main_process_port", "0"]  # the next free one: tests run beside each other
         command += [str(script or ROOT / "training" / f"train_{self.name}.py"), *arguments]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
