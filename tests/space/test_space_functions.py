@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 
 import numpy as np
 import PIL.Image
@@ -335,3 +336,15 @@ def test_hf_ebm_demo_serves_this_machine_alone_unless_told(monkeypatch):
     main(["demo", "--model", "a"])
     main(["demo", "--model", "a", "--host", "0.0.0.0", "--port", "80", "--share"])
     assert calls == [("a", "127.0.0.1", 7860, False), ("a", "0.0.0.0", 80, True)]
+
+
+def test_without_gradio_the_demo_says_what_to_install(monkeypatch):
+    from hf_ebm.space.server import serve
+
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "hf_ebm.space.app", raising=False)
+    monkeypatch.delattr("hf_ebm.space.app", raising=False)
+    with pytest.raises(ValueError, match=r"pip install 'hf-ebm\[demo\]'"):
+        serve("none")
