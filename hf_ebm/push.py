@@ -65,11 +65,11 @@ def push_pipeline(pipeline: Any, repo_id: str, variant: str | None = None, **opt
     Raises:
         PushError: If the Hub did not take it.
     """
-    source = Path(pipeline.name_or_path or "")
+    source = pipeline.name_or_path  # a folder, a Hub id, or None
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if (source / INDEX).is_file():
-            for path in [path for pattern in FACTS for path in source.glob(pattern)]:
+        if source and (Path(source) / INDEX).is_file():
+            for path in [path for pattern in FACTS for path in Path(source).glob(pattern)]:
                 shutil.copyfile(path, folder / path.name)
         pipeline.save_pretrained(folder, variant=variant)
         return commit_folder(folder, repo_id, again=f"pipe.push_to_hub({repo_id!r})", **options)

@@ -288,7 +288,7 @@ def test_saved_files_are_safetensors_and_module_paths_are_the_format(tiny_dual_m
         "scheduler": ["hf_ebm.schedulers.scheduling_langevin", "LangevinScheduler"],
         "latent_scheduler": ["hf_ebm.schedulers.scheduling_langevin", "LangevinScheduler"],
     }
-    weights = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".json", ".md")]
+    weights = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".json", ".md", ".py")]
     assert weights and all(path.suffix == ".safetensors" for path in weights)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 
 import numpy as np
 import PIL.Image
@@ -93,16 +94,16 @@ def broken_files(folder):
     (folder / "cut.png").write_bytes(data[: len(data) // 2])
     (folder / "text.png").write_text("no picture")
     (folder / "empty.png").write_bytes(b"")
-    (folder / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    PIL.Image.new("L", (8, 8)).save(folder / "other.png", format="tiff")  # a kind that is not on the list
     with open(folder / "long.png", "wb") as file:
         file.truncate(limits.MAX_UPLOAD_BYTES + 1)
     PIL.Image.new("1", (8000, 7000)).save(folder / "bomb.png")
-    said = {"cut": "broken", "text": "broken", "empty": "broken", "script": "broken"}
+    said = {"cut": "broken", "text": "broken", "empty": "broken", "other": "broken"}
     said |= {"long": "10 MB are allowed", "bomb": "8000 x 7000 pixels"}
     return {name: (str(folder / f"{name}.png"), words) for name, words in said.items()}
 
 
-@pytest.mark.parametrize("name", ["cut", "text", "empty", "script", "long", "bomb"])
+@pytest.mark.parametrize("name", ["cut", "text", "empty", "other", "long", "bomb"])
 def test_a_file_that_cannot_be_taken_is_named_plainly(tmp_path, name):
     path, words = broken_files(tmp_path)[name]
     with pytest.raises(ValueError, match=words) as error:
@@ -335,3 +336,15 @@ def test_hf_ebm_demo_serves_this_machine_alone_unless_told(monkeypatch):
     main(["demo", "--model", "a"])
     main(["demo", "--model", "a", "--host", "0.0.0.0", "--port", "80", "--share"])
     assert calls == [("a", "127.0.0.1", 7860, False), ("a", "0.0.0.0", 80, True)]
+
+
+def test_without_gradio_the_demo_says_what_to_install(monkeypatch):
+    from hf_ebm.space.server import serve
+
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "hf_ebm.space.app", raising=False)
+    monkeypatch.delattr("hf_ebm.space.app", raising=False)
+    with pytest.raises(ValueError, match=r"pip install 'hf-ebm\[demo\]'"):
+        serve("none")
