@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m hf_ebm.training.demo $(METHOD)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -63,9 +63,11 @@ def test_each_measure_is_taken_once_per_set_and_scores_are_the_pipelines(tiny_pi
     train, test = load_digits("train")[0][:30], load_digits("test")[0][:12]
     sets = {"in_distribution": test, "inverted": -test}
     taken = []
-    measure = EnergyScoringPipeline.measure
+    make_measure = EnergyScoringPipeline.make_measure
     monkeypatch.setattr(
-        EnergyScoringPipeline, "measure", lambda self, name, x, seed: taken.append(name) or measure(self, name, x, seed)
+        EnergyScoringPipeline,
+        "make_measure",
+        lambda self, names, seed: taken.extend(names) or make_measure(self, names, seed),
     )
     names = ["energy", "typicality", "multiscale", "complexity"]
     found = score_sets(scorer, names, train, sets, seed=3)
