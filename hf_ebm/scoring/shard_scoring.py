@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput, EnergyScoringPipeline
@@ -35,6 +36,41 @@ class ShardSpans:
             yield from spans_of(*self.folder.span(shard), self.batch_size)
 
 
+class ScoredRows:
+    """The scored rows of one shard, in places that are made at once.
+
+    Something small kept from each batch would lie between the networks' large tensors, hold the heap in pieces, and
+    make the memory of the process grow with the rows.
+    """
+
+    def __init__(self, size: int, schema: pa.Schema) -> None:
+        self.schema, self.number = schema, 0
+        self.ids: list[Any] = [None] * size
+        self.values = {name: np.zeros(size, schema.field(name).type.to_pandas_dtype()) for name in COLUMNS}
+        self.absent: set[str] = set()
+
+    def add(self, ids: list[Any], output: EnergyScoringOutput) -> None:
+        """The rows of a batch; p_value and is_ood are absent without a calibration."""
+        places = slice(self.number, self.number + len(ids))
+        self.ids[places] = ids
+        for name, (attribute, _) in COLUMNS.items():
+            values = getattr(output, attribute)
+            if values is None:
+                self.absent.add(name)
+            else:
+                self.values[name][places] = values.numpy()
+        self.number += len(ids)
+
+    def table(self) -> pa.Table:
+        """All rows; what is absent is null."""
+        columns = {"id": pa.array(self.ids[: self.number], self.schema.field("id").type)}
+        for name, values in self.values.items():
+            kind = self.schema.field(name).type
+            absent = name in self.absent
+            columns[name] = pa.nulls(self.number, kind) if absent else pa.array(values[: self.number], kind)
+        return pa.table(columns, self.schema)
+
+
 def score_shards(
     pipeline: EnergyScoringPipeline, rows: Rows, folder: ShardFolder, shards: Sequence[int], settings: ScoringSettings
 ) -> Iterator[int]:
@@ -49,7 +85,7 @@ def score_shards(
     spans = ShardSpans(folder, shards, settings.batch_size)
     batches = prepared_batches(rows, spans, pipeline.sample_shape, settings.resize, settings.num_workers)
     for shard in shards:
-        tables = [schema.empty_table()]
+        scored = ScoredRows(folder.size(shard), schema)
         unreadable: list[Unreadable] = []
         start, stop = folder.span(shard)
         for batch in batches:
@@ -58,25 +94,12 @@ def score_shards(
                 raise ValueError(f"image {first.name} {first.reason}; on_error=skip lists such images and goes on.")
             unreadable += batch.unreadable
             if batch.ids:
-                tables.append(make_table(batch.ids, pipeline.judge(measure(batch.x), settings.score), schema))
+                scored.add(batch.ids, pipeline.judge(measure(batch.x), settings.score))
             yield batch.stop - start
             start = batch.stop
             if batch.stop == stop:
                 break
-        folder.write_shard(shard, pa.concat_tables(tables).combine_chunks(), unreadable)
-
-
-def make_table(ids: list[Any], output: EnergyScoringOutput, schema: pa.Schema) -> pa.Table:
-    """The rows of a batch; p_value and is_ood are null without a calibration.
-
-    The numbers are copied: a tensor kept until the end of the shard would hold its place between the networks' large
-    ones, and the memory of the process would grow.
-    """
-    columns: dict[str, Any] = {"id": pa.array(ids, schema.field("id").type)}
-    for name, (attribute, kind) in COLUMNS.items():
-        values = getattr(output, attribute)
-        columns[name] = pa.nulls(len(ids), kind) if values is None else pa.array(values.tolist(), kind)
-    return pa.table(columns, schema)
+        folder.write_shard(shard, scored.table(), unreadable)
 
 
 def rows_written(folder: ShardFolder, others: Sequence[deque[int]]) -> int:

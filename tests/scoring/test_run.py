@@ -184,7 +184,7 @@ def test_a_shard_that_somebody_cut_is_found(settings, tmp_path, monkeypatch):
         run(settings())
     path.unlink()
     with monkeypatch.context() as patch:  # while a shard is missing there is no summary, even if there was one
-        patch.setattr(shard_scoring, "make_table", stop)
+        patch.setattr(shard_scoring, "ScoredRows", stop)
         with pytest.raises(OSError, match="stopped"):
             run(settings())
     assert not (tmp_path / "out/summary.json").exists()
