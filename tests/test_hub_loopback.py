@@ -374,6 +374,45 @@ def test_a_pull_that_fails_leaves_what_was_there(hub, client, folder, repo, tmp_
     assert pull(client, repo, cache_dir=cache, local_files_only=True) == energies(tiny_pipeline)
 
 
+def test_a_damaged_file_is_not_kept_when_another_fails(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    cache = tmp_path / "c"
+    hub.fail("GET .*energy_model/model.safetensors", "corrupt")
+    hub.fail("GET .*generator_model/diffusion_pytorch_model.safetensors", "status", status=403)
+    with pytest.raises(ClientError, match="OSError: .*could not be had"):
+        pull(client, repo, cache_dir=cache)
+    assert not cached(cache) and not list(cache.rglob("refs/main"))
+    assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
+    hub.fail("GET .*energy_model/model.safetensors", "corrupt")
+    with pytest.raises(ClientError, match="OSError: .*came damaged"):  # fetched again, over what was there
+        pull(client, repo, cache_dir=cache, force_download=True)
+    assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
+
+
+def test_a_damaged_index_is_noticed(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    files = hub.repositories[repo].files()
+    files["model_index.json"] = json.dumps(json.loads(files["model_index.json"])).encode() + b"!"
+    hub.fail("GET .*/resolve/.*/model_index.json", "corrupt")  # "!" becomes " ": whole JSON, but not what was pushed
+    with pytest.raises(ClientError, match=r"OSError: .*model_index.json came damaged"):
+        pull(client, repo, cache_dir=tmp_path / "c")
+    assert not cached(tmp_path / "c")
+
+
+def test_code_that_is_trusted_is_fetched(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    repository = hub.repositories[repo]
+    commit = repository.commits[repository.branches["main"]]
+    index = json.loads(commit.files["model_index.json"])
+    index["energy_model"] = ["my_energy", "UNetEnergyModel"]
+    code = b"from hf_ebm.models.unet_energy import UNetEnergyModel\n"
+    files = {**commit.files, "model_index.json": json.dumps(index).encode(), "energy_model/my_energy.py": code}
+    repository.commit("main", type(commit)("own code", files, commit.large))
+    with pytest.raises(ClientError, match="pass trust_remote_code=True"):
+        pull(client, repo, cache_dir=tmp_path / "c")
+    assert pull(client, repo, cache_dir=tmp_path / "c", trust_remote_code=True) == energies(tiny_pipeline)
+
+
 # what cannot be
 
 
