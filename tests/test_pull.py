@@ -126,7 +126,7 @@ def test_types_of_config_values():
 
 def test_a_component_that_is_a_pipeline_or_is_not_there(folder):
     (folder / "energy_model" / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="'energy_model' holds a model_index.json"):
+    with pytest.raises(ValueError, match=r"'energy_model' holds a model_index\.json"):
         DDAEBMPipeline.from_pretrained(folder)
     (folder / "energy_model" / "model_index.json").unlink()
     for name, config in (("scheduler", "scheduler_config.json"), ("energy_model", "config.json")):
