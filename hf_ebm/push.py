@@ -172,7 +172,7 @@ def public_json(path: Path) -> str | bytes:
 
 
 def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> list[str]:
-    """What earlier pushes left in a repository and the new `files` do not have, so that it would speak of other weights.
+    """What earlier pushes left in a repository and the new `files` do not have: it would speak of other weights.
 
     Args:
         folder: The pipeline folder that is pushed.

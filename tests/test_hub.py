@@ -137,6 +137,15 @@ def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, pipeline):
     assert "(histograms.png)" in card.text and "(roc.png)" not in card.text
 
 
+@pytest.mark.parametrize("pipeline", ["DDAEBMPipeline", "DualMCMCPipeline"])
+def test_results_have_no_empty_heading(tmp_path, pipeline):
+    folder = run_folder(tmp_path, {"modes": 25, "high_quality": 0.9})  # of vectors: the card shows none of them
+    (folder / "model_index.json").write_text(json.dumps({**INDEX, "_class_name": pipeline}))
+    assert "## Results" not in str(render_card(folder))
+    (folder / "metrics.json").write_text(json.dumps({"auroc": {"noise": 0.5}}))
+    assert "## Results" in str(render_card(folder))
+
+
 def test_only_the_standard_inception_gives_an_fid():
     (result, *_) = evaluation_results({}, "digits", evaluation(standard=True), {})
     assert result.metric_name == "FID"

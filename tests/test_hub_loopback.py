@@ -427,12 +427,12 @@ def test_a_damaged_file_is_not_kept_when_another_fails(hub, client, folder, repo
     cache = tmp_path / "c"
     hub.fail("GET .*energy_model/model.safetensors", "corrupt")
     hub.fail("GET .*generator_model/diffusion_pytorch_model.safetensors", "status", status=403)
-    with pytest.raises(ClientError, match="OSError: .*could not be had"):
+    with pytest.raises(ClientError, match=r"OSError: .*could not be had"):
         pull(client, repo, cache_dir=cache)
     assert not cached(cache) and not list(cache.rglob("refs/main"))
     assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
     hub.fail("GET .*energy_model/model.safetensors", "corrupt")
-    with pytest.raises(ClientError, match="OSError: .*came damaged"):  # fetched again, over what was there
+    with pytest.raises(ClientError, match=r"OSError: .*came damaged"):  # fetched again, over what was there
         pull(client, repo, cache_dir=cache, force_download=True)
     assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
 
@@ -579,6 +579,8 @@ def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_p
     assert len(hub.repositories[repo].history["main"]) == 1  # nothing of it, but the run is whole
     messages = [hub.repositories[repo].commits[sha].message for sha in hub.repositories[repo].history["checkpoints"]]
     assert messages[1:] == ["Checkpoint at step 1", "Checkpoint at step 2"]
+    client(train, settings=[*settings, "resume=latest"])  # a finished run is pushed, too
+    assert len(hub.repositories[repo].history["main"]) == 2
     arguments = ["push", "--model", str(tmp_path / "run"), "--repo-id", repo]
     client("from hf_ebm.cli import main; main(arguments)", arguments=arguments)
     files = hub.repositories[repo].files()
