@@ -26,6 +26,7 @@ TEMPLATE_OF = {  # a pipeline's class -> the template of its card
     "EnergyScoringPipeline": "energy_scoring.md",
 }
 GENERATED = "<!-- Written by hf-ebm, which will write it anew. Delete this line to keep what you change. -->"
+MAX_FILE_NAME = 255  # of most file systems: what is longer is a text
 PRIVATE_SETTINGS = (
     "output_dir",
     "overwrite_output_dir",
@@ -126,11 +127,27 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what concerns this machine alone; of a data set in a folder only the folder's name."""
-    public = {name: value for name, value in settings.items() if name not in PRIVATE_SETTINGS}
-    if "dataset" in public and Path(public["dataset"]).exists():
-        public["dataset"] = Path(public["dataset"]).resolve().name
-    return public
+    """Settings without what concerns this machine alone; of a folder or file only its name."""
+    return public_values({name: value for name, value in settings.items() if name not in PRIVATE_SETTINGS})
+
+
+def public_values(value: Any) -> Any:
+    """JSON or YAML values with `public_name` of all paths in them, keys too; keys that become equal are numbered."""
+    if isinstance(value, dict):
+        public: dict[Any, Any] = {}
+        for key, part in value.items():
+            name = first = public_values(key)
+            number = 1
+            while name in public:
+                number += 1
+                name = f"{first} ({number})"
+            public[name] = public_values(part)
+        return public
+    if isinstance(value, list | tuple):
+        return type(value)(public_values(part) for part in value)
+    if not isinstance(value, str) or "/" not in value or max(map(len, value.split("/"))) > MAX_FILE_NAME:
+        return value
+    return public_name(value)
 
 
 def knows_its_run(folder: Path) -> bool:
@@ -149,7 +166,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         repo_id: Where it will be on the Hub; None = the code in the card loads the folder it is in.
 
     Raises:
-        ValueError: If the template needs a value that is missing; it names both.
+        ValueError: If the template needs a value that is missing; it names both. If there is no template of the class.
     """
     metrics, settings = read_json(folder / "metrics.json"), public_settings(read_settings(folder))
     evaluation, ood = read_json(folder / "evaluate.json"), read_json(folder / "ood.json")
@@ -172,7 +189,12 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         model_name=title if results else None,
         eval_results=results or None,
     )
-    template = TEMPLATE_OF[index["_class_name"]]
+    class_name = index.get("_class_name")
+    if class_name not in TEMPLATE_OF:
+        raise ValueError(
+            f"{folder} holds a {class_name}; there are cards of {', '.join(TEMPLATE_OF)} only. Save it as one of them."
+        )
+    template = TEMPLATE_OF[class_name]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=Missing)
     try:
         text = environment.get_template(template).render(

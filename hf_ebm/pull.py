@@ -6,22 +6,26 @@ run code here. A pull that fails leaves the cache's revision where it was.
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from diffusers import ModelMixin, SchedulerMixin
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from hf_ebm.hub_cache import cache_folder, file_ids, new_files, ref_file, remove_files, restore_ref, verify_checksums
 
 INDEX = "model_index.json"
 NAME = re.compile(r"[A-Za-z_]\w*")  # of a component, which is a folder's name
 LIBRARIES = re.compile(r"diffusers|transformers|hf_ebm\.(models|schedulers)\.\w+")
 WEIGHT_STEMS = ("model", "diffusion_pytorch_model")  # of transformers and diffusers
+CONFIGS = ("config.json", "scheduler_config.json")  # of networks and schedulers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
@@ -76,6 +80,26 @@ def wanted_components(index: dict[str, Any], names: Collection[str] | None, give
     ]
 
 
+def check_classes(index: dict[str, Any], components: Collection[str]) -> None:
+    """Each of `components` of a checked `index` is a network or a scheduler: other classes read files we do not check.
+
+    Those of libraries that the user trusts are not looked at.
+
+    Raises:
+        ValueError: It names the component.
+    """
+    for name in components:
+        library, class_name = index[name]
+        if not LIBRARIES.fullmatch(library):
+            continue
+        try:
+            found = getattr(importlib.import_module(library), class_name, None)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: transformers' own for a module it cannot import
+            raise ValueError(f"component {name!r}: {library}.{class_name} cannot be imported here: {error}") from error
+        if not (isinstance(found, type) and issubclass(found, ModelMixin | SchedulerMixin | PreTrainedModel)):
+            raise ValueError(f"component {name!r} is a {class_name} of {library!r}, which is no network or scheduler.")
+
+
 def weight_patterns(name: str, variant: str | None) -> list[str]:
     """Glob patterns of a component's safetensors: of the variant, or with None the plain ones alone."""
     infix = "" if variant is None else f".{variant}"
@@ -93,11 +117,17 @@ def is_network(folder: Path) -> bool:
 
 
 def check_weights(folder: Path, components: Collection[str], variant: str | None) -> None:
-    """Every network among `components` has whole safetensors in `folder`; only their headers are read.
+    """Every component has its config in `folder`, and every network whole safetensors; only their headers are read.
 
     Raises:
-        ValueError: If one has none (of the variant or without one), or a file is damaged.
+        ValueError: If one has none (of the variant or without one), a file is damaged, or a component is not there or
+            a pipeline itself, whose files would not be checked.
     """
+    for name in components:
+        if not any((folder / name / config).is_file() for config in CONFIGS):
+            raise ValueError(f"{folder} lacks {name!r}, which its index names: there is no {' or '.join(CONFIGS)}.")
+        if (folder / name / INDEX).exists():
+            raise ValueError(f"{folder}: component {name!r} holds a {INDEX}; a component must be no pipeline itself.")
     networks = [name for name in components if is_network(folder / name)]
     if variant is not None and networks and not any(find_weights(folder, name, variant) for name in networks):
         raise ValueError(f"{folder} has no weights of variant {variant!r}; leave variant out, or choose another.")
@@ -110,6 +140,13 @@ def check_weights(folder: Path, components: Collection[str], variant: str | None
             )
         for path in found:
             check_safetensors(path)
+
+
+def code_patterns(index: dict[str, Any], components: Collection[str]) -> list[str]:
+    """The Python files that a trusted `index` names: of `components`, and of the pipeline."""
+    pipeline = index["_class_name"]
+    root = [f"{pipeline[0]}.py"] if isinstance(pipeline, list) else []
+    return [*root, *(f"{name}/{index[name][0]}.py" for name in components)]
 
 
 def check_safetensors(path: Path) -> None:
@@ -146,8 +183,9 @@ def download_pipeline(
         options: `HUB_OPTIONS` of huggingface_hub.
 
     Raises:
-        OSError: If the repository, the revision or the network is not there, or a file came damaged.
-        ValueError: If the index cannot be used.
+        OSError: If the repository, the revision or the network is not there, or a file came damaged; what was fetched
+            is removed.
+        ValueError: If the revision cannot be one, or the index cannot be used.
     """
     if variant is not None and not re.fullmatch(r"[\w-]+", variant):
         raise ValueError(f"variant must be a word such as 'fp16', got {variant!r}.")
@@ -155,74 +193,37 @@ def download_pipeline(
         raise ValueError(f"subfolder must lie inside the repository, got {subfolder!r}.")
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     ref = ref_file(repo_id, options.get("revision"), options.get("cache_dir"))
-    before = ref.read_bytes() if ref.is_file() else None
+    ref_before = ref.read_bytes() if ref.is_file() else None
+    files_before = file_ids(cache_folder(repo_id, options.get("cache_dir")))
+    root: Path | None = None
     try:
         index_file = Path(hf_hub_download(repo_id, prefix + INDEX, **options))
         folder, root = index_file.parent, index_file.parents[len(Path(prefix).parts)]
         pinned = {**options, "revision": root.name}  # all files of one commit, though somebody pushes meanwhile
-        present = set() if options.get("force_download") else set(root.rglob("*"))
 
         def fetch(patterns: list[str]) -> None:
             if patterns:
                 snapshot_download(repo_id, allow_patterns=[prefix + pattern for pattern in patterns], **pinned)
 
-        components = wanted_components(read_index(index_file, trust_remote_code), names, given)
+        index = read_index(index_file, trust_remote_code)
+        components = wanted_components(index, names, given)
+        check_classes(index, components)
         weights = [pattern for name in components for pattern in weight_patterns(name, variant)]
-        fetch([*(f"{name}/*.json" for name in components), *extra_files, *weights])
+        code = code_patterns(index, components) if trust_remote_code else []
+        fetch([*(f"{name}/*.json" for name in components), *extra_files, *weights, *code])
         networks = [name for name in components if is_network(folder / name)]
         lacking = [name for name in networks if not find_weights(folder, name, variant)]
         if variant is not None and len(lacking) < len(networks):
             fetch([pattern for name in lacking for pattern in weight_patterns(name, None)])
-        if not options.get("local_files_only"):
-            new = [path for path in root.rglob("*") if path not in present and path.is_file()]
-            verify_checksums(repo_id, root, new, options.get("token"))
+        verify_checksums(repo_id, root, new_files(root, files_before), options.get("token"))
         check_weights(folder, components, variant)
     except BaseException as error:
-        if before is not None:
-            ref.write_bytes(before)
-        else:
-            ref.unlink(missing_ok=True)
+        if root is not None:
+            remove_files(new_files(root, files_before), files_before)
+        restore_ref(ref, ref_before, None if root is None else root.name)
         if isinstance(error, ValueError) and not isinstance(error, HFValidationError):
             raise  # what is there cannot be used
         if isinstance(error, Exception):  # the client's errors have no base class of their own
             raise OSError(f"{repo_id!r} is no folder here, and could not be had from the Hub: {error}") from error
         raise
     return folder
-
-
-def ref_file(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """Where the cache keeps the commit that a branch or tag pointed to when it was last fetched."""
-    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    return cache / f"models--{repo_id.replace('/', '--')}" / "refs" / (revision or constants.DEFAULT_REVISION)
-
-
-def verify_checksums(repo_id: str, root: Path, paths: Collection[Path], token: str | bool | None) -> None:
-    """Compare fetched files with the checksums that the repository lists; the client compares their sizes alone.
-
-    Args:
-        repo_id: The repository.
-        root: Folder of the commit in the cache; its name is the commit.
-        paths: Files in it.
-        token: To read the list.
-
-    Raises:
-        OSError: It names the file, which is removed from the cache.
-    """
-    if not paths:
-        return
-    local = {path.relative_to(root).as_posix(): path for path in paths}
-    for entry in HfApi(token=token).get_paths_info(repo_id, list(local), revision=root.name):
-        if not isinstance(entry, RepoFile):
-            continue
-        path = local[entry.path]
-        expected = entry.blob_id if entry.lfs is None else entry.lfs.sha256
-        checksum = hashlib.sha256()
-        if entry.lfs is None:  # small files have git's name of their content
-            checksum = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                checksum.update(block)
-        if (found := checksum.hexdigest()) != expected:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            raise OSError(f"{entry.path} came damaged (checksum {found}, not {expected}); it was removed, try again.")

@@ -6,23 +6,40 @@ Files that the repository has already are not sent again; if none has changed, t
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
-from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, read_settings, render_card
+from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, public_values, read_settings, render_card
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
 
 FACTS = ("*.json", "*.jsonl", "*.png", SETTINGS, CARD)  # at the top of a run folder
 COMPONENT_FILES = ("*.json", "*.safetensors")
+WEIGHTS = re.compile(  # a component's weight files and their lists, with their variant
+    r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors(?:\.index(?:\.(?P<listed>[\w-]+))?\.json)?"
+)
+FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does not hold for others
+    "metrics.json",
+    "evaluate.json",
+    "ood.json",
+    "calibration.json",
+    "samples.png",
+    "ood.png",
+    "roc.png",
+    "histograms.png",
+    "chains.png",
+    "reconstructions.png",
+)
 
 
 class PushError(OSError):
@@ -47,9 +64,11 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
         raise ValueError(f"{folder} holds no {INDEX}: it is no pipeline's folder, or its training has not ended.")
     check_weights(folder, wanted_components(read_index(folder / INDEX), None, ()), None)
     again = ["hf-ebm", "push", "--model", str(folder), "--repo-id", repo_id]
-    again += ["--private"] if options.get("private") else []
+    if options.get("private") is not None:
+        again += ["--private" if options["private"] else "--no-private"]
     again += ["--branch", options["revision"]] if options.get("revision") else []
     again += ["--create-pr"] if options.get("create_pr") else []
+    again += ["--message", options["commit_message"]] if options.get("commit_message") else []
     return commit_folder(folder, repo_id, again=shlex.join(again), **options)
 
 
@@ -72,7 +91,13 @@ def push_pipeline(pipeline: Any, repo_id: str, variant: str | None = None, **opt
             for path in [path for pattern in FACTS for path in Path(source).glob(pattern)]:
                 shutil.copyfile(path, folder / path.name)
         pipeline.save_pretrained(folder, variant=variant)
-        return commit_folder(folder, repo_id, again=f"pipe.push_to_hub({repo_id!r})", **options)
+        chosen = {"variant": variant, **{name: options[name] for name in options if name != "token"}}
+        arguments = [
+            repr(repo_id),
+            *(f"{name}={value!r}" for name, value in chosen.items() if value is not None and name != "create_pr"),
+        ]
+        arguments += ["create_pr=True"] if options.get("create_pr") else []
+        return commit_folder(folder, repo_id, again=f"pipe.push_to_hub({', '.join(arguments)})", **options)
 
 
 def commit_folder(
@@ -95,11 +120,15 @@ def commit_folder(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        if not knows_its_run(folder) and api.file_exists(repo_id, CARD, revision=revision):
+        there = api.list_repo_files(repo_id, revision=revision)
+        old = old_files(folder, files, there)
+        if not knows_its_run(folder) and CARD in there:
             del files[CARD]  # what is there says more than a card of a pipeline that nothing is known of
+            old = [path for path in old if path not in FACTS_ABOUT_WEIGHTS]  # and the card shows them
         return api.create_commit(
             repo_id,
-            [CommitOperationAdd(path, content) for path, content in files.items()],
+            [CommitOperationAdd(path, content) for path, content in files.items()]
+            + [CommitOperationDelete(path) for path in old],
             commit_message=commit_message or f"Upload {read_index(folder / INDEX)['_class_name']}",
             create_pr=create_pr,
             revision=revision,
@@ -107,16 +136,64 @@ def commit_folder(
 
 
 def repository_files(folder: Path, repo_id: str) -> dict[str, str | bytes]:
-    """What is pushed of a pipeline folder: path in the repository -> file here, or content."""
+    """What is pushed of a pipeline folder: path in the repository -> file here, or content.
+
+    Raises:
+        ValueError: If a JSON file is damaged, or the card lacks a value.
+    """
     index = read_index(folder / INDEX)
     components = wanted_components(index, None, ())
     files: dict[str, str | bytes] = {}
     for pattern in (*FACTS, *(f"{name}/{end}" for name in components for end in COMPONENT_FILES)):
-        files |= {path.relative_to(folder).as_posix(): str(path) for path in sorted(folder.glob(pattern))}
+        for path in sorted(folder.glob(pattern)):
+            if path.name.startswith("."):  # left over by a command that was killed
+                continue
+            files[path.relative_to(folder).as_posix()] = public_json(path) if path.suffix == ".json" else str(path)
     if SETTINGS in files:
         files[SETTINGS] = yaml.safe_dump(public_settings(read_settings(folder)), sort_keys=False).encode()
     code = {CODE_FILE: pipeline_code(index["_class_name"]), **component_files(index, components)}
     return files | {path: text.encode() for path, text in {**code, CARD: str(render_card(folder, repo_id))}.items()}
+
+
+def public_json(path: Path) -> str | bytes:
+    """A JSON file without this machine's paths: itself where it has none, otherwise its new content.
+
+    Raises:
+        ValueError: If it is no valid JSON.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); make it again, or delete it.") from error
+    public = public_values(found)
+    if isinstance(public, dict):
+        public.pop("_name_or_path", None)  # where diffusers and transformers loaded it from
+    return str(path) if public == found else json.dumps(public, indent=2).encode()
+
+
+def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> list[str]:
+    """What earlier pushes left in a repository and the new `files` do not have: it would speak of other weights.
+
+    Args:
+        folder: The pipeline folder that is pushed.
+        files: Paths that are pushed of it.
+        there: Paths in the repository. Only names that we give are taken; of weights, those of the variants of `files`.
+    """
+    components = wanted_components(read_index(folder / INDEX), None, ())
+
+    def variant(path: str) -> tuple[str | None] | None:
+        match = WEIGHTS.fullmatch(Path(path).name)
+        return (match["variant"] or match["listed"],) if match else None
+
+    variants = {variant(path) for path in files}
+
+    def is_ours(path: str) -> bool:
+        parent, _, name = path.rpartition("/")
+        if parent in components:
+            return variant(path) in variants if WEIGHTS.fullmatch(name) else name.endswith(".json")
+        return path in FACTS_ABOUT_WEIGHTS
+
+    return sorted(path for path in there if path not in files and is_ours(path))
 
 
 @contextmanager

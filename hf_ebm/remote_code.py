@@ -40,7 +40,12 @@ def component_files(index: dict[str, Any], components: Collection[str]) -> dict[
 
 
 def holds_own_code(folder: Path, index: dict[str, Any], components: Collection[str]) -> bool:
-    """Whether all code in `folder` that loading `components` would run is, to the letter, what we write there."""
+    """Whether all code in `folder` that loading `components` would run is, to the letter, what we write there.
+
+    Beside the index only `CODE_FILE` may lie, which is not run: diffusers runs others, by names of its own.
+    """
     ours = component_files(index, components)
     found = [f"{name}/{index[name][0]}.py" for name in components if (folder / name / f"{index[name][0]}.py").is_file()]
+    if not {path.name for path in folder.glob("*.py")} <= {CODE_FILE}:
+        return False
     return bool(found) and all((folder / path).read_text(encoding="utf-8") == ours.get(path) for path in found)

@@ -13,7 +13,15 @@ from torch import Tensor
 
 import hf_ebm
 from hf_ebm.image_inputs import images_to_tensor
-from hf_ebm.pull import HUB_OPTIONS, INDEX, check_weights, download_pipeline, read_index, wanted_components
+from hf_ebm.pull import (
+    HUB_OPTIONS,
+    INDEX,
+    check_classes,
+    check_weights,
+    download_pipeline,
+    read_index,
+    wanted_components,
+)
 from hf_ebm.push import push_pipeline
 from hf_ebm.remote_code import CODE_FILE, holds_own_code, pipeline_code
 from hf_ebm.safetensors_only import require_safetensors
@@ -54,8 +62,10 @@ class EBMPipeline(DiffusionPipeline):
                 f"hf_ebm.{found}.from_pretrained."
             )
         components = wanted_components(index, cls.component_names(), kwargs)
+        check_classes(index, components)
         check_weights(folder, components, kwargs.get("variant"))
-        trusted = trusted or holds_own_code(folder, index, components)
+        # our own lines in a clone need diffusers' leave; code that the caller names is no such thing
+        trusted = trusted or (kwargs.get("custom_pipeline") is None and holds_own_code(folder, index, components))
         pipeline = super().from_pretrained(folder, trust_remote_code=trusted, **kwargs)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline

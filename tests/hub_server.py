@@ -300,6 +300,9 @@ class Handler(BaseHTTPRequestHandler):
                     raise RefusalError(422, f"{value['path']} was never uploaded")
                 new.files[value["path"]] = self.server.large_files[value["oid"]]
                 new.large.add(value["path"])
+            elif line["key"] == "deletedFile":
+                del new.files[value["path"]]
+                new.large.discard(value["path"])
             else:
                 raise RefusalError(400, f"this Hub does not know {line['key']}")
         requests = sum(branch.startswith("refs/pr/") for branch in repository.branches)
@@ -391,13 +394,13 @@ def card_errors(content: str) -> list[str]:
     for model in data.get("model-index", []):
         for result in model.get("results", []):
             with contextlib.suppress(KeyError, TypeError):
-                ok = all(isinstance(result["task"]["type"], str) for _ in "x") and result["dataset"]["name"]
-                ok = (
-                    ok
-                    and result["dataset"]["type"]
-                    and all(m["type"] and m["value"] is not None for m in result["metrics"])
-                )
-                if ok:
+                dataset, metrics = result["dataset"], result["metrics"]
+                if (
+                    isinstance(result["task"]["type"], str)
+                    and dataset["name"]
+                    and dataset["type"]
+                    and all(metric["type"] and metric["value"] is not None for metric in metrics)
+                ):
                     continue
             errors.append(f'"model-index" has a result without task, dataset or metric: {result}')
     return errors

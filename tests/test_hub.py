@@ -15,9 +15,11 @@ from hf_ebm.hub import (
     TEMPLATES,
     evaluation_results,
     public_settings,
+    public_values,
     render_card,
     write_card,
 )
+from hf_ebm.push import old_files
 
 SUMMARY = {
     "steps": 10,
@@ -135,6 +137,15 @@ def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, pipeline):
     assert "(histograms.png)" in card.text and "(roc.png)" not in card.text
 
 
+@pytest.mark.parametrize("pipeline", ["DDAEBMPipeline", "DualMCMCPipeline"])
+def test_results_have_no_empty_heading(tmp_path, pipeline):
+    folder = run_folder(tmp_path, {"modes": 25, "high_quality": 0.9})  # of vectors: the card shows none of them
+    (folder / "model_index.json").write_text(json.dumps({**INDEX, "_class_name": pipeline}))
+    assert "## Results" not in str(render_card(folder))
+    (folder / "metrics.json").write_text(json.dumps({"auroc": {"noise": 0.5}}))
+    assert "## Results" in str(render_card(folder))
+
+
 def test_only_the_standard_inception_gives_an_fid():
     (result, *_) = evaluation_results({}, "digits", evaluation(standard=True), {})
     assert result.metric_name == "FID"
@@ -206,6 +217,39 @@ def test_nothing_of_this_machine_is_told(tmp_path):
     settings = {"output_dir": "/home/me", "dataset": str(tmp_path / "my-photos"), "resume": "latest", "seed": 1}
     assert public_settings(settings) == {"dataset": "my-photos", "seed": 1}
     assert public_settings({"dataset": "user/photos"}) == {"dataset": "user/photos"}
+
+
+def test_paths_are_rewritten_wherever_they_are(tmp_path):
+    for name in ("a/odd", "b/odd"):
+        (tmp_path / name).mkdir(parents=True)
+    found = {"sets": [{f"{tmp_path}/a/odd": 1, f"{tmp_path}/b/odd": 2}], "model": str(tmp_path), "text": "x/" * 2000}
+    assert public_values(found) == {"sets": [{"odd": 1, "odd (2)": 2}], "model": tmp_path.name, "text": found["text"]}
+    assert public_values({"a": "user/photos", "n": 3, "o": None}) == {"a": "user/photos", "n": 3, "o": None}
+
+
+def test_a_pipeline_without_a_card_is_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
+    with pytest.raises(ValueError, match="holds a DDPMPipeline; there are cards of DDAEBMPipeline"):
+        render_card(tmp_path)
+
+
+def test_what_an_earlier_push_left(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
+    ours = ["model_index.json", "metrics.json", "energy_model/config.json", "energy_model/model.safetensors"]
+    old = [
+        "energy_model/model-00001-of-00002.safetensors", "energy_model/model.safetensors.index.json",
+        "energy_model/old.json", "ood.json", "roc.png",
+    ]  # fmt: skip
+    kept = [
+        "energy_model/model.fp16.safetensors", "energy_model/model.fp16-00001-of-00002.safetensors",
+        "energy_model/model.safetensors.index.fp16.json", "energy_model/notes.md", "banner.png", "mine.json",
+        ".gitattributes", "other/config.json", "train/ood.json",
+    ]  # fmt: skip
+    assert old_files(tmp_path, ours, [*ours[1:], *old, *kept]) == old
+    fp16 = [*ours[:3], "energy_model/model.fp16.safetensors"]
+    assert set(old_files(tmp_path, fp16, [*ours, *kept])) == {
+        "energy_model/model.fp16-00001-of-00002.safetensors", "energy_model/model.safetensors.index.fp16.json",
+    }  # fmt: skip
 
 
 def test_the_guide_and_the_parts_are_no_templates(tmp_path):

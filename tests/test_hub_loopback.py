@@ -15,7 +15,7 @@ import torch
 import yaml
 from hub_client import Client, ClientError, environment
 from hub_server import Hub
-from test_hub import METRICS, SUMMARY
+from test_hub import METRICS, OOD, SUMMARY, evaluation
 
 from hf_ebm.hub import write_card
 
@@ -191,6 +191,54 @@ pipe.save_pretrained(target, push_to_hub=True, repo_id=repo + "-saved", private=
     assert hub.repositories[repo].commits[hub.repositories[repo].branches["main"]].message == "half"
     saved = hub.repositories[repo + "-saved"]
     assert saved.private and len(saved.history["main"]) == 2 and b"Use" in saved.files()["README.md"]
+
+
+def test_no_path_of_this_machine_is_pushed(hub, client, folder, repo):
+    """Neither from what evaluate and eval-ood wrote, nor from where the pipeline and its components were loaded."""
+    place = folder.parent / "secret-place"
+    place.mkdir()
+    folder = folder.rename(place / "run")
+    (folder / "evaluate.json").write_text(json.dumps(evaluation() | {"models": [f"{folder}/energy_model"]}))
+    ood = json.loads(json.dumps(OOD))
+    for rows in ood["metrics"].values():
+        rows[str(place)] = rows.pop("noise")
+    ood["protocol"]["model"] = str(folder)
+    (folder / "ood.json").write_text(json.dumps(ood))
+    (folder / ".ood.123.tmp.json").write_text("{")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_name_or_path": str(folder)}))
+    push(client, folder, repo)
+    code = "import hf_ebm; hf_ebm.DDAEBMPipeline.from_pretrained(folder).push_to_hub(repo + '-again')"
+    client(code, folder=str(folder), repo=repo)
+    for name in (repo, f"{repo}-again"):
+        files = hub.repositories[name].files()
+        assert "ood.json" in files and ".ood.123.tmp.json" not in files
+        for path, data in files.items():
+            assert str(place).encode() not in data and b"_name_or_path" not in data, path
+
+
+def test_a_push_takes_away_what_speaks_of_earlier_weights(hub, client, folder, repo):
+    (folder / "ood.png").write_bytes(b"a picture")
+    push(client, folder, repo)
+    (folder / "ood.png").unlink()
+    (folder / "metrics.json").unlink()
+    push(client, folder, repo)
+    files = hub.repositories[repo].files()
+    assert "ood.png" not in files and "metrics.json" not in files and "samples.png" in files
+    assert len(hub.repositories[repo].history["main"]) == 3
+
+
+def test_the_command_to_try_again_has_all_options_but_the_token(hub, client, folder, repo):
+    for options, expected in (
+        ({"private": True, "commit_message": "my words"}, "--private --message 'my words'"),
+        ({"private": False, "revision": "try", "create_pr": True}, "--no-private --branch try --create-pr"),
+    ):
+        with pytest.raises(ClientError, match=rf"--repo-id {repo} {expected}$"):
+            push(client, folder, repo, token="bob-token", **options)
+    code = "import hf_ebm; hf_ebm.DDAEBMPipeline.from_pretrained(folder).push_to_hub(repo, **options)"
+    with pytest.raises(ClientError, match=r"push_to_hub\('.*', variant='fp16', private=True\)$"):
+        options = {"private": True, "variant": "fp16", "token": "bob-token"}
+        client(code, folder=str(folder), repo=repo, options=options)
 
 
 def test_branch_and_pull_request(hub, client, folder, repo, tmp_path, tiny_pipeline):
@@ -374,6 +422,45 @@ def test_a_pull_that_fails_leaves_what_was_there(hub, client, folder, repo, tmp_
     assert pull(client, repo, cache_dir=cache, local_files_only=True) == energies(tiny_pipeline)
 
 
+def test_a_damaged_file_is_not_kept_when_another_fails(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    cache = tmp_path / "c"
+    hub.fail("GET .*energy_model/model.safetensors", "corrupt")
+    hub.fail("GET .*generator_model/diffusion_pytorch_model.safetensors", "status", status=403)
+    with pytest.raises(ClientError, match=r"OSError: .*could not be had"):
+        pull(client, repo, cache_dir=cache)
+    assert not cached(cache) and not list(cache.rglob("refs/main"))
+    assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
+    hub.fail("GET .*energy_model/model.safetensors", "corrupt")
+    with pytest.raises(ClientError, match=r"OSError: .*came damaged"):  # fetched again, over what was there
+        pull(client, repo, cache_dir=cache, force_download=True)
+    assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
+
+
+def test_a_damaged_index_is_noticed(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    files = hub.repositories[repo].files()
+    files["model_index.json"] = json.dumps(json.loads(files["model_index.json"])).encode() + b"!"
+    hub.fail("GET .*/resolve/.*/model_index.json", "corrupt")  # "!" becomes " ": whole JSON, but not what was pushed
+    with pytest.raises(ClientError, match=r"OSError: .*model_index.json came damaged"):
+        pull(client, repo, cache_dir=tmp_path / "c")
+    assert not cached(tmp_path / "c")
+
+
+def test_code_that_is_trusted_is_fetched(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    repository = hub.repositories[repo]
+    commit = repository.commits[repository.branches["main"]]
+    index = json.loads(commit.files["model_index.json"])
+    index["energy_model"] = ["my_energy", "UNetEnergyModel"]
+    code = b"from hf_ebm.models.unet_energy import UNetEnergyModel\n"
+    files = {**commit.files, "model_index.json": json.dumps(index).encode(), "energy_model/my_energy.py": code}
+    repository.commit("main", type(commit)("own code", files, commit.large))
+    with pytest.raises(ClientError, match="pass trust_remote_code=True"):
+        pull(client, repo, cache_dir=tmp_path / "c")
+    assert pull(client, repo, cache_dir=tmp_path / "c", trust_remote_code=True) == energies(tiny_pipeline)
+
+
 # what cannot be
 
 
@@ -492,6 +579,8 @@ def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_p
     assert len(hub.repositories[repo].history["main"]) == 1  # nothing of it, but the run is whole
     messages = [hub.repositories[repo].commits[sha].message for sha in hub.repositories[repo].history["checkpoints"]]
     assert messages[1:] == ["Checkpoint at step 1", "Checkpoint at step 2"]
+    client(train, settings=[*settings, "resume=latest"])  # a finished run is pushed, too
+    assert len(hub.repositories[repo].history["main"]) == 2
     arguments = ["push", "--model", str(tmp_path / "run"), "--repo-id", repo]
     client("from hf_ebm.cli import main; main(arguments)", arguments=arguments)
     files = hub.repositories[repo].files()

@@ -11,7 +11,8 @@ from transformers import AutoModel
 
 from hf_ebm import DDAEBMPipeline, EnergyScoringPipeline, PairInferenceModel, UNetEnergyModel, UNetGeneratorModel
 from hf_ebm.config_types import has_type
-from hf_ebm.pull import weight_patterns
+from hf_ebm.hub_cache import restore_ref
+from hf_ebm.pull import download_pipeline, weight_patterns
 
 X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
 
@@ -48,6 +49,9 @@ def evil_module(folder, tmp_path):
         ({"energy_model": ["hf_ebm.models.unet_energy", 3]}, r"must be \[library, class\]"),
         ({"_class_name": ["evil", "Pipeline"]}, "names code of its own"),
         ({"_class_name": None}, "is no pipeline's index"),
+        ({"energy_model": ["diffusers", "DiffusionPipeline"]}, "'energy_model' is a DiffusionPipeline of 'diffusers'"),
+        ({"energy_model": ["diffusers", "NoSuchModel"]}, "is a NoSuchModel of 'diffusers', which is no network"),
+        ({"energy_model": ["hf_ebm.models.no_such", "Model"]}, "cannot be imported here"),
     ],
 )
 def test_an_index_that_leads_elsewhere(folder, tmp_path, pipeline, index, message):
@@ -120,6 +124,42 @@ def test_types_of_config_values():
         assert not has_type(value, hint)
 
 
+def test_a_component_that_is_a_pipeline_or_is_not_there(folder):
+    (folder / "energy_model" / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"'energy_model' holds a model_index\.json"):
+        DDAEBMPipeline.from_pretrained(folder)
+    (folder / "energy_model" / "model_index.json").unlink()
+    for name, config in (("scheduler", "scheduler_config.json"), ("energy_model", "config.json")):
+        (folder / name / config).unlink()
+        with pytest.raises(ValueError, match=f"{folder} lacks '{name}', which its index names"):
+            DDAEBMPipeline.from_pretrained(folder)
+
+
+def test_a_revision_does_not_lead_out_of_the_cache(tmp_path):
+    outside = tmp_path / "precious"
+    outside.write_text("0" * 40)
+    for revision in (str(outside), "../../precious"):
+        with pytest.raises(ValueError, match="revision must be the name of a branch"):
+            download_pipeline("user/x", revision=revision, cache_dir=tmp_path)
+    assert outside.read_text() == "0" * 40
+
+
+def test_a_ref_is_put_back_only_if_it_was_moved_by_this_pull(tmp_path):
+    ref, ours, theirs = tmp_path / "main", "a" * 40, "b" * 40
+    for before, held, commit, left in (
+        (None, ours, ours, None),
+        (b"old", ours, ours, "old"),
+        (b"old", theirs, ours, theirs),
+        (b"old", ours, None, "old"),
+        (b"old", "no commit", None, "no commit"),
+    ):
+        ref.write_text(held)
+        restore_ref(ref, before, commit)
+        assert (ref.read_text() if ref.is_file() else None) == left
+    restore_ref(tmp_path, b"old", ours)  # a folder, as a branch's name may be the start of another's
+    assert tmp_path.is_dir()
+
+
 def test_loading_without_our_class(folder, tiny_pipeline, tmp_path, monkeypatch):
     pipe = DiffusionPipeline.from_pretrained(str(folder), custom_pipeline=str(folder), trust_remote_code=True)
     assert type(pipe) is DDAEBMPipeline
@@ -136,6 +176,16 @@ def test_a_clone_of_a_pushed_repository_loads_as_any_folder(folder, tiny_pipelin
         if isinstance(content, bytes):
             (folder / path).write_bytes(content)
     assert torch.equal(DDAEBMPipeline.from_pretrained(folder).score(X).energies, tiny_pipeline.score(X).energies)
+    evil = tmp_path / "evil.py"
+    for file in (folder / "None.py", evil):  # diffusers runs f"{custom_pipeline}.py"
+        file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom hf_ebm import DDAEBMPipeline\n")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DDAEBMPipeline.from_pretrained(folder)
+    (folder / "None.py").unlink()
+    for name in (str(evil), str(evil.with_suffix("")), "pipeline"):
+        with pytest.raises((ValueError, OSError)):
+            DDAEBMPipeline.from_pretrained(folder, custom_pipeline=name)
+    assert not (tmp_path / "ran").exists()
     (code,) = (folder / "energy_model").glob("*.py")
     code.write_text(code.read_text() + f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ValueError, match="trust_remote_code=True"):

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 TRACKERS = ("tensorboard", "wandb")
+PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait so long for the first, which draws samples and uploads
 
 
 class TrainingDivergedError(RuntimeError):
@@ -63,7 +70,10 @@ def make_accelerator(
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
         # Buffers are batch norm's running statistics, which no loss uses, and singular vectors, the same everywhere;
         # broadcasting them at each forward would change them between two forwards and their backward.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
+        ],
     )
 
 

@@ -89,6 +89,8 @@ def run_training(method: Method, settings: Any) -> Path:
                 f"{output_dir} is finished: its checkpoint has {done} steps and max_steps is {settings.max_steps}; "
                 "nothing was changed."
             )
+            if settings.push_to_hub and accelerator.is_main_process:
+                push_run(settings, output_dir)
             return output_dir
     dataset = load_training_data(
         settings.dataset,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from hf_ebm.data import TOY_NAMES, sample_toy
 from hf_ebm.hub import SETTINGS, hardware_name, write_card
-from hf_ebm.push import PushError, push_folder
+from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
 from hf_ebm.training.loop import save_grid
@@ -21,7 +21,15 @@ from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.settings import dump_settings
 
 CHECKPOINT_BRANCH = "checkpoints"  # of the repository that a run pushes to
-LEFT_BY_A_RUN = ("checkpoints", "samples", "logs", "metrics.jsonl", "metrics.json", "train_summary.json", "README.md")
+LEFT_BY_A_RUN = (
+    "checkpoints",
+    "samples",
+    "logs",
+    "metrics.jsonl",
+    "train_summary.json",
+    "README.md",
+    *FACTS_ABOUT_WEIGHTS,
+)
 
 
 def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed: bool) -> None:
@@ -86,8 +94,10 @@ def finish_run(
     """Turn the run folder into a pipeline folder: safetensors, configs, a last grid, a summary and the card.
 
     The pipeline is written under a temporary name and its parts are then moved in place, so that a reader of the folder
-    never sees half a component.
+    never sees half a component. What was found out about the weights of an earlier end of the run is removed.
     """
+    for name in FACTS_ABOUT_WEIGHTS:
+        (output_dir / name).unlink(missing_ok=True)
     temporary = output_dir / ".tmp_pipeline"
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary, safe_serialization=True)
@@ -137,12 +147,12 @@ def push_run(settings: RunSettings, output_dir: Path) -> None:
 
 def push_checkpoint(pipeline: Any, settings: RunSettings, output_dir: Path, step: int) -> None:
     """Push the pipeline as it is at a checkpoint to the branch `CHECKPOINT_BRANCH`; a failure is a warning only."""
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        pipeline.save_pretrained(folder)
-        for name in (SETTINGS, "metrics.jsonl"):
-            shutil.copyfile(output_dir / name, folder / name)
-        try:
+    try:
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            pipeline.save_pretrained(folder)
+            for name in (SETTINGS, "metrics.jsonl"):
+                shutil.copyfile(output_dir / name, folder / name)
             push_folder(
                 folder,
                 settings.repo_id,
@@ -150,5 +160,6 @@ def push_checkpoint(pipeline: Any, settings: RunSettings, output_dir: Path, step
                 revision=CHECKPOINT_BRANCH,
                 commit_message=f"Checkpoint at step {step}",
             )
-        except PushError as error:
-            print(f"warning: training goes on, but the checkpoint of step {step} is not on the Hub: {error.__cause__}")
+    except Exception as error:  # a full disk, a card, the Hub: no reason to lose the training
+        reason = error.__cause__ or error
+        print(f"warning: training goes on, but the checkpoint of step {step} is not on the Hub: {reason}")

@@ -16,7 +16,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, help="a run folder")
     parser.add_argument("--repo-id", required=True, help="user/name; made if it is not there")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        help="whether a new repository is private (default: as the account's settings say)",
+    )
     parser.add_argument("--branch", help="to push to, made if it is not there (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     parser.add_argument("--message", help="of the commit")

@@ -11,12 +11,12 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "push-space",
         help="make a Space, a page on the Hub where a pushed model can be tried",
-        epilog="example: hf-ebm push-space --model user/model --space user/model-demo",
+        epilog="example: hf-ebm push-space --model user/model --space user/model-demo; the token is that of "
+        "`hf auth login` or HF_TOKEN",
     )
     parser.add_argument("--model", required=True, help="the Hub id of a pushed model")
     parser.add_argument("--space", required=True, help="the Hub id of the Space, made if it is not there")
     parser.add_argument("--private", action="store_true", help="a new Space is seen by its owner alone")
-    parser.add_argument("--token", help="a Hub token that may write; default: the one that `hf auth login` keeps")
     parser.set_defaults(run=run)
 
 
@@ -24,4 +24,4 @@ def run(options: argparse.Namespace) -> None:
     """Push, and print where to look."""
     from hf_ebm.space.push import push_space
 
-    print(f"pushed {push_space(options.model, options.space, options.private, options.token)}")
+    print(f"pushed {push_space(options.model, options.space, options.private)}")

@@ -10,6 +10,9 @@ MAX_FRAMES = 12  # of a blend
 MAX_SEED = 2**32 - 1
 MAX_UPLOAD_BYTES = 10 * 2**20
 MAX_UPLOAD_PIXELS = 50_000_000  # a phone's largest photographs, and 150 MB in memory
+MAX_FILES = 200  # that visitors sent or were shown and that are kept
+MAX_TOTAL_BYTES = 500 * 2**20  # of them
+KEEP_SECONDS = 3000  # so long is a file kept
 MAX_WAITING = 16  # calls in the queue; one runs at a time
 
 

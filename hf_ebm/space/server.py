@@ -6,10 +6,12 @@ import os
 import signal
 import sys
 import tempfile
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.space.limits import MAX_UPLOAD_BYTES
+from hf_ebm.space.limits import KEEP_SECONDS, MAX_FILES, MAX_TOTAL_BYTES, MAX_UPLOAD_BYTES
 
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 2**16  # of any request: one file and what is said about it
 
@@ -42,6 +44,39 @@ class BodyLimit:
         await self.app(scope, counted, send)
 
 
+class FolderLimit:
+    """ASGI middleware that answers 503 to an upload while `folder` is full; files older than `KEEP_SECONDS` go first.
+
+    The files `kept` (the page's own) stay and do not count.
+    """
+
+    def __init__(self, app: Any, folder: Path, kept: Collection[Path]) -> None:
+        self.app, self.folder, self.kept = app, folder, frozenset(kept)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, unless it is an upload that has no room."""
+        if scope["type"] == "http" and scope["path"].endswith("/upload"):
+            sizes = [path.stat().st_size for path in sweep(self.folder, self.kept, time.time() - KEEP_SECONDS)]
+            if len(sizes) >= MAX_FILES or sum(sizes) + MAX_UPLOAD_BYTES > MAX_TOTAL_BYTES:
+                await send({"type": "http.response.start", "status": 503, "headers": [(b"connection", b"close")]})
+                await send({"type": "http.response.body", "body": b"Too many files are here; try again later."})
+                return
+        await self.app(scope, receive, send)
+
+
+def sweep(folder: Path, kept: Collection[Path], oldest: float) -> list[Path]:
+    """Delete files in `folder` written before the time `oldest`, and return the others; those `kept` are neither."""
+    left = []
+    for path in folder.rglob("*"):
+        if path in kept or not path.is_file():
+            continue
+        if path.stat().st_mtime < oldest:
+            path.unlink()
+        else:
+            left.append(path)
+    return left
+
+
 def serve(model: str, host: str | None = None, port: int | None = None, share: bool = False) -> None:
     """Serve the demo of a model until the process is stopped.
 
@@ -68,6 +103,11 @@ def serve(model: str, host: str | None = None, port: int | None = None, share: b
         examples = Path(folder, "examples")
         examples.mkdir()
         page = app.build_page(load_demo_model(model), examples)
+        own_files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        limits = [
+            Middleware(BodyLimit, max_bytes=MAX_BODY_BYTES),
+            Middleware(FolderLimit, folder=Path(folder), kept=own_files),
+        ]
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes, too
         try:
             page.launch(
@@ -75,7 +115,7 @@ def serve(model: str, host: str | None = None, port: int | None = None, share: b
                 server_port=port,
                 share=share,
                 max_file_size=MAX_UPLOAD_BYTES,
-                app_kwargs={"middleware": [Middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)]},
+                app_kwargs={"middleware": limits},
                 theme=app.THEME,
                 css=app.CSS,
                 footer_links=[],

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import sys
 
 import numpy as np
@@ -19,7 +20,7 @@ from hf_ebm.space.demo_models import DemoModel, load_demo_model
 from hf_ebm.space.examples import write_examples
 from hf_ebm.space.generation import CHAIN_SAMPLERS, draw
 from hf_ebm.space.reconstruction import blend, rebuild
-from hf_ebm.space.server import BodyLimit
+from hf_ebm.space.server import BodyLimit, FolderLimit
 from hf_ebm.space.uploads import read_upload
 from hf_ebm.space.verdict import available_scores, judge, references
 
@@ -314,6 +315,37 @@ def test_bodies_are_bounded_announced_or_not(announced, parts, status):
         return sent[0]["status"]
 
     assert asyncio.run(call()) == status
+
+
+def test_uploads_stop_while_the_folder_is_full_and_old_files_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_ebm.space.server.MAX_FILES", 2)
+    own, old = tmp_path / "example.png", tmp_path / "old.png"
+    for path in (own, old):
+        path.touch()
+        os.utime(path, (0, 0))
+
+    async def app(scope, receive, send):
+        await send({"status": 200})
+
+    async def call(path="/gradio_api/upload"):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        await FolderLimit(app, tmp_path, [own])({"type": "http", "path": path}, None, send)
+        return sent[0]["status"]
+
+    (tmp_path / "first.png").touch()
+    assert asyncio.run(call()) == 200
+    assert own.exists() and not old.exists()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "second.png").touch()
+    assert asyncio.run(call()) == 503 and asyncio.run(call("/other")) == 200
+    os.utime(tmp_path / "first.png", (0, 0))
+    assert asyncio.run(call()) == 200
+    monkeypatch.setattr("hf_ebm.space.server.MAX_TOTAL_BYTES", limits.MAX_UPLOAD_BYTES - 1)
+    assert asyncio.run(call()) == 503
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import hf_ebm
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
 from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.loop import TrainingDivergedError
+from hf_ebm.training.loop import TrainingDivergedError, make_accelerator
+from hf_ebm.training.run_folder import push_checkpoint
 from hf_ebm.training.settings import make_settings
 
 ROOT = Path(__file__).parents[2]
@@ -213,6 +214,41 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, script, capsys):
     script.train(tmp_path / "run", max_steps=1, resume="latest")
     assert "is finished" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_new_weights_have_no_facts_of_earlier_ones(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    facts = ("calibration.json", "evaluate.json", "ood.json", "roc.png", "histograms.png", "ood.png", "chains.png")
+    for name in facts:
+        (folder / name).write_text("{}")
+    (folder / "metrics.json").write_text('{"auroc": {"noise": 0.123}}')
+    grid = (folder / "samples.png").stat().st_mtime_ns
+    script.train(tmp_path / "run", max_steps=2, resume="latest")
+    assert not [name for name in (*facts, "metrics.json") if (folder / name).exists()]
+    assert (folder / "samples.png").stat().st_mtime_ns > grid and "0.123" not in (folder / "README.md").read_text()
+
+
+def test_facts_alone_make_a_folder_occupied(tmp_path, script):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "calibration.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a run already \(calibration\.json\)"):
+        script.train(tmp_path / "run", max_steps=1)
+    script.train(tmp_path / "run", max_steps=1, overwrite_output_dir=True)
+    assert not (tmp_path / "run" / "calibration.json").exists()
+
+
+def test_a_checkpoint_that_cannot_be_pushed_is_a_warning(tmp_path, script, capsys):
+    class Broken:
+        def save_pretrained(self, folder):
+            raise RuntimeError("no room")
+
+    push_checkpoint(Broken(), script.settings(tmp_path), tmp_path, 3)
+    assert "the checkpoint of step 3 is not on the Hub: no room" in capsys.readouterr().out
+
+
+def test_processes_wait_for_an_upload(tmp_path):
+    accelerator = make_accelerator("no", 1, (), tmp_path)
+    assert accelerator.init_handler.timeout.total_seconds() >= 6 * 3600
 
 
 def test_training_time_adds_up_over_resumes(tmp_path, script):
