@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 
-def public_name(dataset: str) -> str:
-    """A data set's name as a card may show it: of a local folder its last part alone."""
-    return Path(dataset).name if Path(dataset).exists() else dataset
+def public_name(name: str) -> str:
+    """A model's or data set's name as records and cards may show it: of a local path its last part alone.
+
+    Local is what exists, and what starts with "/", "." or "~".
+    """
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    if name.startswith(("/", ".", "~")) or path.exists():
+        return path.absolute().name if path.name not in ("", "..") else path.resolve().name
+    return name
 
 
 def frechet_name(feature_extractor: Mapping[str, Any]) -> str:
