@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,9 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the table of AUROCs; write ``ood.json`` with all metrics and the protocol, and two pictures."""
     from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.card_tables import public_name
     from hf_ebm.data import describe_preparation
+    from hf_ebm.json_text import to_json
     from hf_ebm.scoring import ood_evaluation as evaluation
     from hf_ebm.scoring.odd_images import ODD_IMAGES
     from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         found[name] = {key: scorer(images) for key, images in sets.items()}
     table = evaluation.evaluate_ood(found, options.resamples, options.seed)
     protocol = {
-        "model": options.model,
+        "model": public_name(options.model),
         "in_distribution": test_source,
         "odd_sets": sources,
         "statistics_and_baselines": train_source,
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "software": software_versions(),
     }
-    record = json.dumps({"protocol": protocol, "metrics": table}, indent=2)
+    record = to_json({"protocol": protocol, "metrics": table}, indent=2)
     for file_name, plot in (("roc.png", plot_roc), ("histograms.png", plot_score_histograms)):
         with whole_file(options.output / file_name) as path:
             plot(found, path)

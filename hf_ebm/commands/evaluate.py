@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol."""
+    from hf_ebm.card_tables import public_name
+    from hf_ebm.json_text import to_json
     from hf_ebm.scoring.feature_cache import default_cache_folder
     from hf_ebm.scoring.feature_extractors import load_extractor
     from hf_ebm.scoring.sample_evaluation import evaluate_samples
@@ -74,9 +75,9 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         cache=options.cache or default_cache_folder(),
     )
-    record["protocol"] = {"model": options.model, **record["protocol"]}
+    record["protocol"] = {"model": public_name(options.model), **record["protocol"]}
     record["seconds"] = round(time.perf_counter() - started, 1)
-    text = json.dumps(record, indent=2)
+    text = to_json(record, indent=2)
     with whole_file(options.output / "evaluate.json") as path:
         path.write_text(text, encoding="utf-8")
     print(text if options.json else format_table(record))
@@ -108,7 +109,8 @@ def format_table(record: dict[str, Any]) -> str:
         title, after = f"{found['num_images']} reconstructions", f"after {found['num_steps']} z-steps"
         lines.append(f"{title:<30}{'inferred':>20}{after:>20}")
         for name, value in found["inference_model"].items():
-            lines.append(f"{name:<30}{value:>20.4f}{found['z_chain'][name]:>20.4f}")
+            cells = ["infinite" if error is None else f"{error:.4f}" for error in (value, found["z_chain"][name])]
+            lines.append(f"{name:<30}" + "".join(f"{cell:>20}" for cell in cells))
     lines += [f"note: {limit}" for limit in record["limits"]]
     return "\n".join(lines)
 

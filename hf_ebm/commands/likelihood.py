@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from typing import Any
 
@@ -44,7 +43,9 @@ def run(options: argparse.Namespace) -> None:
     """Print the bracket, the gap and the likelihood of held-out data; progress goes to stderr."""
     from tqdm.auto import tqdm
 
+    from hf_ebm.card_tables import public_name
     from hf_ebm.data import TOY_NAMES
+    from hf_ebm.json_text import to_json
     from hf_ebm.scoring.chain_likelihood import measure_chain_likelihood
     from hf_ebm.scoring.model_likelihood import measure_likelihood
     from hf_ebm.scoring.model_log_z import LikelihoodSettings
@@ -66,12 +67,12 @@ def run(options: argparse.Namespace) -> None:
     train, held_out = load_splits(options, pipeline.sample_shape)
     num_levels = None if options.dataset in TOY_NAMES else 17 if options.dataset == "digits" else 256
     bar = functools.partial(tqdm, desc="annealing", leave=False, file=sys.stderr)
-    record = {"model": options.model, "dataset": options.dataset}
+    record = {"model": public_name(options.model), "dataset": public_name(options.dataset)}
     record |= measure_likelihood(pipeline, train, held_out, num_levels, settings, bar)
     if options.num_conditionals:
         followed = held_out[: options.num_conditionals]
         record["chain"] = measure_chain_likelihood(pipeline, train, followed, num_levels, settings, bar)
-    print(json.dumps(record, indent=2) if options.json else format_record(record))
+    print(to_json(record, indent=2) if options.json else format_record(record))
 
 
 def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> tuple[Any, Any]:

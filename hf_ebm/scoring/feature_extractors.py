@@ -165,8 +165,8 @@ def transformers_extractor(name: str, device: str | torch.device = "cpu") -> Fea
     others = sorted(key for key in made_up if "pooler" not in key.split("."))
     if others:
         raise ValueError(
-            f"feature extractor {name!r} lacks {len(others)} of its weights, {others[0]!r} first: they would be random; "
-            "give a whole checkpoint."
+            f"feature extractor {name!r} lacks {len(others)} of its weights, {others[0]!r} first, which would be "
+            "random; give a whole checkpoint."
         )
     model.eval().to(device)
     forward, read = getattr(model, "get_image_features", model), mean_hidden_state if made_up else pool

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from hf_ebm.card_tables import public_name
 from hf_ebm.data import draw_rows, fingerprint, load_training_data
 from hf_ebm.scoring.feature_cache import cached_statistics
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
@@ -38,7 +39,7 @@ class RealImages:
     ) -> RealImages:
         """See `hf_ebm.data.load_training_data`, which raises."""
         dataset = load_training_data(name, sample_shape, split=split, image_column=image_column)
-        source = {"dataset": name, "split": split, "fingerprint": fingerprint(dataset)}
+        source = {"dataset": public_name(name), "split": split, "fingerprint": fingerprint(dataset)}
         return cls(dataset, source, **kwargs)
 
     def batches(self, rows: list[int]) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.data import describe_preparation, draw_rows
+from hf_ebm.json_text import finite_or_none
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
 from hf_ebm.scoring.feature_statistics import MAX_KEPT, FeatureStatistics
 from hf_ebm.scoring.metrics import (
@@ -95,7 +96,10 @@ def state_limits(real: FeatureStatistics, generated: FeatureStatistics) -> list[
 def evaluate_reconstruction(
     pipeline: Any, batches: Iterator[Tensor], num_inference_steps: int | None, seed: int
 ) -> dict[str, Any]:
-    """Errors of reconstructions from inferred latents, before and after the z-chain, means over images."""
+    """Errors of reconstructions from inferred latents, before and after the z-chain, means over images.
+
+    A PSNR is None where an image came back exactly: it is infinite.
+    """
     before: dict[str, list[Tensor]] = {}
     after: dict[str, list[Tensor]] = {}
     number = 0
@@ -108,8 +112,8 @@ def evaluate_reconstruction(
                 found.setdefault(name, []).append(values)
     steps = pipeline.latent_scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
     return {
-        "inference_model": {name: torch.cat(values).mean().item() for name, values in before.items()},
-        "z_chain": {name: torch.cat(values).mean().item() for name, values in after.items()},
+        "inference_model": {name: finite_or_none(torch.cat(values).mean().item()) for name, values in before.items()},
+        "z_chain": {name: finite_or_none(torch.cat(values).mean().item()) for name, values in after.items()},
         "num_steps": steps,
         "num_images": number,
     }
@@ -181,8 +185,8 @@ def evaluate_samples(
     no_floor = []
     try:
         others: RealImages | None = RealImages.load(dataset, shape, floor_split, image_column, **loading)
-    except ValueError as error:
-        others, no_floor = None, [f"there is no floor, for want of the split {floor_split!r}: {error}"]
+    except ValueError:  # its words may name a folder of this machine
+        others, no_floor = None, [f"there is no floor, for want of the split {floor_split!r} of the data set."]
     if others is not None and len(others.dataset) < MIN_IMAGES:
         no_floor = [f"there is no floor: the split {floor_split!r} has {len(others.dataset)} images, too few."]
         others = None
