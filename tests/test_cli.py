@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from hf_ebm.cli import COMMANDS, exit_code, main
+from hf_ebm.cli import COMMANDS, exit_code, main, make_parser
 
 
 @pytest.fixture
@@ -100,6 +101,28 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
     assert "pixel_gaussian" in capsys.readouterr().out
 
 
+def test_padding_of_the_run_and_named_data_sets_are_in_the_protocol(folder, tmp_path, monkeypatch, capsys):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "odd" / "train").mkdir(parents=True)
+    for index in range(12):
+        PIL.Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(tmp_path / "odd" / "train" / f"{index}.png")
+    (tmp_path / "model" / "settings.yaml").write_text("padding: 2\n")
+    arguments = ["eval-ood", "--model", folder, "--id", "digits@test", "--ood", f"noise,{tmp_path}/odd", "--json"]
+    arguments += ["--max-images", "40", "--resamples", "5", "--scores", "energy", "--no-baselines"]
+    main([*arguments, "--output", str(tmp_path / "ood")])
+    record = json.loads(capsys.readouterr().out)
+    assert set(record["metrics"]["energy"]) == {"noise", "odd", "mean"} and str(tmp_path) not in json.dumps(record)
+    found = record["protocol"]["odd_sets"]["odd"]
+    assert found["split"] == "train" and found["only_split"]
+    assert (
+        "resized to 4x4" in record["protocol"]["preprocessing"] and "padded by 2" in record["protocol"]["preprocessing"]
+    )
+    main([*arguments, "--padding", "0", "--output", str(tmp_path / "again")])
+    assert "padded" not in json.loads(capsys.readouterr().out)["protocol"]["preprocessing"]
+
+
 def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
     arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
     arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
@@ -170,6 +193,13 @@ def test_sample_prints_json(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "s.png")
 
 
+def test_conditionals_of_a_model_without_a_chain_are_refused_at_once(dual_folder, capsys, monkeypatch):
+    monkeypatch.setattr("hf_ebm.scoring.model_likelihood.measure_likelihood", None)
+    with pytest.raises(SystemExit):
+        main(["likelihood", "--model", dual_folder, "--dataset", "digits", "--num-conditionals", "2"])
+    assert "--num-conditionals: pipeline must be a DDAEBMPipeline" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rsplit(".", 1)[1])
 def test_every_help_shows_an_example_that_parses(command, capsys):
     name = command.__name__.rsplit(".", 1)[1].replace("_", "-")
@@ -177,6 +207,11 @@ def test_every_help_shows_an_example_that_parses(command, capsys):
         main([name, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0 and re.search(f"examples?: hf-ebm {name} ", shown)
+    epilog = re.split("examples?: ", make_parser()._subparsers._group_actions[0].choices[name].epilog, maxsplit=1)[1]
+    examples = [part.split("#")[0] for part in re.split(r"[;\n]\s*", epilog) if part.startswith("hf-ebm ")]
+    assert examples
+    for example in examples:
+        assert make_parser().parse_args(shlex.split(example)[1:]).command == name
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
