@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 
-def public_name(dataset: str) -> str:
-    """A data set's name as a card may show it: of a local folder its last part alone."""
-    return Path(dataset).name if Path(dataset).exists() else dataset
+def public_name(name: str) -> str:
+    """A model's or data set's name as records and cards may show it: of a local path its last part alone.
+
+    Local is what exists, and what starts with "/", "." or "~".
+    """
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    if name.startswith(("/", ".", "~")) or path.exists():
+        return path.absolute().name if path.name not in ("", "..") else path.resolve().name
+    return name
 
 
 def frechet_name(feature_extractor: Mapping[str, Any]) -> str:
@@ -42,7 +48,7 @@ def sample_table(record: Mapping[str, Any]) -> str:
         lines += ["", f"Reconstruction of {found['num_images']:,} images:", ""]
         lines += [f"| | inference model alone | after {found['num_steps']} steps of the z-chain |", "|---|---|---|"]
         lines += [
-            f"| {name.upper()} | {value:.4f} | {found['z_chain'][name]:.4f} |"
+            f"| {name.upper()} | {show_error(value)} | {show_error(found['z_chain'][name])} |"
             for name, value in found["inference_model"].items()
         ]
     lines += ["", *(f"{limit[0].upper()}{limit[1:]}" for limit in record["limits"])] if record["limits"] else []
@@ -54,6 +60,11 @@ def show(value: float | None, std: float | None = None) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if std is None else f"{value:.4g} ± {std:.2g}"
+
+
+def show_error(value: float | None) -> str:
+    """A reconstruction's figure in four decimals; None is a PSNR of perfect reconstructions."""
+    return "infinite" if value is None else f"{value:.4f}"
 
 
 def ood_table(record: Mapping[str, Any]) -> str:

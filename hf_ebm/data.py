@@ -127,11 +127,13 @@ def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Cal
     return transform
 
 
-def describe_preparation(sample_shape: tuple[int, ...]) -> str:
+def describe_preparation(sample_shape: tuple[int, ...], padding: int = 0) -> str:
     """What `image_transform` does to images for models of `sample_shape` (C, S, S), in words."""
     kind = {1: "gray", 3: "RGB"}.get(sample_shape[0], f"{sample_shape[0]} channels")
-    size = f"{sample_shape[1]}x{sample_shape[2]}"
-    return f"converted to {kind}, centre-cropped square, resized to {size} (bicubic, where another size), in [-1, 1]"
+    size = f"{sample_shape[1] - 2 * padding}x{sample_shape[2] - 2 * padding}"
+    padded = f"padded by {padding} black pixels on each side, " if padding else ""
+    resized = f"resized to {size} (bicubic, where another size)"
+    return f"converted to {kind}, centre-cropped square, {resized}, {padded}in [-1, 1]"
 
 
 def find_image_column(dataset: Any, column: str | None) -> str:

@@ -18,9 +18,11 @@ runs only where a conversion was asked for, mostly as the first step of `fit_pic
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import struct
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,11 +36,13 @@ from PIL.ExifTags import Base as ExifTag
 MAX_PIXELS = 89_478_485  # the size at which PIL warns; a quarter of a gigabyte of RGB
 PICTURE_TYPES = (str, Path, bytes, dict, PIL.Image.Image)
 URL_TIMEOUT = 30.0  # seconds without an answer
+MAX_BYTES = 2**28  # of a picture that is not on this machine
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
     *(RuntimeError, AssertionError, struct.error, zlib.error),
     *(PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning),
-)  # what PIL's readers raise on damaged files
+    *(http.client.HTTPException, zipfile.BadZipFile),
+)  # what PIL's readers raise on damaged files, and what the reading of URLs and archives does
 
 
 def open_picture(source: Any) -> PIL.Image.Image:
@@ -94,12 +98,31 @@ def _file(source: Any) -> BinaryIO | Any:
         return io.BytesIO(source)
     if str(source).startswith(("http://", "https://")):
         with urllib.request.urlopen(str(source), timeout=URL_TIMEOUT) as answer:
-            return io.BytesIO(answer.read())
+            content = _bounded(answer)
+            if answer.length:
+                raise ValueError(f"the server announced {answer.length:,} bytes more than it sent")
+            return content
     if "://" in str(source):  # hf://..., zip://...: what streaming data sets give
         import fsspec
 
-        return fsspec.open(str(source), "rb")
+        try:
+            with fsspec.open(str(source), "rb") as file:
+                return _bounded(file)
+        except Exception as error:  # each protocol's library has errors of its own: aiohttp's, botocore's, ...
+            raise ValueError(f"{type(error).__name__}: {error}") from error
     return Path(source).open("rb")
+
+
+def _bounded(file: Any) -> BinaryIO:
+    """The content of a file that comes from elsewhere.
+
+    Raises:
+        ValueError: If it is longer than `MAX_BYTES`.
+    """
+    content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    return io.BytesIO(content)
 
 
 def convert_picture(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from hf_ebm.cli import COMMANDS, exit_code, main
+from hf_ebm.cli import COMMANDS, exit_code, main, make_parser
 
 
 @pytest.fixture
@@ -42,9 +43,45 @@ def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     main(["score", "--model", folder, "--json", *paths])
-    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = json.loads(capsys.readouterr().out)
     expected = tiny_pipeline.score(images).energies.tolist()
-    assert printed == pytest.approx(dict(zip(paths, expected, strict=True)), rel=1e-4)
+    for path, energy in zip(paths, expected, strict=True):
+        assert printed[path]["energy"] == pytest.approx(energy, rel=1e-4) == printed[path]["score"]
+        assert printed[path]["p_value"] is None and printed[path]["is_ood"] is None
+    main(["score", "--model", folder, *paths])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [float(line[0]) for line in lines] == pytest.approx(expected, rel=1e-4)
+    assert [line[1] for line in lines] == paths
+
+
+def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import load_digits
+
+    scorer = EnergyScoringPipeline.from_pretrained(folder)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    scorer.calibration.save(folder)
+    path = str(tmp_path / "a.png")
+    PIL.Image.new("RGB", (20, 20), "white").save(path)
+    with pytest.raises(SystemExit):
+        main(["score", "--model", folder, path])
+    assert "--resize" in capsys.readouterr().err
+    main(["score", "--model", folder, "--score", "typicality", "--resize", "--json", path])
+    row = json.loads(capsys.readouterr().out)[path]
+    expected = scorer(path, score="typicality", resize=True)
+    for name, value in (("energy", expected.energies), ("score", expected.scores), ("p_value", expected.p_values)):
+        assert row[name] == pytest.approx(value.item(), rel=1e-4)
+    assert row["is_ood"] is expected.is_ood.item()
+    main(["score", "--model", folder, "--score", "typicality", "--resize", path])
+    cells = capsys.readouterr().out.splitlines()[-1].split()
+    assert float(cells[1]) == pytest.approx(row["score"], rel=1e-4) and cells[3] == ("yes" if row["is_ood"] else "no")
+
+
+def test_score_of_a_data_set_prints_nothing_but_json(folder, tmp_path, capsys):
+    arguments = ["score", "--model", folder, "--dataset", "digits", "--split", "test", "--num-workers", "0", "--json"]
+    for _ in range(2):  # the second finds it complete
+        main([*arguments, "--output", str(tmp_path / "scores")])
+        assert json.loads(capsys.readouterr().out)["rows"] == 360
 
 
 def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
@@ -59,8 +96,31 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
     assert protocol["statistics_and_baselines"]["split"] == "train" and protocol["seed"] == 0
     assert protocol["scores"]["of_the_model"] == ["energy", "typicality"] and "8x8" in protocol["preprocessing"]
     assert protocol["odd_sets"]["noise"]["num_images"] == 40 and "torch" in protocol["software"]
+    assert protocol["model"] == "model" and str(tmp_path) not in (out / "ood.json").read_text()
     assert {path.name for path in out.iterdir()} == {"ood.json", "roc.png", "histograms.png"}
     assert "pixel_gaussian" in capsys.readouterr().out
+
+
+def test_padding_of_the_run_and_named_data_sets_are_in_the_protocol(folder, tmp_path, monkeypatch, capsys):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "odd" / "train").mkdir(parents=True)
+    for index in range(12):
+        PIL.Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(tmp_path / "odd" / "train" / f"{index}.png")
+    (tmp_path / "model" / "settings.yaml").write_text("padding: 2\n")
+    arguments = ["eval-ood", "--model", folder, "--id", "digits@test", "--ood", f"noise,{tmp_path}/odd", "--json"]
+    arguments += ["--max-images", "40", "--resamples", "5", "--scores", "energy", "--no-baselines"]
+    main([*arguments, "--output", str(tmp_path / "ood")])
+    record = json.loads(capsys.readouterr().out)
+    assert set(record["metrics"]["energy"]) == {"noise", "odd", "mean"} and str(tmp_path) not in json.dumps(record)
+    found = record["protocol"]["odd_sets"]["odd"]
+    assert found["split"] == "train" and found["only_split"]
+    assert (
+        "resized to 4x4" in record["protocol"]["preprocessing"] and "padded by 2" in record["protocol"]["preprocessing"]
+    )
+    main([*arguments, "--padding", "0", "--output", str(tmp_path / "again")])
+    assert "padded" not in json.loads(capsys.readouterr().out)["protocol"]["preprocessing"]
 
 
 def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
@@ -72,7 +132,7 @@ def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
     main([*arguments, "--json"])
     record = json.loads((tmp_path / "run" / "evaluate.json").read_text())
     assert json.loads(capsys.readouterr().out) == record
-    assert record["protocol"]["model"] == folder and record["protocol"]["seed"] == 3 and record["seconds"] > 0
+    assert record["protocol"]["model"] == "model" and record["protocol"]["seed"] == 3 and record["seconds"] > 0
     assert any("24 images cannot fill the covariance" in limit for limit in record["limits"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluate.json"]
 
@@ -133,6 +193,13 @@ def test_sample_prints_json(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "s.png")
 
 
+def test_conditionals_of_a_model_without_a_chain_are_refused_at_once(dual_folder, capsys, monkeypatch):
+    monkeypatch.setattr("hf_ebm.scoring.model_likelihood.measure_likelihood", None)
+    with pytest.raises(SystemExit):
+        main(["likelihood", "--model", dual_folder, "--dataset", "digits", "--num-conditionals", "2"])
+    assert "--num-conditionals: pipeline must be a DDAEBMPipeline" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rsplit(".", 1)[1])
 def test_every_help_shows_an_example_that_parses(command, capsys):
     name = command.__name__.rsplit(".", 1)[1].replace("_", "-")
@@ -140,6 +207,11 @@ def test_every_help_shows_an_example_that_parses(command, capsys):
         main([name, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0 and re.search(f"examples?: hf-ebm {name} ", shown)
+    epilog = re.split("examples?: ", make_parser()._subparsers._group_actions[0].choices[name].epilog, maxsplit=1)[1]
+    examples = [part.split("#")[0] for part in re.split(r"[;\n]\s*", epilog) if part.startswith("hf-ebm ")]
+    assert examples
+    for example in examples:
+        assert make_parser().parse_args(shlex.split(example)[1:]).command == name
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):

@@ -1,7 +1,9 @@
 """Pictures of every kind: what is refused is refused with its reason, what is converted has the right values."""
 
 import io
+import socketserver
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -173,3 +175,40 @@ def test_urls_paths_bytes_and_undecoded_rows_are_the_same_picture(file_server, t
         assert np.array_equal(np.asarray(open_picture(source)), COLOUR)
     with pytest.raises(ValueError, match="404"):
         open_picture(f"{file_server}/b.png")
+
+
+@pytest.fixture
+def odd_server(monkeypatch):
+    """A web server whose answers are wrong: too short, no HTTP, endless."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    answers = {
+        "/short": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(PNG) + 100) + PNG,
+        "/chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc",
+        "/words": b"good day\r\n\r\n",
+        "/long": b"HTTP/1.1 200 OK\r\n\r\n" + PNG + b"0" * 2000,
+    }
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            path = self.rfile.readline().split()[1].decode()
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(answers[path])
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", ["/short", "/chunks", "/words", "/long", "/a b"])
+def test_a_bad_answer_is_one_unreadable_picture(odd_server, path, monkeypatch):
+    monkeypatch.setattr("hf_ebm.pictures.MAX_BYTES", len(PNG) + 1000)
+    with pytest.raises(ValueError, match=r"^cannot be read \("):
+        open_picture(odd_server + path)
+
+
+def test_a_bad_archive_is_one_unreadable_picture(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"no archive")
+    batch = prepare_rows([(0, f"zip://a.png::{tmp_path}/a.zip"), (1, "nothing://a.png"), (2, PNG)], 0, (3, 8, 8), False)
+    assert [row.row for row in batch.unreadable] == [0, 1] and batch.ids == [2]

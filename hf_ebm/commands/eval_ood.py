@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from hf_ebm.commands.models import add_padding_option, find_padding
 
 
 def add_parser(commands: Any) -> None:
@@ -16,10 +17,20 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm eval-ood --model outputs/ddaebm-digits --id digits --ood noise,inverted,mixed",
     )
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
-    parser.add_argument("--id", required=True, help="in-distribution data set: digits, a Hub id, or a folder")
-    parser.add_argument("--ood", help="odd sets, comma-separated: embedded ones or data sets; default: all embedded")
+    parser.add_argument(
+        "--id",
+        required=True,
+        help="in-distribution data set: digits, or a Hub id or a folder, name[:config][@split]; its split train fits, "
+        "the named one, default test, is scored",
+    )
+    parser.add_argument(
+        "--ood",
+        help="odd sets, comma-separated: embedded ones, or data sets as name[:config][@split], split test or the only "
+        "one where none is named; default: all embedded",
+    )
     parser.add_argument("--scores", default="all", help="comma-separated; default: all that the model allows")
     parser.add_argument("--image-column", help="of the data sets; default: their only image column")
+    add_padding_option(parser)
     parser.add_argument("--max-images", type=int, default=1000, help="of each set (default: %(default)s)")
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--no-baselines", action="store_true")
@@ -37,7 +48,10 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the table of AUROCs; write ``ood.json`` with all metrics and the protocol, and two pictures."""
     from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.card_tables import public_name
     from hf_ebm.data import describe_preparation
+    from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.json_text import to_json
     from hf_ebm.scoring import ood_evaluation as evaluation
     from hf_ebm.scoring.odd_images import ODD_IMAGES
     from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
@@ -57,10 +71,9 @@ def run(options: argparse.Namespace) -> None:
     if options.resamples < 1:
         raise ValueError(f"--resamples must be >= 1, got {options.resamples}.")
 
-    def load(name: str, split: str) -> Any:
-        return evaluation.load_images(name, shape, split, options.image_column, options.max_images, options.seed)
-
-    (train, train_source), (test, test_source) = load(options.id, "train"), load(options.id, "test")
+    padding = find_padding(options)
+    loading = (options.image_column, options.max_images, options.seed, padding)
+    (train, train_source), (test, test_source) = evaluation.load_train_and_test(options.id, shape, *loading)
     names = list(ODD_IMAGES) if options.ood is None else options.ood.split(",")
     sets = {evaluation.IN_DISTRIBUTION: test}
     sources: dict[str, Any] = {}
@@ -68,26 +81,29 @@ def run(options: argparse.Namespace) -> None:
         if name in ODD_IMAGES:
             sets |= evaluation.make_odd_sets(test, [name], options.seed)
             sources[name] = {"made_from": "the in-distribution images", "num_images": len(test)}
-        else:
-            sets[name], sources[name] = load(name, "test")
+            continue
+        shown = DatasetName.parse(name).public
+        if shown in (*sets, "mean"):
+            raise ValueError(f"--ood: {name} has the same name in the table as another column, {shown!r}; rename it.")
+        sets[shown], sources[shown] = evaluation.load_images(name, shape, "test", *loading)
 
-    found = evaluation.score_sets(pipeline, scores, train, sets, options.seed)
     baselines = {} if options.no_baselines else evaluation.fit_baselines(train, options.seed)
+    found = evaluation.score_sets(pipeline, scores, train, sets, options.seed)
     for name, scorer in baselines.items():
         found[name] = {key: scorer(images) for key, images in sets.items()}
     table = evaluation.evaluate_ood(found, options.resamples, options.seed)
     protocol = {
-        "model": options.model,
+        "model": public_name(options.model),
         "in_distribution": test_source,
         "odd_sets": sources,
         "statistics_and_baselines": train_source,
-        "preprocessing": describe_preparation(shape),
+        "preprocessing": describe_preparation(shape, padding),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
         "intervals": f"95 %, percentile bootstrap over both sets, {options.resamples} resamples",
         "seed": options.seed,
         "software": software_versions(),
     }
-    record = json.dumps({"protocol": protocol, "metrics": table}, indent=2)
+    record = to_json({"protocol": protocol, "metrics": table}, indent=2)
     for file_name, plot in (("roc.png", plot_roc), ("histograms.png", plot_score_histograms)):
         with whole_file(options.output / file_name) as path:
             plot(found, path)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import load_image_generator
+from hf_ebm.commands.models import add_padding_option, find_padding, load_image_generator
 
 
 def add_parser(commands: Any) -> None:
@@ -19,9 +18,14 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm evaluate --model outputs/ddaebm-digits --dataset digits --output outputs/ddaebm-digits",
     )
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
-    parser.add_argument("--dataset", required=True, help="digits, a Hub id, or a folder")
-    parser.add_argument("--split", default="test", help="whose images samples are compared with (default: %(default)s)")
+    parser.add_argument("--dataset", required=True, help="digits, or a Hub id or a folder, name[:config][@split]")
+    parser.add_argument(
+        "--split",
+        default="test",
+        help="whose images samples are compared with, where --dataset names none (default: %(default)s)",
+    )
     parser.add_argument("--image-column", help="of the data set; default: its only image column")
+    add_padding_option(parser)
     parser.add_argument("--num-images", type=int, help="samples; default: as many as the other split, at most 10,000")
     parser.add_argument(
         "--num-seeds", type=int, default=1, help="sets of so many samples; their spread is shown (default: %(default)s)"
@@ -50,13 +54,16 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol."""
+    from hf_ebm.card_tables import public_name
+    from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.json_text import to_json
     from hf_ebm.scoring.feature_cache import default_cache_folder
     from hf_ebm.scoring.feature_extractors import load_extractor
     from hf_ebm.scoring.sample_evaluation import evaluate_samples
     from hf_ebm.whole_files import whole_file
 
     started = time.perf_counter()
-    default_extractor = "digits" if options.dataset == "digits" else "inception"
+    default_extractor = "digits" if DatasetName.parse(options.dataset).name == "digits" else "inception"
     extractor = load_extractor(options.feature_extractor or default_extractor, options.device)
     pipeline = load_image_generator(options.model).to(options.device)
     record = evaluate_samples(
@@ -65,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
         extractor,
         split=options.split,
         image_column=options.image_column,
+        padding=find_padding(options),
         num_images=options.num_images,
         num_seeds=options.num_seeds,
         batch_size=options.batch_size,
@@ -74,9 +82,9 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         cache=options.cache or default_cache_folder(),
     )
-    record["protocol"] = {"model": options.model, **record["protocol"]}
+    record["protocol"] = {"model": public_name(options.model), **record["protocol"]}
     record["seconds"] = round(time.perf_counter() - started, 1)
-    text = json.dumps(record, indent=2)
+    text = to_json(record, indent=2)
     with whole_file(options.output / "evaluate.json") as path:
         path.write_text(text, encoding="utf-8")
     print(text if options.json else format_table(record))
@@ -108,7 +116,8 @@ def format_table(record: dict[str, Any]) -> str:
         title, after = f"{found['num_images']} reconstructions", f"after {found['num_steps']} z-steps"
         lines.append(f"{title:<30}{'inferred':>20}{after:>20}")
         for name, value in found["inference_model"].items():
-            lines.append(f"{name:<30}{value:>20.4f}{found['z_chain'][name]:>20.4f}")
+            cells = ["infinite" if error is None else f"{error:.4f}" for error in (value, found["z_chain"][name])]
+            lines.append(f"{name:<30}" + "".join(f"{cell:>20}" for cell in cells))
     lines += [f"note: {limit}" for limit in record["limits"]]
     return "\n".join(lines)
 

@@ -31,9 +31,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the description."""
+    from hf_ebm.json_text import to_json
+
     folder = model_folder(options.model, extra_files=("*.json",))
     found = {"model": options.model, **describe(load_pipeline(str(folder)), folder)}
-    print(json.dumps(found, indent=2) if options.json else format_text(found))
+    print(to_json(found, indent=2) if options.json else format_text(found))
 
 
 def describe(pipeline: Any, folder: Path) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from typing import Any
 
-from hf_ebm.commands.models import load_pipeline
+from hf_ebm.commands.models import add_padding_option, find_padding, load_pipeline
 
 
 def add_parser(commands: Any) -> None:
@@ -19,8 +18,11 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm likelihood --model outputs/ddaebm-digits --dataset digits --num-chains 64 --json",
     )
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
-    parser.add_argument("--dataset", required=True, help="digits, a 2-D set, a Hub id, or a folder")
+    parser.add_argument(
+        "--dataset", required=True, help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]"
+    )
     parser.add_argument("--image-column", help="of the data set; default: its only image column")
+    add_padding_option(parser)
     parser.add_argument("--max-images", type=int, default=1000, help="of each split (default: %(default)s)")
     parser.add_argument("--num-chains", type=int, default=128, help="walkers each way (default: %(default)s)")
     parser.add_argument("--num-temperatures", type=int, default=500, help="from base to energy (default: %(default)s)")
@@ -44,8 +46,11 @@ def run(options: argparse.Namespace) -> None:
     """Print the bracket, the gap and the likelihood of held-out data; progress goes to stderr."""
     from tqdm.auto import tqdm
 
+    from hf_ebm.card_tables import public_name
     from hf_ebm.data import TOY_NAMES
-    from hf_ebm.scoring.chain_likelihood import measure_chain_likelihood
+    from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.json_text import to_json
+    from hf_ebm.scoring.chain_likelihood import check_has_chain, measure_chain_likelihood
     from hf_ebm.scoring.model_likelihood import measure_likelihood
     from hf_ebm.scoring.model_log_z import LikelihoodSettings
 
@@ -62,16 +67,22 @@ def run(options: argparse.Namespace) -> None:
     if options.num_conditionals < 0:
         raise ValueError(f"--num-conditionals must be >= 0, got {options.num_conditionals}.")
     pipeline = load_pipeline(options.model)
+    if options.num_conditionals:
+        try:
+            check_has_chain(pipeline)
+        except ValueError as error:
+            raise ValueError(f"--num-conditionals: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     train, held_out = load_splits(options, pipeline.sample_shape)
-    num_levels = None if options.dataset in TOY_NAMES else 17 if options.dataset == "digits" else 256
+    name = DatasetName.parse(options.dataset)
+    num_levels = None if name.name in TOY_NAMES else 17 if name.name == "digits" else 256
     bar = functools.partial(tqdm, desc="annealing", leave=False, file=sys.stderr)
-    record = {"model": options.model, "dataset": options.dataset}
+    record = {"model": public_name(options.model), "dataset": name.public, "padding": find_padding(options)}
     record |= measure_likelihood(pipeline, train, held_out, num_levels, settings, bar)
     if options.num_conditionals:
         followed = held_out[: options.num_conditionals]
         record["chain"] = measure_chain_likelihood(pipeline, train, followed, num_levels, settings, bar)
-    print(json.dumps(record, indent=2) if options.json else format_record(record))
+    print(to_json(record, indent=2) if options.json else format_record(record))
 
 
 def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -79,7 +90,7 @@ def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> t
     import torch
 
     from hf_ebm.data import TOY_NAMES, sample_toy
-    from hf_ebm.scoring.ood_evaluation import load_images
+    from hf_ebm.scoring.ood_evaluation import load_train_and_test
 
     if options.dataset in TOY_NAMES:
         if sample_shape != (2,):
@@ -89,11 +100,10 @@ def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> t
             sample_toy(options.dataset, options.max_images, torch.Generator().manual_seed(seed)) for seed in seeds
         )
         return first, second
-    first, second = (
-        load_images(options.dataset, sample_shape, split, options.image_column, options.max_images, options.seed)[0]
-        for split in ("train", "test")
+    (train, _), (held_out, _) = load_train_and_test(
+        options.dataset, sample_shape, options.image_column, options.max_images, options.seed, find_padding(options)
     )
-    return first, second
+    return train, held_out
 
 
 def format_record(record: dict[str, Any]) -> str:

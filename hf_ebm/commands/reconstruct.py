@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from hf_ebm.data import image_transform
+    from hf_ebm.json_text import finite_or_none, to_json
     from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
     from hf_ebm.training.loop import save_grid
     from hf_ebm.whole_files import whole_file
@@ -65,7 +65,10 @@ def run(options: argparse.Namespace) -> None:
     found = [reconstruction_metrics(images, recon) for recon in (inferred, revised)]
     errors = {
         str(path): {
-            name: {"inference_model": found[0][name][index].item(), "z_chain": found[1][name][index].item()}
+            name: {
+                "inference_model": finite_or_none(found[0][name][index].item()),
+                "z_chain": finite_or_none(found[1][name][index].item()),
+            }
             for name in found[0]
         }
         for index, path in enumerate(options.images)
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         with whole_file(options.output) as path:
             save_grid(rows, path, len(images), scale=max(1, 64 // rows[0].width))
     if options.json:
-        print(json.dumps({"output": str(options.output), "seed": options.seed, "errors": errors}, indent=2))
+        print(to_json({"output": str(options.output), "seed": options.seed, "errors": errors}, indent=2))
         return
     print("mean squared error per pixel, on the scale of [-1, 1]\n      inferred       revised  image")
     for name, values in errors.items():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import load_pipeline
 from hf_ebm.scoring.run_settings import add_options, settings_of
 
 
@@ -16,20 +15,26 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "score",
-        help="print the energy of images, low = likely; or score a whole data set into Parquet files",
-        description="Image files: prints their energies. A data set: writes its scores as Parquet files into a folder; "
-        "the same command again goes on where a killed one stopped.",
+        help="print the energy and score of images, low = likely; or score a whole data set into Parquet files",
+        description="Image files: prints their energies and paths; with another --score than the energy, or a model "
+        "that was calibrated, energy, score, p-value, whether it is out of distribution, path. A data set: writes its "
+        "scores as Parquet files into a folder; the same command again goes on where a killed one stopped.",
         epilog="examples: hf-ebm score --model outputs/ddaebm-digits one.png two.png; "
         "hf-ebm score --model outputs/ddaebm-digits --dataset digits --split test --output outputs/scores",
     )
     parser.add_argument("images", nargs="*", type=Path, help="image files of the model's size, or with --resize")
     add_options(parser, required=False)
-    parser.add_argument("--json", action="store_true", help="print a JSON object {file: energy}, or the summary")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help='print a JSON object {file: {"energy", "score", "p_value", "is_ood"}}, the last two null without a '
+        "calibration; for a data set the summary",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print one energy per file, or score a data set."""
+    """Print one line per file, or score a data set."""
     if bool(options.images) == (options.dataset is not None):
         raise ValueError("give either image files or --dataset with --output.")
     if options.images:
@@ -37,38 +42,59 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.output is None:
         raise ValueError("--dataset needs --output FOLDER for the Parquet files.")
+    from hf_ebm.json_text import to_json
     from hf_ebm.scoring.run import run as run_scoring
 
-    summary = run_scoring(settings_of(options))
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        summary = run_scoring(settings_of(options))
     if options.json:
-        print(json.dumps(summary))
+        print(to_json(summary))
 
 
 def score_files(options: argparse.Namespace) -> None:
-    """Print one energy per file."""
-    import torch
+    """Print the energy of each file, and its score and verdict where there is more to say."""
+    from hf_ebm.json_text import to_json
+    from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+    from hf_ebm.scoring.scores import SCORES
 
-    from hf_ebm.data import image_transform
-    from hf_ebm.image_inputs import PIL_MODES
-    from hf_ebm.pictures import convert_picture, open_picture
-
-    pipeline = load_pipeline(options.model)
-    num_channels, size = pipeline.sample_shape[0], pipeline.sample_shape[-1]
-    pictures = []
-    for path in options.images:
-        try:
-            picture = open_picture(path)
-            if picture.mode != PIL_MODES.get(num_channels):
-                print(f"note: {path} is converted from {picture.mode}, as the model takes it", file=sys.stderr)
-            pictures.append(convert_picture(picture, num_channels))
-        except ValueError as error:
-            raise ValueError(f"image {path} {error}") from error
-    if options.resize:
-        energies = pipeline.score(torch.stack([image_transform(num_channels, size)(i) for i in pictures])).energies
-    else:
-        energies = pipeline.score(pictures).energies
+    measures = SCORES[options.score].measures if options.score in SCORES else ()
+    pipeline = EnergyScoringPipeline.from_pretrained(
+        options.model, load_reconstruction="reconstruction_error" in measures
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    if options.require_calibration and pipeline.calibration is None:
+        raise ValueError(f"model {options.model} was not calibrated, so nothing is called odd.")
+    try:
+        found = pipeline(
+            [str(path) for path in options.images],
+            score=options.score,
+            batch_size=options.batch_size,
+            resize=options.resize,
+        )
+    except ValueError as error:
+        hint = "; --resize converts and resizes pictures" if "does not fit" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from error
+    count = len(options.images)
+    rows = [
+        {"energy": energy, "score": score, "p_value": p_value, "is_ood": is_ood}
+        for energy, score, p_value, is_ood in zip(
+            found.energies.tolist(),
+            found.scores.tolist(),
+            [None] * count if found.p_values is None else found.p_values.tolist(),
+            [None] * count if found.is_ood is None else found.is_ood.tolist(),
+            strict=True,
+        )
+    ]
     if options.json:
-        print(json.dumps(dict(zip(map(str, options.images), energies.tolist(), strict=True))))
+        print(to_json(dict(zip(map(str, options.images), rows, strict=True))))
         return
-    for path, energy in zip(options.images, energies.tolist(), strict=True):
-        print(f"{energy:14.7g}  {path}")
+    energies_alone = options.score == "energy" and pipeline.calibration is None
+    if not energies_alone:
+        print(f"{'energy':>14}  {options.score:>20}  {'p_value':>8}  {'is_ood':>6}  file")
+    for path, row in zip(options.images, rows, strict=True):
+        cells = f"{row['energy']:14.7g}"
+        if not energies_alone:
+            verdict = "-" if row["is_ood"] is None else "yes" if row["is_ood"] else "no"
+            p_value = "-" if row["p_value"] is None else f"{row['p_value']:.4f}"
+            cells += f"  {row['score']:20.7g}  {p_value:>8}  {verdict:>6}"
+        print(f"{cells}  {path}")

@@ -22,7 +22,7 @@ from torch import Tensor
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 
 FILE_NAME = "calibration.json"
-MAX_REFERENCE = 1000  # order statistics that are kept per score; p-values have steps of 1/1001 at best
+MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Calibration:
         num_samples: Samples it was made from.
         seed: Of the noise in the measures.
         statistics: Mean and standard deviation of each measure.
-        reference: Sorted calibration scores of each score, at most `MAX_REFERENCE` of them.
+        reference: Sorted calibration scores of each score, at most `MAX_REFERENCE` or 10 / target_fpr of them.
         preprocessing: How the images were prepared, in words.
     """
 
@@ -58,7 +58,7 @@ class Calibration:
             preprocessing: How the images were prepared, in words.
 
         Raises:
-            ValueError: If there are too few samples for `target_fpr`, or a measure cannot be used.
+            ValueError: If there are too few samples for `target_fpr`, or a score is not finite.
         """
         if not 0.0 < target_fpr < 1.0:
             raise ValueError(f"target_fpr must be between 0 and 1, got {target_fpr!r}.")
@@ -72,13 +72,19 @@ class Calibration:
         possible = [score for score in SCORES.values() if set(score.measures) <= set(measures)]
         standardised = {name for score in possible if score.needs_statistics for name in score.measures}
         statistics = {name: MeasureStatistics.of(measures[name], name) for name in sorted(standardised)}
-        reference = {}
+        reference, kept = {}, max(MAX_REFERENCE, math.ceil(10.0 / target_fpr))
         for name, score in SCORES.items():
             if set(score.measures) <= set(measures):
                 ordered = score.function(measures, statistics).sort().values
-                if number > MAX_REFERENCE:  # the k-th of m order statistics stands for the share k / (m + 1)
-                    shares = torch.arange(1, MAX_REFERENCE + 1) / (MAX_REFERENCE + 1)
-                    ordered = ordered[(shares * (number + 1)).ceil().long().clamp(max=number) - 1]
+                if not torch.isfinite(ordered).all():
+                    bad = int((~torch.isfinite(ordered)).sum())
+                    raise ValueError(
+                        f"score {name!r} is not finite for {bad} of the {number} calibration samples; take those out, "
+                        "or mend the model."
+                    )
+                if number > kept:  # the k-th of m order statistics stands for the share k / (m + 1)
+                    ranks = -(-torch.arange(1, kept + 1) * (number + 1) // (kept + 1))  # rounded up
+                    ordered = ordered[ranks - 1]
                 reference[name] = ordered.tolist()
         return cls(target_fpr, number, seed, statistics, reference, preprocessing)
 
@@ -88,18 +94,25 @@ class Calibration:
         Raises:
             ValueError: If the calibration lacks the score.
         """
-        if score not in self.reference:
-            raise ValueError(
-                f"score {score!r} was not calibrated, only {sorted(self.reference)}; call calibrate again."
-            )
-        reference = torch.tensor(self.reference[score], dtype=torch.float64)
+        reference = self._reference_of(score)
         at_least = len(reference) - torch.searchsorted(reference, scores.double(), side="left")
         return (1.0 + at_least.double()) / (len(reference) + 1.0)
 
     def threshold(self, score: str) -> float:
-        """The largest reference score that is not called odd: larger ones are, at ``target_fpr``."""
-        reference = torch.tensor(self.reference[score], dtype=torch.float64)
+        """The largest reference score that is not called odd: larger ones are, at ``target_fpr``.
+
+        Raises:
+            ValueError: If the calibration lacks the score.
+        """
+        reference = self._reference_of(score)
         return float(reference[self.p_values(score, reference) > self.target_fpr].max())
+
+    def _reference_of(self, score: str) -> Tensor:
+        if score not in self.reference:
+            raise ValueError(
+                f"score {score!r} was not calibrated, only {sorted(self.reference)}; call calibrate again."
+            )
+        return torch.tensor(self.reference[score], dtype=torch.float64)
 
     def save(self, folder: str | Path) -> None:
         """Write ``calibration.json``, whole or not at all."""

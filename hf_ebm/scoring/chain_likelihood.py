@@ -32,6 +32,15 @@ from hf_ebm.scoring.likelihood import bits_per_dim, dequantise_normal
 from hf_ebm.scoring.model_log_z import LikelihoodSettings, ProgressBar
 
 
+def check_has_chain(pipeline: Any) -> None:
+    """Raise a `ValueError` if the pipeline is not a DDAEBM with its energy and generator."""
+    if any(getattr(pipeline, name, None) is None for name in ("energy_model", "generator_model", "coefficients")):
+        raise ValueError(
+            "pipeline must be a DDAEBMPipeline with an energy_model and a generator_model: others have no denoising "
+            "steps."
+        )
+
+
 @torch.no_grad()
 def measure_chain_likelihood(
     pipeline: Any,
@@ -64,8 +73,7 @@ def measure_chain_likelihood(
         ValueError: If the pipeline is not a DDAEBM with an energy, or `held_out` is not on the levels.
     """
     settings = LikelihoodSettings() if settings is None else settings
-    if pipeline.energy_model is None or not hasattr(pipeline, "coefficients"):
-        raise ValueError("pipeline must be a DDAEBMPipeline with an energy_model: others have no denoising steps.")
+    check_has_chain(pipeline)
     began, generator = time.perf_counter(), torch.Generator().manual_seed(settings.seed)
     model, q = pipeline.energy_model, pipeline.coefficients
     options = settings.walk_options(generator, progress_bar)

@@ -23,7 +23,7 @@ from hf_ebm.scoring.feature_statistics import FeatureStatistics
 from hf_ebm.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2  # 2: rows of a large set in a drawn order
 
 
 def default_cache_folder() -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_ebm.card_tables import public_name
 from hf_ebm.content_hash import hash_tensors
 from hf_ebm.scoring.digit_classifier import NAME as DIGITS_NAME
 from hf_ebm.scoring.digit_classifier import load_digit_classifier
@@ -144,29 +145,41 @@ def inception_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
 def transformers_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtractor:
     """A model of transformers by Hub id or path, with its own image processor; ids ``timm/...`` need timm.
 
-    Features are the pooled output, or, where a model has none, the mean of the last hidden state over places.
+    Features are the pooled output, or, where a model has none, the mean of the last hidden state over places. The same
+    mean where the checkpoint holds no pooler (those of classifiers): the one that `AutoModel` makes up is random.
 
     Raises:
-        ValueError: If it cannot be loaded, or takes no images.
+        ValueError: If it cannot be loaded, lacks weights other than the pooler's, or takes no images.
     """
     from transformers import AutoImageProcessor, AutoModel
 
     try:
-        model = AutoModel.from_pretrained(name).eval().to(device)
+        model, loading = AutoModel.from_pretrained(name, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"feature extractor {name!r} cannot be loaded ({error}); give 'digits', 'inception', or the id or path of "
             "a transformers model with an image processor."
         ) from error
-    forward = getattr(model, "get_image_features", model)
+    made_up = set(loading["missing_keys"])
+    others = sorted(key for key in made_up if "pooler" not in key.split("."))
+    if others:
+        raise ValueError(
+            f"feature extractor {name!r} lacks {len(others)} of its weights, {others[0]!r} first, which would be "
+            "random; give a whole checkpoint."
+        )
+    model.eval().to(device)
+    forward, read = getattr(model, "get_image_features", model), mean_hidden_state if made_up else pool
+    loaded = {key: value for key, value in model.state_dict().items() if key not in made_up}
 
     def features(images: Tensor) -> Tensor:
         pixels = list(to_bytes(images.cpu()).permute(0, 2, 3, 1).numpy())
-        return pool(forward(**processor(images=pixels, return_tensors="pt").to(device)), name)
+        return read(forward(**processor(images=pixels, return_tensors="pt").to(device)), name)
 
     preprocessing = f"{AS_BYTES}, then the model's own {type(processor).__name__}"
-    return FeatureExtractor(f"{name} ({type(model).__name__})", weights_sha256(model), preprocessing, features)
+    pooled_by = ", mean of the hidden state" if made_up else ""
+    shown = f"{public_name(name)} ({type(model).__name__}{pooled_by})"
+    return FeatureExtractor(shown, hash_tensors(loaded), preprocessing, features)
 
 
 def pool(output: Any, name: str) -> Tensor:
@@ -178,6 +191,15 @@ def pool(output: Any, name: str) -> Tensor:
     pooled = getattr(output, "pooler_output", None)
     if pooled is not None:
         return pooled.flatten(1)
+    return mean_hidden_state(output, name)
+
+
+def mean_hidden_state(output: Any, name: str) -> Tensor:
+    """The mean of the last hidden state over places in a transformers output, shape (B, D).
+
+    Raises:
+        ValueError: If it has no hidden states.
+    """
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None:
         raise ValueError(f"feature extractor {name!r} gives neither pooled features nor hidden states; take another.")

@@ -15,7 +15,6 @@ over z, which would need a bracket of its own.) A Gaussian fitted to its samples
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.json_text import finite_or_none
 from hf_ebm.schedulers.energy_sampler import EnergySampler, check_positive
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.scoring.annealed_walk import check_count
@@ -56,7 +56,7 @@ class LikelihoodSettings:
         reverse_from: Where the reverse walk's starts come from, see the module.
         equilibration_steps: Updates of the chain on them.
         temperature: T; None = the model's own.
-        batch_size: Walkers at a time.
+        batch_size: Walkers at a time of the annealed walks; the equilibration moves all chains at once.
         seed: Of everything random.
     """
 
@@ -168,8 +168,3 @@ def bracket_record(bracket: LogZBracket) -> dict[str, Any]:
     if len(bracket.acceptance_rate):
         record["mean_acceptance_rate"] = bracket.acceptance_rate.mean().item()
     return record
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """`value`, or None for what JSON has no number for."""
-    return value if value is not None and math.isfinite(value) else None

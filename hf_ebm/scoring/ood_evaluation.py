@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ebm.data import draw_rows, fingerprint, load_training_data
+from hf_ebm.data import draw_rows
+from hf_ebm.dataset_names import DatasetName, load_named
 from hf_ebm.scoring.odd_images import ODD_IMAGES
 from hf_ebm.scoring.ood_metrics import METRICS, MIN_SAMPLES, with_intervals
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 
 Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = odder
+MAX_BASELINE_DIMS = 20_000  # a covariance of 3.2 GB
 IN_DISTRIBUTION = "in_distribution"  # the name of the set that is not odd
 
 
@@ -28,7 +30,16 @@ def fit_baselines(train_images: Tensor, seed: int = 0) -> dict[str, Scorer]:
     ``pixel_gaussian``: Mahalanobis distance to the pixels' Gaussian; ``pca_residual``: squared error of the projection
     on the components that explain 90 % of the variance; ``nearest_neighbour``: distance to the 5th nearest training
     image; ``autoencoder``: squared error of scikit-learn's MLP trained to give its input back through 32 units.
+
+    Raises:
+        ValueError: If the images have more values than a covariance of them fits in memory.
     """
+    dims = train_images[0].numel()
+    if dims > MAX_BASELINE_DIMS:
+        raise ValueError(
+            f"baselines take images of at most {MAX_BASELINE_DIMS:,} values, got {dims:,}: their covariance would not "
+            "fit in memory; use --no-baselines."
+        )
     from sklearn.covariance import EmpiricalCovariance
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
@@ -70,23 +81,47 @@ def make_odd_sets(images: Tensor, names: list[str], seed: int = 0) -> dict[str, 
 
 
 def load_images(
-    name: str, sample_shape: tuple[int, ...], split: str, image_column: str | None, max_images: int, seed: int
+    name: str | DatasetName,
+    sample_shape: tuple[int, ...],
+    split: str,
+    image_column: str | None,
+    max_images: int,
+    seed: int,
+    padding: int = 0,
 ) -> tuple[Tensor, dict[str, Any]]:
     """At most `max_images` images of a data set, drawn with `seed`, prepared as for training, and what they are.
 
     Returns:
-        Images in [-1, 1], shape (N, C, H, W), and ``{"dataset", "split", "fingerprint", "num_images"}``.
+        Images in [-1, 1], shape (N, C, H, W), and the source of `hf_ebm.dataset_names.load_named` with ``num_images``.
 
     Raises:
         ValueError: If the data set or its column is missing, its images cannot be read, or there are too few.
     """
     if max_images < MIN_SAMPLES:
         raise ValueError(f"max_images must be >= {MIN_SAMPLES}, for an interval, got {max_images}.")
-    dataset: Any = load_training_data(name, sample_shape, split=split, image_column=image_column)
+    dataset: Any
+    dataset, source = load_named(name, sample_shape, split, image_column, padding)
     rows = draw_rows(len(dataset), max_images, seed)
     images = torch.stack([dataset[index][0] for index in rows])
-    source = {"dataset": name, "split": split, "fingerprint": fingerprint(dataset), "num_images": len(images)}
-    return images, source
+    return images, {**source, "num_images": len(images)}
+
+
+def load_train_and_test(
+    name: str, sample_shape: tuple[int, ...], image_column: str | None, max_images: int, seed: int, padding: int = 0
+) -> tuple[tuple[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]:
+    """`load_images` of the split "train" and of another one, "test" where the name ``name[:config][@split]`` says none.
+
+    Raises:
+        ValueError: As there, and if both are the same.
+    """
+    train = DatasetName.parse(name).of_split("train")
+    test = load_images(name, sample_shape, "test", image_column, max_images, seed, padding)
+    if test[1]["split"] == "train":
+        raise ValueError(
+            f"data set {name!r} gives its split 'train' alone: what is fitted on it cannot be judged by it; give a set "
+            "that has a train and a test split, or name the other one as name@split."
+        )
+    return load_images(train, sample_shape, "train", image_column, max_images, seed, padding), test
 
 
 def score_sets(

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from hf_ebm.data import draw_rows, fingerprint, load_training_data
+from hf_ebm.data import draw_rows
+from hf_ebm.dataset_names import DatasetName, load_named
 from hf_ebm.scoring.feature_cache import cached_statistics
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
-from hf_ebm.scoring.feature_statistics import FeatureStatistics
+from hf_ebm.scoring.feature_statistics import MAX_KEPT, FeatureStatistics
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class RealImages:
 
     Attributes:
         dataset: Map-style, of 1-tuples of tensors in [-1, 1], shape (C, H, W).
-        source: ``{"dataset", "split", "fingerprint"}``.
+        source: ``{"dataset", "split", "fingerprint"}``, see `hf_ebm.dataset_names.load_named`.
         batch_size: Of `batches`.
         num_workers: Processes that decode images.
     """
@@ -34,11 +36,16 @@ class RealImages:
 
     @classmethod
     def load(
-        cls, name: str, sample_shape: tuple[int, ...], split: str, image_column: str | None, **kwargs: Any
+        cls,
+        name: str | DatasetName,
+        sample_shape: tuple[int, ...],
+        split: str,
+        image_column: str | None,
+        padding: int = 0,
+        **kwargs: Any,
     ) -> RealImages:
-        """See `hf_ebm.data.load_training_data`, which raises."""
-        dataset = load_training_data(name, sample_shape, split=split, image_column=image_column)
-        source = {"dataset": name, "split": split, "fingerprint": fingerprint(dataset)}
+        """See `hf_ebm.dataset_names.load_named`, which raises."""
+        dataset, source = load_named(name, sample_shape, split, image_column, padding)
         return cls(dataset, source, **kwargs)
 
     def batches(self, rows: list[int]) -> Iterator[Tensor]:
@@ -57,13 +64,20 @@ class RealImages:
     def statistics(
         self, limit: int, seed: int, extractor: FeatureExtractor, preparation: str, cache: Path | None
     ) -> tuple[FeatureStatistics, dict[str, Any]]:
-        """Feature statistics of at most `limit` images drawn with `seed`, and their source with ``num_images``."""
+        """Feature statistics of at most `limit` images drawn with `seed`, and their source with ``num_images``.
+
+        Of more than `MAX_KEPT` images, whose features are not all kept, the order is drawn, too: an image folder goes
+        by class, and the first rows are not like the others.
+        """
         number = min(limit, len(self.dataset))
-        rows = draw_rows(len(self.dataset), number, seed)
+        rows, drawn = draw_rows(len(self.dataset), number, seed), number < len(self.dataset)
+        if number > MAX_KEPT:
+            order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+            rows, drawn = [rows[place] for place in order.tolist()], True
         description = {
             **self.source,
             "num_images": number,
-            "rows": "all" if number == len(self.dataset) else f"drawn with seed {seed}",
+            "rows": f"drawn with seed {seed}" if drawn else "all",
             "preparation": preparation,
             "extractor": [extractor.name, extractor.weights_sha256, extractor.preprocessing],
         }

@@ -28,8 +28,10 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 import hf_ebm
+from hf_ebm.content_hash import hash_tensors
 from hf_ebm.data import load_digits, load_hub_dataset
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.scoring.rows import HubRows, ListRows, Rows, prepare_rows, spans_of
@@ -59,15 +61,15 @@ def load_rows(settings: ScoringSettings) -> tuple[Rows, str]:
 
 
 def model_fingerprint(pipeline: EnergyScoringPipeline) -> str:
-    """A hash of everything that decides a score: weights, buffers, schedulers' settings and the calibration."""
+    """A hash of everything that decides a score: weights, buffers, all settings and the calibration."""
     digest = hashlib.sha256()
     for name, component in sorted(pipeline.components.items()):
         if isinstance(component, nn.Module):
-            for key, tensor in component.state_dict().items():
-                digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif component is not None:
-            digest.update(f"{name} {json.dumps(dict(component.config), default=str, sort_keys=True)}".encode())
+            digest.update(f"{name} {hash_tensors(component.state_dict())}".encode())
+        if component is not None:  # what begins with "_" says where it is from and who wrote it
+            config = component.config.to_dict() if isinstance(component.config, PreTrainedConfig) else component.config
+            decisive = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
+            digest.update(f"{name} {json.dumps(decisive, default=str, sort_keys=True)}".encode())
     if pipeline.calibration is not None:
         digest.update(json.dumps(asdict(pipeline.calibration), sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_ebm.data import describe_preparation, draw_rows
+from hf_ebm.dataset_names import DatasetName
+from hf_ebm.json_text import finite_or_none
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
 from hf_ebm.scoring.feature_statistics import MAX_KEPT, FeatureStatistics
 from hf_ebm.scoring.metrics import (
@@ -86,7 +88,7 @@ def state_limits(real: FeatureStatistics, generated: FeatureStatistics) -> list[
             "large by an unknown amount; compare it at these numbers of images only."
         )
     if max(real.num_images, generated.num_images) > MAX_KEPT:
-        limits.append(f"the kernel distance and precision to coverage are of the first {MAX_KEPT:,} images of a set.")
+        limits.append(f"the kernel distance and precision to coverage are of {MAX_KEPT:,} drawn images of a set.")
     if real.num_images != generated.num_images:
         limits.append("recall, density and coverage depend on both numbers of images; compare them at these only.")
     return limits
@@ -95,7 +97,10 @@ def state_limits(real: FeatureStatistics, generated: FeatureStatistics) -> list[
 def evaluate_reconstruction(
     pipeline: Any, batches: Iterator[Tensor], num_inference_steps: int | None, seed: int
 ) -> dict[str, Any]:
-    """Errors of reconstructions from inferred latents, before and after the z-chain, means over images."""
+    """Errors of reconstructions from inferred latents, before and after the z-chain, means over images.
+
+    A PSNR is None where an image came back exactly: it is infinite.
+    """
     before: dict[str, list[Tensor]] = {}
     after: dict[str, list[Tensor]] = {}
     number = 0
@@ -108,8 +113,8 @@ def evaluate_reconstruction(
                 found.setdefault(name, []).append(values)
     steps = pipeline.latent_scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
     return {
-        "inference_model": {name: torch.cat(values).mean().item() for name, values in before.items()},
-        "z_chain": {name: torch.cat(values).mean().item() for name, values in after.items()},
+        "inference_model": {name: finite_or_none(torch.cat(values).mean().item()) for name, values in before.items()},
+        "z_chain": {name: finite_or_none(torch.cat(values).mean().item()) for name, values in after.items()},
         "num_steps": steps,
         "num_images": number,
     }
@@ -135,6 +140,7 @@ def evaluate_samples(
     *,
     split: str = "test",
     image_column: str | None = None,
+    padding: int = 0,
     num_images: int | None = None,
     num_seeds: int = 1,
     batch_size: int = 256,
@@ -148,10 +154,12 @@ def evaluate_samples(
 
     Args:
         pipeline: A generation pipeline of images.
-        dataset: ``"digits"``, a Hub id, or a folder.
+        dataset: ``"digits"``, or a Hub id or a folder, ``name[:config][@split]``.
         extractor: See `hf_ebm.scoring.feature_extractors`.
-        split: Whose images samples are compared with, all of them; the floor is of the other one of train and test.
+        split: Whose images samples are compared with, all of them, where `dataset` names none, or the only one; the
+            floor is of the other one of train and test.
         image_column: Of the data set; None = its only image column.
+        padding: Black pixels on each side of the data set's images, as in training.
         num_images: Samples, and images of the floor; None = as many as the floor's split has, at most 10,000.
         num_seeds: Sets of so many samples that are drawn and measured, with `seed` and those after it.
         batch_size: Images at a time.
@@ -174,15 +182,18 @@ def evaluate_samples(
     for name, number in (("batch_size", batch_size), ("num_seeds", num_seeds)):
         if number < 1:
             raise ValueError(f"{name} must be >= 1, got {number}.")
-    preparation = describe_preparation(shape)
-    loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+    preparation = describe_preparation(shape, padding)
+    loading: dict[str, Any] = {"padding": padding, "batch_size": batch_size, "num_workers": num_workers}
     reference = RealImages.load(dataset, shape, split, image_column, **loading)
+    split = reference.source["split"]
     floor_split = "test" if split == "train" else "train"
     no_floor = []
     try:
-        others: RealImages | None = RealImages.load(dataset, shape, floor_split, image_column, **loading)
-    except ValueError as error:
-        others, no_floor = None, [f"there is no floor, for want of the split {floor_split!r}: {error}"]
+        others: RealImages | None = RealImages.load(
+            DatasetName.parse(dataset).of_split(floor_split), shape, floor_split, image_column, **loading
+        )
+    except ValueError:  # its words may name a folder of this machine
+        others, no_floor = None, [f"there is no floor, for want of the split {floor_split!r} of the data set."]
     if others is not None and len(others.dataset) < MIN_IMAGES:
         no_floor = [f"there is no floor: the split {floor_split!r} has {len(others.dataset)} images, too few."]
         others = None

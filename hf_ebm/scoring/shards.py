@@ -142,7 +142,7 @@ class ShardFolder:
         with (self.folder / LOCK).open("w") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of its workers
-            except OSError as error:
+            except (BlockingIOError, PermissionError) as error:  # POSIX allows both for a lock that is held
                 raise ValueError(f"output {self.folder} has a run at work in it; wait for it, or end it.") from error
             yield
             (self.folder / LOCK).unlink()

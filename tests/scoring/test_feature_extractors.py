@@ -1,5 +1,7 @@
 """Feature extractors: hashes of weights, any transformers model, what is called the standard Inception."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,38 @@ def test_a_transformers_model_by_path(vit):
     with torch.no_grad():  # resized and rounded a little differently
         assert_close(features, model(pixels).pooler_output, atol=0.05, rtol=0.05)
     assert (features - features.mean(0)).abs().max() > 0.01
+
+
+@pytest.fixture
+def vit_classifier(vit, tmp_path):
+    """A checkpoint of a classifier, which holds no pooler."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    ViTForImageClassification(ViTConfig.from_pretrained(vit)).save_pretrained(tmp_path)
+    shutil.copy(vit / "preprocessor_config.json", tmp_path)
+    return tmp_path
+
+
+def test_a_classifiers_checkpoint_is_measured_without_the_random_pooler(vit_classifier):
+    from transformers import ViTModel
+
+    images = load_digits("test")[0][:3]
+    first, again = (load_extractor(str(vit_classifier)) for _ in range(2))
+    assert first.weights_sha256 == again.weights_sha256 and first.name == again.name
+    assert torch.equal(first(images), again(images))
+    assert "mean of the hidden state" in first.name and str(vit_classifier) not in first.name
+    model = ViTModel.from_pretrained(vit_classifier, add_pooling_layer=False).eval()
+    assert first.weights_sha256 == weights_sha256(model)
+
+
+def test_a_checkpoint_that_lacks_other_weights_is_refused(vit_classifier):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(vit_classifier / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("layernorm.weight"))
+    save_file({k: v for k, v in weights.items() if k != lost}, vit_classifier / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of its weights, .*layernorm.weight"):
+        load_extractor(str(vit_classifier))
 
 
 def test_pooling():

@@ -89,6 +89,11 @@ def test_load_images_says_what_they_are():
     assert source["fingerprint"] != of_train["fingerprint"]
 
 
+def test_baselines_refuse_what_does_not_fit_in_memory():
+    with pytest.raises(ValueError, match=r"30,000.*--no-baselines"):
+        fit_baselines(torch.zeros(12, 3, 100, 100))
+
+
 def test_mistakes():
     with pytest.raises(ValueError, match="mosaics"):
         make_odd_sets(torch.zeros(4, 1, 8, 8), ["mosaics"])

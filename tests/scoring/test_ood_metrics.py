@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_ebm.scoring.ood_metrics import METRICS, ood_metrics, ood_metrics_of_rows, with_intervals
+from hf_ebm.scoring.ood_metrics import METRICS, fpr95, ood_metrics, ood_metrics_of_rows, with_intervals
 
 
 def test_metrics_by_hand():
@@ -64,5 +64,19 @@ def test_the_interval_is_scipys_bootstrap_of_scikit_learns_metrics():
 def test_mistakes():
     with pytest.raises(ValueError, match="at least 10"):
         with_intervals(torch.zeros(3), torch.zeros(20))
-    with pytest.raises(ValueError, match="1 NaN"):
-        with_intervals(torch.randn(20), torch.tensor([float("nan"), *range(19)]))
+    for value in ("nan", "inf"):
+        with pytest.raises(ValueError, match="odd scores hold 1 NaN or infinite"):
+            with_intervals(torch.randn(20), torch.tensor([float(value), *range(19)]))
+
+
+@pytest.mark.parametrize("spread", [5, 10**6])  # with ties, without
+@pytest.mark.parametrize("number", [20, 22, 100])
+def test_fpr95_is_the_first_point_of_the_roc_curve_that_finds_95_percent(number, spread):
+    from sklearn.metrics import roc_curve
+
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        inside, odd = random.integers(0, spread, 60), random.integers(spread // 4, 2 * spread, number)
+        labels = np.concatenate([np.zeros(60), np.ones(number)])
+        fpr, tpr, _ = roc_curve(labels, np.concatenate([inside, odd]), drop_intermediate=False)
+        assert fpr95(inside, odd) == pytest.approx(fpr[tpr >= 0.95][0])

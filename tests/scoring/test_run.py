@@ -22,7 +22,7 @@ from hf_ebm import EnergyScoringPipeline
 from hf_ebm.cli import main
 from hf_ebm.data import load_digits
 from hf_ebm.scoring import shard_scoring
-from hf_ebm.scoring.run import run, score_rows
+from hf_ebm.scoring.run import model_fingerprint, run, score_rows
 from hf_ebm.scoring.run_settings import ScoringSettings
 from hf_ebm.scoring.shard_scoring import score_shards
 from hf_ebm.scoring.shards import ShardFolder
@@ -338,3 +338,26 @@ def test_the_command_scores_a_data_set(model, tmp_path, capsys):
         with pytest.raises(SystemExit) as error:
             main(wrong)
         assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_fingerprint_is_of_weights_and_settings(scorer):
+    before = model_fingerprint(scorer)
+    assert before == model_fingerprint(scorer)
+    scorer.energy_model.config.name_or_path = "elsewhere"
+    assert before == model_fingerprint(scorer)
+    scorer.energy_model.config.layers_per_block += 1
+    changed = model_fingerprint(scorer)
+    scorer.energy_model.config.layers_per_block -= 1
+    next(scorer.energy_model.parameters()).data.add_(1.0)
+    assert len({before, changed, model_fingerprint(scorer)}) == 3
+
+
+def test_a_disk_without_locks_is_not_a_run_at_work(settings, monkeypatch):
+    import fcntl
+
+    def no_locks(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with pytest.raises(OSError, match="No locks available"), ShardFolder(settings().output, 1, 1).alone():
+        pass

@@ -1,6 +1,7 @@
 """Sample evaluation: a pipeline that gives real images back scores as the floor does; limits, records, bad input."""
 
 import dataclasses
+import json
 
 import datasets
 import numpy as np
@@ -9,8 +10,15 @@ import pytest
 import torch
 
 from hf_ebm.data import load_digits
+from hf_ebm.json_text import to_json
 from hf_ebm.scoring.feature_extractors import load_extractor
-from hf_ebm.scoring.sample_evaluation import compare, draw_samples, evaluate_samples, state_limits
+from hf_ebm.scoring.sample_evaluation import (
+    compare,
+    draw_samples,
+    evaluate_reconstruction,
+    evaluate_samples,
+    state_limits,
+)
 
 
 class Copier:
@@ -120,6 +128,22 @@ def test_reconstructions_get_better_by_the_z_chain(tiny_dual_mcmc_pipeline, digi
     assert found["inference_model"]["mse"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_perfect_reconstructions_are_json():
+    class Perfect:
+        class latent_scheduler:  # noqa: N801
+            class config:  # noqa: N801
+                num_train_timesteps = 3
+
+        def reconstruct(self, images, steps, generator, output_type):
+            return type("Output", (), {"images": images})
+
+    found = evaluate_reconstruction(Perfect(), iter([load_digits("test")[0][:4]]), None, 0)
+    assert found["z_chain"]["psnr"] is None and found["z_chain"]["mse"] == 0
+    assert json.loads(to_json(found)) == found
+    with pytest.raises(ValueError, match="not finite"):
+        to_json({"psnr": float("inf")})
+
+
 def test_samples_are_those_of_the_seed(tiny_pipeline):
     first, again, other = (torch.cat(list(draw_samples(tiny_pipeline, 5, 2, None, seed))) for seed in (1, 1, 2))
     assert first.shape == (5, 1, 8, 8) and torch.equal(first, again) and not torch.equal(first, other)
@@ -155,6 +179,7 @@ def test_a_folder_without_the_other_split_has_no_floor_and_says_so(digits, tmp_p
     assert record["protocol"]["num_images"] == 25 and record["protocol"]["floor"] is None
     assert record["metrics"]["precision"]["floor"] is None
     assert "no floor, for want of the split 'train'" in record["limits"][0]
+    assert record["protocol"]["reference"]["dataset"] == "images" and str(tmp_path) not in to_json(record)
 
 
 def test_mistakes(digits, tmp_path, monkeypatch):

@@ -111,6 +111,29 @@ def test_p_values_by_hand():
     assert calibration.threshold("energy") == 3.0  # 4 has p = 0.4 and is called odd
 
 
+def test_a_small_target_keeps_enough_scores_to_call_anything_odd():
+    calibration = Calibration.fit({"energy": torch.arange(60_000.0)}, 2e-4)
+    reference = calibration.reference["energy"]
+    assert len(reference) == 50_000
+    at = torch.tensor([0.0, 59_979.0, 59_999.0, 1e9])
+    exact = Calibration.fit({"energy": torch.arange(50_000.0)}, 2e-4).reference["energy"]
+    assert len(exact) == 50_000 and exact == list(map(float, range(50_000)))
+    assert calibration.p_values("energy", at)[-1] == 1 / 50_001
+    assert calibration.threshold("energy") == pytest.approx(60_000 * (1 - 2e-4), abs=3)
+    assert all(reference[k - 1] == -(-k * 60_001 // 50_001) - 1 for k in (1, 7, 25_000, 50_000))
+
+
+def test_a_score_without_a_reference_has_no_threshold():
+    with pytest.raises(ValueError, match="'typo' was not calibrated"):
+        Calibration(0.1, 20, 0, {}, {}).threshold("typo")
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_calibration_needs_finite_scores(value):
+    with pytest.raises(ValueError, match="score 'gradient_norm' is not finite for 1 of the 30"):
+        Calibration.fit({"gradient_norm": torch.tensor([float(value), *range(29)])}, 0.1)
+
+
 def test_calibration_round_trip(tmp_path, measures):
     calibration = Calibration.fit(measures, 0.1, seed=5, preprocessing="as given")
     calibration.save(tmp_path)

@@ -1,0 +1,126 @@
+"""Which data set a command is told, ``name[:config][@split]``, and its images as a model takes them.
+
+    digits    cifar10    user/set:large@validation    folder/of/images@test
+
+A command has a split that it takes where the name says none. A set that lacks it and has exactly one split is taken as
+a whole, and its source says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from hf_ebm.card_tables import public_name
+from hf_ebm.data import EMBEDDED_NAMES, fingerprint, load_training_data
+
+
+@dataclass(frozen=True)
+class DatasetName:
+    """A data set that somebody named.
+
+    Attributes:
+        name: ``"digits"``, a 2-D set, a Hub id, or a folder.
+        config: Configuration of a Hub data set.
+        split: None = the command's own.
+    """
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> DatasetName:
+        """The parts of ``name[:config][@split]``; a path that is there is a name as it stands.
+
+        Raises:
+            ValueError: If a part is empty, or an embedded set is given a configuration.
+        """
+        if Path(text).exists():
+            return cls(text)
+        rest, at, split = text.rpartition("@") if "@" in text else (text, "", "")
+        name, colon, config = (rest, "", "") if Path(rest).exists() else rest.partition(":")
+        if not name or (at and not split) or (colon and not config):
+            raise ValueError(f"a data set must be named as name[:config][@split], got {text!r}.")
+        if config and name in EMBEDDED_NAMES:
+            raise ValueError(f"the embedded data set {name!r} has no configurations, got {text!r}.")
+        return cls(name, config or None, split or None)
+
+    def of_split(self, split: str) -> DatasetName:
+        """Another split of the same data set."""
+        return replace(self, split=split)
+
+    @property
+    def public(self) -> str:
+        """How records show it: of a local folder the last part alone."""
+        config, split = f":{self.config}" if self.config else "", f"@{self.split}" if self.split else ""
+        return f"{public_name(self.name)}{config}{split}"
+
+
+def load_named(
+    dataset: str | DatasetName,
+    sample_shape: tuple[int, ...],
+    default_split: str,
+    image_column: str | None = None,
+    padding: int = 0,
+) -> tuple[Dataset, dict[str, Any]]:
+    """A named data set as `hf_ebm.data.load_training_data` gives it, and its source.
+
+    Args:
+        dataset: ``name[:config][@split]``, or its parts.
+        sample_shape: What the model takes.
+        default_split: Where the name says none.
+        image_column: Column with the images; None = the only image column.
+        padding: Black pixels on each side, as in training.
+
+    Returns:
+        The data set, and ``{"dataset", "split", "fingerprint"}``, with ``"config"`` where there is one and
+        ``"only_split": True`` where the default split is not there and the only one was taken.
+
+    Raises:
+        ValueError: If the data set is missing or does not fit, or lacks the split and has several others.
+    """
+    named = DatasetName.parse(dataset) if isinstance(dataset, str) else dataset
+    split, only = named.split or default_split, False
+
+    def load(split: str) -> Any:
+        return load_training_data(
+            named.name,
+            sample_shape,
+            split=split,
+            config_name=named.config,
+            image_column=image_column,
+            padding=padding,
+        )
+
+    try:
+        loaded = load(split)
+    except ValueError as error:
+        splits = [] if named.split or named.name in EMBEDDED_NAMES else find_splits(named)
+        if not splits or split in splits:
+            raise
+        if len(splits) > 1:
+            raise ValueError(
+                f"data set {named.name!r} has no split {split!r}; name one of {splits} as {named.name}@{splits[0]}."
+            ) from error
+        split, only = splits[0], True
+        loaded = load(split)
+    source = {"dataset": public_name(named.name), "split": split, "fingerprint": fingerprint(loaded)}
+    source |= {"config": named.config} if named.config else {}
+    return loaded, source | ({"only_split": True} if only else {})
+
+
+def find_splits(named: DatasetName) -> list[str]:
+    """The splits of a Hub data set or a folder; empty where they cannot be told."""
+    import datasets
+
+    path = Path(named.name)
+    if (path / "dataset_dict.json").is_file():
+        return sorted(datasets.load_from_disk(named.name))
+    try:
+        return datasets.get_dataset_split_names(named.name, named.config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        return []
