@@ -8,7 +8,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 
 FileIds = dict[Path, tuple[int, int, int]]  # file -> its inode, time and size: others once it was fetched again
@@ -17,7 +16,7 @@ FileIds = dict[Path, tuple[int, int, int]]  # file -> its inode, time and size: 
 def cache_folder(repo_id: str, cache_dir: str | Path | None) -> Path:
     """Where the cache keeps a repository: ``refs``, ``snapshots`` (by commit) and ``blobs``."""
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    return cache / repo_folder_name(repo_id=repo_id, repo_type="model")
+    return cache / f"models--{repo_id.replace('/', '--')}"
 
 
 def ref_file(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:
