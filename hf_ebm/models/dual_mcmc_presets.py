@@ -52,7 +52,7 @@ def dual_mcmc_model_settings(
         overrides: Changes by part: ``"data"`` (the data's size), ``"generator"``, ``"energy"``, ``"inference"``.
 
     Raises:
-        ValueError: If the preset or a part is unknown.
+        ValueError: If the preset or a part is unknown, or `latent_dim` is below 1.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
@@ -62,7 +62,9 @@ def dual_mcmc_model_settings(
             raise ValueError(f"models must map some of {sorted(parts)} to their settings, got {part!r}: {values!r}.")
         parts[part].update(values)
     data = parts.pop("data")
-    latent_dim = latent_dim or parts["generator"]["latent_dim"]
+    latent_dim = parts["generator"]["latent_dim"] if latent_dim is None else latent_dim
+    if latent_dim < 1:
+        raise ValueError(f"latent_dim must be >= 1, got {latent_dim}.")
     parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
     network = "mlp" if "data_dim" in data else "resnet"
     return {"network": network, **{name: {**data, **values} for name, values in parts.items()}}

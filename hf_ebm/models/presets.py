@@ -79,14 +79,14 @@ def ddaebm_model_settings(
     Args:
         preset: A name of `PRESETS`.
         num_timesteps: T, the same for all three.
-        latent_dim: Dimensions of z; None = the preset's.
+        latent_dim: Dimensions of z; None = the preset's, 0 = no latent, an ablation.
         overrides: Changes by part: ``"unet"`` or ``"mlp"`` (the data's size; for U-Nets also what generator and energy
             share), ``"generator"``, ``"energy"``, ``"inference"``.
         chain: ``beta_min``, ``beta_max``, ``spacing`` of the diffusion where they are not the defaults; the inference
             model of vectors uses them.
 
     Raises:
-        ValueError: If the preset or a part is unknown.
+        ValueError: If the preset or a part is unknown, or `latent_dim` is negative.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
@@ -103,7 +103,9 @@ def ddaebm_model_settings(
     parts["inference"] = {**sizes, **parts["inference"], "num_timesteps": num_timesteps}
     if network == "mlp":
         parts["inference"].update(chain or {})
-    latent_dim = latent_dim or parts["generator"]["latent_dim"]
+    latent_dim = parts["generator"]["latent_dim"] if latent_dim is None else latent_dim
+    if latent_dim < 0:
+        raise ValueError(f"latent_dim must be >= 0 (0: a generator without latent), got {latent_dim}.")
     parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
     return {"network": network, **{name: parts[name] for name in ("generator", "energy", "inference")}}
 
