@@ -81,7 +81,7 @@ def test_training_learns(tmp_path):
         {"latent_dim": 0, "models": {"unet": {"base_channels": 8}}, "adversarial_weight": 0.0},
         {"horizontal_flip": True, "channels_last": True, "ema_decay": None, "mixed_precision": "bf16"},
     ],
-    ids=["default", "prior-lazy", "lsun-accumulate", "nll-T2-clip", "vectors", "coupled", "no-latent", "flip-bf16-no-ema"],
+    ids=["default", "prior-lazy", "lsun-accumulate", "nll-T2-clip", "vectors", "coupled", "no-latent", "flip-bf16"],
 )
 def test_every_option_runs(tmp_path, changes):
     folder = train(settings(tmp_path / "run", max_steps=2, checkpoint_every=0, **changes))
