@@ -18,9 +18,9 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
-    parser.add_argument("--num-images", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("samples.png"))
+    parser.add_argument("--num-images", type=int, default=16, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("samples.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(run=run)
 

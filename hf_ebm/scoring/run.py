@@ -207,6 +207,8 @@ def describe(summary: dict[str, Any], output: Path) -> str:
     lines = [f"{summary['scored']:,} of {summary['rows']:,} rows have a score, {where}"]
     if summary["protocol"]["calibrated"]:
         lines.append(f"{summary['called_ood']:,} are called out of distribution")
+    else:
+        lines.append("the model was not calibrated, so p_value and is_ood are null: pipe.calibrate(held_out)")
     if summary["unreadable"]:
         lines.append(f"{summary['unreadable']:,} could not be scored, all listed in {output / UNREADABLE}; the first:")
         with (output / UNREADABLE).open(encoding="utf-8") as file:
