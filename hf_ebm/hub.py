@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 
 from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
 from hf_ebm.scoring.calibration import Calibration
+from hf_ebm.whole_files import whole_file
 
 CARD, SETTINGS = "README.md", "settings.yaml"
 TEMPLATES = Path(__file__).parent / "model_cards"
@@ -218,7 +219,6 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
 
 def write_card(folder: Path, repo_id: str | None = None) -> Path:
     """Write ``README.md`` of a pipeline folder, see `render_card`, whole or not at all."""
-    path, temporary = folder / CARD, folder / f"{CARD}.tmp"
-    temporary.write_text(str(render_card(folder, repo_id)), encoding="utf-8")
-    temporary.replace(path)
-    return path
+    with whole_file(folder / CARD) as temporary:
+        temporary.write_text(str(render_card(folder, repo_id)), encoding="utf-8")
+    return folder / CARD

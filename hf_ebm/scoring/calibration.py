@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics
+from hf_ebm.whole_files import whole_file
 
 FILE_NAME = "calibration.json"
 MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
@@ -116,10 +117,8 @@ class Calibration:
 
     def save(self, folder: str | Path) -> None:
         """Write ``calibration.json``, whole or not at all."""
-        path = Path(folder) / FILE_NAME
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(Path(folder) / FILE_NAME) as temporary:
+            temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration | None:

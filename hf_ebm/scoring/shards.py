@@ -178,7 +178,8 @@ class ShardFolder:
                 odd += pc.sum(pq.read_table(self.path(shard), columns=["is_ood"])["is_ood"]).as_py() or 0
                 file.writelines(self.read_report(shard))
         self._keep(self.folder / TEMPORARY / "all", self.folder / UNREADABLE)
-        counts_of_all = {"rows": self.num_rows, "scored": scored, "unreadable": unreadable, "called_ood": odd}
+        called = odd if facts["protocol"]["calibrated"] else None
+        counts_of_all = {"rows": self.num_rows, "scored": scored, "unreadable": unreadable, "called_ood": called}
         summary = {**counts_of_all, "shards": self.num_shards, **facts}
         self.write_text(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         shutil.rmtree(self.folder / TEMPORARY)

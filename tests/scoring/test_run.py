@@ -85,7 +85,7 @@ def test_rows_are_the_pipelines(settings, scorer, tmp_path):
 def test_a_model_without_calibration_says_so(settings, scorer, tmp_path):
     EnergyScoringPipeline(scorer.energy_model, scorer.scheduler).save_pretrained(tmp_path / "plain")
     summary = run(settings(model=str(tmp_path / "plain")))
-    assert not summary["protocol"]["calibrated"]
+    assert not summary["protocol"]["calibrated"] and summary["called_ood"] is None
     assert all(row["p_value"] is None and row["is_ood"] is None for row in read(tmp_path / "out"))
     for changes, message in (({"require_calibration": True}, "calibrated"), ({"score": "typicality"}, "calibrate")):
         with pytest.raises(ValueError, match=message):
