@@ -103,9 +103,8 @@ class EnergyScoringPipeline(EBMPipeline):
         if not kwargs.pop("load_reconstruction", False):
             kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
         folder = cls.find_folder(pretrained_model_name_or_path, kwargs)
-        if "latent_scheduler" not in read_index(
-            folder / INDEX, kwargs.get("trust_remote_code", False)
-        ):  # only Dual-MCMC Teaching has it
+        index = read_index(folder / INDEX, kwargs.get("trust_remote_code", False))
+        if "latent_scheduler" not in index:  # only Dual-MCMC Teaching has it
             kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
         pipeline = super().from_pretrained(folder, **kwargs)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))

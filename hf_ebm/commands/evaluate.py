@@ -94,6 +94,8 @@ def run(options: argparse.Namespace) -> None:
 
 def format_table(record: dict[str, Any]) -> str:
     """The metrics as text: samples, and beside them the floor."""
+    from hf_ebm.card_tables import show, show_error
+
     protocol, metrics = record["protocol"], record["metrics"]
     extractor, reference, floor = (protocol[key] for key in ("feature_extractor", "reference", "floor"))
     labels = {
@@ -108,20 +110,15 @@ def format_table(record: dict[str, Any]) -> str:
         f"{'':<30}{'samples':>20}" + (f"{floor['split'] + ' images':>20}" if floor else ""),
     ]
     for name, values in metrics.items():
-        cells = [format_value(values["samples"], values["std_over_seeds"])]
-        cells += [format_value(values["floor"])] if floor else []
+        cells = [show(values["samples"], values["std_over_seeds"])]
+        cells += [show(values["floor"])] if floor else []
         lines.append(f"{labels.get(name, name.replace('_', ' ')):<30}" + "".join(f"{cell:>20}" for cell in cells))
     found = record["reconstruction"]
     if found:
         title, after = f"{found['num_images']} reconstructions", f"after {found['num_steps']} z-steps"
         lines.append(f"{title:<30}{'inferred':>20}{after:>20}")
         for name, value in found["inference_model"].items():
-            cells = ["infinite" if error is None else f"{error:.4f}" for error in (value, found["z_chain"][name])]
+            cells = [show_error(error) for error in (value, found["z_chain"][name])]
             lines.append(f"{name:<30}" + "".join(f"{cell:>20}" for cell in cells))
     lines += [f"note: {limit}" for limit in record["limits"]]
     return "\n".join(lines)
-
-
-def format_value(value: float, std: float | None = None) -> str:
-    """A figure in four digits, with its standard deviation where it has one."""
-    return f"{value:.4g}" if std is None else f"{value:.4g} +- {std:.2g}"
