@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,6 +136,18 @@ def gather_terms(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str
     """The terms' means over all processes as numbers: one small reduction and one transfer for all of them."""
     stacked = torch.stack([term.detach().float() for term in terms.values()])
     return dict(zip(terms, accelerator.reduce(stacked, reduction="mean").tolist(), strict=True))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: on `device` if it is a GPU, else in RAM (0 on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 class MetricsFile:

@@ -31,6 +31,7 @@ from hf_ebm.training.loop import (
     gather_terms,
     make_accelerator,
     make_loader,
+    peak_memory,
     random_flip,
 )
 from hf_ebm.training.run_folder import finish_run, push_checkpoint, push_run, save_samples, start_run
@@ -116,12 +117,12 @@ def run_training(method: Method, settings: Any) -> Path:
         ema.to(accelerator.device)
     accelerator.register_for_checkpointing(*schedules, *emas)
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
-    step, position, earlier_seconds = 0, Position(), 0.0
+    step, position, earlier_seconds, earlier_memory = 0, Position(), 0.0, 0
     if checkpoint is not None:
         state = read_state(checkpoint)
         accelerator.load_state(str(checkpoint))
         step, position = state["step"], Position(**state["position"])
-        earlier_seconds = state.get("seconds", 0.0)
+        earlier_seconds, earlier_memory = state.get("seconds", 0.0), state.get("peak_memory_bytes", 0)
         if state["num_processes"] != accelerator.num_processes:
             accelerator.print(
                 f"note: the checkpoint was made by {state['num_processes']} processes, this run has "
@@ -135,6 +136,7 @@ def run_training(method: Method, settings: Any) -> Path:
             "num_processes": accelerator.num_processes,
             "models": model_settings,
             "seconds": earlier_seconds + time.perf_counter() - started,
+            "peak_memory_bytes": max(earlier_memory, peak_memory(accelerator.device)),
         }
         save_checkpoint(accelerator, output_dir / "checkpoints", step, facts, settings.checkpoints_total_limit)
         if settings.push_every_checkpoint and accelerator.is_main_process:
@@ -156,7 +158,10 @@ def run_training(method: Method, settings: Any) -> Path:
         if settings.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with accelerator.accumulate(objects.energy_model, objects.generator_model, objects.inference_model):
-            terms = gather_terms(accelerator, method.train_step(x, step, objects, settings))
+            terms = method.train_step(x, step, objects, settings)
+        spent = torch.tensor(time.perf_counter() - started, device=accelerator.device)
+        terms = gather_terms(accelerator, {**terms, "seconds": spent})
+        stretch_seconds = terms.pop("seconds")  # the same on all processes, so that they stop at one step
         check_terms(terms, step, settings.loss_limit, limits)
         if not accelerator.sync_gradients:
             continue
@@ -192,6 +197,8 @@ def run_training(method: Method, settings: Any) -> Path:
                 model.train()
         if settings.checkpoint_every and step % settings.checkpoint_every == 0:
             checkpoint_now()
+        if settings.stretch_seconds is not None and stretch_seconds >= settings.stretch_seconds:
+            break
     progress.close()
     if not settings.checkpoint_every or step % settings.checkpoint_every:
         checkpoint_now()
@@ -204,10 +211,13 @@ def run_training(method: Method, settings: Any) -> Path:
                 output_dir,
                 step=step,
                 seconds=earlier_seconds + time.perf_counter() - started,
+                memory=max(earlier_memory, peak_memory(accelerator.device)),
                 num_images=len(loader.dataset),
                 num_processes=accelerator.num_processes,
             )
     accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl, README.md (the model card)")
+    if step < settings.max_steps:
+        accelerator.print(f"the stretch ended at step {step} of {settings.max_steps}; go on with resume=latest")
     accelerator.end_training()
     if settings.push_to_hub and accelerator.is_main_process:
         push_run(settings, output_dir)

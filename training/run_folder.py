@@ -88,6 +88,7 @@ def finish_run(
     *,
     step: int,
     seconds: float,
+    memory: int,
     num_images: int,
     num_processes: int,
 ) -> None:
@@ -125,6 +126,7 @@ def finish_run(
         "steps": step,
         "seconds": round(seconds, 1),
         "steps_per_second": step / seconds,
+        "peak_memory_bytes": memory,  # of the first process: on its GPU, or in RAM where there is none
         "num_images": num_images,
         "num_processes": num_processes,
         "hardware": hardware_name(),

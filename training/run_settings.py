@@ -36,6 +36,7 @@ class RunSettings:
 
     # optimisation
     max_steps: int = 2000
+    stretch_seconds: float | None = None  # a start ends after so much training, as a stretch; resume=latest goes on
     batch_size: int = 64  # per process
     gradient_accumulation_steps: int = 1
     energy_learning_rate: float = 1e-4
@@ -75,6 +76,8 @@ class RunSettings:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
         if len(self.adam_betas) != 2:
             raise ValueError(f"adam_betas must be two numbers, got {self.adam_betas}.")
+        if self.stretch_seconds is not None and not 0.0 < self.stretch_seconds < math.inf:
+            raise ValueError(f"stretch_seconds must be positive and finite, or null, got {self.stretch_seconds}.")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
             raise ValueError(f"checkpoints_total_limit must be >= 1 or null, got {self.checkpoints_total_limit}.")
 

@@ -251,6 +251,29 @@ def test_processes_wait_for_an_upload(tmp_path):
     assert accelerator.init_handler.timeout.total_seconds() >= 6 * 3600
 
 
+def test_stretches_make_the_whole_run(tmp_path, script, capsys):
+    """A run in three starts, each ended by its time, = one that was never stopped, to the last bit."""
+    whole, part = script.train(tmp_path / "whole", checkpoint_every=0), tmp_path / "part"
+    script.train(part, checkpoint_every=0, stretch_seconds=1e-9)
+    assert "the stretch ended at step 1 of 4; go on with resume=latest" in capsys.readouterr().out
+    assert [path.name for path in list_checkpoints(part / "checkpoints")] == ["step_00000001"]
+    assert len(getattr(hf_ebm, script.pipeline).from_pretrained(part)(1).images) == 1  # a stretch ends as a run does
+    script.train(part, checkpoint_every=0, stretch_seconds=1e-9, resume="latest")
+    script.train(part, checkpoint_every=0, stretch_seconds=1e9, resume="latest")
+    assert "the stretch ended at step 2 of 4" in (printed := capsys.readouterr().out) and "step 4 of" not in printed
+    assert_same_run(whole, part)
+
+
+def test_peak_memory_is_written_and_kept_over_resumes(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    read = lambda: json.loads((folder / "train_summary.json").read_text())["peak_memory_bytes"]  # noqa: E731
+    assert 50e6 < read() < 50e9  # of this process, torch included
+    state = folder / "checkpoints" / "step_00000001" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "peak_memory_bytes": 10**12}))
+    script.train(tmp_path / "run", max_steps=2, resume="latest")
+    assert read() == 10**12
+
+
 def test_training_time_adds_up_over_resumes(tmp_path, script):
     folder = script.train(tmp_path / "run", max_steps=2)
     state = folder / "checkpoints" / "step_00000002" / "trainer_state.json"

@@ -123,6 +123,7 @@ def test_saved_weights_are_the_emas(tmp_path):
         ({"spacing": "cosine"}, "spacing"),
         ({"dataset": "25gaussians"}, "samples of shape"),
         ({"checkpoints_total_limit": 0}, "checkpoints_total_limit"),
+        ({"stretch_seconds": 0.0}, "stretch_seconds"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(tmp_path, changes, message):
