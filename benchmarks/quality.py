@@ -1,0 +1,216 @@
+"""Sample quality at equal wall clock: DDAEBM, Dual-MCMC Teaching, and what they are to be compared with.
+
+    python benchmarks/quality.py --data digits --seconds 120 --seeds 0 1 2
+    python benchmarks/quality.py --data fashion_mnist --seconds 900
+    python benchmarks/quality.py --data cifar10_small --seconds 1500 --device cuda --time-limit 540
+
+Each contender (`quality_methods.py`) trains for the same time on the same machine, in one process. How many steps fit
+is measured first, so that its learning-rate schedule ends when the time does. The training comes in stretches, as many
+as `--looks`; after each, samples are drawn and measured, and ``results.json`` is written. The same command goes on
+where it stopped: on a machine that is lent for minutes, `--time-limit` ends it before a stretch that would not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from image_classifier import classifier_extractor
+from quality_methods import CONTENDERS, DATA, Contender, Data
+from quality_report import write_report
+from tqdm.auto import tqdm
+
+from hf_ebm.data import describe_preparation
+from hf_ebm.hub import hardware_name
+from hf_ebm.scoring.feature_extractors import FeatureExtractor, digits_extractor
+from hf_ebm.scoring.feature_statistics import FeatureStatistics
+from hf_ebm.scoring.real_images import RealImages
+from hf_ebm.scoring.sample_evaluation import compare
+from hf_ebm.software import software_versions
+from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.whole_files import whole_file
+
+MEASURE_SECONDS = 90  # guess of the time that a look takes, for --time-limit
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Sample quality of several methods at equal wall clock.")
+    parser.add_argument("--data", choices=sorted(DATA), default="digits")
+    parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
+    parser.add_argument("--methods", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seconds", type=float, default=120.0, help="of training, each (default: %(default)s)")
+    parser.add_argument("--looks", type=int, default=4, help="measurements along the training (default: %(default)s)")
+    parser.add_argument("--probe-seconds", type=float, default=15.0, help="to find how many steps fit")
+    parser.add_argument("--num-images", type=int, help="samples per look; default: as many as the data has, or 5,000")
+    parser.add_argument("--batch-size", type=int, default=256, help="of sampling (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--time-limit", type=float, default=math.inf, help="seconds after which no stretch is begun")
+    parser.add_argument("--output", type=Path, help="default: outputs/quality-DATA")
+    options = parser.parse_args()
+    if options.seconds <= 0 or options.looks < 1 or options.probe_seconds <= 0:
+        parser.error("--seconds and --probe-seconds must be positive, --looks at least 1.")
+    options.output = options.output or Path(f"outputs/quality-{options.data}")
+    return options
+
+
+def launch(contender: Contender, data: Data, arguments: dict[str, Any], options: argparse.Namespace) -> None:
+    """Run a training script in a process of its own, so that each one's memory is its own.
+
+    Raises:
+        subprocess.CalledProcessError: If it failed; its message is on the screen.
+    """
+    changes = {**contender.changes, **({"dataset": options.dataset} if options.dataset else {}), **arguments}
+    command = [sys.executable, *contender.script, "--config", str(contender.config(options.data))]
+    command += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()]
+    environment = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if options.device == "cpu" else {})}
+    subprocess.run(command, check=True, env=environment)
+
+
+def find_max_steps(contender: Contender, data: Data, options: argparse.Namespace, folder: Path) -> int:
+    """How many steps fit into the time, from a short run that is thrown away; its first steps are not counted."""
+    arguments = {"output_dir": str(folder), "overwrite_output_dir": True, "max_steps": 10**6, "log_every": 1}
+    arguments |= {"stretch_seconds": options.probe_seconds, "sample_every": 0, "checkpoint_every": 0}
+    launch(contender, data, arguments, options)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(folder)
+    ends = [line["step"] / line["steps_per_second"] for line in lines]  # seconds from the start, step by step
+    skipped = min(2, len(lines) - 1)
+    rate = (len(lines) - skipped) / (ends[-1] - (ends[skipped - 1] if skipped else 0.0))
+    return max(options.looks, round(rate * options.seconds))
+
+
+def train_stretch(
+    contender: Contender, data: Data, options: argparse.Namespace, run: dict[str, Any], folder: Path, seed: int
+) -> dict[str, Any]:
+    """Train until the next look is due; returns the run's summary."""
+    look = len(run["looks"])
+    arguments: dict[str, Any] = {"output_dir": str(folder), "max_steps": run["max_steps"], "seed": seed}
+    arguments |= {"sample_every": 0, "checkpoint_every": 0, "checkpoints_total_limit": 1}
+    if look + 1 < options.looks:
+        arguments["stretch_seconds"] = options.seconds / options.looks
+    if look and list_checkpoints(folder / "checkpoints"):
+        arguments["resume"] = "latest"
+    else:
+        arguments["overwrite_output_dir"] = True
+        run["looks"].clear()
+    launch(contender, data, arguments, options)
+    return json.loads((folder / "train_summary.json").read_text())
+
+
+def measure(
+    contender: Contender,
+    options: argparse.Namespace,
+    folder: Path,
+    real: FeatureStatistics,
+    extractor: FeatureExtractor,
+    num_images: int,
+) -> dict[str, Any]:
+    """Metrics and sampling speed of each of the contender's samplers."""
+    found = {}
+    for sampler, steps in contender.samplers.items():
+
+        def draw(number: int, seed: int, steps: int | None = steps) -> list[torch.Tensor]:
+            return list(contender.draw(folder, number, options.batch_size, seed, options.device, steps))
+
+        draw(min(num_images, options.batch_size), 1)  # loading, first allocations
+        started = time.perf_counter()
+        samples = draw(num_images, 0)
+        seconds = time.perf_counter() - started
+        generated = FeatureStatistics.of(tqdm(samples, desc=f"features, {sampler}"), extractor)
+        found[sampler] = {**compare(real, generated, extractor), "images_per_second": num_images / seconds}
+    return found
+
+
+def open_record(options: argparse.Namespace, protocol: dict[str, Any]) -> dict[str, Any]:
+    """What is measured already, or an empty record; a record of another protocol is refused."""
+    path = options.output / "results.json"
+    if not path.is_file():
+        return {"protocol": protocol, "floor": {}, "max_steps": {}, "runs": {}}
+    record = json.loads(path.read_text())
+    different = [key for key in protocol if record["protocol"].get(key) != protocol[key]]
+    if different:
+        raise SystemExit(
+            f"error: {path} was made with other settings ({', '.join(different)}): "
+            f"{ {key: record['protocol'].get(key) for key in different} }; choose another --output."
+        )
+    return record
+
+
+def save_record(record: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write ``results.json`` whole, and the tables and plots made of it."""
+    with whole_file(options.output / "results.json") as path:
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_report(record, options.output)
+
+
+def main() -> None:
+    """Train and measure what is missing."""
+    options, started = parse(), time.perf_counter()
+    data = DATA[options.data]
+    dataset = options.dataset or data.dataset
+    if data.classifier is None:
+        extractor = digits_extractor(options.device)
+    else:
+        folder = options.output / "classifier"
+        extractor, _ = classifier_extractor(
+            dataset, data.sample_shape, folder, data.padding, device=options.device, **data.classifier
+        )
+    shape = {"sample_shape": data.sample_shape, "image_column": None, "padding": data.padding, "batch_size": 1000}
+    reference = RealImages.load(dataset, split="test", **shape)
+    training = RealImages.load(dataset, split="train", **shape)
+    num_images = options.num_images or min(5000, len(training.dataset))
+    protocol = {
+        "data": options.data,
+        "seconds": options.seconds,
+        "looks": options.looks,
+        "num_images": num_images,
+        "num_reference": len(reference.dataset),
+        "batch_size": options.batch_size,
+        "feature_extractor": extractor.name,
+        "weights_sha256": extractor.weights_sha256,
+        "hardware": hardware_name(),
+        "threads": torch.get_num_threads(),
+        "software": software_versions(),
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    record = open_record(options, protocol)
+    preparation, cache = describe_preparation(data.sample_shape, data.padding), options.output / "features"
+    real, _ = reference.statistics(len(reference.dataset), 0, extractor, preparation, cache)
+    if not record["floor"]:
+        floor, _ = training.statistics(num_images, 0, extractor, preparation, cache)
+        record["floor"] = compare(real, floor, extractor)
+        save_record(record, options)
+
+    stretch = options.seconds / options.looks + MEASURE_SECONDS
+    for seed in options.seeds:
+        for name in options.methods:
+            contender, folder = CONTENDERS[name], options.output / "runs" / f"{name}-{seed}"
+            run = record["runs"].setdefault(name, {}).setdefault(str(seed), {"looks": []})
+            while len(run["looks"]) < options.looks:
+                if time.perf_counter() - started + stretch > options.time_limit:
+                    print(f"the time limit of {options.time_limit:g} s is near; the same command goes on from here")
+                    return
+                if name not in record["max_steps"]:
+                    record["max_steps"][name] = find_max_steps(contender, data, options, options.output / "probe")
+                run["max_steps"] = record["max_steps"][name]
+                print(f"== {contender.title}, seed {seed}, look {len(run['looks']) + 1} of {options.looks}", flush=True)
+                summary = train_stretch(contender, data, options, run, folder, seed)
+                samplers = measure(contender, options, folder, real, extractor, num_images)
+                run["looks"].append({"training": summary, "samplers": samplers})
+                save_record(record, options)
+    print((options.output / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

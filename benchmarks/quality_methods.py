@@ -1,0 +1,143 @@
+"""What `quality.py` compares, and on what data: each contender a training script, its config, and its samplers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import baseline_ddgan
+import baseline_ddpm
+import baseline_short_run
+from baselines import CONFIGS as BASELINE_CONFIGS
+from baselines import draw_batches
+from torch import Generator, Tensor
+
+from hf_ebm import DDAEBMPipeline, DualMCMCPipeline
+from hf_ebm.training.settings import CONFIGS
+
+Draw = Callable[[Path, int, int, int, str, "int | None"], Iterator[Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set.
+
+    Attributes:
+        dataset: Its name or Hub id.
+        sample_shape: (C, H, W) of the models.
+        padding: Black pixels on each side.
+        classifier: Settings of the classifier whose features measure samples; None: the shipped one of the digits.
+    """
+
+    dataset: str
+    sample_shape: tuple[int, int, int]
+    padding: int = 0
+    classifier: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A way to train, and the ways to sample from what it trained.
+
+    Attributes:
+        title: As the table calls it.
+        script: What Python runs: ``("-m", module)`` or ``(file,)``.
+        method: The config is ``<method>_<data>.yaml``.
+        configs: Folder of the configs.
+        draw: ``(run folder, number, batch size, seed, device, steps) -> batches`` of images in [-1, 1], on the CPU.
+        samplers: Steps by the sampler's name; None: as in training.
+        changes: To the config.
+    """
+
+    title: str
+    script: tuple[str, ...]
+    method: str
+    configs: Path
+    draw: Draw
+    samplers: dict[str, int | None]
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def config(self, data: str) -> Path:
+        """The settings for a data set."""
+        return self.configs / f"{self.method}_{data}.yaml"
+
+
+def draw_by(pipeline_class: Any) -> Draw:
+    """`draw` by one of the package's pipelines."""
+
+    def draw(folder: Path, number: int, batch_size: int, seed: int, device: str, steps: int | None) -> Iterator[Tensor]:
+        pipeline = pipeline_class.from_pretrained(folder).to(device)
+        pipeline.set_progress_bar_config(disable=True)
+
+        def sample(number: int, generator: Generator) -> Tensor:
+            return pipeline(number, num_inference_steps=steps, generator=generator, output_type="pt").images
+
+        return draw_batches(sample, number, batch_size, seed, device)
+
+    return draw
+
+
+def package_script(method: str) -> tuple[str, ...]:
+    """A training script of the package."""
+    return ("-m", f"hf_ebm.training.train_{method}")
+
+
+def baseline_script(module: Any) -> tuple[str, ...]:
+    """A training script beside this file."""
+    return (str(Path(module.__file__)),)
+
+
+DATA = {
+    "digits": Data("digits", (1, 8, 8)),
+    "fashion_mnist": Data("zalando-datasets/fashion_mnist", (1, 32, 32), padding=2, classifier={"num_epochs": 3}),
+    "cifar10_small": Data("uoft-cs/cifar10", (3, 32, 32), classifier={"num_epochs": 15, "flip": True}),
+}
+
+CONTENDERS = {
+    "ddaebm": Contender(
+        "DDAEBM", package_script("ddaebm"), "ddaebm", CONFIGS, draw_by(DDAEBMPipeline), {"DDAEBM": None}
+    ),
+    "ddgan": Contender(
+        "denoising diffusion GAN",
+        baseline_script(baseline_ddgan),
+        "ddgan",
+        BASELINE_CONFIGS,
+        baseline_ddgan.draw,
+        {"DDGAN": None},
+    ),
+    "ddpm": Contender(
+        "DDPM",
+        baseline_script(baseline_ddpm),
+        "ddpm",
+        BASELINE_CONFIGS,
+        baseline_ddpm.draw,
+        {f"DDPM, DDIM {steps} steps": steps for steps in (4, 10, 50)},
+    ),
+    "dual_mcmc": Contender(
+        "Dual-MCMC Teaching",
+        package_script("dual_mcmc"),
+        "dual_mcmc",
+        CONFIGS,
+        draw_by(DualMCMCPipeline),
+        {"Dual-MCMC": None, "Dual-MCMC, x-chain left out": 0},
+    ),
+    "generator_only": Contender(
+        "generator of Dual-MCMC, not taught by an energy",
+        package_script("dual_mcmc"),
+        "dual_mcmc",
+        CONFIGS,
+        draw_by(DualMCMCPipeline),
+        {"generator only": 0},
+        {"x_num_steps": 0, "energy_negatives": "generator"},
+    ),
+    "short_run": Contender(
+        "short-run EBM",
+        baseline_script(baseline_short_run),
+        "short_run",
+        BASELINE_CONFIGS,
+        baseline_short_run.draw,
+        {"short-run EBM": None},
+    ),
+}

@@ -1,0 +1,97 @@
+"""The table and the two plots of `quality.py`: quality against sampling time, and against training time."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from ablations import cell
+from quality_methods import CONTENDERS
+
+from hf_ebm.scoring.plots import new_figure
+
+COLUMNS = {
+    "frechet_distance": ("FD", 2),
+    "kernel_distance": ("KID x 1000", 2),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+}
+
+
+def scaled(name: str, value: float) -> float:
+    """A metric in the units of the table."""
+    return 1000.0 * value if name == "kernel_distance" else value
+
+
+def finished(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The last looks of a contender's runs that are at their end, one a seed."""
+    runs = record["runs"].get(name, {}).values()
+    return [run["looks"][-1] for run in runs if len(run["looks"]) == record["protocol"]["looks"]]
+
+
+def make_table(record: dict[str, Any]) -> str:
+    """One line a sampler, mean and standard deviation over seeds, the floor above."""
+    heads = [heading for heading, _ in COLUMNS.values()]
+    heads += ["sampled images/s", "training s", "trained images/s", "peak memory MiB", "parameters M", "seeds"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    floor = [f"{scaled(name, record['floor'][name]):.{digits}f}" for name, (_, digits) in COLUMNS.items()]
+    lines.append("| training images (the floor) | " + " | ".join(floor) + " | " * (len(heads) - len(floor)) + " |")
+    for name, contender in CONTENDERS.items():
+        looks = finished(record, name)
+        for sampler in contender.samplers if looks else ():
+            found = [look["samplers"][sampler] for look in looks]
+            training = [look["training"] for look in looks]
+            cells = [cell([scaled(key, one[key]) for one in found], digits) for key, (_, digits) in COLUMNS.items()]
+            cells += [
+                f"{statistics.fmean(one['images_per_second'] for one in found):.0f}",
+                f"{statistics.fmean(one['seconds'] for one in training):.0f}",
+                f"{statistics.fmean(one['images_per_second'] for one in training):.0f}",
+                f"{max(one['peak_memory_bytes'] for one in training) / 2**20:.0f}",
+                f"{sum(training[0]['parameters'].values()) / 1e6:.2f}",
+                str(len(looks)),
+            ]
+            lines.append(f"| {sampler} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Frechet distance against seconds per sampled image, and against seconds of training; lines through means."""
+    figure = new_figure(10.5, 4.2)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for index, (name, contender) in enumerate(CONTENDERS.items()):
+        colour = f"C{index}"
+        looks = finished(record, name)
+        points = []
+        for sampler in contender.samplers if looks else ():
+            found = [look["samplers"][sampler] for look in looks]
+            seconds = statistics.fmean(1.0 / one["images_per_second"] for one in found)
+            distance = statistics.fmean(one["frechet_distance"] for one in found)
+            points.append((seconds, distance))
+            left.annotate(sampler, points[-1], fontsize=7, xytext=(4, 3), textcoords="offset points")
+        if points:
+            left.plot(*zip(*points, strict=True), marker="o", color=colour)
+        runs = [run["looks"] for run in record["runs"].get(name, {}).values()]
+        for sampler, style in zip(contender.samplers, ("-", "--", ":"), strict=False):
+            line = []
+            for look in range(record["protocol"]["looks"]):
+                there = [looks[look] for looks in runs if len(looks) > look]
+                if there:
+                    seconds = statistics.fmean(one["training"]["seconds"] for one in there)
+                    distance = statistics.fmean(one["samplers"][sampler]["frechet_distance"] for one in there)
+                    line.append((seconds, distance))
+            if line:
+                right.plot(*zip(*line, strict=True), style, marker=".", color=colour, label=sampler)
+    for axis, label in ((left, "seconds per sampled image"), (right, "seconds of training")):
+        axis.axhline(record["floor"]["frechet_distance"], color="gray", linewidth=0.8)
+        axis.set(xlabel=label, yscale="log")
+    left.set(xscale="log", ylabel="Frechet distance (gray: training images)")
+    if right.get_legend_handles_labels()[0]:
+        right.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def write_report(record: dict[str, Any], folder: Path) -> None:
+    """Write ``table.md`` and ``quality.png``."""
+    (folder / "table.md").write_text(make_table(record), encoding="utf-8")
+    plot(record, folder / "quality.png")
