@@ -18,13 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from measured_data import DATA, MeasuredData
+
 from hf_ebm.training.demo import launch_command
 from hf_ebm.training.settings import CONFIGS
 
 Changes = dict[str, Any]
 Row = dict[str, float]  # a measured run; empty: the run was stopped by its guard
 Results = dict[str, dict[str, Row]]  # {row's name: {seed: row}}
-Measure = Callable[[Path, Changes], Row]
+Measure = Callable[[Path, Changes, MeasuredData, str], Row]
+MOST_SAMPLES, MOST_HELD_OUT = 2000, 1000  # drawn and scored to measure a row
 
 
 def name_of(changes: Changes) -> str:
@@ -32,26 +36,15 @@ def name_of(changes: Changes) -> str:
     return " ".join(f"{key}={json.dumps(value)}".replace('"', "") for key, value in changes.items()) or "as shipped"
 
 
-def run_row(method: str, changes: Changes, max_steps: int, seed: int, folder: Path, measure: Measure) -> Row:
-    """Train with `changes` and measure."""
+def run_row(method: str, config: str, arguments: dict[str, Any]) -> bool:
+    """Train with `arguments` over a config; False if the run's own guard stopped it."""
     launcher, environment = launch_command(method)
-    arguments = {
-        **changes,
-        "max_steps": max_steps,
-        "seed": seed,
-        "output_dir": str(folder),
-        "overwrite_output_dir": True,
-        "sample_every": 0,
-        "checkpoint_every": 0,
-    }
-    command = [*launcher, "--config", str(CONFIGS / f"{method}_digits.yaml")]
+    command = [*launcher, "--config", str(CONFIGS / config)]
     command += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
     finished = subprocess.run(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
     if finished.returncode and "TrainingDivergedError" not in finished.stderr:
-        raise SystemExit(f"error: the run {name_of(changes)} ended with {finished.returncode}:\n{finished.stderr}")
-    row = measure(folder, changes) if finished.returncode == 0 else {}
-    shutil.rmtree(folder)
-    return row
+        raise SystemExit(f"error: {' '.join(command)} ended with {finished.returncode}:\n{finished.stderr}")
+    return finished.returncode == 0
 
 
 def cell(values: list[float], digits: int) -> str:
@@ -93,10 +86,13 @@ def make_table(
         doc: The command's description.
         groups: Rows by group; ``--rows`` chooses groups.
         columns: What the table shows of a measured row, ``{key: (heading, digits)}``.
-        measure: ``(run folder, changes) -> row``.
+        measure: ``(run folder, changes, data, device) -> row``.
         plot: ``(results, path) -> None``.
     """
     parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--data", choices=sorted(DATA), default="digits", help="which recipe (default: %(default)s)")
+    parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--output", type=Path, default=Path(f"outputs/{method.replace('_', '-')}-ablations"))
     parser.add_argument("--rows", nargs="+", choices=sorted(groups), default=list(groups))
     parser.add_argument("--max-steps", type=int, default=200, help="of each run (default: %(default)s)")
@@ -104,11 +100,15 @@ def make_table(
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     record = options.output / "results.json"
-    protocol = {"max_steps": options.max_steps, "config": f"{method}_digits.yaml"}
+    protocol = {"max_steps": options.max_steps, "config": f"{method}_{options.data}.yaml"}
     saved = json.loads(record.read_text()) if record.is_file() else {"protocol": protocol, "rows": {}}
     if saved["protocol"] != protocol:
         raise SystemExit(f"error: {record} was made with {saved['protocol']}, not {protocol}; choose another --output.")
     results: Results = saved["rows"]
+    data = MeasuredData.open(DATA[options.data], options.dataset, options.output, options.device)
+    folder = options.output / "run"
+    fixed: dict[str, Any] = {"max_steps": options.max_steps, "output_dir": str(folder), "overwrite_output_dir": True}
+    fixed |= {"sample_every": 0, "checkpoint_every": 0, **({"dataset": options.dataset} if options.dataset else {})}
     for seed in options.seeds:
         for changes in [row for group in options.rows for row in groups[group]]:
             rows = results.setdefault(name_of(changes), {})
@@ -116,7 +116,9 @@ def make_table(
                 continue
             print(f"== {name_of(changes)}, seed {seed}", flush=True)
             started = time.perf_counter()
-            rows[str(seed)] = run_row(method, changes, options.max_steps, seed, options.output / "run", measure)
+            trained = run_row(method, protocol["config"], {**changes, **fixed, "seed": seed})
+            rows[str(seed)] = measure(folder, changes, data, options.device) if trained else {}
+            shutil.rmtree(folder)
             print(f"{time.perf_counter() - started:.0f} s: {rows[str(seed)] or 'diverged'}", flush=True)
             record.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
     write_table(results, columns, options.output / "table.md")

@@ -1,10 +1,11 @@
-"""The ablations of Geng et al. 2024 on the digits: one table (Markdown, JSON) and one figure.
+"""The ablations of Geng et al. 2024, on the digits or another recipe: one table (Markdown, JSON) and one figure.
 
     python benchmarks/ddaebm_ablations.py --output outputs/ddaebm-ablations
     python benchmarks/ddaebm_ablations.py --rows timesteps --max-steps 300 --seeds 0 1 2
+    python benchmarks/ddaebm_ablations.py --data fashion_mnist --max-steps 2000 --output outputs/fashion-ablations
 
-Every row is a training run of `ddaebm_digits.yaml` with the row's changes, measured as the demo measures. One denoising
-step (T = 1) is a plain adversarial EBM: its generator makes images out of noise at once.
+Every row is a training run of ``ddaebm_<data>.yaml`` with the row's changes, measured as the demo measures. One
+denoising step (T = 1) is a plain adversarial EBM: its generator makes images out of noise at once.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from ablations import Changes, Results, Row, make_table, name_of
+import torch
+from ablations import MOST_HELD_OUT, MOST_SAMPLES, Changes, Results, Row, make_table, name_of
+from measured_data import MeasuredData
 
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.scoring.plots import new_figure
-from hf_ebm.training.demo import evaluate_digits
+from hf_ebm.scoring.sample_evaluation import draw_samples
 
 TIMESTEPS = [{"num_timesteps": number, "timestep_weights": None} for number in (1, 2, 4, 8)]
 GROUPS: dict[str, list[Changes]] = {
@@ -31,13 +34,14 @@ AUROCS = ("noise", "inverted", "rotated", "mixed")
 COLUMNS = {"frechet_distance": ("FD", 2)} | {f"auroc_{name}": (f"AUROC {name}", 4) for name in AUROCS}
 
 
-def measure(folder: Path, changes: Changes) -> Row:
-    """Samples and odd images, as the demo measures them."""
-    pipeline = DDAEBMPipeline.from_pretrained(folder)
+def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> Row:
+    """Samples, and odd images."""
+    pipeline = DDAEBMPipeline.from_pretrained(folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    metrics = evaluate_digits(pipeline)[0]
-    row = {"frechet_distance": metrics["frechet_distance"]["samples"]}
-    return row | {f"auroc_{name}": metrics["auroc"][name] for name in AUROCS}
+    number = data.num_samples(MOST_SAMPLES)
+    samples = torch.cat(list(draw_samples(pipeline, number, number, None, seed=0)))
+    aurocs = data.odd_aurocs(pipeline, MOST_HELD_OUT)
+    return {"frechet_distance": data.frechet_distance(samples)} | {f"auroc_{name}": aurocs[name] for name in AUROCS}
 
 
 def plot(results: Results, path: Path) -> None:

@@ -1,9 +1,10 @@
-"""The ablations of Cui & Han 2023 on the digits: one table (Markdown, JSON) and one figure.
+"""The ablations of Cui & Han 2023, on the digits or another recipe: one table (Markdown, JSON) and one figure.
 
     python benchmarks/dual_mcmc_ablations.py --output outputs/dual-mcmc-ablations
     python benchmarks/dual_mcmc_ablations.py --rows x_steps --max-steps 100 --seeds 0 1 2
+    python benchmarks/dual_mcmc_ablations.py --data fashion_mnist --max-steps 1000 --output outputs/fashion-ablations
 
-Every row is a training run of `dual_mcmc_digits.yaml` with the row's changes, measured as the demo measures.
+Every row is a training run of ``dual_mcmc_<data>.yaml`` with the row's changes, measured as the demo measures.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ablations import Changes, Results, Row, make_table, name_of
+import torch
+from ablations import MOST_HELD_OUT, MOST_SAMPLES, Changes, Results, Row, make_table, name_of
+from measured_data import MeasuredData
 
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.scoring.plots import new_figure
-from hf_ebm.training.demo import evaluate_chains, evaluate_digits
+from hf_ebm.scoring.sample_evaluation import draw_samples
+from hf_ebm.training.demo import CHAIN_STEPS
 
 GROUPS: dict[str, list[Changes]] = {
     "x_steps": [{"x_num_steps": steps} for steps in (0, 10, 20, 30, 50)],
@@ -35,19 +39,29 @@ COLUMNS = {
 }
 
 
-def measure(folder: Path, changes: Changes) -> Row:
-    """Samples, reconstructions and odd images, as the demo measures them."""
-    pipeline = DualMCMCPipeline.from_pretrained(folder)
+def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> Row:
+    """Samples before and after the x-chain, reconstructions before and after the z-chain, and odd images."""
+    pipeline = DualMCMCPipeline.from_pretrained(folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    metrics, chains = evaluate_digits(pipeline)[0], evaluate_chains(pipeline, folder)
-    alone = chains["generator_alone"]
+    number = data.num_samples(MOST_SAMPLES)
+
+    def distance(steps: int | None) -> float:
+        return data.frechet_distance(torch.cat(list(draw_samples(pipeline, number, number, steps, seed=0))))
+
+    alone = distance(0)
+    random = torch.Generator().manual_seed(0)
+    held_out = data.held_out_images(MOST_HELD_OUT)
+    errors = pipeline.reconstruct(
+        held_out, CHAIN_STEPS, generator=random, output_type="pt", output_squared_errors=True
+    ).squared_errors.mean(dim=1)
+    aurocs = data.odd_aurocs(pipeline, MOST_HELD_OUT)
     return {
         # trained without an x-chain, it samples without one
-        "frechet_distance": metrics["frechet_distance"]["samples"] if changes.get("x_num_steps") != 0 else alone,
+        "frechet_distance": alone if changes.get("x_num_steps") == 0 else distance(None),
         "generator_alone": alone,
-        "mse_inference": chains["reconstruction_mse"]["inference_model"],
-        "mse_z_chain": chains["reconstruction_mse"]["z_chain"],
-        **{f"auroc_{name}": metrics["auroc"][name] for name in ("noise", "inverted", "shuffled")},
+        "mse_inference": errors[0].item(),
+        "mse_z_chain": errors[-1].item(),
+        **{f"auroc_{name}": aurocs[name] for name in ("noise", "inverted", "shuffled")},
     }
 
 

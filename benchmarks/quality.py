@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from image_classifier import classifier_extractor
-from quality_methods import CONTENDERS, DATA, Contender, Data
+from measured_data import DATA, MeasuredData
+from quality_methods import CONTENDERS, Contender
 from quality_report import write_report
 from tqdm.auto import tqdm
 
-from hf_ebm.data import describe_preparation
 from hf_ebm.hub import hardware_name
-from hf_ebm.scoring.feature_extractors import FeatureExtractor, digits_extractor
+from hf_ebm.scoring.feature_extractors import FeatureExtractor
 from hf_ebm.scoring.feature_statistics import FeatureStatistics
-from hf_ebm.scoring.real_images import RealImages
 from hf_ebm.scoring.sample_evaluation import compare
 from hf_ebm.software import software_versions
 from hf_ebm.training.checkpoints import list_checkpoints
@@ -64,7 +62,7 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def launch(contender: Contender, data: Data, arguments: dict[str, Any], options: argparse.Namespace) -> None:
+def launch(contender: Contender, arguments: dict[str, Any], options: argparse.Namespace) -> None:
     """Run a training script in a process of its own, so that each one's memory is its own.
 
     Raises:
@@ -77,11 +75,11 @@ def launch(contender: Contender, data: Data, arguments: dict[str, Any], options:
     subprocess.run(command, check=True, env=environment)
 
 
-def find_max_steps(contender: Contender, data: Data, options: argparse.Namespace, folder: Path) -> int:
+def find_max_steps(contender: Contender, options: argparse.Namespace, folder: Path) -> int:
     """How many steps fit into the time, from a short run that is thrown away; its first steps are not counted."""
     arguments = {"output_dir": str(folder), "overwrite_output_dir": True, "max_steps": 10**6, "log_every": 1}
     arguments |= {"stretch_seconds": options.probe_seconds, "sample_every": 0, "checkpoint_every": 0}
-    launch(contender, data, arguments, options)
+    launch(contender, arguments, options)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(folder)
     ends = [line["step"] / line["steps_per_second"] for line in lines]  # seconds from the start, step by step
@@ -91,7 +89,7 @@ def find_max_steps(contender: Contender, data: Data, options: argparse.Namespace
 
 
 def train_stretch(
-    contender: Contender, data: Data, options: argparse.Namespace, run: dict[str, Any], folder: Path, seed: int
+    contender: Contender, options: argparse.Namespace, run: dict[str, Any], folder: Path, seed: int
 ) -> dict[str, Any]:
     """Train until the next look is due; returns the run's summary."""
     look = len(run["looks"])
@@ -104,7 +102,7 @@ def train_stretch(
     else:
         arguments["overwrite_output_dir"] = True
         run["looks"].clear()
-    launch(contender, data, arguments, options)
+    launch(contender, arguments, options)
     return json.loads((folder / "train_summary.json").read_text())
 
 
@@ -157,39 +155,26 @@ def save_record(record: dict[str, Any], options: argparse.Namespace) -> None:
 def main() -> None:
     """Train and measure what is missing."""
     options, started = parse(), time.perf_counter()
-    data = DATA[options.data]
-    dataset = options.dataset or data.dataset
-    if data.classifier is None:
-        extractor = digits_extractor(options.device)
-    else:
-        folder = options.output / "classifier"
-        extractor, _ = classifier_extractor(
-            dataset, data.sample_shape, folder, data.padding, device=options.device, **data.classifier
-        )
-    shape = {"sample_shape": data.sample_shape, "image_column": None, "padding": data.padding, "batch_size": 1000}
-    reference = RealImages.load(dataset, split="test", **shape)
-    training = RealImages.load(dataset, split="train", **shape)
-    num_images = options.num_images or min(5000, len(training.dataset))
+    data = MeasuredData.open(DATA[options.data], options.dataset, options.output, options.device)
+    num_images = options.num_images or data.num_samples(5000)
     protocol = {
         "data": options.data,
         "seconds": options.seconds,
         "looks": options.looks,
         "num_images": num_images,
-        "num_reference": len(reference.dataset),
+        "num_reference": len(data.held_out.dataset),
         "batch_size": options.batch_size,
-        "feature_extractor": extractor.name,
-        "weights_sha256": extractor.weights_sha256,
+        "feature_extractor": data.extractor.name,
+        "weights_sha256": data.extractor.weights_sha256,
         "hardware": hardware_name(),
         "threads": torch.get_num_threads(),
         "software": software_versions(),
     }
     options.output.mkdir(parents=True, exist_ok=True)
     record = open_record(options, protocol)
-    preparation, cache = describe_preparation(data.sample_shape, data.padding), options.output / "features"
-    real, _ = reference.statistics(len(reference.dataset), 0, extractor, preparation, cache)
+    real = data.statistics(data.held_out)
     if not record["floor"]:
-        floor, _ = training.statistics(num_images, 0, extractor, preparation, cache)
-        record["floor"] = compare(real, floor, extractor)
+        record["floor"] = compare(real, data.statistics(data.training, num_images), data.extractor)
         save_record(record, options)
 
     stretch = options.seconds / options.looks + MEASURE_SECONDS
@@ -202,11 +187,11 @@ def main() -> None:
                     print(f"the time limit of {options.time_limit:g} s is near; the same command goes on from here")
                     return
                 if name not in record["max_steps"]:
-                    record["max_steps"][name] = find_max_steps(contender, data, options, options.output / "probe")
+                    record["max_steps"][name] = find_max_steps(contender, options, options.output / "probe")
                 run["max_steps"] = record["max_steps"][name]
                 print(f"== {contender.title}, seed {seed}, look {len(run['looks']) + 1} of {options.looks}", flush=True)
-                summary = train_stretch(contender, data, options, run, folder, seed)
-                samplers = measure(contender, options, folder, real, extractor, num_images)
+                summary = train_stretch(contender, options, run, folder, seed)
+                samplers = measure(contender, options, folder, real, data.extractor, num_images)
                 run["looks"].append({"training": summary, "samplers": samplers})
                 save_record(record, options)
     print((options.output / "table.md").read_text())

@@ -1,4 +1,4 @@
-"""What `quality.py` compares, and on what data: each contender a training script, its config, and its samplers."""
+"""What `quality.py` compares: each contender a training script, its config, and its samplers."""
 
 from __future__ import annotations
 
@@ -18,23 +18,6 @@ from hf_ebm import DDAEBMPipeline, DualMCMCPipeline
 from hf_ebm.training.settings import CONFIGS
 
 Draw = Callable[[Path, int, int, int, str, "int | None"], Iterator[Tensor]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A data set.
-
-    Attributes:
-        dataset: Its name or Hub id.
-        sample_shape: (C, H, W) of the models.
-        padding: Black pixels on each side.
-        classifier: Settings of the classifier whose features measure samples; None: the shipped one of the digits.
-    """
-
-    dataset: str
-    sample_shape: tuple[int, int, int]
-    padding: int = 0
-    classifier: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +71,6 @@ def baseline_script(module: Any) -> tuple[str, ...]:
     """A training script beside this file."""
     return (str(Path(module.__file__)),)
 
-
-DATA = {
-    "digits": Data("digits", (1, 8, 8)),
-    "fashion_mnist": Data("zalando-datasets/fashion_mnist", (1, 32, 32), padding=2, classifier={"num_epochs": 3}),
-    "cifar10_small": Data("uoft-cs/cifar10", (3, 32, 32), classifier={"num_epochs": 15, "flip": True}),
-}
 
 CONTENDERS = {
     "ddaebm": Contender(

@@ -1,0 +1,118 @@
+"""The data sets that benchmarks train on: their images, and the features that samples of them are measured in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from image_classifier import classifier_extractor
+from torch import Tensor
+
+from hf_ebm.data import describe_preparation, draw_rows
+from hf_ebm.scoring.feature_extractors import FeatureExtractor, digits_extractor
+from hf_ebm.scoring.feature_statistics import FeatureStatistics
+from hf_ebm.scoring.metrics import auroc, frechet_distance_of_statistics
+from hf_ebm.scoring.odd_images import ODD_IMAGES
+from hf_ebm.scoring.real_images import RealImages
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set with a recipe of that name.
+
+    Attributes:
+        dataset: Its name or Hub id.
+        sample_shape: (C, H, W) of the models.
+        padding: Black pixels on each side.
+        classifier: Settings of the classifier whose features measure samples; None: the shipped one of the digits.
+    """
+
+    dataset: str
+    sample_shape: tuple[int, int, int]
+    padding: int = 0
+    classifier: dict[str, Any] | None = None
+
+
+DATA = {
+    "digits": Data("digits", (1, 8, 8)),
+    "fashion_mnist": Data("zalando-datasets/fashion_mnist", (1, 32, 32), padding=2, classifier={"num_epochs": 3}),
+    "cifar10_small": Data("uoft-cs/cifar10", (3, 32, 32), classifier={"num_epochs": 15, "flip": True}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredData:
+    """A data set that is there, with what measures samples of it.
+
+    Attributes:
+        extractor: The features.
+        held_out: The test split.
+        training: The train split.
+        preparation: What is done to images before a model sees them, in words.
+        cache: Folder of the statistics.
+    """
+
+    extractor: FeatureExtractor
+    held_out: RealImages
+    training: RealImages
+    preparation: str
+    cache: Path
+
+    @classmethod
+    def open(cls, data: Data, dataset: str | None, folder: Path, device: str) -> MeasuredData:
+        """The data set, and the classifier in `folder`, trained now if it is not there.
+
+        Args:
+            data: Which.
+            dataset: A folder or Hub id instead of the usual one, or None.
+            folder: Where the classifier and the statistics are kept.
+            device: Where the classifier runs.
+        """
+        dataset = dataset or data.dataset
+        if data.classifier is None:
+            extractor = digits_extractor(device)
+        else:
+            extractor, _ = classifier_extractor(
+                dataset, data.sample_shape, folder / "classifier", data.padding, device=device, **data.classifier
+            )
+        loading: dict[str, Any] = {"image_column": None, "padding": data.padding, "batch_size": 1000}
+        return cls(
+            extractor,
+            RealImages.load(dataset, data.sample_shape, "test", **loading),
+            RealImages.load(dataset, data.sample_shape, "train", **loading),
+            describe_preparation(data.sample_shape, data.padding),
+            folder / "features",
+        )
+
+    def statistics(self, images: RealImages, limit: int | None = None) -> FeatureStatistics:
+        """Of at most `limit` images of a split."""
+        number = len(images.dataset) if limit is None else limit
+        return images.statistics(number, 0, self.extractor, self.preparation, self.cache)[0]
+
+    def num_samples(self, limit: int) -> int:
+        """As many samples as there are training images, at most `limit`."""
+        return min(limit, len(self.training.dataset))
+
+    def frechet_distance(self, images: Tensor) -> float:
+        """Of images (N, C, H, W) to the held-out ones."""
+        generated = FeatureStatistics.of(images.split(512), self.extractor)
+        return frechet_distance_of_statistics(self.statistics(self.held_out), generated)
+
+    def held_out_images(self, limit: int) -> Tensor:
+        """At most `limit` images of the test split, drawn with seed 0."""
+        return torch.cat(list(self.held_out.batches(draw_rows(len(self.held_out.dataset), limit, 0))))
+
+    def odd_aurocs(self, pipeline: Any, limit: int) -> dict[str, float]:
+        """AUROC of the energy of held-out images against each kind of odd image made from them."""
+        images = self.held_out_images(limit)
+
+        def energies(images: Tensor) -> Tensor:
+            return torch.cat([pipeline.score(part).energies.cpu() for part in images.split(1000)])
+
+        in_distribution = energies(images)
+        return {
+            name: auroc(in_distribution, energies(make(images, torch.Generator().manual_seed(0))))
+            for name, make in ODD_IMAGES.items()
+        }
