@@ -158,9 +158,9 @@ def run_training(method: Method, settings: Any) -> Path:
         if settings.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with accelerator.accumulate(objects.energy_model, objects.generator_model, objects.inference_model):
-            terms = method.train_step(x, step, objects, settings)
+            losses = method.train_step(x, step, objects, settings)
         spent = torch.tensor(time.perf_counter() - started, device=accelerator.device)
-        terms = gather_terms(accelerator, {**terms, "seconds": spent})
+        terms = gather_terms(accelerator, {**losses, "seconds": spent})
         stretch_seconds = terms.pop("seconds")  # the same on all processes, so that they stop at one step
         check_terms(terms, step, settings.loss_limit, limits)
         if not accelerator.sync_gradients:

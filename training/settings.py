@@ -16,6 +16,19 @@ import yaml
 
 SettingsT = TypeVar("SettingsT")
 CONFIGS = Path(__file__).parent / "configs"
+BOOL = "tag:yaml.org,2002:bool"
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML whose booleans are true and false alone, as in YAML 1.2: ``mixed_precision: no`` is the word."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name and place)
+        start: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+SettingsLoader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence[str]) -> SettingsT:
@@ -53,7 +66,7 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
             inner = target.get(parent)
             target[parent] = dict(inner) if isinstance(inner, dict) else {}
             target = target[parent]
-        target[last] = text if text == "" else yaml.safe_load(text)
+        target[last] = text if text == "" else yaml.load(text, SettingsLoader)
     return make_settings(cls, values)
 
 
@@ -72,7 +85,7 @@ def find_config(config: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

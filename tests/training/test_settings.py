@@ -96,3 +96,19 @@ def test_every_shipped_config_is_valid_and_builds(config):
     with torch.device("meta"):
         build_ddaebm_models(make_model_settings(settings))
     assert settings.output_dir == f"outputs/{config.stem.replace('_', '-')}"
+
+
+def test_no_is_a_word_and_true_and_false_are_booleans(tmp_path):
+    """YAML 1.1 reads ``no`` as false; it is a value of mixed_precision."""
+    config = tmp_path / "config.yaml"
+    config.write_text("mixed_precision: no\nchannels_last: True\nhorizontal_flip: false\n")
+    settings = load_settings(train_ddaebm.DDAEBMSettings, "ddaebm_digits.yaml", ["--config", str(config)])
+    assert (settings.mixed_precision, settings.channels_last, settings.horizontal_flip) == ("no", True, False)
+    settings = load_settings(
+        train_ddaebm.DDAEBMSettings, "ddaebm_digits.yaml", ["mixed_precision=no", "channels_last=false"]
+    )
+    assert settings.mixed_precision == "no" and settings.channels_last is False
+    dump_settings(settings, config)
+    assert load_settings(train_ddaebm.DDAEBMSettings, "ddaebm_digits.yaml", ["--config", str(config)]) == settings
+    with pytest.raises(ValueError, match="channels_last"):
+        load_settings(train_ddaebm.DDAEBMSettings, "ddaebm_digits.yaml", ["channels_last=no"])
