@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import load_training_data
+from hf_ebm.hub import write_card
 from hf_ebm.push import PushError
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
 from hf_ebm.training.loop import (
@@ -46,24 +47,33 @@ class Method:
     Attributes:
         name: Shown on the progress bar; the card's template is ``<name>.md``.
         make_model_settings: ``settings -> model settings``, which a checkpoint remembers.
-        build_models: ``model settings -> (generator, energy, inference)``; generator and energy get the EMA.
-        make_objects: ``(settings, accelerator, models, steps_per_epoch) -> (objects, learning-rate schedules)``.
+        build_models: ``model settings -> networks``; the first `num_averaged` get the EMA.
+        make_objects: ``(settings, accelerator, models, steps_per_epoch) -> (objects, learning-rate schedules)``; the
+            objects have ``models``, the prepared networks.
         train_step: ``(x, step, objects, settings) -> terms``, all updates of one iteration.
         make_pipeline: ``(objects, settings) -> pipeline`` around the networks as they are.
         shown_terms: Terms on the progress bar.
         term_limits: Limits of single terms' size; ``loss_limit`` for the others.
+        num_averaged: How many of the networks get the EMA: generator and energy of our two methods.
         calibrate: What averaged weights need beyond their values (statistics, singular values), ``models -> None``.
+        sample_shape: ``(networks, model settings) -> shape of one sample``, which the data are brought to.
+        save_samples: ``(pipeline, folder, step, settings) -> picture``, as `run_folder.save_samples`.
+        write_card: ``folder -> None``, the model card of the finished run; None: it gets none, and cannot be pushed.
     """
 
     name: str
     make_model_settings: Callable[[Any], dict[str, Any]]
-    build_models: Callable[[dict[str, Any]], tuple[Any, Any, Any]]
+    build_models: Callable[[dict[str, Any]], tuple[Any, ...]]
     make_objects: Callable[..., tuple[Any, list[Any]]]
     train_step: Callable[..., dict[str, Tensor]]
     make_pipeline: Callable[[Any, Any], Any]
     shown_terms: tuple[str, ...]
     term_limits: Callable[[Any], dict[str, float]] = lambda settings: {}
+    num_averaged: int = 2
     calibrate: Callable[..., None] = lambda *models: None
+    sample_shape: Callable[..., tuple[int, ...]] = lambda models, model_settings: models[0].sample_shape
+    save_samples: Callable[..., Path] = save_samples
+    write_card: Callable[[Path], Any] | None = write_card
 
 
 def run_training(method: Method, settings: Any) -> Path:
@@ -74,6 +84,8 @@ def run_training(method: Method, settings: Any) -> Path:
         TrainingDivergedError: If a loss is not finite or explodes.
     """
     settings.check_hub()
+    if method.write_card is None and (settings.push_to_hub or settings.push_every_checkpoint):
+        raise ValueError(f"push_to_hub must be false: a {method.name} run has no model card and stays local.")
     output_dir = Path(settings.output_dir)
     accelerator = make_accelerator(
         settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
@@ -95,7 +107,7 @@ def run_training(method: Method, settings: Any) -> Path:
             return output_dir
     dataset = load_training_data(
         settings.dataset,
-        models[0].sample_shape,
+        method.sample_shape(models, model_settings),
         split=settings.dataset_split,
         config_name=settings.dataset_config,
         revision=settings.dataset_revision,
@@ -111,7 +123,7 @@ def run_training(method: Method, settings: Any) -> Path:
     loader = accelerator.prepare_data_loader(loader)
     steps_per_epoch = max(1, len(loader) // settings.gradient_accumulation_steps)
     objects, schedules = method.make_objects(settings, accelerator, models, steps_per_epoch)
-    averaged = models[:2] if settings.ema_decay is not None else ()
+    averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = [EMAModel(model.parameters(), decay=settings.ema_decay, foreach=True) for model in averaged]
     for ema in emas:
         ema.to(accelerator.device)
@@ -157,7 +169,7 @@ def run_training(method: Method, settings: Any) -> Path:
             x = random_flip(x)
         if settings.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        with accelerator.accumulate(objects.energy_model, objects.generator_model, objects.inference_model):
+        with accelerator.accumulate(*objects.models):
             losses = method.train_step(x, step, objects, settings)
         spent = torch.tensor(time.perf_counter() - started, device=accelerator.device)
         terms = gather_terms(accelerator, {**losses, "seconds": spent})
@@ -186,13 +198,7 @@ def run_training(method: Method, settings: Any) -> Path:
                 accelerator.log(record, step=step)
         if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
             with averaged_weights(emas, averaged, method.calibrate):
-                save_samples(
-                    method.make_pipeline(objects, settings),
-                    output_dir / "samples",
-                    step,
-                    settings.num_grid_samples,
-                    settings.dataset,
-                )
+                method.save_samples(method.make_pipeline(objects, settings), output_dir / "samples", step, settings)
             for model in models:
                 model.train()
         if settings.checkpoint_every and step % settings.checkpoint_every == 0:
@@ -214,8 +220,11 @@ def run_training(method: Method, settings: Any) -> Path:
                 memory=max(earlier_memory, peak_memory(accelerator.device)),
                 num_images=len(loader.dataset),
                 num_processes=accelerator.num_processes,
+                save_samples=method.save_samples,
+                write_card=method.write_card,
             )
-    accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl, README.md (the model card)")
+    card = "" if method.write_card is None else ", README.md (the model card)"
+    accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl{card}")
     if step < settings.max_steps:
         accelerator.print(f"the stretch ended at step {step} of {settings.max_steps}; go on with resume=latest")
     accelerator.end_training()

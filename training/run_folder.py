@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import PIL.Image
 import torch
 from accelerate import Accelerator
 
 from hf_ebm.data import TOY_NAMES, sample_toy
-from hf_ebm.hub import SETTINGS, hardware_name, write_card
+from hf_ebm.hub import SETTINGS, hardware_name
 from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
@@ -60,13 +62,13 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed
 
 
 @torch.no_grad()
-def save_samples(pipeline: Any, folder: Path, step: int, num_samples: int, dataset: str = "") -> Path:
+def save_samples(pipeline: Any, folder: Path, step: int, settings: RunSettings) -> Path:
     """A picture of samples of `pipeline`, always from the same noise: a grid of images, or 2-D points and density.
 
-    The points of an embedded 2-D `dataset` are shown beside.
+    The points of an embedded 2-D data set are shown beside.
     """
     pipeline.set_progress_bar_config(disable=True)
-    path = folder / f"step_{step:08d}.png"
+    path, dataset = sample_path(folder, step), settings.dataset
     device = pipeline.generator_model.device
     generator = torch.Generator(device).manual_seed(0)
     if len(pipeline.sample_shape) == 1:
@@ -75,10 +77,18 @@ def save_samples(pipeline: Any, folder: Path, step: int, num_samples: int, datas
             data = sample_toy(dataset, 10_000, torch.Generator().manual_seed(0)) if dataset in TOY_NAMES else None
             plot_2d(points, pipeline.energy_model, data, path)
         return path
-    images = pipeline(batch_size=num_samples, generator=generator).images
-    num_columns = max(1, int(num_samples**0.5))
-    save_grid(images, path, num_columns, scale=max(1, 64 // images[0].width))
+    save_square_grid(pipeline(batch_size=settings.num_grid_samples, generator=generator).images, path)
     return path
+
+
+def sample_path(folder: Path, step: int) -> Path:
+    """Where the picture of the samples of a step stands."""
+    return folder / f"step_{step:08d}.png"
+
+
+def save_square_grid(images: list[PIL.Image.Image], path: Path) -> None:
+    """Images as one picture of as many columns as rows, small ones enlarged."""
+    save_grid(images, path, num_columns=max(1, int(len(images) ** 0.5)), scale=max(1, 64 // images[0].width))
 
 
 def finish_run(
@@ -91,8 +101,12 @@ def finish_run(
     memory: int,
     num_images: int,
     num_processes: int,
+    save_samples: Callable[..., Path],
+    write_card: Callable[[Path], Any] | None,
 ) -> None:
     """Turn the run folder into a pipeline folder: safetensors, configs, a last grid, a summary and the card.
+
+    `save_samples` and `write_card` are the method's, see `hf_ebm.training.run.Method`.
 
     The pipeline is written under a temporary name and its parts are then moved in place, so that a reader of the folder
     never sees half a component. What was found out about the weights of an earlier end of the run is removed.
@@ -108,7 +122,7 @@ def finish_run(
             shutil.rmtree(target)
         part.replace(target)
     temporary.rmdir()
-    grid = save_samples(pipeline, output_dir / "samples", step, settings.num_grid_samples, settings.dataset)
+    grid = save_samples(pipeline, output_dir / "samples", step, settings)
     if grid.is_file():
         shutil.copyfile(grid, output_dir / "samples.png")
     if settings.dataset == "25gaussians":
@@ -139,7 +153,8 @@ def finish_run(
         "parameters": parameters,
     }
     (output_dir / "train_summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    write_card(output_dir)
+    if write_card is not None:
+        write_card(output_dir)
 
 
 def push_run(settings: RunSettings, output_dir: Path) -> None:

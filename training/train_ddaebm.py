@@ -98,6 +98,11 @@ class Objects:
     r1_weight: Tensor  # (T,)
     timestep_weights: Tensor  # (T,)
 
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """The networks that a step updates."""
+        return self.energy_model, self.generator_model, self.inference_model
+
 
 def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings) -> dict[str, Tensor]:
     """One iteration: the energy, then generator and inference model together; returns the terms of the losses.

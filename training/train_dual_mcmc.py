@@ -92,6 +92,11 @@ class Objects:
     energy_optimizer: Any
     inference_optimizer: Any
 
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """The networks that a step updates."""
+        return self.energy_model, self.generator_model, self.inference_model
+
 
 def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSettings) -> dict[str, Tensor]:
     """One iteration in the published order: generator, inference model, energy; returns the terms of the losses.
@@ -230,6 +235,12 @@ def calibrate(generator_model: Any, energy_model: Any) -> None:
     shape = (256, generator_model.config.latent_dim)
     latents = [torch.randn(shape, generator=random, device=generator_model.device) for _ in range(16)]
     update_bn(latents, generator_model)
+    settle_singular_values(energy_model)
+
+
+@torch.no_grad()
+def settle_singular_values(energy_model: Any) -> None:
+    """The singular values of averaged weights, which spectral norm estimates one power iteration at a time."""
     energy_model.train()
     for _ in range(8):  # each training forward is one power iteration
         energy_model(torch.zeros(1, *energy_model.sample_shape, device=energy_model.device))

@@ -1,0 +1,247 @@
+"""Baseline: a denoising diffusion GAN (Xiao, Kreis & Vahdat, ICLR 2022) with the generator and the chain of DDAEBM.
+
+    accelerate launch benchmarks/baseline_ddgan.py --config benchmarks/configs/ddgan_digits.yaml key=value ...
+
+The discriminator ``D(x_t, x_next, t)`` is DDAEBM's inference network with one output, whose mean is the logit. An
+energy ``0.5 ||x - U(x, t)||^2`` cannot stand in its place: it does not see ``x_next``, which the pair is judged by, and
+it is never negative, while a logit needs both signs. With no arguments it trains the digits. The run folder is a
+`DDAEBMPipeline` without an energy; the discriminator is in the checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from baselines import CONFIGS, check_parts, draw_batches
+from torch import Tensor
+
+from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients
+from hf_ebm.losses.ddgan import discriminator_loss, generator_loss, r1_penalty
+from hf_ebm.models.pair_inference import PairInferenceModel
+from hf_ebm.models.presets import ddaebm_model_settings
+from hf_ebm.models.unet_generator import UNetGeneratorModel
+from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
+from hf_ebm.schedulers.scheduling_ddaebm import BETA_SCHEDULES, DDAEBMScheduler
+from hf_ebm.training.run import Method, cosine_schedule, run_script, run_training, update
+from hf_ebm.training.run_settings import RunSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class DDGANSettings(RunSettings):
+    """All settings of a run; `energy_learning_rate` is the discriminator's, `models.discriminator` changes it."""
+
+    output_dir: str = "outputs/ddgan"
+
+    # diffusion, as in DDAEBM
+    num_timesteps: int = 4
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    spacing: str = "uniform"  # or "dense_start", "quadratic"
+    timestep_weights: tuple[float, ...] | None = None  # how often each t is drawn, relative; None: all alike
+    noise_at_t0: bool = False  # True: fakes of t = 0 get the noise that the real x_0 has
+    coupled_noise: bool = False  # True: fakes share their pair's posterior noise
+
+    # objective
+    r1_weight: float = 0.05  # as published for CIFAR-10
+    r1_interval: int = 15  # lazy R1: the penalty every k-th step, k times as heavy
+
+    # optimisation
+    adam_betas: tuple[float, ...] = (0.5, 0.9)
+    energy_learning_rate: float = 1.25e-4
+    generator_learning_rate: float = 1.6e-4
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` that names the setting, before any work."""
+        super().__post_init__()
+        self.check_at_least(1, "r1_interval", "num_timesteps")
+        self.check_at_least(0, "r1_weight")
+        self.check_choice("spacing", SPACINGS)
+        weights = self.timestep_weights or (1.0,) * self.num_timesteps
+        if len(weights) != self.num_timesteps or min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(f"timestep_weights must be num_timesteps numbers >= 0, got {self.timestep_weights}.")
+
+
+@dataclasses.dataclass
+class Objects:
+    """What a train step updates and uses."""
+
+    accelerator: Accelerator
+    generator_model: Any
+    discriminator: Any
+    generator_optimizer: Any
+    discriminator_optimizer: Any
+    coefficients: DiffusionCoefficients
+    timestep_weights: Tensor  # (T,)
+
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """The networks that a step updates."""
+        return self.generator_model, self.discriminator
+
+
+def train_step(x: Tensor, step: int, objects: Objects, settings: DDGANSettings) -> dict[str, Tensor]:
+    """One iteration: the discriminator, then the generator; returns the terms of the losses.
+
+    The generator does not change while the discriminator does, so its forward pass is made once for both updates, as in
+    the train step of DDAEBM.
+
+    Args:
+        x: Clean images, shape (B, C, H, W).
+        step: Iterations done before this one; lazy R1 counts by it.
+        objects: Models, optimizers and coefficients.
+        settings: The run's settings.
+    """
+    q, accelerator = objects.coefficients, objects.accelerator
+
+    # a pair of the diffusion: x_t ~ q(x_t | x), x_next ~ q(x_next | x_t)
+    t = torch.multinomial(objects.timestep_weights, x.shape[0], replacement=True)
+    x_t = q.q_sample(x, t, torch.randn_like(x))
+    x_next = q.q_step(x_t, t, torch.randn_like(x))
+    noise = q.posterior_noise(x_t, x, x_next, t) if settings.coupled_noise else torch.randn_like(x)
+
+    # z ~ N(0, I); x0_pred = G(x_next, t, z); x_fake ~ q(x_t | x_next, x0_pred)
+    latent_dim = accelerator.unwrap_model(objects.generator_model).config.latent_dim
+    z = torch.randn(x.shape[0], latent_dim, device=x.device)
+    x0_pred = objects.generator_model(x_next, t, z, return_dict=False)[0].float()
+    x_fake = q.posterior_sample(x0_pred, x_next, t, noise, settings.noise_at_t0)
+
+    # discriminator: mean softplus(-D(x_t)) + mean softplus(D(x_fake)) + r1/2 mean ||grad_{x_t} D(x_t)||^2
+    penalty = torch.zeros((), device=x.device)
+    if step % settings.r1_interval == 0:  # two calls: the double backward goes through the real half alone
+        x_real = x_t.detach().requires_grad_(True)
+        twice = objects.discriminator.forward if settings.compile else objects.discriminator  # torch.compile has none
+        logit_real = logit(twice, x_real, x_next, t)
+        logit_fake = logit(objects.discriminator, x_fake.detach(), x_next, t)
+        penalty = r1_penalty(logit_real, x_real, settings.r1_interval * settings.r1_weight)
+    else:
+        pairs = torch.cat([x_t, x_fake.detach()]), torch.cat([x_next, x_next]), torch.cat([t, t])
+        logit_real, logit_fake = logit(objects.discriminator, *pairs).chunk(2)
+    loss = discriminator_loss(logit_real, logit_fake)
+    parameters = objects.discriminator.parameters()
+    update(accelerator, objects.discriminator_optimizer, loss + penalty, parameters, settings)
+
+    # generator: mean softplus(-D(x_fake)), through the updated, frozen discriminator
+    discriminator = accelerator.unwrap_model(objects.discriminator).requires_grad_(False)
+    with accelerator.autocast():
+        adversarial = generator_loss(logit(discriminator, x_fake, x_next, t))
+    update(accelerator, objects.generator_optimizer, adversarial, objects.generator_model.parameters(), settings)
+    discriminator.requires_grad_(True)
+
+    return {
+        "logit_real": logit_real.mean(),
+        "logit_fake": logit_fake.mean(),
+        "discriminator": loss,
+        "gradient_penalty": penalty,
+        "adversarial": adversarial,
+    }
+
+
+def logit(discriminator: Any, x_t: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
+    """``D(x_t, x_next, t)``, shape (B,): the mean of the inference network's one latent."""
+    return discriminator(x_t, x_next, t, return_dict=False)[0].squeeze(1)
+
+
+def make_model_settings(settings: DDGANSettings) -> dict[str, Any]:
+    """The arguments of the two networks, of a DDAEBM preset for images."""
+    check_parts(settings.models, ("unet", "generator", "discriminator"))
+    changes = dict(settings.models)
+    changes["inference"] = changes.pop("discriminator", {})
+    parts = ddaebm_model_settings(settings.preset, settings.num_timesteps, settings.latent_dim, changes)
+    if parts["network"] != "unet":
+        raise ValueError(f"preset must be one for images, got {settings.preset!r}.")
+    return {"generator": parts["generator"], "discriminator": {**parts["inference"], "latent_dim": 1}}
+
+
+def build_models(settings: dict[str, Any]) -> tuple[UNetGeneratorModel, PairInferenceModel]:
+    """Generator and discriminator, freshly initialised (torch's seed).
+
+    Raises:
+        ValueError: If a network does not know a setting, or the sizes do not fit.
+    """
+    try:
+        return UNetGeneratorModel(**settings["generator"]), PairInferenceModel(**settings["discriminator"])
+    except TypeError as error:
+        raise ValueError(f"models: {error}; see the networks' arguments in hf_ebm.models.") from error
+
+
+def make_objects(
+    settings: DDGANSettings, accelerator: Accelerator, models: tuple[Any, Any], steps_per_epoch: int
+) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+    """Optimizers, learning-rate schedules and coefficients for `models`, all prepared by `accelerator`."""
+    generator_model, discriminator = models
+    options: dict[str, Any] = {"betas": settings.adam_betas, "fused": accelerator.device.type in ("cpu", "cuda")}
+    optimizers = [
+        torch.optim.Adam(generator_model.parameters(), lr=settings.generator_learning_rate, **options),
+        torch.optim.Adam(discriminator.parameters(), lr=settings.energy_learning_rate, **options),
+    ]
+    schedules = [cosine_schedule(optimizer, settings) for optimizer in optimizers]
+    if settings.compile:
+        generator_model.compile()
+        if accelerator.num_processes == 1:
+            discriminator.compile()
+    q = DiffusionCoefficients.vp(settings.num_timesteps, settings.beta_min, settings.beta_max, settings.spacing)
+    weights = torch.tensor(settings.timestep_weights or [1.0] * q.num_timesteps, device=accelerator.device)
+    prepared = accelerator.prepare(generator_model, discriminator, *optimizers)
+    return Objects(accelerator, *prepared, q.to(accelerator.device), weights), schedules
+
+
+def make_pipeline(objects: Objects, settings: DDGANSettings) -> DDAEBMPipeline:
+    """The pipeline around the (unwrapped) generator as it is now."""
+    schedule = {spacing: key for key, spacing in BETA_SCHEDULES.items()}[settings.spacing]
+    scheduler = DDAEBMScheduler(settings.num_timesteps, settings.beta_min, settings.beta_max, schedule)
+    unwrapped = objects.accelerator.unwrap_model(objects.generator_model, keep_fp32_wrapper=False)
+    return DDAEBMPipeline(unwrapped, scheduler)
+
+
+METHOD = Method(
+    name="ddgan",
+    make_model_settings=make_model_settings,
+    build_models=build_models,
+    make_objects=make_objects,
+    train_step=train_step,
+    make_pipeline=make_pipeline,
+    shown_terms=("logit_real", "logit_fake", "gradient_penalty"),
+    num_averaged=1,
+    write_card=None,
+)
+
+
+def train(settings: DDGANSettings) -> Path:
+    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    return run_training(METHOD, settings)
+
+
+def draw(
+    folder: Path, number: int, batch_size: int, seed: int, device: str, num_inference_steps: int | None = None
+) -> Iterator[Tensor]:
+    """`number` images of a run folder in batches, in [-1, 1], shape (B, C, H, W), on the CPU.
+
+    Args:
+        folder: The run folder.
+        number: How many images.
+        batch_size: How many at once.
+        seed: Of all random numbers.
+        device: Where the networks run.
+        num_inference_steps: Denoising steps; None = all T, and a DDGAN can do T alone.
+    """
+    pipeline = DDAEBMPipeline.from_pretrained(folder).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def sample(number: int, generator: torch.Generator) -> Tensor:
+        return pipeline(number, num_inference_steps, generator, output_type="pt").images
+
+    yield from draw_batches(sample, number, batch_size, seed, device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    run_script(__doc__ or "", DDGANSettings, str(CONFIGS / "ddgan_digits.yaml"), train, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Baseline: a denoising diffusion model (Ho et al. 2020), diffusers' stock parts alone, of the same U-Net as DDAEBM's.
+
+    accelerate launch benchmarks/baseline_ddpm.py --config benchmarks/configs/ddpm_digits.yaml key=value ...
+
+`UNet2DModel` predicts the noise of a `DDPMScheduler` (1000 steps, linear betas), by plain squared error. The run folder
+is a `DDIMPipeline`, which samples in any number of steps. A preset whose U-Net works on patches is trained on
+``pixel_unshuffle(x)``: the same numbers in another order, so the same diffusion. With no arguments it trains the
+digits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from baselines import CONFIGS, check_parts, draw_batches, save_grid_of
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_ebm.hub import SETTINGS
+from hf_ebm.models.presets import ddaebm_model_settings
+from hf_ebm.models.unet import build_unet
+from hf_ebm.models.unet_generator import UNetGeneratorModel
+from hf_ebm.training.run import Method, cosine_schedule, run_script, run_training, update
+from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training.settings import make_settings, read_yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPMSettings(RunSettings):
+    """All settings of a run; `generator_learning_rate` is the U-Net's, and `energy_learning_rate` is not used."""
+
+    output_dir: str = "outputs/ddpm"
+    num_inference_steps: int = 50  # of DDIM where nothing else is said
+    timestep_spacing: str = "trailing"  # of DDIM's steps; "leading" leaves out the noisiest states
+
+    # optimisation
+    generator_learning_rate: float = 2e-4
+    adam_betas: tuple[float, ...] = (0.9, 0.999)
+    max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` that names the setting, before any work."""
+        super().__post_init__()
+        self.check_at_least(1, "num_inference_steps")
+        self.check_choice("timestep_spacing", ("leading", "linspace", "trailing"))
+
+
+@dataclasses.dataclass
+class Objects:
+    """What a train step updates and uses."""
+
+    accelerator: Accelerator
+    unet: Any
+    optimizer: Any
+    scheduler: DDPMScheduler
+    patch_size: int
+
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """The networks that a step updates."""
+        return (self.unet,)
+
+
+def train_step(x: Tensor, step: int, objects: Objects, settings: DDPMSettings) -> dict[str, Tensor]:
+    """One iteration: ``mean (noise - unet(x_t, t))^2`` over a random t for each image, mean over pixels and batch.
+
+    Args:
+        x: Clean images, shape (B, C, H, W).
+        step: Iterations done before this one; not used.
+        objects: The U-Net, its optimizer and the scheduler.
+        settings: The run's settings.
+    """
+    x = F.pixel_unshuffle(x, objects.patch_size)
+    t = torch.randint(objects.scheduler.config.num_train_timesteps, x.shape[:1], device=x.device)
+    noise = torch.randn_like(x)
+    x_t = objects.scheduler.add_noise(x, noise, t)
+    loss = F.mse_loss(objects.unet(x_t, t, return_dict=False)[0].float(), noise)
+    update(objects.accelerator, objects.optimizer, loss, objects.unet.parameters(), settings)
+    return {"squared_error": loss}
+
+
+def make_model_settings(settings: DDPMSettings) -> dict[str, Any]:
+    """The arguments of the U-Net: those of the generator of a DDAEBM preset for images, its defaults included."""
+    check_parts(settings.models, ("unet", "generator"))
+    parts = ddaebm_model_settings(settings.preset, overrides=settings.models)
+    if parts["network"] != "unet":
+        raise ValueError(f"preset must be one for images, got {settings.preset!r}.")
+    known = inspect.signature(UNetGeneratorModel.__init__).parameters.values()
+    unet = {parameter.name: parameter.default for parameter in known if parameter.name != "self"}
+    unet.update(parts["generator"])
+    for name in ("latent_dim", "num_timesteps"):  # it has no latent, and its own chain
+        unet.pop(name)
+    unet["time_embedding_dim"] = unet.pop("embedding_dim") or 4 * unet["base_channels"]
+    return {"unet": unet}
+
+
+def build_models(settings: dict[str, Any]) -> tuple[UNet2DModel]:
+    """The U-Net, freshly initialised (torch's seed).
+
+    Raises:
+        ValueError: If the U-Net does not know a setting, or the sizes do not fit.
+    """
+    try:
+        return (build_unet(**settings["unet"], class_embed_type=None),)
+    except TypeError as error:
+        raise ValueError(f"models: {error}; see hf_ebm.models.unet.build_unet.") from error
+
+
+def make_objects(
+    settings: DDPMSettings, accelerator: Accelerator, models: tuple[Any], steps_per_epoch: int
+) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+    """The optimizer, its learning-rate schedule and the scheduler for the U-Net, prepared by `accelerator`."""
+    (unet,) = models
+    fused = accelerator.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(
+        unet.parameters(), lr=settings.generator_learning_rate, betas=settings.adam_betas, fused=fused
+    )
+    schedules = [cosine_schedule(optimizer, settings)]
+    if settings.compile:
+        unet.compile()
+    patch_size = make_model_settings(settings)["unet"]["patch_size"]
+    return Objects(accelerator, *accelerator.prepare(unet, optimizer), DDPMScheduler(), patch_size), schedules
+
+
+def make_pipeline(objects: Objects, settings: DDPMSettings) -> DDIMPipeline:
+    """The pipeline around the (unwrapped) U-Net as it is now."""
+    scheduler = DDIMScheduler.from_config(objects.scheduler.config, timestep_spacing=settings.timestep_spacing)
+    return DDIMPipeline(objects.accelerator.unwrap_model(objects.unet, keep_fp32_wrapper=False), scheduler)
+
+
+def sample_images(
+    pipeline: DDIMPipeline, number: int, generator: torch.Generator, num_inference_steps: int, patch_size: int
+) -> Tensor:
+    """`number` images in [-1, 1], shape (number, C, H, W), on the CPU, by DDIM (Song et al. 2021)."""
+    pipeline.set_progress_bar_config(disable=True)
+    patches = pipeline(number, generator, num_inference_steps=num_inference_steps, output_type="np").images
+    return F.pixel_shuffle(torch.from_numpy(patches).permute(0, 3, 1, 2) * 2.0 - 1.0, patch_size)
+
+
+def save_samples(pipeline: DDIMPipeline, folder: Path, step: int, settings: DDPMSettings) -> Path:
+    """A picture of samples, always from the same noise."""
+    patch_size = make_model_settings(settings)["unet"]["patch_size"]
+    pipeline.unet.eval()
+
+    def sample(number: int, generator: torch.Generator) -> Tensor:
+        return sample_images(pipeline, number, generator, settings.num_inference_steps, patch_size)
+
+    return save_grid_of(sample, folder, step, settings.num_grid_samples, pipeline.device)
+
+
+def sample_shape(models: Sequence[Any], model_settings: dict[str, Any]) -> tuple[int, ...]:
+    """Shape of one image, (C, H, W), before it is cut into patches."""
+    unet = model_settings["unet"]
+    return unet["num_channels"], unet["image_size"], unet["image_size"]
+
+
+METHOD = Method(
+    name="ddpm",
+    make_model_settings=make_model_settings,
+    build_models=build_models,
+    make_objects=make_objects,
+    train_step=train_step,
+    make_pipeline=make_pipeline,
+    shown_terms=("squared_error",),
+    num_averaged=1,
+    sample_shape=sample_shape,
+    save_samples=save_samples,
+    write_card=None,
+)
+
+
+def train(settings: DDPMSettings) -> Path:
+    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    return run_training(METHOD, settings)
+
+
+def draw(
+    folder: Path, number: int, batch_size: int, seed: int, device: str, num_inference_steps: int | None = None
+) -> Iterator[Tensor]:
+    """`number` images of a run folder in batches, in [-1, 1], shape (B, C, H, W), on the CPU.
+
+    Args:
+        folder: The run folder.
+        number: How many images.
+        batch_size: How many at once.
+        seed: Of all random numbers.
+        device: Where the networks run.
+        num_inference_steps: Steps of DDIM; None = the run's setting.
+    """
+    settings = make_settings(DDPMSettings, read_yaml(Path(folder) / SETTINGS))
+    patch_size = make_model_settings(settings)["unet"]["patch_size"]
+    num_inference_steps = num_inference_steps or settings.num_inference_steps
+    pipeline = DDIMPipeline.from_pretrained(folder).to(device)
+
+    def sample(number: int, generator: torch.Generator) -> Tensor:
+        return sample_images(pipeline, number, generator, num_inference_steps, patch_size)
+
+    yield from draw_batches(sample, number, batch_size, seed, device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    run_script(__doc__ or "", DDPMSettings, str(CONFIGS / "ddpm_digits.yaml"), train, arguments)
+
+
+if __name__ == "__main__":
+    main()

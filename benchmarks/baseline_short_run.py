@@ -1,0 +1,224 @@
+"""Baseline: a short-run EBM (Nijkamp et al., NeurIPS 2019) on the energy of our Dual-MCMC Teaching.
+
+    accelerate launch benchmarks/baseline_short_run.py --config benchmarks/configs/short_run_digits.yaml key=value ...
+
+One network and no other: negatives are K Langevin steps on the energy from uniform noise, new noise at each iteration,
+and the same K steps are the sampler. K steps do not reach the energy's own distribution; what is trained is the short
+chain, as a generator. With no arguments it trains the digits. The run folder is an `EnergyScoringPipeline` with the
+chain as its `LangevinScheduler`.
+
+Source: Nijkamp, Hill, Zhu & Wu, "Learning non-convergent non-persistent short-run MCMC toward energy-based model".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from baselines import CONFIGS, check_parts, draw_batches, save_grid_of
+from torch import Tensor
+
+from hf_ebm.chains import run_chain
+from hf_ebm.langevin import energy_grad, langevin_chain
+from hf_ebm.losses.ddaebm import energy_loss, energy_magnitude_term
+from hf_ebm.models.dual_mcmc_presets import dual_mcmc_model_settings
+from hf_ebm.models.resnet_energy import ResNetEnergyConfig, ResNetEnergyModel
+from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
+from hf_ebm.training.run import Method, cosine_schedule, run_script, run_training, update
+from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training.train_dual_mcmc import settle_singular_values
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortRunSettings(RunSettings):
+    """All settings of a run; `generator_learning_rate` and `latent_dim` are not used."""
+
+    output_dir: str = "outputs/short-run"
+
+    # the chain, from uniform noise in [-1, 1]
+    num_steps: int = 100
+    step_size: float = 1.0
+    noise_std: float = 0.01
+
+    # objective
+    data_noise_std: float = 0.03  # Gaussian noise on the data, which smooths the energy
+    energy_magnitude_weight: float = 0.0  # times mean E(x)^2 + mean E(x_negative)^2
+
+    # optimisation
+    energy_gap_limit: float = 1e4  # the run stops where |mean E(x) - mean E(x_negative)| passes it
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` that names the setting, before any work."""
+        super().__post_init__()
+        self.check_at_least(1, "num_steps")
+        self.check_at_least(0, "data_noise_std", "energy_magnitude_weight")
+        self.check_positive("step_size", "noise_std", "energy_gap_limit")
+
+
+@dataclasses.dataclass
+class Objects:
+    """What a train step updates and uses."""
+
+    accelerator: Accelerator
+    energy_model: Any
+    optimizer: Any
+
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """The networks that a step updates."""
+        return (self.energy_model,)
+
+
+def train_step(x: Tensor, step: int, objects: Objects, settings: ShortRunSettings) -> dict[str, Tensor]:
+    """One iteration: ``mean E(x + noise) - mean E(x_negative)``, the maximum-likelihood gradient of a converged chain.
+
+    Args:
+        x: Data, shape (B, C, H, W).
+        step: Iterations done before this one; not used.
+        objects: The energy and its optimizer.
+        settings: The run's settings.
+    """
+    accelerator = objects.accelerator
+    energy_model = accelerator.unwrap_model(objects.energy_model)
+
+    def energy(x: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return energy_model(x).energy
+
+    # x_negative: K Langevin steps from uniform noise
+    start = 2.0 * torch.rand_like(x) - 1.0
+    with energy_model.chain():
+        x_negative = langevin_chain(
+            start, lambda x: energy_grad(energy, x), settings.num_steps, settings.step_size, settings.noise_std
+        )
+
+    # energy: mean E(x) - mean E(x_negative)
+    x = x + settings.data_noise_std * torch.randn_like(x)
+    energy_data, energy_negative = objects.energy_model(torch.cat([x, x_negative])).energy.chunk(2)
+    loss = energy_loss(energy_data, energy_negative)
+    if settings.energy_magnitude_weight:
+        loss = loss + settings.energy_magnitude_weight * energy_magnitude_term(energy_data, energy_negative)
+    update(accelerator, objects.optimizer, loss, objects.energy_model.parameters(), settings)
+
+    return {
+        "energy_data": energy_data.mean(),
+        "energy_negative": energy_negative.mean(),
+        "energy_gap": energy_data.mean() - energy_negative.mean(),
+    }
+
+
+def make_model_settings(settings: ShortRunSettings) -> dict[str, Any]:
+    """The arguments of the energy, that of a Dual-MCMC preset for images."""
+    check_parts(settings.models, ("data", "energy"))
+    parts = dual_mcmc_model_settings(settings.preset, overrides=settings.models)
+    if parts["network"] != "resnet":
+        raise ValueError(f"preset must be one for images, got {settings.preset!r}.")
+    unknown = sorted(set(parts["energy"]) - set(ResNetEnergyConfig().to_dict()))
+    if unknown:
+        raise ValueError(f"models: ResNetEnergyConfig has no setting {unknown}; see its docstring.")
+    return {"energy": parts["energy"]}
+
+
+def build_models(settings: dict[str, Any]) -> tuple[ResNetEnergyModel]:
+    """The energy, freshly initialised (torch's seed)."""
+    return (ResNetEnergyModel(ResNetEnergyConfig(**settings["energy"])),)
+
+
+def make_objects(
+    settings: ShortRunSettings, accelerator: Accelerator, models: tuple[Any], steps_per_epoch: int
+) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+    """The optimizer and its learning-rate schedule for the energy, prepared by `accelerator`."""
+    (energy_model,) = models
+    fused = accelerator.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(
+        energy_model.parameters(), lr=settings.energy_learning_rate, betas=settings.adam_betas, fused=fused
+    )
+    schedules = [cosine_schedule(optimizer, settings)]
+    if settings.compile:
+        energy_model.compile()
+    return Objects(accelerator, *accelerator.prepare(energy_model, optimizer)), schedules
+
+
+def make_pipeline(objects: Objects, settings: ShortRunSettings) -> EnergyScoringPipeline:
+    """The pipeline around the (unwrapped) energy as it is now, with the chain that samples it."""
+    energy_model = objects.accelerator.unwrap_model(objects.energy_model, keep_fp32_wrapper=False)
+    return EnergyScoringPipeline(
+        energy_model, LangevinScheduler(settings.num_steps, settings.step_size, settings.noise_std)
+    )
+
+
+def sample_images(
+    pipeline: EnergyScoringPipeline, number: int, generator: torch.Generator, num_inference_steps: int | None = None
+) -> Tensor:
+    """`number` ends of the chain from uniform noise, shape (number, C, H, W); None: as many steps as in training."""
+    energy_model, scheduler = pipeline.energy_model, pipeline.scheduler
+    shape = (number, *energy_model.sample_shape)
+    start = 2.0 * torch.rand(shape, generator=generator, device=generator.device) - 1.0
+    num_steps = num_inference_steps or scheduler.config.num_train_timesteps
+    with energy_model.chain_in_eval():
+        return run_chain(scheduler, lambda x: energy_model(x).energy, start, num_steps, generator).sample
+
+
+def save_samples(pipeline: EnergyScoringPipeline, folder: Path, step: int, settings: ShortRunSettings) -> Path:
+    """A picture of samples, always from the same noise."""
+
+    def sample(number: int, generator: torch.Generator) -> Tensor:
+        return sample_images(pipeline, number, generator)
+
+    return save_grid_of(sample, folder, step, settings.num_grid_samples, pipeline.device)
+
+
+METHOD = Method(
+    name="short_run",
+    make_model_settings=make_model_settings,
+    build_models=build_models,
+    make_objects=make_objects,
+    train_step=train_step,
+    make_pipeline=make_pipeline,
+    shown_terms=("energy_data", "energy_negative"),
+    term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
+    num_averaged=1,
+    calibrate=settle_singular_values,
+    save_samples=save_samples,
+    write_card=None,
+)
+
+
+def train(settings: ShortRunSettings) -> Path:
+    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    return run_training(METHOD, settings)
+
+
+def draw(
+    folder: Path, number: int, batch_size: int, seed: int, device: str, num_inference_steps: int | None = None
+) -> Iterator[Tensor]:
+    """`number` images of a run folder in batches, in [-1, 1], shape (B, C, H, W), on the CPU.
+
+    Args:
+        folder: The run folder.
+        number: How many images.
+        batch_size: How many at once.
+        seed: Of all random numbers.
+        device: Where the energy runs.
+        num_inference_steps: Steps of the chain; None = as many as in training.
+    """
+    pipeline = EnergyScoringPipeline.from_pretrained(folder).to(device)
+
+    def sample(number: int, generator: torch.Generator) -> Tensor:
+        return sample_images(pipeline, number, generator, num_inference_steps)
+
+    yield from draw_batches(sample, number, batch_size, seed, device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    run_script(__doc__ or "", ShortRunSettings, str(CONFIGS / "short_run_digits.yaml"), train, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What the baselines share: their configs, drawing in batches, and the grid of a run whose pipeline is not ours.
+
+A baseline is a training script like those of ``training/``: a frozen dataclass of settings, a `train_step`, a `METHOD`.
+Its run folder loads with its own ``draw``, and has no model card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from hf_ebm.training.run_folder import sample_path, save_square_grid
+
+CONFIGS = Path(__file__).parent / "configs"
+Sample = Callable[[int, torch.Generator], Tensor]  # (number, generator) -> images in [-1, 1], (number, C, H, W)
+
+
+def check_parts(models: dict[str, dict], allowed: tuple[str, ...]) -> None:
+    """Raise a `ValueError` if the setting `models` changes a network that the baseline does not have."""
+    unknown = sorted(set(models) - set(allowed))
+    if unknown:
+        raise ValueError(f"models must map some of {allowed} to their settings, got {unknown}.")
+
+
+def draw_batches(sample: Sample, number: int, batch_size: int, seed: int, device: str) -> Iterator[Tensor]:
+    """`number` images in batches of at most `batch_size`, clamped to [-1, 1], on the CPU, all from one `seed`."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for start in range(0, number, batch_size):
+        yield sample(min(batch_size, number - start), generator).clamp(-1.0, 1.0).float().cpu()
+
+
+@torch.no_grad()
+def save_grid_of(sample: Sample, folder: Path, step: int, number: int, device: torch.device) -> Path:
+    """A picture of `number` samples, always from the same noise."""
+    path = sample_path(folder, step)
+    images = next(draw_batches(sample, number, number, 0, str(device)))
+    save_square_grid(VaeImageProcessor(vae_scale_factor=1).postprocess(images, "pil"), path)
+    return path

@@ -1,0 +1,264 @@
+"""The baselines: each runs, resumes and draws; each does what its method says, on networks whose answer is known."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from hf_ebm.data import load_digits
+from hf_ebm.langevin import energy_grad, langevin_chain
+from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
+from hf_ebm.training import run
+from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training.settings import make_settings
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RUN = {"batch_size": 8, "max_steps": 4, "log_every": 1, "sample_every": 2, "checkpoint_every": 2, "num_grid_samples": 4}
+SCRIPTS = {  # module, its settings, tiny ones
+    "ddgan": (
+        "DDGANSettings",
+        {"models": {"unet": {"base_channels": 8}, "discriminator": {"block_out_channels": [8, 16]}}, "r1_interval": 2},
+    ),
+    "ddpm": ("DDPMSettings", {"models": {"unet": {"base_channels": 8}}, "num_inference_steps": 3}),
+    "short_run": ("ShortRunSettings", {"models": {"energy": {"block_out_channels": [8, 8]}}, "num_steps": 3}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _plain_modules(monkeypatch):
+    """The benchmarks import each other as plain modules; each run in this process may choose its own precision."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Script:
+    """One baseline with tiny settings."""
+
+    def __init__(self, name):
+        self.name, (settings_class, self.tiny) = name, SCRIPTS[name]
+        self.module = importlib.import_module(f"baseline_{name}")
+        self.settings_class = getattr(self.module, settings_class)
+
+    def settings(self, output_dir="unused", **changes):
+        return make_settings(self.settings_class, {**RUN, **self.tiny, "output_dir": str(output_dir), **changes})
+
+    def train(self, output_dir, **changes):
+        return self.module.train(self.settings(output_dir, **changes))
+
+    def draw(self, folder, number=5, batch_size=3, seed=0, num_inference_steps=None):
+        return list(self.module.draw(folder, number, batch_size, seed, "cpu", num_inference_steps))
+
+    def objects(self, settings):
+        """Fresh networks and all that a train step needs."""
+        torch.manual_seed(0)
+        models = self.module.build_models(self.module.make_model_settings(settings))
+        return self.module.make_objects(settings, Accelerator(cpu=True), models, 10)[0]
+
+
+@pytest.fixture(params=sorted(SCRIPTS))
+def script(request):
+    return Script(request.param)
+
+
+def test_a_run_saves_its_pipeline_and_no_card(tmp_path, script):
+    folder = script.train(tmp_path / "run")
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"model_index.json", "samples.png", "metrics.jsonl", "train_summary.json", "settings.yaml"}
+    assert "README.md" not in names
+    assert len(list((folder / "samples").iterdir())) == 2
+    summary = json.loads((folder / "train_summary.json").read_text())
+    assert summary["steps"] == 4 and sum(summary["parameters"].values()) > 1000
+
+
+def test_draw_is_seeded_and_in_range(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1, sample_every=0)
+    batches = script.draw(folder)
+    assert [tuple(batch.shape) for batch in batches] == [(3, 1, 8, 8), (2, 1, 8, 8)]
+    images = torch.cat(batches)
+    assert images.dtype == torch.float32 and images.abs().max() <= 1.0 and images.std() > 0.1
+    assert torch.equal(images, torch.cat(script.draw(folder)))
+    other = torch.cat(script.draw(folder, seed=1))
+    assert not torch.isclose(images, other).flatten(1).all(dim=1).any()
+    assert not torch.equal(images[:2], images[3:])  # the second batch goes on with the random numbers
+
+
+def test_resume_is_bit_exact(tmp_path, script, monkeypatch):
+    """Interrupted after 2 of 4 steps and resumed = never interrupted, to the last bit."""
+    whole = script.train(tmp_path / "whole")
+    original = run.save_checkpoint
+
+    def stop_after(*arguments):
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "save_checkpoint", stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        script.train(tmp_path / "part")
+    monkeypatch.setattr(run, "save_checkpoint", original)
+    assert [path.name for path in list_checkpoints(tmp_path / "part" / "checkpoints")] == ["step_00000002"]
+    part = script.train(tmp_path / "part", resume="latest")
+    compared = 0
+    for path in whole.rglob("*.safetensors"):
+        first, second = load_file(path), load_file(part / path.relative_to(whole))
+        if "step_00000002" not in str(path):
+            assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first), path
+            compared += len(first)
+    assert compared > 20
+    metrics = [
+        [{**json.loads(line), "steps_per_second": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole, part)
+    ]
+    assert metrics[0] == metrics[1] and len(metrics[0]) == 4
+
+
+def test_mistakes_are_named(tmp_path, script):
+    with pytest.raises(ValueError, match="models must map some of"):
+        script.train(tmp_path / "run", models={"inference": {"block_out_channels": [8, 16]}})
+    with pytest.raises(ValueError, match="preset must be one for images, got 'toy'"):
+        script.train(tmp_path / "run", preset="toy", models={})
+    with pytest.raises(ValueError, match=r"models: .*widht"):
+        part = {"ddgan": "discriminator", "ddpm": "unet", "short_run": "energy"}[script.name]
+        script.train(tmp_path / "run", models={part: {"widht": 3}})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_baseline_is_not_pushed(tmp_path, script, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    with pytest.raises(ValueError, match="push_to_hub must be false"):
+        script.train(tmp_path / "run", push_to_hub=True)
+
+
+def test_ddgan_fakes_of_a_perfect_generator_are_the_real_samples(monkeypatch):
+    """Predicting the clean image, with the pair's own posterior noise, ``x_fake = x_t``: no logit tells them apart."""
+    script = Script("ddgan")
+    settings = script.settings(coupled_noise=True, noise_at_t0=True)
+    objects = script.objects(settings)
+    x = load_digits()[0][:8]
+    monkeypatch.setattr(objects.generator_model, "forward", lambda x_next, t, z, return_dict: (x + 0.0 * z.sum(),))
+    monkeypatch.setattr(script.module, "update", lambda *arguments: None)
+    for step in (0, 1):
+        terms = script.module.train_step(x, step, objects, settings)
+        assert_close(terms["logit_real"], terms["logit_fake"], rtol=0, atol=1e-4)
+        assert (terms["gradient_penalty"] > 0) == (step == 0)
+
+
+def test_ddgan_discriminator_learns_against_a_standing_generator_and_sees_the_pair():
+    script = Script("ddgan")
+    settings = script.settings(energy_learning_rate=3e-3, generator_learning_rate=1e-12, r1_weight=0.0)
+    objects = script.objects(settings)
+    digits = load_digits()[0]
+    terms = [script.module.train_step(digits[8 * i : 8 * i + 64], i, objects, settings) for i in range(60)]
+    late = {name: sum(term[name].item() for term in terms[-20:]) / 20 for name in terms[0]}
+    assert late["logit_real"] > late["logit_fake"] + 0.3 and late["discriminator"] < 1.3 < terms[0]["discriminator"]
+    x = digits[:1].expand(2, -1, -1, -1)
+    x_next = torch.cat([x[:1], -x[:1]])
+    pair = script.module.logit(objects.discriminator, x, x_next, torch.zeros(2, dtype=torch.long))
+    assert pair.shape == (2,) and pair[0] != pair[1]
+
+
+def test_ddgan_generator_goes_where_the_logit_rises(monkeypatch):
+    """On the fixed logit ``mean x_t`` the generator's images grow brighter."""
+    script = Script("ddgan")
+    settings = script.settings(generator_learning_rate=1e-3)
+    objects = script.objects(settings)
+
+    def logit(discriminator, x_t, x_next, t):
+        return x_t.flatten(1).mean(1) + 0.0 * discriminator.head.bias.sum()
+
+    monkeypatch.setattr(script.module, "logit", logit)
+    generator, digits = objects.generator_model, load_digits()[0][:64]
+    arguments = (torch.randn_like(digits), torch.zeros(64, dtype=torch.long), torch.randn(64, 8))
+    before = generator(*arguments).sample.mean().item()
+    for step in range(6):
+        script.module.train_step(digits, step, objects, settings)
+    assert generator(*arguments).sample.mean().item() > before + 0.05
+
+
+class Oracle(UNet2DModel):
+    """Knows the one image that all data are, so it knows the noise of every state."""
+
+    def __init__(self, patches):
+        super().__init__(
+            sample_size=patches.shape[-1], in_channels=len(patches), out_channels=len(patches), norm_num_groups=4,
+            block_out_channels=(4,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        )  # fmt: skip
+        self.patches, self.alphas_cumprod = patches, DDPMScheduler().alphas_cumprod
+
+    def forward(self, sample, timestep, return_dict=True, **_):
+        abar = self.alphas_cumprod[timestep].reshape(-1, 1, 1, 1)
+        noise = (sample - abar.sqrt() * self.patches) / (1 - abar).sqrt()
+        return type("Output", (), {"sample": noise}) if return_dict else (noise,)
+
+
+def test_ddpm_of_an_oracle_has_no_error_and_draws_its_image(monkeypatch):
+    script = Script("ddpm")
+    image = load_digits()[0][:1]
+    settings = script.settings()
+    objects = script.objects(settings)
+    objects.unet = Oracle(F.pixel_unshuffle(image, 2)[0])
+    monkeypatch.setattr(script.module, "update", lambda *arguments: None)
+    terms = script.module.train_step(image.expand(8, -1, -1, -1), 0, objects, settings)
+    assert terms["squared_error"].item() < 1e-8
+    pipeline = DDIMPipeline(objects.unet, DDIMScheduler.from_config(DDPMScheduler().config))
+    for num_steps in (1, 4):
+        drawn = script.module.sample_images(pipeline, 3, torch.Generator().manual_seed(0), num_steps, patch_size=2)
+        assert_close(drawn, image.expand(3, -1, -1, -1), rtol=0, atol=1e-3)
+
+
+def test_ddpm_has_the_generators_unet_and_any_number_of_steps(tmp_path):
+    """Width, depth, attention and size are those of DDAEBM's generator; only z's way in is missing."""
+    script = Script("ddpm")
+    for preset in ("digits", "cifar10"):
+        settings = script.settings(preset=preset, models={})
+        (unet,) = script.module.build_models(script.module.make_model_settings(settings))
+        generator = build_ddaebm_models(ddaebm_model_settings(preset))[0].unet
+        different = {key for key, value in unet.config.items() if generator.config[key] != value}
+        assert different == {"class_embed_type"}
+    folder = script.train(tmp_path / "run", max_steps=1, sample_every=0)
+    draws = [torch.cat(script.draw(folder, num_inference_steps=steps)) for steps in (None, 3, 5)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
+
+
+def test_short_run_draws_by_the_chain_it_was_trained_with(tmp_path):
+    script = Script("short_run")
+    folder = script.train(tmp_path / "run", max_steps=1, sample_every=0, num_steps=4, step_size=2.0, noise_std=0.05)
+    pipeline = script.module.EnergyScoringPipeline.from_pretrained(folder)
+    energy, random = pipeline.energy_model.eval(), torch.Generator().manual_seed(3)
+    start = 2 * torch.rand(6, 1, 8, 8, generator=random) - 1
+    chain = langevin_chain(start, lambda x: energy_grad(lambda x: energy(x).energy, x), 4, 2.0, 0.05, random)
+    assert_close(script.draw(folder, 6, 6, seed=3)[0], chain.clamp(-1, 1))
+    assert not torch.equal(script.draw(folder, 6, 6, seed=3, num_inference_steps=2)[0], chain.clamp(-1, 1))
+
+
+def test_short_run_learns_low_energies_for_data_and_revises_noise(monkeypatch):
+    """The gap falls below zero against fresh noise, and the negatives are ends of the chain, not the noise itself."""
+    script = Script("short_run")
+    settings = script.settings(energy_learning_rate=1e-3, num_steps=5, step_size=2.0, data_noise_std=0.0)
+    objects, digits, seen = script.objects(settings), load_digits()[0], []
+
+    def chain(start, grad_fn, num_steps, step_size, noise_std):
+        end = langevin_chain(start, grad_fn, num_steps, step_size, noise_std)
+        seen.append((start, end, (num_steps, step_size, noise_std)))
+        return end
+
+    monkeypatch.setattr(script.module, "langevin_chain", chain)
+    terms = [script.module.train_step(digits[8 * i : 8 * i + 64], i, objects, settings) for i in range(60)]
+    start, end, arguments = seen[-1]
+    assert arguments == (5, 2.0, settings.noise_std)
+    assert start.abs().max() <= 1 and start.std().item() == pytest.approx(3**-0.5, rel=0.05)
+    energy = objects.energy_model.eval()
+    with torch.no_grad():
+        assert energy(end).energy.mean() < energy(start).energy.mean()
+        assert energy(digits).energy.mean() < energy(start).energy.mean()
+    assert all(torch.isfinite(term["energy_gap"]) for term in terms)
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in energy.parameters())
