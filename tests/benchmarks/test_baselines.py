@@ -18,7 +18,7 @@ from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.training import run
 from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.settings import make_settings
+from hf_ebm.training.settings import make_settings, read_yaml
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RUN = {"batch_size": 8, "max_steps": 4, "log_every": 1, "sample_every": 2, "checkpoint_every": 2, "num_grid_samples": 4}
@@ -262,3 +262,15 @@ def test_short_run_learns_low_energies_for_data_and_revises_noise(monkeypatch):
         assert energy(digits).energy.mean() < energy(start).energy.mean()
     assert all(torch.isfinite(term["energy_gap"]) for term in terms)
     assert not any(parameter.grad is not None and parameter.grad.any() for parameter in energy.parameters())
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in (BENCHMARKS / "configs").glob("*.yaml")))
+def test_the_shipped_configs_train(config):
+    """Their networks are built, fit the data's size, and take a step."""
+    script = Script(next(name for name in SCRIPTS if config.startswith(f"{name}_")))
+    settings = make_settings(script.settings_class, read_yaml(BENCHMARKS / "configs" / config))
+    objects, model_settings = script.objects(settings), script.module.make_model_settings(settings)
+    shape = script.module.METHOD.sample_shape(objects.models, model_settings)
+    assert shape == ((1, 8, 8) if settings.dataset == "digits" else (1, 32, 32))
+    terms = script.module.train_step(2 * torch.rand(2, *shape) - 1, 0, objects, settings)
+    assert all(torch.isfinite(term) for term in terms.values())
