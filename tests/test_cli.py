@@ -127,8 +127,14 @@ def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
     arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
     arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
     main(arguments)
-    printed = capsys.readouterr().out
-    assert "Frechet distance (not FID)" in printed and "coverage" in printed and "train images" in printed
+    printed, progress = capsys.readouterr()
+    assert all(f"{title}:" in progress for title in ("test images", "train images", "samples, seed 3"))
+    assert (
+        "%|" not in printed
+        and "Frechet distance (not FID)" in printed
+        and "coverage" in printed
+        and "train images" in printed
+    )
     main([*arguments, "--json"])
     record = json.loads((tmp_path / "run" / "evaluate.json").read_text())
     assert json.loads(capsys.readouterr().out) == record

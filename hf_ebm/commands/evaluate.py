@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,12 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol."""
+    """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol.
+
+    Progress goes to stderr.
+    """
+    from tqdm.auto import tqdm
+
     from hf_ebm.card_tables import public_name
     from hf_ebm.dataset_names import DatasetName
     from hf_ebm.json_text import to_json
@@ -81,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
         num_reconstruction_steps=options.num_reconstruction_steps,
         seed=options.seed,
         cache=options.cache or default_cache_folder(),
+        progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),
     )
     record["protocol"] = {"model": public_name(options.model), **record["protocol"]}
     record["seconds"] = round(time.perf_counter() - started, 1)
