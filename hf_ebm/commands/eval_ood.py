@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import add_padding_option, find_padding
+from hf_ebm.run_padding import add_padding_option, find_padding
 
 
 def add_parser(commands: Any) -> None:
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     if options.resamples < 1:
         raise ValueError(f"--resamples must be >= 1, got {options.resamples}.")
 
-    padding = find_padding(options)
+    padding = find_padding(options.model, options.padding)
     loading = (options.image_column, options.max_images, options.seed, padding)
     (train, train_source), (test, test_source) = evaluation.load_train_and_test(options.id, shape, *loading)
     names = list(ODD_IMAGES) if options.ood is None else options.ood.split(",")

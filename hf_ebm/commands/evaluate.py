@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import add_padding_option, find_padding, load_image_generator
+from hf_ebm.commands.models import load_image_generator
+from hf_ebm.run_padding import add_padding_option, find_padding
 
 
 def add_parser(commands: Any) -> None:
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         extractor,
         split=options.split,
         image_column=options.image_column,
-        padding=find_padding(options),
+        padding=find_padding(options.model, options.padding),
         num_images=options.num_images,
         num_seeds=options.num_seeds,
         batch_size=options.batch_size,

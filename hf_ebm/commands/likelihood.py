@@ -7,7 +7,8 @@ import functools
 import sys
 from typing import Any
 
-from hf_ebm.commands.models import add_padding_option, find_padding, load_pipeline
+from hf_ebm.commands.models import load_pipeline
+from hf_ebm.run_padding import add_padding_option, find_padding
 
 
 def add_parser(commands: Any) -> None:
@@ -73,11 +74,12 @@ def run(options: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"--num-conditionals: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    train, held_out = load_splits(options, pipeline.sample_shape)
+    padding = find_padding(options.model, options.padding)
+    train, held_out = load_splits(options, pipeline.sample_shape, padding)
     name = DatasetName.parse(options.dataset)
     num_levels = None if name.name in TOY_NAMES else 17 if name.name == "digits" else 256
     bar = functools.partial(tqdm, desc="annealing", leave=False, file=sys.stderr)
-    record = {"model": public_name(options.model), "dataset": name.public, "padding": find_padding(options)}
+    record = {"model": public_name(options.model), "dataset": name.public, "padding": padding}
     record |= measure_likelihood(pipeline, train, held_out, num_levels, settings, bar)
     if options.num_conditionals:
         followed = held_out[: options.num_conditionals]
@@ -85,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
     print(to_json(record, indent=2) if options.json else format_record(record))
 
 
-def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> tuple[Any, Any]:
+def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...], padding: int) -> tuple[Any, Any]:
     """Training and held-out samples; of the 2-D sets, two draws that are not the one trained on."""
     import torch
 
@@ -101,7 +103,7 @@ def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> t
         )
         return first, second
     (train, _), (held_out, _) = load_train_and_test(
-        options.dataset, sample_shape, options.image_column, options.max_images, options.seed, find_padding(options)
+        options.dataset, sample_shape, options.image_column, options.max_images, options.seed, padding
     )
     return train, held_out
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import add_options, settings_of
 
 
@@ -22,7 +23,12 @@ def add_parser(commands: Any) -> None:
         epilog="examples: hf-ebm score --model outputs/ddaebm-digits one.png two.png; "
         "hf-ebm score --model outputs/ddaebm-digits --dataset digits --split test --output outputs/scores",
     )
-    parser.add_argument("images", nargs="*", type=Path, help="image files of the model's size, or with --resize")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        help="image files of the model's size (with or without its padding), or with --resize",
+    )
     add_options(parser, required=False)
     parser.add_argument(
         "--json",
@@ -64,12 +70,14 @@ def score_files(options: argparse.Namespace) -> None:
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
         raise ValueError(f"model {options.model} was not calibrated, so nothing is called odd.")
+    padding = find_padding(options.model, options.padding)
     try:
         found = pipeline(
             [str(path) for path in options.images],
             score=options.score,
             batch_size=options.batch_size,
             resize=options.resize,
+            padding=padding,
         )
     except ValueError as error:
         hint = "; --resize converts and resizes pictures" if "does not fit" in str(error) else ""
