@@ -257,6 +257,35 @@ def test_every_help_shows_an_example_that_parses(command, capsys):
         assert make_parser().parse_args(shlex.split(example)[1:]).command == name
 
 
+def test_help_shows_what_every_option_is_its_choices_and_its_default(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    from hf_ebm.scoring.run_settings import SCORE_NAMES
+
+    for name, parser in make_parser()._subparsers._group_actions[0].choices.items():
+        for action in parser._actions:
+            shown = parser._get_formatter()._expand_help(action) if action.help else ""
+            assert shown, f"{name} {action.dest}"
+            if action.default not in (None, False, "==SUPPRESS==") and action.nargs != "*":
+                assert f"default: {action.default}" in shown, f"{name} {action.dest}: {shown}"
+    score = make_parser()._subparsers._group_actions[0].choices["score"].format_help()
+    assert "{" + ",".join(SCORE_NAMES) + "}" in score and "which a folder of images always has" in score
+
+
+def test_choices_of_the_commands_are_those_of_the_code():
+    """The commands do not import the code, so that help is quick."""
+    from hf_ebm.commands import eval_ood, likelihood
+    from hf_ebm.scoring import model_log_z
+    from hf_ebm.scoring.odd_images import ODD_IMAGES
+    from hf_ebm.scoring.run_settings import SCORE_NAMES
+    from hf_ebm.scoring.scores import SCORES
+
+    assert tuple(SCORES) == SCORE_NAMES and tuple(ODD_IMAGES) == eval_ood.ODD_SETS
+    assert likelihood.BASES == model_log_z.BASES and likelihood.REVERSE_FROM == model_log_z.REVERSE_FROM
+    assert [name for name, score in SCORES.items() if not score.needs_statistics] == [
+        "energy", "gradient_norm", "reconstruction",
+    ]  # fmt: skip
+
+
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "hf_ebm.scoring.sample_evaluation", None)
     with pytest.raises(SystemExit) as end:
@@ -284,11 +313,12 @@ def test_likelihood_prints_the_bracket(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--base", "none"], "base must be one of"),
+        (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--base", "none"], "--base: invalid choice"),
         (["likelihood", "--model", "FOLDER", "--dataset", "25gaussians"], "2-D points"),
         (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--num-conditionals", "-1"], "--num-conditionals"),
         (["sample", "--model", "FOLDER", "--num-images", "0"], "--num-images"),
         (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
+        (["score", "--model", "FOLDER", "--score", "nll", "a.png"], "--score: invalid choice"),
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--scores", "combined"], "'combined'"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--max-images", "2"], "max_images"),

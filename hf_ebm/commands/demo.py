@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="to listen on (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
     parser.set_defaults(run=run)
 

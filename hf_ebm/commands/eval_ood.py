@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.run_padding import add_padding_option, find_padding
+from hf_ebm.scoring.run_settings import SCORE_NAMES
+
+ODD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
 
 
 def add_parser(commands: Any) -> None:
@@ -25,21 +28,26 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--ood",
-        help="odd sets, comma-separated: embedded ones, or data sets as name[:config][@split], split test or the only "
-        "one where none is named; default: all embedded",
+        help=f"odd sets, comma-separated: embedded ones ({', '.join(ODD_SETS)}), or data sets as name[:config]"
+        "[@split], split test or the only one where none is named; default: all embedded",
     )
-    parser.add_argument("--scores", default="all", help="comma-separated; default: all that the model allows")
+    parser.add_argument(
+        "--scores",
+        default="all",
+        help=f"comma-separated, of {', '.join(SCORE_NAMES)}; default: %(default)s that the model allows",
+    )
     parser.add_argument("--image-column", help="of the data sets; default: their only image column")
     add_padding_option(parser)
     parser.add_argument("--max-images", type=int, default=1000, help="of each set (default: %(default)s)")
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--no-baselines", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-baselines", action="store_true", help="of the model's scores alone")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("ood"),
-        help="folder for ood.json, roc.png and histograms.png; a model card takes the ood.json of its run folder over",
+        help="folder for ood.json, roc.png and histograms.png; a model card takes the ood.json of its run folder over "
+        "(default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     parser.set_defaults(run=run)

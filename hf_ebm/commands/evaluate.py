@@ -40,10 +40,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--num-inference-steps", type=int, help="of the sampler; default: as in training")
     parser.add_argument("--num-reconstruction-steps", type=int, help="of the z-chain; default: as in training")
-    parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=0, help="that decode images (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of samples, latents, drawn rows (default: %(default)s)")
     parser.add_argument("--cache", type=Path, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features")
     parser.add_argument(
         "--output",

@@ -10,6 +10,9 @@ from typing import Any
 from hf_ebm.commands.models import load_pipeline
 from hf_ebm.run_padding import add_padding_option, find_padding
 
+BASES = ("uniform", "diagonal", "low_rank", "full")
+REVERSE_FROM = ("annealed", "generator", "data")
+
 
 def add_parser(commands: Any) -> None:
     """The command's options."""
@@ -20,7 +23,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
     parser.add_argument(
-        "--dataset", required=True, help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]"
+        "--dataset",
+        required=True,
+        help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]; of images the split "
+        "train fits, the named one, default test, is held out",
     )
     parser.add_argument("--image-column", help="of the data set; default: its only image column")
     add_padding_option(parser)
@@ -28,9 +34,16 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--num-chains", type=int, default=128, help="walkers each way (default: %(default)s)")
     parser.add_argument("--num-temperatures", type=int, default=500, help="from base to energy (default: %(default)s)")
     parser.add_argument("--num-leapfrog-steps", type=int, default=3, help="of HMC; 1 = MALA (default: %(default)s)")
-    parser.add_argument("--base", default="uniform", help="uniform, diagonal, low_rank or full (default: %(default)s)")
-    parser.add_argument("--reverse-from", default="annealed", help="annealed, generator or data (default: %(default)s)")
-    parser.add_argument("--equilibration-steps", type=int, default=500, help="(default: %(default)s)")
+    parser.add_argument(
+        "--base", choices=BASES, default="uniform", help="annealing starts there (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--reverse-from",
+        choices=REVERSE_FROM,
+        default="annealed",
+        help="where samples of the energy come from, that the way back starts at (default: %(default)s)",
+    )
+    parser.add_argument("--equilibration-steps", type=int, default=500, help="of those samples (default: %(default)s)")
     parser.add_argument("--temperature", type=float, help="of exp(-E / T); default: the model's own")
     parser.add_argument(
         "--num-conditionals",
@@ -38,7 +51,7 @@ def add_parser(commands: Any) -> None:
         default=0,
         help="DDAEBM: held-out samples along whose noise each step's log Z is bracketed, too (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of walkers and drawn rows (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.set_defaults(run=run)
 

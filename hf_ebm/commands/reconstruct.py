@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("images", nargs="+", type=Path, help="image files, prepared as in training")
     add_padding_option(parser)
     parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=Path,

@@ -63,10 +63,8 @@ def score_files(options: argparse.Namespace) -> None:
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.scores import SCORES
 
-    measures = SCORES[options.score].measures if options.score in SCORES else ()
-    pipeline = EnergyScoringPipeline.from_pretrained(
-        options.model, load_reconstruction="reconstruction_error" in measures
-    )
+    needs_reconstruction = "reconstruction_error" in SCORES[options.score].measures
+    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
         raise ValueError(f"model {options.model} was not calibrated, so nothing is called odd.")

@@ -18,8 +18,12 @@ def add_parser(commands: Any) -> None:
         help="start `accelerate launch` on a training script",
         epilog="example: hf-ebm train ddaebm --config ddaebm_digits.yaml max_steps=100",
     )
-    parser.add_argument("method", choices=METHODS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE key=value ..., for the script")
+    parser.add_argument("method", choices=METHODS, help="whose script is started")
+    parser.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        help="--config FILE key=value ...; --help lists the keys",
+    )
     parser.set_defaults(run=run)
 
 
