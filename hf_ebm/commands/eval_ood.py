@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--ood: {name} has the same name in the table as another column, {shown!r}; rename it.")
         sets[shown], sources[shown] = evaluation.load_images(name, shape, "test", *loading)
 
-    baselines = {} if options.no_baselines else evaluation.fit_baselines(train, options.seed)
+    baselines, autoencoder = ({}, None) if options.no_baselines else evaluation.fit_baselines(train, options.seed)
     found = evaluation.score_sets(pipeline, scores, train, sets, options.seed)
     for name, scorer in baselines.items():
         found[name] = {key: scorer(images) for key, images in sets.items()}
@@ -107,6 +107,7 @@ def run(options: argparse.Namespace) -> None:
         "statistics_and_baselines": train_source,
         "preprocessing": describe_preparation(shape, padding),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
+        "autoencoder": autoencoder,
         "intervals": f"95 %, percentile bootstrap over both sets, {options.resamples} resamples",
         "seed": options.seed,
         "software": software_versions(),
@@ -119,4 +120,6 @@ def run(options: argparse.Namespace) -> None:
         path.write_text(record, encoding="utf-8")
     print(record if options.json else evaluation.format_table(table))
     if not options.json:
+        if autoencoder and not autoencoder["converged"]:
+            print(f"note: the autoencoder had not converged after {autoencoder['epochs']} epochs")
         print(f"wrote {options.output}/: ood.json (all metrics, 95 % intervals, protocol), roc.png, histograms.png")
