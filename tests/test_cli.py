@@ -1,8 +1,10 @@
 """The command line: pictures, energies, and one clear line for a mistake."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -97,6 +99,7 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
     assert protocol["in_distribution"]["split"] == "test" and protocol["in_distribution"]["num_images"] == 40
     assert protocol["statistics_and_baselines"]["split"] == "train" and protocol["seed"] == 0
     assert protocol["scores"]["of_the_model"] == ["energy", "typicality"] and "8x8" in protocol["preprocessing"]
+    assert set(protocol["autoencoder"]) == {"epochs", "converged"}
     assert protocol["odd_sets"]["noise"]["num_images"] == 40 and "torch" in protocol["software"]
     assert protocol["model"] == "model" and str(tmp_path) not in (out / "ood.json").read_text()
     assert {path.name for path in out.iterdir()} == {"ood.json", "roc.png", "histograms.png"}
@@ -284,6 +287,16 @@ def test_choices_of_the_commands_are_those_of_the_code():
     assert [name for name, score in SCORES.items() if not score.needs_statistics] == [
         "energy", "gradient_norm", "reconstruction",
     ]  # fmt: skip
+
+
+def test_train_starts_the_script_and_says_nothing_else(tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"}
+    found = subprocess.run(
+        [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "max_step=1"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 1 and found.stdout == ""
+    assert "max_step" in found.stderr and "max_steps" in found.stderr and len(found.stderr.splitlines()) == 1
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
