@@ -9,9 +9,10 @@ from diffusers import ConfigMixin, ModelMixin
 from hf_ebm.config_types import check_config_types
 from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
+from hf_ebm.saved_config import PathlessConfig
 
 
-class Network(ModelMixin, ConfigMixin):
+class Network(PathlessConfig, ModelMixin, ConfigMixin):
     """A diffusers model whose weights are safetensors and whose config has the constructor's types."""
 
     @classmethod
