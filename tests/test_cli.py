@@ -339,14 +339,16 @@ def test_likelihood_prints_the_bracket(folder, capsys):
         (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "2"], "num_images"),
         (["evaluate", "--model", "FOLDER", "--dataset", "a/b/c", "--feature-extractor", "digits"], "a/b/c"),
         (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--feature-extractor", "no/such/x"], "no/such/x"),
-        (["reconstruct", "--model", "FOLDER", "a.png"], "does not reconstruct"),
+        (["reconstruct", "--model", "FOLDER", "PICTURE"], "does not reconstruct"),
         (["reconstruct", "--model", "FOLDER", "a.png", "--output", "a.txt"], "--output"),
         (["reconstruct", "--model", "FOLDER", "a/1.png", "b/1.png", "--output", "o"], "overwrite each other"),
         (["info", "--model", "."], "model_index.json"),
     ],
 )
-def test_mistakes_end_with_one_line_and_code_2(folder, capsys, arguments, message):
+def test_mistakes_end_with_one_line_and_code_2(folder, tmp_path, capsys, arguments, message):
+    picture = str(tmp_path / "a.png")
+    PIL.Image.new("L", (8, 8)).save(picture)
     with pytest.raises(SystemExit) as error:
-        main([folder if argument == "FOLDER" else argument for argument in arguments])
+        main([{"FOLDER": folder, "PICTURE": picture}.get(argument, argument) for argument in arguments])
     assert error.value.code == 2
     assert message in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,13 @@ def check_picture(path: Path) -> None:
 
     if path.suffix.lower() not in PIL.Image.registered_extensions():
         raise ValueError(f"--output must end in .png or another picture format, got {path.name!r}.")
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Raise a `ValueError` for the first image file that is not there: at once, not after seconds of imports."""
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"image {path} cannot be read: there is no such file.")
 
 
 def open_named_picture(path: Path) -> Any:

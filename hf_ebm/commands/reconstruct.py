@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import check_picture, load_image_generator, open_named_picture
+from hf_ebm.commands.models import check_images, check_picture, load_image_generator, open_named_picture
 from hf_ebm.run_padding import add_padding_option, find_padding
 
 
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if as_folder and repeated:
         raise ValueError(f"images of the same name would overwrite each other in {options.output}: {repeated}.")
+    check_images(options.images)
     import torch
 
     from hf_ebm.data import image_transform

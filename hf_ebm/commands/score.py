@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_ebm.commands.models import check_images
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import add_options, settings_of
 
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
 
 def score_files(options: argparse.Namespace) -> None:
     """Print the energy of each file, and its score and verdict where there is more to say."""
+    check_images(options.images)
     from hf_ebm.json_text import to_json
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.scores import SCORES
