@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.run_padding import add_padding_option, find_padding
+from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
 
 ODD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
@@ -19,7 +20,7 @@ def add_parser(commands: Any) -> None:
         help="how well a model's scores find odd images, beside simple baselines",
         epilog="example: hf-ebm eval-ood --model outputs/ddaebm-digits --id digits --ood noise,inverted,mixed",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_comparison_options(parser)
     parser.add_argument(
         "--id",
         required=True,
@@ -36,12 +37,9 @@ def add_parser(commands: Any) -> None:
         default="all",
         help=f"comma-separated, of {', '.join(SCORE_NAMES)}; default: %(default)s that the model allows",
     )
-    parser.add_argument("--image-column", help="of the data sets; default: their only image column")
-    add_padding_option(parser)
     parser.add_argument("--max-images", type=int, default=1000, help="of each set (default: %(default)s)")
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--no-baselines", action="store_true", help="of the model's scores alone")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=Path,
@@ -49,7 +47,6 @@ def add_parser(commands: Any) -> None:
         help="folder for ood.json, roc.png and histograms.png; a model card takes the ood.json of its run folder over "
         "(default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     parser.set_defaults(run=run)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import load_image_generator
-from hf_ebm.run_padding import add_padding_option, find_padding
+from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.run_padding import find_padding
 
 
 def add_parser(commands: Any) -> None:
@@ -20,15 +21,13 @@ def add_parser(commands: Any) -> None:
         help="compare a model's samples with held-out images, and its reconstructions with their images",
         epilog="example: hf-ebm evaluate --model outputs/ddaebm-digits --dataset digits --output outputs/ddaebm-digits",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_comparison_options(parser)
     parser.add_argument("--dataset", required=True, help="digits, or a Hub id or a folder, name[:config][@split]")
     parser.add_argument(
         "--split",
         default="test",
         help="whose images samples are compared with, where --dataset names none (default: %(default)s)",
     )
-    parser.add_argument("--image-column", help="of the data set; default: its only image column")
-    add_padding_option(parser)
     parser.add_argument("--num-images", type=int, help="samples; default: as many as the other split, at most 10,000")
     parser.add_argument(
         "--num-seeds", type=int, default=1, help="sets of so many samples; their spread is shown (default: %(default)s)"
@@ -43,7 +42,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=0, help="that decode images (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of samples, latents, drawn rows (default: %(default)s)")
     parser.add_argument("--cache", type=Path, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features")
     parser.add_argument(
         "--output",
@@ -51,7 +49,6 @@ def add_parser(commands: Any) -> None:
         default=Path("evaluation"),
         help="folder for evaluate.json; a model card takes the one in its run folder over (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     parser.set_defaults(run=run)
 
 

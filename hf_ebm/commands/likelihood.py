@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from hf_ebm.commands.models import load_pipeline
-from hf_ebm.run_padding import add_padding_option, find_padding
+from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.run_padding import find_padding
 
 BASES = ("uniform", "diagonal", "low_rank", "full")
 REVERSE_FROM = ("annealed", "generator", "data")
@@ -21,15 +22,13 @@ def add_parser(commands: Any) -> None:
         help="bracket log Z of a model's energy; held-out data in nats and bits per dimension",
         epilog="example: hf-ebm likelihood --model outputs/ddaebm-digits --dataset digits --num-chains 64 --json",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_comparison_options(parser)
     parser.add_argument(
         "--dataset",
         required=True,
         help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]; of images the split "
         "train fits, the named one, default test, is held out",
     )
-    parser.add_argument("--image-column", help="of the data set; default: its only image column")
-    add_padding_option(parser)
     parser.add_argument("--max-images", type=int, default=1000, help="of each split (default: %(default)s)")
     parser.add_argument("--num-chains", type=int, default=128, help="walkers each way (default: %(default)s)")
     parser.add_argument("--num-temperatures", type=int, default=500, help="from base to energy (default: %(default)s)")
@@ -51,8 +50,6 @@ def add_parser(commands: Any) -> None:
         default=0,
         help="DDAEBM: held-out samples along whose noise each step's log Z is bracketed, too (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of walkers and drawn rows (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.set_defaults(run=run)
 
 
