@@ -1,14 +1,27 @@
-"""The Hub's cache on this machine: what a pull brought into it, whether it came whole, and how it is taken back."""
+"""The Hub's cache on this machine: what a pull brought into it, whether it came whole, and how it is taken back.
+
+The client compares sizes alone, and a process can be killed before anybody has looked further: a file is trusted once
+it has been verified. Of that a mark is kept in the repository's folder of the cache, beside what huggingface_hub reads.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.hf_api import RepoFile
+
+from hf_ebm.whole_files import whole_file
+
+logger = logging.getLogger(__name__)
+MARKS = ".hf_ebm_verified"  # holds a JSON of each commit: file -> its `FileIds` numbers when it was verified
+CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's name of a small file, the SHA-256 of a large one
 
 FileIds = dict[Path, tuple[int, int, int]]  # file -> its inode, time and size: others once it was fetched again
 
@@ -66,7 +79,10 @@ def remove_files(paths: Collection[Path], before: FileIds) -> None:
 
 
 def verify_checksums(repo_id: str, root: Path, paths: Collection[Path], token: str | bool | None) -> None:
-    """Compare fetched files with the checksums that the repository lists; the client compares their sizes alone.
+    """Compare files of a commit with their checksums, unless they were verified before and are the same since.
+
+    The checksum of a file is the name of its content in the cache, which needs no network; where the cache has no
+    links, it is that in the repository's list.
 
     Args:
         repo_id: The repository.
@@ -75,21 +91,65 @@ def verify_checksums(repo_id: str, root: Path, paths: Collection[Path], token: s
         token: To read the list.
 
     Raises:
-        OSError: It names the file.
+        OSError: It names the first damaged file. All damaged ones were removed.
     """
-    if not paths:
-        return
+    marks, now = read_marks(root), file_ids(root)
     local = {path.relative_to(root).as_posix(): path for path in paths}
-    for entry in HfApi(token=token).get_paths_info(repo_id, list(local), revision=root.name):
-        if not isinstance(entry, RepoFile):
-            continue
-        path = local[entry.path]
-        expected = entry.blob_id if entry.lfs is None else entry.lfs.sha256
-        checksum = hashlib.sha256()
-        if entry.lfs is None:  # small files have git's name of their content
-            checksum = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                checksum.update(block)
-        if (found := checksum.hexdigest()) != expected:
-            raise OSError(f"{entry.path} came damaged (checksum {found}, not {expected}); it was removed, try again.")
+    pending = {name: path for name, path in local.items() if marks.get(name) != list(now[path])}
+    if not pending:
+        return
+    expected = {name: Path(os.readlink(path)).name for name, path in pending.items() if path.is_symlink()}
+    expected = {name: checksum for name, checksum in expected.items() if CHECKSUM.fullmatch(checksum)}
+    if unknown := [name for name in pending if name not in expected]:
+        for entry in HfApi(token=token).get_paths_info(repo_id, unknown, revision=root.name):
+            if isinstance(entry, RepoFile):
+                expected[entry.path] = entry.blob_id if entry.lfs is None else entry.lfs.sha256
+    found = {name: file_checksum(path, len(expected[name]) == 64) for name, path in pending.items() if name in expected}
+    damaged = [name for name, checksum in found.items() if checksum != expected[name]]
+    for name in damaged:
+        remove_content(root, pending[name])
+    if damaged:
+        first = damaged[0]
+        difference = f"checksum {found[first]}, not {expected[first]}"
+        raise OSError(f"{first} came damaged ({difference}); it was removed, try again.")
+    write_marks(root, marks | {name: list(now[pending[name]]) for name in found})
+
+
+def file_checksum(path: Path, large: bool) -> str:
+    """The SHA-256 of a large file; of a small one git's name of its content."""
+    checksum = hashlib.sha256() if large else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            checksum.update(block)
+    return checksum.hexdigest()
+
+
+def remove_content(root: Path, path: Path) -> None:
+    """Take a file of a commit out of the cache, its content, and all links that lead to it."""
+    content = path.resolve()
+    links = [other for other in root.parents[1].rglob("*") if other.is_symlink() and other.resolve() == content]
+    for found in {content, path, *links}:
+        found.unlink(missing_ok=True)
+
+
+def marks_file(root: Path) -> Path:
+    """Where the marks of a commit are kept; `root` is its folder in the cache."""
+    return root.parents[1] / MARKS / f"{root.name}.json"
+
+
+def read_marks(root: Path) -> dict[str, list[int]]:
+    """The marks of a commit; none where they are not there or damaged: then files are verified again."""
+    try:
+        marks = json.loads(marks_file(root).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return marks if isinstance(marks, dict) else {}
+
+
+def write_marks(root: Path, marks: dict[str, list[int]]) -> None:
+    """Keep the marks of a commit; in a cache that cannot be written files are verified every time."""
+    try:
+        with whole_file(marks_file(root)) as path:
+            path.write_text(json.dumps(marks), encoding="utf-8")
+    except OSError as error:
+        logger.info("%s cannot be written (%s): the next pull verifies the files again.", marks_file(root), error)

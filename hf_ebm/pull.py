@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin, SchedulerMixin
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from hf_ebm.hub_cache import cache_folder, file_ids, new_files, ref_file, remove_files, restore_ref, verify_checksums
+from hf_ebm.commit_pull import HUB_OPTIONS, check_subfolder, pull_commit
 
 INDEX = "model_index.json"
 NAME = re.compile(r"[A-Za-z_]\w*")  # of a component, which is a folder's name
 LIBRARIES = re.compile(r"diffusers|transformers|hf_ebm\.(models|schedulers)\.\w+")
 WEIGHT_STEMS = ("model", "diffusion_pytorch_model")  # of transformers and diffusers
 CONFIGS = ("config.json", "scheduler_config.json")  # of networks and schedulers
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 def read_index(path: Path, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -187,25 +184,15 @@ def download_pipeline(
             is removed.
         ValueError: If the revision cannot be one, or the index cannot be used.
     """
-    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
-        raise ValueError(f"variant must be a word such as 'fp16', got {variant!r}.")
-    if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
-        raise ValueError(f"subfolder must lie inside the repository, got {subfolder!r}.")
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    ref = ref_file(repo_id, options.get("revision"), options.get("cache_dir"))
-    ref_before = ref.read_bytes() if ref.is_file() else None
-    files_before = file_ids(cache_folder(repo_id, options.get("cache_dir")))
-    root: Path | None = None
-    try:
-        index_file = Path(hf_hub_download(repo_id, prefix + INDEX, **options))
-        folder, root = index_file.parent, index_file.parents[len(Path(prefix).parts)]
-        pinned = {**options, "revision": root.name}  # all files of one commit, though somebody pushes meanwhile
+    check_variant(variant)
+    prefix = check_subfolder(subfolder)
+    with pull_commit(repo_id, prefix + INDEX, options) as pull:
+        folder = pull.root / prefix
 
         def fetch(patterns: list[str]) -> None:
-            if patterns:
-                snapshot_download(repo_id, allow_patterns=[prefix + pattern for pattern in patterns], **pinned)
+            pull.fetch([prefix + pattern for pattern in patterns])
 
-        index = read_index(index_file, trust_remote_code)
+        index = read_index(folder / INDEX, trust_remote_code)
         components = wanted_components(index, names, given)
         check_classes(index, components)
         weights = [pattern for name in components for pattern in weight_patterns(name, variant)]
@@ -215,15 +202,34 @@ def download_pipeline(
         lacking = [name for name in networks if not find_weights(folder, name, variant)]
         if variant is not None and len(lacking) < len(networks):
             fetch([pattern for name in lacking for pattern in weight_patterns(name, None)])
-        verify_checksums(repo_id, root, new_files(root, files_before), options.get("token"))
+        pull.verify()
         check_weights(folder, components, variant)
-    except BaseException as error:
-        if root is not None:
-            remove_files(new_files(root, files_before), files_before)
-        restore_ref(ref, ref_before, None if root is None else root.name)
-        if isinstance(error, ValueError) and not isinstance(error, HFValidationError):
-            raise  # what is there cannot be used
-        if isinstance(error, Exception):  # the client's errors have no base class of their own
-            raise OSError(f"{repo_id!r} is no folder here, and could not be had from the Hub: {error}") from error
-        raise
     return folder
+
+
+def fetch_network(name: Any, kwargs: dict[str, Any]) -> Any:
+    """The folder of a network's files: `name` itself if it is no Hub id, else in the cache, verified.
+
+    Args:
+        name: What a network's ``from_pretrained`` was given: a folder, a Hub id, or None.
+        kwargs: Its keyword arguments; of a Hub id, what concerns the Hub (`HUB_OPTIONS`, ``subfolder``) is taken out.
+
+    Raises:
+        OSError: If the repository, the revision or the network is not there, or a file came damaged.
+    """
+    if name is None or Path(name).is_dir():
+        return name
+    options = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+    prefix, variant = check_subfolder(kwargs.pop("subfolder", None)), kwargs.get("variant")
+    check_variant(variant)
+    with pull_commit(str(name), f"{prefix}config.json", options) as pull:
+        weights = weight_patterns(prefix.rstrip("/"), variant)
+        pull.fetch([f"{prefix}*.json", *(pattern.lstrip("/") for pattern in weights)])
+        pull.verify()
+    return pull.root / prefix
+
+
+def check_variant(variant: str | None) -> None:
+    """Raise a `ValueError` if the name of a variant is no word."""
+    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+        raise ValueError(f"variant must be a word such as 'fp16', got {variant!r}.")

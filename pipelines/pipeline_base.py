@@ -12,25 +12,19 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 
 import hf_ebm
+from hf_ebm.commit_pull import HUB_OPTIONS
 from hf_ebm.image_inputs import images_to_tensor
-from hf_ebm.pull import (
-    HUB_OPTIONS,
-    INDEX,
-    check_classes,
-    check_weights,
-    download_pipeline,
-    read_index,
-    wanted_components,
-)
+from hf_ebm.pull import INDEX, check_classes, check_weights, download_pipeline, read_index, wanted_components
 from hf_ebm.push import push_pipeline
 from hf_ebm.remote_code import CODE_FILE, holds_own_code, pipeline_code
 from hf_ebm.safetensors_only import require_safetensors
+from hf_ebm.saved_config import PathlessConfig
 from hf_ebm.scoring.energy import ScoreOutput, score_samples
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
 
-class EBMPipeline(DiffusionPipeline):
+class EBMPipeline(PathlessConfig, DiffusionPipeline):
     """Base of the generation pipelines: component names, Hub id loading, output formats and ``score``."""
 
     _optional_components = ["energy_model", "inference_model"]  # noqa: RUF012 (diffusers' own form)

@@ -155,6 +155,7 @@ class EnergyScoringPipeline(EBMPipeline):
         image_column: str | None = None,
         resize: bool = False,
         num_workers: int = 0,
+        padding: int = 0,
         return_dict: bool = True,
     ) -> EnergyScoringOutput | tuple[Tensor, ...]:
         """Energies and scores of images.
@@ -169,13 +170,16 @@ class EnergyScoringPipeline(EBMPipeline):
             resize: Whether PIL images, files and data set images are converted to gray or RGB, cropped square and
                 resized to the model's size, as in training; otherwise another mode or size is an error.
             num_workers: Processes that open and prepare the next batches meanwhile; 0 = none. Not for streaming sets.
+            padding: Black pixels on each side of PIL images, files and data set images, as in training; those of the
+                model's size are taken as they are unless they are resized.
             return_dict: Whether to return an `EnergyScoringOutput` or a tuple.
 
         Raises:
             ValueError: If an image cannot be read or does not fit, or the score cannot be computed.
         """
         self.check_score(score)
-        measures = self.measure_all(images, self.needed(score), batch_size, image_column, resize, num_workers)
+        preparation = (batch_size, image_column, resize, num_workers)
+        measures = self.measure_all(images, self.needed(score), *preparation, padding=padding)
         output = self.judge(measures, score)
         return output if return_dict else output.to_tuple()
 
@@ -211,6 +215,7 @@ class EnergyScoringPipeline(EBMPipeline):
         resize: bool = False,
         seed: int = 0,
         num_workers: int = 0,
+        padding: int = 0,
     ) -> Calibration:
         """Fit statistics and thresholds of all available scores on held-out in-distribution data.
 
@@ -218,7 +223,7 @@ class EnergyScoringPipeline(EBMPipeline):
         few numbers; the calibration is saved with the pipeline.
 
         Args:
-            images, batch_size, image_column, resize, num_workers: As for scoring.
+            images, batch_size, image_column, resize, num_workers, padding: As for scoring.
             target_fpr: Share of in-distribution samples that may be called odd, in (0, 1).
             seed: Of the noise in the measures.
 
@@ -228,8 +233,9 @@ class EnergyScoringPipeline(EBMPipeline):
         if not 0.0 < target_fpr < 1.0:
             raise ValueError(f"target_fpr must be between 0 and 1, got {target_fpr!r}.")
         needed = {measure for name in self.available_scores for measure in SCORES[name].measures}
-        measures = self.measure_all(images, needed, batch_size, image_column, resize, num_workers, seed)
+        measures = self.measure_all(images, needed, batch_size, image_column, resize, num_workers, seed, padding)
         preprocessing = "converted, cropped square, resized" if resize else "as given"
+        preprocessing += f", padded by {padding}" if padding else ""
         self.calibration = Calibration.fit(measures, target_fpr, seed, preprocessing)
         return self.calibration
 
@@ -242,12 +248,13 @@ class EnergyScoringPipeline(EBMPipeline):
         resize: bool = False,
         num_workers: int = 0,
         seed: int | None = None,
+        padding: int = 0,
     ) -> dict[str, Tensor]:
         """The named measures of all images, batch by batch, each of shape (N,) or (N, T)."""
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
         measure = self.make_measure(names, seed)
-        batches = sample_batches(images, batch_size, self.sample_shape, image_column, resize, num_workers)
+        batches = sample_batches(images, batch_size, self.sample_shape, image_column, resize, num_workers, padding)
         parts = [measure(x) for x in self.progress_bar(batches)]
         if not parts:
             raise ValueError("images is empty; give at least one image.")

@@ -1,13 +1,17 @@
 """The command line: pictures, energies, and one clear line for a mistake."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from hf_ebm.cli import COMMANDS, exit_code, main, make_parser
 
@@ -95,6 +99,7 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
     assert protocol["in_distribution"]["split"] == "test" and protocol["in_distribution"]["num_images"] == 40
     assert protocol["statistics_and_baselines"]["split"] == "train" and protocol["seed"] == 0
     assert protocol["scores"]["of_the_model"] == ["energy", "typicality"] and "8x8" in protocol["preprocessing"]
+    assert set(protocol["autoencoder"]) == {"epochs", "converged"}
     assert protocol["odd_sets"]["noise"]["num_images"] == 40 and "torch" in protocol["software"]
     assert protocol["model"] == "model" and str(tmp_path) not in (out / "ood.json").read_text()
     assert {path.name for path in out.iterdir()} == {"ood.json", "roc.png", "histograms.png"}
@@ -123,12 +128,53 @@ def test_padding_of_the_run_and_named_data_sets_are_in_the_protocol(folder, tmp_
     assert "padded" not in json.loads(capsys.readouterr().out)["protocol"]["preprocessing"]
 
 
+def test_score_and_reconstruct_pad_as_in_training(tiny_pipeline, folder, dual_folder, tmp_path, capsys, monkeypatch):
+    import datasets
+
+    from hf_ebm import DualMCMCPipeline
+    from hf_ebm.data import image_transform
+    from hf_ebm.scoring.run import main as run_main
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    path = str(tmp_path / "set" / "train" / "4.png")
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8))
+    picture.save(path)
+    for name in ("model", "dual"):
+        (tmp_path / name / "settings.yaml").write_text("padding: 2\n")
+    x = image_transform(1, 8, padding=2)(picture)[None]
+    expected = tiny_pipeline.score(x).energies.item()
+    for resize in ([], ["--resize"]):
+        main(["score", "--model", folder, *resize, "--json", path])
+        assert json.loads(capsys.readouterr().out)[path]["energy"] == pytest.approx(expected, rel=1e-4)
+    main(["score", "--model", folder, "--resize", "--padding", "0", "--json", path])
+    assert json.loads(capsys.readouterr().out)[path]["energy"] != pytest.approx(expected, rel=1e-4)
+    arguments = ["--model", folder, "--dataset", str(tmp_path / "set"), "--num-workers", "0", "--output"]
+    for name, command in (("a", run_main), ("b", lambda rest: main(["score", *rest]))):
+        command([*arguments, str(tmp_path / name)])
+        (row,) = pq.read_table(tmp_path / name / "scores").to_pylist()
+        assert row["energy"] == pytest.approx(expected, rel=1e-4)
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["protocol"]["padding"] == 2
+    capsys.readouterr()
+    main(["reconstruct", "--model", dual_folder, path, "--output", str(tmp_path / "again.png"), "--json"])
+    found = json.loads(capsys.readouterr().out)["errors"][path]["mse"]["inference_model"]
+    pipeline = DualMCMCPipeline.from_pretrained(dual_folder)
+    again = pipeline.reconstruct(x, 0, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert found == pytest.approx((again - x).square().mean().item(), rel=1e-4)
+
+
 def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
     arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
     arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
     main(arguments)
-    printed = capsys.readouterr().out
-    assert "Frechet distance (not FID)" in printed and "coverage" in printed and "train images" in printed
+    printed, progress = capsys.readouterr()
+    assert all(f"{title}:" in progress for title in ("test images", "train images", "samples, seed 3"))
+    assert (
+        "%|" not in printed
+        and "Frechet distance (not FID)" in printed
+        and "coverage" in printed
+        and "train images" in printed
+    )
     main([*arguments, "--json"])
     record = json.loads((tmp_path / "run" / "evaluate.json").read_text())
     assert json.loads(capsys.readouterr().out) == record
@@ -214,6 +260,45 @@ def test_every_help_shows_an_example_that_parses(command, capsys):
         assert make_parser().parse_args(shlex.split(example)[1:]).command == name
 
 
+def test_help_shows_what_every_option_is_its_choices_and_its_default(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    from hf_ebm.scoring.run_settings import SCORE_NAMES
+
+    for name, parser in make_parser()._subparsers._group_actions[0].choices.items():
+        for action in parser._actions:
+            shown = parser._get_formatter()._expand_help(action) if action.help else ""
+            assert shown, f"{name} {action.dest}"
+            if action.default not in (None, False, "==SUPPRESS==") and action.nargs != "*":
+                assert f"default: {action.default}" in shown, f"{name} {action.dest}: {shown}"
+    score = make_parser()._subparsers._group_actions[0].choices["score"].format_help()
+    assert "{" + ",".join(SCORE_NAMES) + "}" in score and "which a folder of images always has" in score
+
+
+def test_choices_of_the_commands_are_those_of_the_code():
+    """The commands do not import the code, so that help is quick."""
+    from hf_ebm.commands import eval_ood, likelihood
+    from hf_ebm.scoring import model_log_z
+    from hf_ebm.scoring.odd_images import ODD_IMAGES
+    from hf_ebm.scoring.run_settings import SCORE_NAMES
+    from hf_ebm.scoring.scores import SCORES
+
+    assert tuple(SCORES) == SCORE_NAMES and tuple(ODD_IMAGES) == eval_ood.ODD_SETS
+    assert likelihood.BASES == model_log_z.BASES and likelihood.REVERSE_FROM == model_log_z.REVERSE_FROM
+    assert [name for name, score in SCORES.items() if not score.needs_statistics] == [
+        "energy", "gradient_norm", "reconstruction",
+    ]  # fmt: skip
+
+
+def test_train_starts_the_script_and_says_nothing_else(tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"}
+    found = subprocess.run(
+        [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "max_step=1"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 1 and found.stdout == ""
+    assert "max_step" in found.stderr and "max_steps" in found.stderr and len(found.stderr.splitlines()) == 1
+
+
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "hf_ebm.scoring.sample_evaluation", None)
     with pytest.raises(SystemExit) as end:
@@ -241,11 +326,12 @@ def test_likelihood_prints_the_bracket(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--base", "none"], "base must be one of"),
+        (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--base", "none"], "--base: invalid choice"),
         (["likelihood", "--model", "FOLDER", "--dataset", "25gaussians"], "2-D points"),
         (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--num-conditionals", "-1"], "--num-conditionals"),
         (["sample", "--model", "FOLDER", "--num-images", "0"], "--num-images"),
         (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
+        (["score", "--model", "FOLDER", "--score", "nll", "a.png"], "--score: invalid choice"),
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--scores", "combined"], "'combined'"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--max-images", "2"], "max_images"),
@@ -253,14 +339,16 @@ def test_likelihood_prints_the_bracket(folder, capsys):
         (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "2"], "num_images"),
         (["evaluate", "--model", "FOLDER", "--dataset", "a/b/c", "--feature-extractor", "digits"], "a/b/c"),
         (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--feature-extractor", "no/such/x"], "no/such/x"),
-        (["reconstruct", "--model", "FOLDER", "a.png"], "does not reconstruct"),
+        (["reconstruct", "--model", "FOLDER", "PICTURE"], "does not reconstruct"),
         (["reconstruct", "--model", "FOLDER", "a.png", "--output", "a.txt"], "--output"),
         (["reconstruct", "--model", "FOLDER", "a/1.png", "b/1.png", "--output", "o"], "overwrite each other"),
         (["info", "--model", "."], "model_index.json"),
     ],
 )
-def test_mistakes_end_with_one_line_and_code_2(folder, capsys, arguments, message):
+def test_mistakes_end_with_one_line_and_code_2(folder, tmp_path, capsys, arguments, message):
+    picture = str(tmp_path / "a.png")
+    PIL.Image.new("L", (8, 8)).save(picture)
     with pytest.raises(SystemExit) as error:
-        main([folder if argument == "FOLDER" else argument for argument in arguments])
+        main([{"FOLDER": folder, "PICTURE": picture}.get(argument, argument) for argument in arguments])
     assert error.value.code == 2
     assert message in capsys.readouterr().err

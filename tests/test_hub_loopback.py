@@ -4,10 +4,12 @@ After each fault there is the state before or the state after, and an error that
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -15,6 +17,7 @@ import torch
 import yaml
 from hub_client import Client, ClientError, environment
 from hub_server import Hub
+from huggingface_hub import scan_cache_dir
 from test_hub import METRICS, OOD, SUMMARY, evaluation
 
 from hf_ebm.hub import write_card
@@ -435,6 +438,85 @@ def test_a_damaged_file_is_not_kept_when_another_fails(hub, client, folder, repo
     with pytest.raises(ClientError, match=r"OSError: .*came damaged"):  # fetched again, over what was there
         pull(client, repo, cache_dir=cache, force_download=True)
     assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
+
+
+KILLED = """
+import os, signal
+import hf_ebm.commit_pull
+hf_ebm.commit_pull.verify_checksums = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+exec(code_of_pull)
+"""
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_what_a_killed_pull_left_is_verified(hub, client, folder, repo, tmp_path, tiny_pipeline, offline):
+    push(client, folder, repo)
+    cache = tmp_path / "c"
+    hub.fail("GET .*energy_model/model.safetensors", "corrupt")
+    with pytest.raises(RuntimeError, match="client process ended"):
+        killed = Client(hub.url, tmp_path, "alice-token")
+        killed(KILLED, code_of_pull=PULL, repo=repo, kind="DDAEBMPipeline", options={"cache_dir": str(cache)})
+    assert "energy_model/model.safetensors" in cached(cache)
+    with pytest.raises(ClientError, match=r"OSError: .*energy_model/model.safetensors came damaged"):
+        pull(client, repo, cache_dir=cache, local_files_only=offline)
+    assert "energy_model/model.safetensors" not in cached(cache)
+    assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
+    hub.reset()
+    assert pull(client, repo, cache_dir=cache, local_files_only=True) == energies(tiny_pipeline) and not hub.log
+
+
+def test_files_are_verified_once_and_again_when_they_changed(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    cache = tmp_path / "c"
+    pull(client, repo, cache_dir=cache)
+    assert not scan_cache_dir(cache).warnings  # the marks are nothing to the client
+    verified = """
+import hf_ebm.hub_cache as cache
+calls, checksum = [], cache.file_checksum
+cache.file_checksum = lambda path, large: calls.append(path.name) or checksum(path, large)
+try:
+    exec(code_of_pull)
+finally:
+    cache.file_checksum = checksum
+    result = calls
+"""
+    options = {"cache_dir": str(cache), "local_files_only": True}
+    again = {"code_of_pull": PULL, "repo": repo, "kind": "DDAEBMPipeline", "options": options}
+    assert client(verified, **again) == []
+    (weights,) = cache.rglob("energy_model/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    os.utime(weights)
+    assert client(verified, **again) == ["model.safetensors"]
+    weights.write_bytes(content)
+    with pytest.raises(ClientError, match=r"OSError: .*model.safetensors came damaged"):
+        pull(client, repo, cache_dir=cache)
+    assert not scan_cache_dir(cache).warnings
+    assert pull(client, repo, cache_dir=cache) == energies(tiny_pipeline)
+
+
+@pytest.mark.parametrize("kind", ["UNetEnergyModel", "UNetGeneratorModel", "AutoModel"])
+def test_networks_by_hub_id_are_verified(hub, client, folder, repo, tmp_path, tiny_pipeline, kind):
+    code = """
+import hf_ebm, hf_ebm.models.unet_energy, transformers
+loads = getattr(hf_ebm, kind, None) or transformers.AutoModel
+model = loads.from_pretrained(repo, subfolder=subfolder, cache_dir=cache)
+total = sum(parameter.double().sum().item() for parameter in model.parameters())
+result = total, model.config["_name_or_path"] if "Generator" in kind else model.name_or_path
+"""
+    component = "generator_model" if kind == "UNetGeneratorModel" else "energy_model"
+    push(client, folder, repo)
+    names = {"repo": repo, "kind": kind, "subfolder": component, "cache": str(tmp_path / "c")}
+    hub.fail(f"GET .*{component}/.*safetensors", "corrupt")
+    with pytest.raises(ClientError, match=r"OSError: .*safetensors came damaged"):
+        client(code, **names)
+    assert not [name for name in cached(tmp_path / "c") if name.endswith(".safetensors")]
+    total, shown = client(code, **names)
+    expected = sum(parameter.double().sum().item() for parameter in getattr(tiny_pipeline, component).parameters())
+    assert total == pytest.approx(expected) and shown == repo
+    assert {Path(name).parent.name for name in cached(tmp_path / "c")} == {component}
+    with pytest.raises(ClientError, match="OSError"):
+        client(code, **{**names, "repo": "alice/none"})
 
 
 def test_a_damaged_index_is_noticed(hub, client, folder, repo, tmp_path, tiny_pipeline):

@@ -26,6 +26,12 @@ def test_help_loads_nothing_heavy():
     assert not HEAVY & modules_after(code)
 
 
+@pytest.mark.parametrize("command", ["score", "reconstruct"])
+def test_a_missing_file_is_told_before_anything_heavy_is_loaded(command):
+    code = f"import hf_ebm.cli as c\ntry: c.main([{command!r}, '--model', 'm', 'nowhere.png'])"
+    assert not (HEAVY - {"numpy"}) & modules_after(f"{code}\nexcept SystemExit as end: assert end.code == 2")
+
+
 @pytest.mark.parametrize("name", [n for n in hf_ebm.__all__ if n != "__version__"])
 def test_every_export_is_there(name):
     assert getattr(hf_ebm, name).__name__ == name

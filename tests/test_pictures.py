@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from hf_ebm.data import image_transform
 from hf_ebm.pictures import MAX_PIXELS, convert_picture, open_picture
 from hf_ebm.scoring.rows import prepare_rows, prepare_sample
+from hf_ebm.scoring.sample_batches import sample_batches
 
 GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 COLOUR = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=-1)
@@ -115,9 +116,9 @@ def kinds():
     }
 
 
-def sample(source, shape, resize):
+def sample(source, shape, resize, padding=0):
     """One row as a batch of the model."""
-    batch = prepare_rows([(0, source)], 0, shape, resize)
+    batch = prepare_rows([(0, source)], 0, shape, resize, padding)
     assert not batch.unreadable
     return batch.x
 
@@ -161,6 +162,28 @@ def test_wrong_sizes_and_channels_are_told():
     assert prepare_sample(PNG, (3, 9, 9), resize=True).shape == (9, 9, 3)
     with pytest.raises(ValueError, match="1 or 3"):
         prepare_sample(PNG, (2,), resize=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_padding_is_that_of_the_training(channels):
+    """As `image_transform`; without resize a picture has the size before or after it, and no other."""
+    mode = {1: "L", 3: "RGB"}[channels]
+    small, large, other = (PIL.Image.new(mode, (side, side), "white") for side in (6, 10, 9))
+    small.putpixel((1, 2), 90 if channels == 1 else (90, 20, 250))
+    shape, trained = (channels, 10, 10), image_transform(channels, 10, padding=2)
+    assert_close(sample(small, shape, resize=False, padding=2), trained(small)[None])
+    assert (sample(small, shape, resize=False, padding=2)[..., :2] == -1).all()
+    assert (sample(large, shape, resize=False, padding=2) == 1).all()
+    for picture in (small, large, other):
+        assert_close(sample(picture, shape, resize=True, padding=2), trained(picture)[None])
+    for padding in (0, 2):
+        with pytest.raises(ValueError, match="does not fit"):
+            prepare_sample(other, shape, resize=False, padding=padding)
+    with pytest.raises(ValueError, match="does not fit"):
+        prepare_sample(small, shape, resize=False)
+    for padding in (-1, 5):
+        with pytest.raises(ValueError, match="padding must be >= 0"):
+            list(sample_batches([small], 1, shape, padding=padding))
 
 
 def test_urls_paths_bytes_and_undecoded_rows_are_the_same_picture(file_server, tmp_path):

@@ -9,7 +9,14 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from hf_ebm import DDAEBMPipeline, EnergyScoringPipeline, PairInferenceModel, UNetEnergyModel, UNetGeneratorModel
+from hf_ebm import (
+    DDAEBMPipeline,
+    DualMCMCPipeline,
+    EnergyScoringPipeline,
+    PairInferenceModel,
+    UNetEnergyModel,
+    UNetGeneratorModel,
+)
 from hf_ebm.config_types import has_type
 from hf_ebm.hub_cache import restore_ref
 from hf_ebm.pull import download_pipeline, weight_patterns
@@ -206,6 +213,21 @@ def test_subfolders_and_variants_of_folders(folder, tiny_pipeline, tmp_path):
     with pytest.raises(ValueError, match="safe_serialization must be True"):
         tiny_pipeline.save_pretrained(folder, safe_serialization=False)
     assert isinstance(PairInferenceModel.from_pretrained(folder, subfolder="inference_model"), PairInferenceModel)
+
+
+def test_what_is_saved_does_not_say_where_it_was_loaded_from(folder, tiny_dual_mcmc_pipeline, tmp_path):
+    tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "dual")
+    for kind, source in ((DDAEBMPipeline, folder), (EnergyScoringPipeline, folder), (DualMCMCPipeline, "dual")):
+        pipe = kind.from_pretrained(tmp_path / source)
+        pipe.save_pretrained(tmp_path / "saved" / kind.__name__)
+        assert pipe.name_or_path == str(tmp_path / source)
+        assert set(kind.from_pretrained(tmp_path / "saved" / kind.__name__).components) == set(pipe.components)
+    for kind, component in ((UNetEnergyModel, "energy_model"), (UNetGeneratorModel, "generator_model")):
+        kind.from_pretrained(folder / component).save_pretrained(tmp_path / "saved" / component)
+    configs = list((tmp_path / "saved").rglob("*.json"))
+    assert len(configs) > 12
+    for path in configs:
+        assert "name_or_path" not in path.read_text() and str(tmp_path) not in path.read_text(), path
 
 
 def test_weights_of_a_variant_are_not_those_of_another(tmp_path):

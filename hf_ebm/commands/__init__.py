@@ -1,1 +1,4 @@
-"""The commands of ``hf-ebm``, one file each: ``add_parser`` and ``run``. Heavy imports wait until a command runs."""
+"""The commands of ``hf-ebm``, one file each: ``add_parser`` and ``run``; shared are ``options`` and ``models``.
+
+Heavy imports wait until a command runs.
+"""

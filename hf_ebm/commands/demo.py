@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from hf_ebm.commands.options import add_model_option
+
 
 def add_parser(commands: Any) -> None:
     """The command's options."""
@@ -13,9 +15,9 @@ def add_parser(commands: Any) -> None:
         help="try a model in the browser",
         epilog="example: hf-ebm demo --model outputs/ddaebm-digits",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_model_option(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="to listen on (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
     parser.set_defaults(run=run)
 

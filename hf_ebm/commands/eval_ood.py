@@ -6,7 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import add_padding_option, find_padding
+from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.run_padding import find_padding
+from hf_ebm.scoring.run_settings import SCORE_NAMES
+
+ODD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
 
 
 def add_parser(commands: Any) -> None:
@@ -16,7 +20,7 @@ def add_parser(commands: Any) -> None:
         help="how well a model's scores find odd images, beside simple baselines",
         epilog="example: hf-ebm eval-ood --model outputs/ddaebm-digits --id digits --ood noise,inverted,mixed",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_comparison_options(parser)
     parser.add_argument(
         "--id",
         required=True,
@@ -25,23 +29,24 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--ood",
-        help="odd sets, comma-separated: embedded ones, or data sets as name[:config][@split], split test or the only "
-        "one where none is named; default: all embedded",
+        help=f"odd sets, comma-separated: embedded ones ({', '.join(ODD_SETS)}), or data sets as name[:config]"
+        "[@split], split test or the only one where none is named; default: all embedded",
     )
-    parser.add_argument("--scores", default="all", help="comma-separated; default: all that the model allows")
-    parser.add_argument("--image-column", help="of the data sets; default: their only image column")
-    add_padding_option(parser)
+    parser.add_argument(
+        "--scores",
+        default="all",
+        help=f"comma-separated, of {', '.join(SCORE_NAMES)}; default: %(default)s that the model allows",
+    )
     parser.add_argument("--max-images", type=int, default=1000, help="of each set (default: %(default)s)")
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--no-baselines", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-baselines", action="store_true", help="of the model's scores alone")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("ood"),
-        help="folder for ood.json, roc.png and histograms.png; a model card takes the ood.json of its run folder over",
+        help="folder for ood.json, roc.png and histograms.png; a model card takes the ood.json of its run folder over "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     parser.set_defaults(run=run)
 
 
@@ -71,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
     if options.resamples < 1:
         raise ValueError(f"--resamples must be >= 1, got {options.resamples}.")
 
-    padding = find_padding(options)
+    padding = find_padding(options.model, options.padding)
     loading = (options.image_column, options.max_images, options.seed, padding)
     (train, train_source), (test, test_source) = evaluation.load_train_and_test(options.id, shape, *loading)
     names = list(ODD_IMAGES) if options.ood is None else options.ood.split(",")
@@ -87,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--ood: {name} has the same name in the table as another column, {shown!r}; rename it.")
         sets[shown], sources[shown] = evaluation.load_images(name, shape, "test", *loading)
 
-    baselines = {} if options.no_baselines else evaluation.fit_baselines(train, options.seed)
+    baselines, autoencoder = ({}, None) if options.no_baselines else evaluation.fit_baselines(train, options.seed)
     found = evaluation.score_sets(pipeline, scores, train, sets, options.seed)
     for name, scorer in baselines.items():
         found[name] = {key: scorer(images) for key, images in sets.items()}
@@ -99,6 +104,7 @@ def run(options: argparse.Namespace) -> None:
         "statistics_and_baselines": train_source,
         "preprocessing": describe_preparation(shape, padding),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
+        "autoencoder": autoencoder,
         "intervals": f"95 %, percentile bootstrap over both sets, {options.resamples} resamples",
         "seed": options.seed,
         "software": software_versions(),
@@ -111,4 +117,6 @@ def run(options: argparse.Namespace) -> None:
         path.write_text(record, encoding="utf-8")
     print(record if options.json else evaluation.format_table(table))
     if not options.json:
+        if autoencoder and not autoencoder["converged"]:
+            print(f"note: the autoencoder had not converged after {autoencoder['epochs']} epochs")
         print(f"wrote {options.output}/: ood.json (all metrics, 95 % intervals, protocol), roc.png, histograms.png")

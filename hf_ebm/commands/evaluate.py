@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import add_padding_option, find_padding, load_image_generator
+from hf_ebm.commands.models import load_image_generator
+from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.run_padding import find_padding
 
 
 def add_parser(commands: Any) -> None:
@@ -17,15 +21,13 @@ def add_parser(commands: Any) -> None:
         help="compare a model's samples with held-out images, and its reconstructions with their images",
         epilog="example: hf-ebm evaluate --model outputs/ddaebm-digits --dataset digits --output outputs/ddaebm-digits",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_comparison_options(parser)
     parser.add_argument("--dataset", required=True, help="digits, or a Hub id or a folder, name[:config][@split]")
     parser.add_argument(
         "--split",
         default="test",
         help="whose images samples are compared with, where --dataset names none (default: %(default)s)",
     )
-    parser.add_argument("--image-column", help="of the data set; default: its only image column")
-    add_padding_option(parser)
     parser.add_argument("--num-images", type=int, help="samples; default: as many as the other split, at most 10,000")
     parser.add_argument(
         "--num-seeds", type=int, default=1, help="sets of so many samples; their spread is shown (default: %(default)s)"
@@ -37,10 +39,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--num-inference-steps", type=int, help="of the sampler; default: as in training")
     parser.add_argument("--num-reconstruction-steps", type=int, help="of the z-chain; default: as in training")
-    parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=0, help="that decode images (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features")
     parser.add_argument(
         "--output",
@@ -48,12 +49,16 @@ def add_parser(commands: Any) -> None:
         default=Path("evaluation"),
         help="folder for evaluate.json; a model card takes the one in its run folder over (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol."""
+    """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol.
+
+    Progress goes to stderr.
+    """
+    from tqdm.auto import tqdm
+
     from hf_ebm.card_tables import public_name
     from hf_ebm.dataset_names import DatasetName
     from hf_ebm.json_text import to_json
@@ -72,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
         extractor,
         split=options.split,
         image_column=options.image_column,
-        padding=find_padding(options),
+        padding=find_padding(options.model, options.padding),
         num_images=options.num_images,
         num_seeds=options.num_seeds,
         batch_size=options.batch_size,
@@ -81,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
         num_reconstruction_steps=options.num_reconstruction_steps,
         seed=options.seed,
         cache=options.cache or default_cache_folder(),
+        progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),
     )
     record["protocol"] = {"model": public_name(options.model), **record["protocol"]}
     record["seconds"] = round(time.perf_counter() - started, 1)

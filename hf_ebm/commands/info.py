@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import load_pipeline, model_folder
+from hf_ebm.commands.options import add_model_option
 
 METHODS = {
     "DDAEBMPipeline": "DDAEBM",
@@ -24,7 +25,7 @@ def add_parser(commands: Any) -> None:
         help="describe a model: method, components, sizes, sampler, calibration, training",
         epilog="example: hf-ebm info --model outputs/ddaebm-digits",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_model_option(parser)
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the text")
     parser.set_defaults(run=run)
 

@@ -7,7 +7,12 @@ import functools
 import sys
 from typing import Any
 
-from hf_ebm.commands.models import add_padding_option, find_padding, load_pipeline
+from hf_ebm.commands.models import load_pipeline
+from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.run_padding import find_padding
+
+BASES = ("uniform", "diagonal", "low_rank", "full")
+REVERSE_FROM = ("annealed", "generator", "data")
 
 
 def add_parser(commands: Any) -> None:
@@ -17,19 +22,27 @@ def add_parser(commands: Any) -> None:
         help="bracket log Z of a model's energy; held-out data in nats and bits per dimension",
         epilog="example: hf-ebm likelihood --model outputs/ddaebm-digits --dataset digits --num-chains 64 --json",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_comparison_options(parser)
     parser.add_argument(
-        "--dataset", required=True, help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]"
+        "--dataset",
+        required=True,
+        help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]; of images the split "
+        "train fits, the named one, default test, is held out",
     )
-    parser.add_argument("--image-column", help="of the data set; default: its only image column")
-    add_padding_option(parser)
     parser.add_argument("--max-images", type=int, default=1000, help="of each split (default: %(default)s)")
     parser.add_argument("--num-chains", type=int, default=128, help="walkers each way (default: %(default)s)")
     parser.add_argument("--num-temperatures", type=int, default=500, help="from base to energy (default: %(default)s)")
     parser.add_argument("--num-leapfrog-steps", type=int, default=3, help="of HMC; 1 = MALA (default: %(default)s)")
-    parser.add_argument("--base", default="uniform", help="uniform, diagonal, low_rank or full (default: %(default)s)")
-    parser.add_argument("--reverse-from", default="annealed", help="annealed, generator or data (default: %(default)s)")
-    parser.add_argument("--equilibration-steps", type=int, default=500, help="(default: %(default)s)")
+    parser.add_argument(
+        "--base", choices=BASES, default="uniform", help="annealing starts there (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--reverse-from",
+        choices=REVERSE_FROM,
+        default="annealed",
+        help="where samples of the energy come from, that the way back starts at (default: %(default)s)",
+    )
+    parser.add_argument("--equilibration-steps", type=int, default=500, help="of those samples (default: %(default)s)")
     parser.add_argument("--temperature", type=float, help="of exp(-E / T); default: the model's own")
     parser.add_argument(
         "--num-conditionals",
@@ -37,8 +50,6 @@ def add_parser(commands: Any) -> None:
         default=0,
         help="DDAEBM: held-out samples along whose noise each step's log Z is bracketed, too (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.set_defaults(run=run)
 
 
@@ -73,11 +84,12 @@ def run(options: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"--num-conditionals: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    train, held_out = load_splits(options, pipeline.sample_shape)
+    padding = find_padding(options.model, options.padding)
+    train, held_out = load_splits(options, pipeline.sample_shape, padding)
     name = DatasetName.parse(options.dataset)
     num_levels = None if name.name in TOY_NAMES else 17 if name.name == "digits" else 256
     bar = functools.partial(tqdm, desc="annealing", leave=False, file=sys.stderr)
-    record = {"model": public_name(options.model), "dataset": name.public, "padding": find_padding(options)}
+    record = {"model": public_name(options.model), "dataset": name.public, "padding": padding}
     record |= measure_likelihood(pipeline, train, held_out, num_levels, settings, bar)
     if options.num_conditionals:
         followed = held_out[: options.num_conditionals]
@@ -85,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     print(to_json(record, indent=2) if options.json else format_record(record))
 
 
-def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> tuple[Any, Any]:
+def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...], padding: int) -> tuple[Any, Any]:
     """Training and held-out samples; of the 2-D sets, two draws that are not the one trained on."""
     import torch
 
@@ -101,7 +113,7 @@ def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> t
         )
         return first, second
     (train, _), (held_out, _) = load_train_and_test(
-        options.dataset, sample_shape, options.image_column, options.max_images, options.seed, find_padding(options)
+        options.dataset, sample_shape, options.image_column, options.max_images, options.seed, padding
     )
     return train, held_out
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
-
-SETTINGS = "settings.yaml"  # of a training run
 
 
 def model_folder(model: str, names: Collection[str] | None = None, extra_files: Collection[str] = ()) -> Path:
@@ -65,6 +62,13 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"--output must end in .png or another picture format, got {path.name!r}.")
 
 
+def check_images(paths: Sequence[Path]) -> None:
+    """Raise a `ValueError` for the first image file that is not there: at once, not after seconds of imports."""
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"image {path} cannot be read: there is no such file.")
+
+
 def open_named_picture(path: Path) -> Any:
     """The PIL image in a file; one that cannot be read is a `ValueError` with its name."""
     from hf_ebm.pictures import open_picture
@@ -73,28 +77,3 @@ def open_named_picture(path: Path) -> Any:
         return open_picture(path)
     except ValueError as error:
         raise ValueError(f"image {path} {error}") from error
-
-
-def add_padding_option(parser: argparse.ArgumentParser) -> None:
-    """``--padding`` of the commands that compare a model with a data set."""
-    parser.add_argument(
-        "--padding", type=int, help="black pixels on each side of a data set's images; default: as in training, else 0"
-    )
-
-
-def find_padding(options: argparse.Namespace) -> int:
-    """``--padding``, or that of the model's ``settings.yaml``; 0 where there is none.
-
-    Raises:
-        ValueError: If it is negative.
-    """
-    import yaml
-
-    padding = options.padding
-    if padding is None:
-        path = model_folder(options.model, (), extra_files=(SETTINGS,)) / SETTINGS
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-        padding = settings.get("padding", 0) if isinstance(settings, dict) else 0
-    if not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"--padding must be a whole number >= 0, got {padding!r}.")
-    return padding

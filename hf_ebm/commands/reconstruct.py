@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.models import check_picture, load_image_generator, open_named_picture
+from hf_ebm.commands.models import check_images, check_picture, load_image_generator, open_named_picture
+from hf_ebm.run_padding import add_padding_option, find_padding
 
 
 def add_parser(commands: Any) -> None:
@@ -17,9 +18,10 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm reconstruct --model outputs/dual-mcmc-digits digit.png --output again.png",
     )
     parser.add_argument("--model", required=True, help="a run folder or a Hub id of Dual-MCMC Teaching")
-    parser.add_argument("images", nargs="+", type=Path, help="image files, converted and resized as in training")
+    parser.add_argument("images", nargs="+", type=Path, help="image files, prepared as in training")
+    add_padding_option(parser)
     parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=Path,
@@ -40,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if as_folder and repeated:
         raise ValueError(f"images of the same name would overwrite each other in {options.output}: {repeated}.")
+    check_images(options.images)
     import torch
 
     from hf_ebm.data import image_transform
@@ -54,7 +57,8 @@ def run(options: argparse.Namespace) -> None:
             f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; give a "
             "model of Dual-MCMC Teaching."
         )
-    transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1])
+    padding = find_padding(options.model, options.padding)
+    transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1], padding)
     images = torch.stack([transform(open_named_picture(path)) for path in options.images])
     inferred, revised = (
         pipeline.reconstruct(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import check_picture, load_image_generator
+from hf_ebm.commands.options import add_model_option
 
 
 def add_parser(commands: Any) -> None:
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> None:
         help="draw images into one picture",
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    add_model_option(parser)
     parser.add_argument("--num-images", type=int, default=16, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("samples.png"), help="the picture (default: %(default)s)")

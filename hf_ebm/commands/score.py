@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_ebm.commands.models import check_images
+from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import add_options, settings_of
 
 
@@ -22,7 +24,12 @@ def add_parser(commands: Any) -> None:
         epilog="examples: hf-ebm score --model outputs/ddaebm-digits one.png two.png; "
         "hf-ebm score --model outputs/ddaebm-digits --dataset digits --split test --output outputs/scores",
     )
-    parser.add_argument("images", nargs="*", type=Path, help="image files of the model's size, or with --resize")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        help="image files of the model's size (with or without its padding), or with --resize",
+    )
     add_options(parser, required=False)
     parser.add_argument(
         "--json",
@@ -53,23 +60,24 @@ def run(options: argparse.Namespace) -> None:
 
 def score_files(options: argparse.Namespace) -> None:
     """Print the energy of each file, and its score and verdict where there is more to say."""
+    check_images(options.images)
     from hf_ebm.json_text import to_json
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.scores import SCORES
 
-    measures = SCORES[options.score].measures if options.score in SCORES else ()
-    pipeline = EnergyScoringPipeline.from_pretrained(
-        options.model, load_reconstruction="reconstruction_error" in measures
-    )
+    needs_reconstruction = "reconstruction_error" in SCORES[options.score].measures
+    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
         raise ValueError(f"model {options.model} was not calibrated, so nothing is called odd.")
+    padding = find_padding(options.model, options.padding)
     try:
         found = pipeline(
             [str(path) for path in options.images],
             score=options.score,
             batch_size=options.batch_size,
             resize=options.resize,
+            padding=padding,
         )
     except ValueError as error:
         hint = "; --resize converts and resizes pictures" if "does not fit" in str(error) else ""

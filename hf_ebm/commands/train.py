@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,28 @@ def add_parser(commands: Any) -> None:
         help="start `accelerate launch` on a training script",
         epilog="example: hf-ebm train ddaebm --config ddaebm_digits.yaml max_steps=100",
     )
-    parser.add_argument("method", choices=METHODS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE key=value ..., for the script")
+    parser.add_argument("method", choices=METHODS, help="whose script is started")
+    parser.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        help="--config FILE key=value ...; --help lists the keys",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Replace this process by `accelerate launch` on the method's script."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    if not Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"), "accelerate").is_dir():
-        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # else it warns
-    os.execv(sys.executable, [*launcher, "-m", f"hf_ebm.training.train_{options.method}", *options.arguments])
+    """`accelerate launch` on the method's script, as `accelerate config` said, or else on all GPUs of this machine.
+
+    A script that fails ends this process with exit code 1, after its own message.
+    """
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    launcher = ["--quiet"]
+    if not Path(default_config_file).is_file():  # the launcher's own choices, which it would warn of
+        number = max(1, torch.accelerator.device_count())
+        launcher += ["--num_processes", str(number), "--num_machines", "1", "--mixed_precision", "no"]
+        launcher += ["--dynamo_backend", "no", *(["--multi_gpu"] if number > 1 else [])]
+    script = ["-m", f"hf_ebm.training.train_{options.method}", *options.arguments]
+    launch_command(launch_command_parser().parse_args([*launcher, *script]))

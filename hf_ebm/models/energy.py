@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_ebm.config_types import check_config_types
+from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
 
 
@@ -112,6 +113,8 @@ class EnergyModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.
 
+        What comes from the Hub is verified.
+
         As diffusers' models, and as the networks beside it, it is float32 unless ``dtype`` says otherwise: the config's
         ``dtype`` is that of the variant that was saved last.
 
@@ -124,9 +127,10 @@ class EnergyModel(PreTrainedModel):
         require_safetensors(kwargs)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
+        folder = fetch_network(pretrained_model_name_or_path, kwargs)
         try:
             model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         except SafetensorError as error:
             raise OSError(f"weights of {pretrained_model_name_or_path} are damaged or cut off ({error}).") from error
@@ -145,6 +149,8 @@ class EnergyModel(PreTrainedModel):
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
+        if pretrained_model_name_or_path is not None:
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         model.eval()
         return (model, info) if want_info else model
 

@@ -7,22 +7,30 @@ from typing import Any
 from diffusers import ConfigMixin, ModelMixin
 
 from hf_ebm.config_types import check_config_types
+from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
+from hf_ebm.saved_config import PathlessConfig
 
 
-class Network(ModelMixin, ConfigMixin):
+class Network(PathlessConfig, ModelMixin, ConfigMixin):
     """A diffusers model whose weights are safetensors and whose config has the constructor's types."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a network as ``ModelMixin.from_pretrained`` does, from safetensors only.
 
+        What comes from the Hub is verified.
+
         Raises:
             ValueError: If other weights are asked for, or a setting in its config has the wrong type.
             OSError: If there are no safetensors, or they are damaged.
         """
         require_safetensors(kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = fetch_network(pretrained_model_name_or_path, kwargs)
+        loaded = super().from_pretrained(folder, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return loaded
 
     @classmethod
     def from_config(cls, config: Any = None, **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,13 @@ from hf_ebm.scoring.feature_cache import cached_statistics
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
 from hf_ebm.scoring.feature_statistics import MAX_KEPT, FeatureStatistics
 
+ProgressBar = Callable[..., Iterable[Any]]  # as `tqdm`: (batches, desc=in words, total=their number) -> the batches
+
+
+def no_bar(batches: Iterable[Any], **_: Any) -> Iterable[Any]:
+    """The batches, with nothing shown."""
+    return batches
+
 
 @dataclass(frozen=True)
 class RealImages:
@@ -27,12 +34,14 @@ class RealImages:
         source: ``{"dataset", "split", "fingerprint"}``, see `hf_ebm.dataset_names.load_named`.
         batch_size: Of `batches`.
         num_workers: Processes that decode images.
+        progress_bar: Wraps what is read.
     """
 
     dataset: Any
     source: dict[str, Any]
     batch_size: int
     num_workers: int = 0
+    progress_bar: ProgressBar = no_bar
 
     @classmethod
     def load(
@@ -48,15 +57,15 @@ class RealImages:
         dataset, source = load_named(name, sample_shape, split, image_column, padding)
         return cls(dataset, source, **kwargs)
 
-    def batches(self, rows: list[int]) -> Iterator[Tensor]:
-        """The images of some rows, shape (B, C, H, W).
+    def batches(self, rows: list[int], title: str) -> Iterator[Tensor]:
+        """The images of some rows, shape (B, C, H, W); `title` is that of the progress bar.
 
         Raises:
             ValueError: If one cannot be read; it names it.
         """
         loader = DataLoader(Subset(self.dataset, rows), self.batch_size, num_workers=self.num_workers)
         try:
-            for (images,) in loader:
+            for (images,) in self.progress_bar(loader, desc=title, total=len(loader)):
                 yield images
         except ValueError as error:  # from a worker it comes with the worker's traceback before the message
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
@@ -83,7 +92,7 @@ class RealImages:
         }
 
         def make() -> FeatureStatistics:
-            return FeatureStatistics.of(self.batches(rows), extractor)
+            return FeatureStatistics.of(self.batches(rows, f"{self.source['split']} images"), extractor)
 
         statistics = make() if cache is None else cached_statistics(cache, description, make)
         return statistics, {**self.source, "num_images": number}

@@ -124,13 +124,15 @@ class HubRows:
         return list(zip(ids, pictures, strict=True))
 
 
-def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool) -> np.ndarray | Tensor:
+def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool, padding: int = 0) -> np.ndarray | Tensor:
     """One picture, array or tensor as pixels 0..255 of the model's size, uint8, (H, W) or (H, W, C), or as a tensor.
 
     Args:
         picture: What `hf_ebm.pictures.open_picture` takes, or an array or a tensor of `hf_ebm.image_inputs`.
         sample_shape: What the model takes, (C, H, W) or (D,).
         resize: Whether a picture is converted to gray or RGB, cropped square and resized; else it must fit.
+        padding: Black pixels that a picture is given on each side; one of the model's size has them already, unless it
+            is resized.
 
     Returns:
         Pixels of a picture; a tensor in the models' range, shape (1, ...), from an array or a tensor.
@@ -142,13 +144,22 @@ def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool) ->
         return _fitting(picture, sample_shape)
     image = open_picture(picture)
     if not resize:
-        if image.mode == PIL_MODES.get(sample_shape[0]) and image.size[::-1] == sample_shape[1:]:
+        fits = image.mode == PIL_MODES.get(sample_shape[0])
+        if fits and image.size[::-1] == sample_shape[1:]:
             return np.asarray(image)
+        if fits and padding and image.size[::-1] == tuple(size - 2 * padding for size in sample_shape[1:]):
+            return _padded(image, padding)
         return _fitting(image, sample_shape)  # which says what does not fit
     try:
-        return np.asarray(fit_picture(image, sample_shape[0], sample_shape[-1]))
+        return _padded(fit_picture(image, sample_shape[0], sample_shape[-1] - 2 * padding), padding)
     except ValueError as error:
         raise ValueError(f"does not fit ({error})") from error
+
+
+def _padded(image: Any, padding: int) -> np.ndarray:
+    """The pixels of a PIL image with black ones around, (H, W) or (H, W, C)."""
+    pixels = np.asarray(image)
+    return np.pad(pixels, [(padding, padding)] * 2 + [(0, 0)] * (pixels.ndim - 2)) if padding else pixels
 
 
 def _fitting(sample: Any, sample_shape: tuple[int, ...]) -> Tensor:
@@ -171,12 +182,14 @@ def _one_batch(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]
     return torch.cat(list(tensors))
 
 
-def prepare_rows(rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool) -> Batch:
+def prepare_rows(
+    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool, padding: int = 0
+) -> Batch:
     """The batch of `rows`, whose first is number `start`."""
     ids, samples, unreadable = [], [], []
     for number, (id_, picture) in enumerate(rows, start):
         try:
-            samples.append(prepare_sample(picture, sample_shape, resize))
+            samples.append(prepare_sample(picture, sample_shape, resize, padding))
             ids.append(id_)
         except ValueError as error:
             unreadable.append(Unreadable(number, id_, picture_name(picture, number, id_), str(error)))
@@ -194,20 +207,27 @@ def picture_name(picture: Any, number: int, id_: Any) -> str:
 class _Spans(Dataset):
     """``span -> Batch``, for a `DataLoader` whose workers read and prepare."""
 
-    def __init__(self, rows: Rows, sample_shape: tuple[int, ...], resize: bool) -> None:
-        self.rows, self.sample_shape, self.resize = rows, sample_shape, resize
+    def __init__(self, rows: Rows, *preparation: Any) -> None:
+        self.rows, self.preparation = rows, preparation
 
     def __getitem__(self, span: Span) -> Batch:
-        return prepare_rows(self.rows.read(*span), span[0], self.sample_shape, self.resize)
+        return prepare_rows(self.rows.read(*span), span[0], *self.preparation)
 
 
 def prepared_batches(
-    rows: Rows, spans: Iterable[Span], sample_shape: tuple[int, ...], resize: bool, num_workers: int
+    rows: Rows,
+    spans: Iterable[Span],
+    sample_shape: tuple[int, ...],
+    resize: bool,
+    num_workers: int,
+    padding: int = 0,
 ) -> Iterator[Batch]:
     """The batches of `spans`, in their order; `num_workers` processes prepare the next ones meanwhile."""
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
         raise ValueError(f"num_workers must be a whole number >= 0, got {num_workers!r}.")
-    spans_dataset = _Spans(rows, sample_shape, resize)
+    if padding < 0 or (padding and min(sample_shape[1:], default=0) <= 2 * padding):
+        raise ValueError(f"padding must be >= 0 and under half of the model's size {sample_shape}, got {padding}.")
+    spans_dataset = _Spans(rows, sample_shape, resize, padding)
     return iter(DataLoader(spans_dataset, batch_size=None, sampler=spans, num_workers=num_workers))
 
 

@@ -79,7 +79,7 @@ def make_protocol(
     pipeline: EnergyScoringPipeline, rows: Rows, fingerprint: str, settings: ScoringSettings
 ) -> dict[str, Any]:
     """What decides the rows of the result; a run goes on only with the same."""
-    names = ("split", "image_column", "id_column", "score", "batch_size", "shard_size", "resize")
+    names = ("split", "image_column", "id_column", "score", "batch_size", "shard_size", "resize", "padding")
     calibration = pipeline.calibration
     return {
         "model": settings.model,
@@ -94,11 +94,11 @@ def make_protocol(
     }
 
 
-def check_some_fit(rows: Rows, sample_shape: tuple[int, ...], resize: bool) -> None:
+def check_some_fit(rows: Rows, sample_shape: tuple[int, ...], resize: bool, padding: int) -> None:
     """Raise a `ValueError` if none of the first rows can be scored: no run of hours for an empty result."""
     reason = ""
     for span in spans_of(0, min(len(rows), NUM_PROBED), 1):
-        batch = prepare_rows(rows.read(*span), span[0], sample_shape, resize)
+        batch = prepare_rows(rows.read(*span), span[0], sample_shape, resize, padding)
         if not batch.unreadable:
             return
         reason = reason or f"image {batch.unreadable[0].name} {batch.unreadable[0].reason}"
@@ -132,7 +132,7 @@ def score_rows(
     folder = ShardFolder(settings.output, len(rows), settings.shard_size)
     protocol = make_protocol(pipeline, rows, fingerprint, settings)
     if not folder.check_protocol(protocol):
-        check_some_fit(rows, pipeline.sample_shape, settings.resize)
+        check_some_fit(rows, pipeline.sample_shape, settings.resize, settings.padding)
     accelerator.wait_for_everyone()  # all have looked before one writes
     is_main = accelerator.is_main_process
     with folder.alone() if is_main else contextlib.nullcontext():

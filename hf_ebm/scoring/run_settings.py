@@ -6,7 +6,10 @@ import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from hf_ebm.run_padding import add_padding_option, find_padding
+
 ON_ERROR = ("skip", "stop")
+SCORE_NAMES = ("energy", "gradient_norm", "multiscale", "typicality", "complexity", "reconstruction", "combined")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class ScoringSettings:
         shard_size: Rows per Parquet file; the most that a kill loses, and what is kept in memory.
         num_workers: Processes that open images, for each process that scores.
         resize: Whether images are converted, cropped square and resized; else one that does not fit has no score.
+        padding: Black pixels on each side of images, as in training.
         on_error: ``"skip"`` lists unreadable images and goes on; ``"stop"`` ends the run at the first.
         require_calibration: Whether a model without a calibration is refused, so that ``is_ood`` is never null.
     """
@@ -44,11 +48,12 @@ class ScoringSettings:
     shard_size: int = 10_000
     num_workers: int = 2
     resize: bool = False
+    padding: int = 0
     on_error: str = "skip"
     require_calibration: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
+        for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0), ("padding", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}.")
         if self.on_error not in ON_ERROR:
@@ -60,24 +65,37 @@ def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
     parser.add_argument("--dataset", required=required, help="digits, a Hub id, or a folder of parquet files or images")
     parser.add_argument("--output", required=required, type=Path, help="folder for the Parquet shards of a data set")
-    parser.add_argument("--split", default="train", help="(default: %(default)s)")
-    parser.add_argument("--config-name", help="of a Hub data set")
-    parser.add_argument("--revision", help="of a Hub data set")
-    parser.add_argument("--image-column", help="default: the only image column")
-    parser.add_argument("--id-column", help="default: the paths of an image folder, else row numbers")
-    parser.add_argument("--score", default="energy", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
+    parser.add_argument(
+        "--split",
+        default="train",
+        help="of the data set (default: %(default)s, which a folder of images always has; evaluate and eval-ood: test)",
+    )
+    parser.add_argument("--config-name", help="of a Hub data set; default: its only one")
+    parser.add_argument("--revision", help="of a Hub data set; default: its newest")
+    parser.add_argument("--image-column", help="of the data set; default: its only image column")
+    parser.add_argument("--id-column", help="of the data set; default: the paths of an image folder, else row numbers")
+    parser.add_argument(
+        "--score",
+        choices=SCORE_NAMES,
+        default="energy",
+        help="larger = more out of distribution (default: %(default)s); multiscale needs a model with noise levels, "
+        "reconstruction and combined one of Dual-MCMC Teaching, all but energy, gradient_norm and reconstruction a "
+        "calibrated one",
+    )
+    parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--shard-size", type=int, default=10_000, help="rows per Parquet file (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that open images (default: %(default)s)")
     parser.add_argument("--resize", action="store_true", help="convert, crop square and resize to the model's size")
-    parser.add_argument("--on-error", choices=ON_ERROR, default="skip", help="at an unreadable image (default: skip)")
+    add_padding_option(parser)
+    parser.add_argument("--on-error", choices=ON_ERROR, default="skip", help="unreadable images (default: %(default)s)")
     parser.add_argument("--require-calibration", action="store_true", help="refuse a model that was not calibrated")
 
 
 def settings_of(options: argparse.Namespace) -> ScoringSettings:
-    """The settings that the options say.
+    """The settings that the options say; the padding is looked up where they say none.
 
     Raises:
         ValueError: If one is out of its range.
     """
-    return ScoringSettings(**{field.name: getattr(options, field.name) for field in fields(ScoringSettings)})
+    values = {field.name: getattr(options, field.name) for field in fields(ScoringSettings)}
+    return ScoringSettings(**{**values, "padding": find_padding(options.model, options.padding)})

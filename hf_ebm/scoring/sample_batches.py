@@ -21,6 +21,7 @@ def sample_batches(
     image_column: str | None = None,
     resize: bool = False,
     num_workers: int = 0,
+    padding: int = 0,
 ) -> Iterator[Tensor]:
     """Whatever `EnergyScoringPipeline` takes as samples in the models' range, at most `batch_size` at a time.
 
@@ -37,7 +38,7 @@ def sample_batches(
             if num_workers:
                 raise ValueError("num_workers must be 0 for a streaming data set, which is read in its own order.")
             pictures = column_of(undecoded(images, column), column)
-            yield from _whole(streamed_batches(pictures, batch_size, sample_shape, resize))
+            yield from _whole(streamed_batches(pictures, batch_size, sample_shape, resize, padding))
             return
     elif isinstance(images, list | tuple) and images and isinstance(images[0], PICTURE_TYPES):
         rows = ListRows(images)
@@ -45,16 +46,16 @@ def sample_batches(
         yield from images_to_tensor(images, sample_shape).split(batch_size)
         return
     spans = spans_of(0, len(rows), batch_size)
-    yield from _whole(prepared_batches(rows, spans, sample_shape, resize, num_workers))
+    yield from _whole(prepared_batches(rows, spans, sample_shape, resize, num_workers, padding))
 
 
 def streamed_batches(
-    pictures: Iterator[Any], batch_size: int, sample_shape: tuple[int, ...], resize: bool
+    pictures: Iterator[Any], batch_size: int, sample_shape: tuple[int, ...], resize: bool, padding: int
 ) -> Iterator[Batch]:
     """The batches of pictures that come one after the other and cannot be read by number."""
     start = 0
     while chunk := list(islice(pictures, batch_size)):
-        yield prepare_rows(list(enumerate(chunk, start)), start, sample_shape, resize)
+        yield prepare_rows(list(enumerate(chunk, start)), start, sample_shape, resize, padding)
         start += len(chunk)
 
 

@@ -6,6 +6,7 @@ was measured in, on what, with what settings (`evaluate_samples`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hf_ebm.scoring.metrics import (
     kernel_subset_size,
 )
 from hf_ebm.scoring.neighbourhoods import NUM_NEIGHBOURS, neighbourhood_metrics
-from hf_ebm.scoring.real_images import RealImages
+from hf_ebm.scoring.real_images import ProgressBar, RealImages, no_bar
 from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
 from hf_ebm.software import software_versions
 
@@ -149,6 +150,7 @@ def evaluate_samples(
     num_reconstruction_steps: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
     """Metrics of a pipeline's samples and reconstructions, and the protocol that they were measured by.
 
@@ -168,6 +170,7 @@ def evaluate_samples(
         num_reconstruction_steps: Of the z-chain; None = as in training.
         seed: Of samples, latents, subsets, drawn rows.
         cache: Folder for the data set's statistics; None = nowhere.
+        progress_bar: Wraps the batches of each set that is drawn or read.
 
     Returns:
         ``{"metrics": see over_seeds, "reconstruction": see evaluate_reconstruction, or None, "limits": [...],
@@ -184,6 +187,7 @@ def evaluate_samples(
             raise ValueError(f"{name} must be >= 1, got {number}.")
     preparation = describe_preparation(shape, padding)
     loading: dict[str, Any] = {"padding": padding, "batch_size": batch_size, "num_workers": num_workers}
+    loading["progress_bar"] = progress_bar
     reference = RealImages.load(dataset, shape, split, image_column, **loading)
     split = reference.source["split"]
     floor_split = "test" if split == "train" else "train"
@@ -211,12 +215,14 @@ def evaluate_samples(
     of_samples = []
     for sampling_seed in range(seed, seed + num_seeds):
         samples = draw_samples(pipeline, num_images, batch_size, num_inference_steps, sampling_seed)
-        generated = FeatureStatistics.of(samples, extractor)
+        bar = progress_bar(samples, desc=f"samples, seed {sampling_seed}", total=math.ceil(num_images / batch_size))
+        generated = FeatureStatistics.of(bar, extractor)
         of_samples.append(compare(real, generated, extractor, seed))
     reconstruction = None
     if hasattr(pipeline, "reconstruct") and pipeline.inference_model is not None:
         rows = draw_rows(len(reference.dataset), MAX_RECONSTRUCTED, seed)
-        reconstruction = evaluate_reconstruction(pipeline, reference.batches(rows), num_reconstruction_steps, seed)
+        batches = reference.batches(rows, "reconstructions")
+        reconstruction = evaluate_reconstruction(pipeline, batches, num_reconstruction_steps, seed)
     protocol = {
         "reference": real_source,
         "floor": floor_source,

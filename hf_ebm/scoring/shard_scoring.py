@@ -83,7 +83,8 @@ def score_shards(
     schema = pa.schema([("id", id_type), *((name, kind) for name, (_, kind) in COLUMNS.items())])
     measure = pipeline.make_measure(pipeline.needed(settings.score))
     spans = ShardSpans(folder, shards, settings.batch_size)
-    batches = prepared_batches(rows, spans, pipeline.sample_shape, settings.resize, settings.num_workers)
+    preparation = (pipeline.sample_shape, settings.resize, settings.num_workers, settings.padding)
+    batches = prepared_batches(rows, spans, *preparation)
     for shard in shards:
         scored = ScoredRows(folder.size(shard), schema)
         unreadable: list[Unreadable] = []

@@ -156,7 +156,7 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
             note = gr.Markdown()
 
     def check(path: str | None, score: Any) -> tuple[str, Any, Any, str]:
-        given = read_upload(path, model.sample_shape)
+        given = read_upload(path, model.sample_shape, padding=model.padding)
         found = verdict.judge(model, given.x, score)
         figure = pictures.score_histogram(references[score], found.score, score)
         note = f"Before it was looked at, your picture was {given.changes}." if given.changes else ""
@@ -180,7 +180,7 @@ def rebuild_tab(model: DemoModel, examples: list[str]) -> None:
             note = gr.Markdown()
 
     def rebuild(path: str | None, steps: Any, seed: Any) -> tuple[Any, str]:
-        given = read_upload(path, model.sample_shape)
+        given = read_upload(path, model.sample_shape, padding=model.padding)
         rebuilt = reconstruction.rebuild(model, given.x, steps, seed)
         note = "The error is the mean squared difference per pixel, where black is -1 and white 1."
         if given.changes:

@@ -12,6 +12,7 @@ import torch
 from hf_ebm.commands.models import load_pipeline
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+from hf_ebm.run_padding import find_padding
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class DemoModel:
         name: Its Hub id or its folder's name.
         pipeline: `DDAEBMPipeline` or `DualMCMCPipeline`, with an energy.
         scorer: Scores by the same networks, calibrated if the repository has a ``calibration.json``.
+        padding: Black pixels on each side of training pictures.
     """
 
     name: str
     pipeline: Any
     scorer: EnergyScoringPipeline
+    padding: int = 0
 
     @property
     def is_dual_mcmc(self) -> bool:
@@ -66,4 +69,5 @@ def load_demo_model(model: str) -> DemoModel:
     scorer = EnergyScoringPipeline.from_pretrained(model, load_reconstruction=is_dual_mcmc, **shared)
     for one in (pipeline, scorer):
         one.set_progress_bar_config(disable=True)
-    return DemoModel(Path(model).resolve().name if Path(model).is_dir() else model, pipeline, scorer)
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    return DemoModel(name, pipeline, scorer, find_padding(model))

@@ -67,6 +67,6 @@ def blend(
 def load_end(model: DemoModel, path: str | None, seed: Any, which: str) -> Tensor:
     """One end: a picture (1, C, S, S), or latents (1, Z) of the seed."""
     if path:
-        return read_upload(path, model.sample_shape, f"{which} picture").x
+        return read_upload(path, model.sample_shape, f"{which} picture", model.padding).x
     seed = check_whole_number(f"The {which} seed", seed, 0, MAX_SEED)
     return model.pipeline.draw_latents(1, torch.Generator().manual_seed(seed))

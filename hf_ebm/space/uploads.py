@@ -28,13 +28,14 @@ class Upload:
     changes: str
 
 
-def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "picture") -> Upload:
-    """The picture in an uploaded file, turned upright, converted to gray or RGB, cropped square and resized.
+def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "picture", padding: int = 0) -> Upload:
+    """The picture in an uploaded file, turned upright, converted to gray or RGB, cropped square, resized and padded.
 
     Args:
         path: The file, or None where nothing was chosen.
         sample_shape: What the model takes, (C, S, S).
         what: How the page calls it, for messages.
+        padding: Black pixels on each side, as in training.
 
     Raises:
         ValueError: If there is no file, it is too large, or it cannot be read as a picture.
@@ -52,23 +53,26 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
                 raise ValueError(f"it has {width} x {height} pixels, and {allowed}")
             mode = file.mode
             image = PIL.ImageOps.exif_transpose(file)
-            x = image_transform(sample_shape[0], sample_shape[-1])(image)
+            x = image_transform(sample_shape[0], sample_shape[-1], padding)(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         reason = "it is broken, or no picture of a known kind" if not isinstance(error, ValueError) else str(error)
         raise ValueError(
             f"The {what} cannot be read: {reason}. Please try another PNG, JPEG, WebP, GIF or BMP file."
         ) from error
-    return Upload(x[None], describe_changes(image.size, mode, sample_shape))
+    return Upload(x[None], describe_changes(image.size, mode, sample_shape, padding))
 
 
-def describe_changes(size: tuple[int, int], mode: str, sample_shape: tuple[int, ...]) -> str:
+def describe_changes(size: tuple[int, int], mode: str, sample_shape: tuple[int, ...], padding: int = 0) -> str:
     """What `read_upload` did to a picture of this size and mode, in words."""
     width, height = size
+    inner = sample_shape[-1] - 2 * padding
     changes = []
     if width != height:
         changes.append("cropped to a square")
-    if min(width, height) != sample_shape[-1]:
-        changes.append(f"resized from {width} x {height} to {sample_shape[-1]} x {sample_shape[-1]} pixels")
+    if min(width, height) != inner:
+        changes.append(f"resized from {width} x {height} to {inner} x {inner} pixels")
+    if padding:
+        changes.append(f"padded by {padding} black pixels on each side")
     if sample_shape[0] == 1 and mode not in ("L", "1"):
         changes.append("turned to gray")
     return ", ".join(changes)

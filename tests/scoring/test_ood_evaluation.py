@@ -31,7 +31,7 @@ def test_blurred_keeps_constants_and_smooths():
 @pytest.fixture(scope="module")
 def found():
     train, test = load_digits("train")[0][:400], load_digits("test")[0][:60]
-    scorers = {**fit_baselines(train), "constant": lambda x: torch.arange(len(x)) % 7.0}
+    scorers = {**fit_baselines(train)[0], "constant": lambda x: torch.arange(len(x)) % 7.0}
     sets = {"in_distribution": test, **make_odd_sets(test, ["noise", "inverted"])}
     scores = {name: {key: scorer(images) for key, images in sets.items()} for name, scorer in scorers.items()}
     return evaluate_ood(scores, num_resamples=20), scores
@@ -87,6 +87,16 @@ def test_load_images_says_what_they_are():
     _, of_train = load_images("digits", (1, 8, 8), "train", None, 40, 0)
     assert source["num_images"] == 40 and source["split"] == "test" and source["dataset"] == "digits"
     assert source["fingerprint"] != of_train["fingerprint"]
+
+
+def test_the_autoencoder_learns_until_it_has_converged_or_says_so(recwarn):
+    train, test = load_digits("train")[0][:300], load_digits("test")[0][:100]
+    few, stopped = fit_baselines(train, max_epochs=2)
+    enough, converged = fit_baselines(train)
+    assert stopped == {"epochs": 2, "converged": False}
+    assert converged["converged"] and 2 < converged["epochs"] < 1000
+    assert enough["autoencoder"](test).mean() < few["autoencoder"](test).mean()
+    assert not [warning for warning in recwarn if "onverge" in str(warning.message)]
 
 
 def test_baselines_refuse_what_does_not_fit_in_memory():

@@ -43,6 +43,32 @@ def digits():
     return load_extractor("digits")
 
 
+def test_every_set_has_a_bar_of_as_many_steps_as_it_has_batches(digits, tiny_dual_mcmc_pipeline, tmp_path):
+    shown = []
+
+    def bar(batches, desc, total):
+        shown.append([desc, total, 0])
+        for batch in batches:
+            shown[-1][2] += 1
+            yield batch
+
+    def evaluate():
+        options = {"num_images": 41, "num_seeds": 2, "batch_size": 20, "seed": 3, "num_reconstruction_steps": 1}
+        return evaluate_samples(tiny_dual_mcmc_pipeline, "digits", digits, cache=tmp_path, progress_bar=bar, **options)
+
+    evaluate()
+    expected = [["test images", 18], ["train images", 3], ["samples, seed 3", 3], ["samples, seed 4", 3]]
+    expected.append(["reconstructions", 18])
+    assert shown == [[*found, found[1]] for found in expected]
+    shown.clear()
+    evaluate()
+    assert [found[0] for found in shown] == [
+        "samples, seed 3",
+        "samples, seed 4",
+        "reconstructions",
+    ]  # the cache's rest
+
+
 def test_real_images_score_as_the_floor(digits, tmp_path):
     pipeline = Copier(load_digits("train")[0])
     record = evaluate_samples(pipeline, "digits", digits, batch_size=500, cache=tmp_path, num_inference_steps=2)

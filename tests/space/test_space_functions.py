@@ -77,6 +77,18 @@ def test_an_upload_of_the_models_size_is_taken_pixel_for_pixel(tmp_path):
     assert given.changes == ""
 
 
+def test_an_upload_is_padded_as_in_training(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "m")
+    assert load_demo_model(str(tmp_path / "m")).padding == 0
+    (tmp_path / "m" / "settings.yaml").write_text("padding: 2\n")
+    model = load_demo_model(str(tmp_path / "m"))
+    path = save_png(tmp_path / "a.png", np.full((4, 4), 255, dtype=np.uint8))
+    given = read_upload(path, model.sample_shape, padding=model.padding)
+    expected = torch.full((8, 8), -1.0)
+    expected[2:6, 2:6] = 1.0
+    assert torch.equal(given.x[0, 0], expected) and given.changes == "padded by 2 black pixels on each side"
+
+
 def test_a_photograph_is_turned_upright_cropped_and_resized(tmp_path):
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[:20] = 255  # white above; the camera was held so that this is the right side

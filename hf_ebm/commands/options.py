@@ -1,0 +1,21 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+from hf_ebm.run_padding import add_padding_option
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """``--model``."""
+    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+
+
+def add_comparison_options(parser: argparse.ArgumentParser) -> None:
+    """What the commands share that compare a model with data sets: eval-ood, evaluate, likelihood."""
+    add_model_option(parser)
+    parser.add_argument("--image-column", help="of the data sets; default: their only image column")
+    add_padding_option(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

@@ -1,0 +1,88 @@
+"""One pull: files of one commit of a Hub repository into the cache, verified, or the cache as it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import filter_repo_objects
+
+from hf_ebm.hub_cache import cache_folder, file_ids, new_files, ref_file, remove_files, restore_ref, verify_checksums
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+def check_subfolder(subfolder: str | None) -> str:
+    """A subfolder of a repository as a prefix of its files' names: empty, or with a "/" at the end.
+
+    Raises:
+        ValueError: If it leads out of the repository.
+    """
+    if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
+        raise ValueError(f"subfolder must lie inside the repository, got {subfolder!r}.")
+    return f"{subfolder.strip('/')}/" if subfolder else ""
+
+
+@dataclass
+class CommitPull:
+    """The files of one commit that are being fetched.
+
+    Attributes:
+        repo_id: Of the repository.
+        root: Folder of the commit in the cache.
+        options: `HUB_OPTIONS`; the revision is the commit, though somebody pushes meanwhile.
+        patterns: What was asked for.
+    """
+
+    repo_id: str
+    root: Path
+    options: dict[str, Any]
+    patterns: list[str]
+
+    def fetch(self, patterns: Collection[str]) -> None:
+        """Fetch the files that the patterns name, where they are there."""
+        if patterns:
+            self.patterns += patterns
+            snapshot_download(self.repo_id, allow_patterns=list(patterns), **self.options)
+
+    def verify(self) -> None:
+        """Compare all that was asked for with its checksums, whoever brought it into the cache; raises an OSError."""
+        here = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        paths = [self.root / name for name in filter_repo_objects(here, allow_patterns=self.patterns)]
+        verify_checksums(self.repo_id, self.root, paths, self.options.get("token"))
+
+
+@contextmanager
+def pull_commit(repo_id: str, first_file: str, options: dict[str, Any]) -> Iterator[CommitPull]:
+    """Inside, a pull that has fetched `first_file`; whatever goes wrong takes back what it brought.
+
+    Args:
+        repo_id: Such as ``"user/name"``.
+        first_file: A file that the repository must have.
+        options: `HUB_OPTIONS` of huggingface_hub.
+
+    Raises:
+        OSError: If the repository, the revision, the file or the network is not there, or a file came damaged.
+        ValueError: If the revision cannot be one, or the body raised it.
+    """
+    ref = ref_file(repo_id, options.get("revision"), options.get("cache_dir"))
+    ref_before = ref.read_bytes() if ref.is_file() else None
+    files_before = file_ids(cache_folder(repo_id, options.get("cache_dir")))
+    root: Path | None = None
+    try:
+        root = Path(hf_hub_download(repo_id, first_file, **options)).parents[len(Path(first_file).parts) - 1]
+        yield CommitPull(repo_id, root, {**options, "revision": root.name}, [first_file])
+    except BaseException as error:
+        if root is not None:
+            remove_files(new_files(root, files_before), files_before)
+        restore_ref(ref, ref_before, None if root is None else root.name)
+        if isinstance(error, ValueError) and not isinstance(error, HFValidationError):
+            raise  # what is there cannot be used
+        if isinstance(error, Exception):  # the client's errors have no base class of their own
+            raise OSError(f"{repo_id!r} is no folder here, and could not be had from the Hub: {error}") from error
+        raise
