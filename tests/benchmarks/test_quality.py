@@ -1,0 +1,121 @@
+"""The comparison at equal wall clock: it trains, measures, goes on where it stopped, and its table says what was found."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _plain_modules(monkeypatch):
+    """The benchmarks import each other as plain modules."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+
+
+def module(name):
+    return importlib.import_module(name)
+
+
+def run(output, *arguments):
+    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--data", "digits", "--methods", "ddpm", "--seconds"]
+    command += ["2", "--probe-seconds", "0.5", "--looks", "2", "--num-images", "30", "--output", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=600)
+
+
+def test_it_trains_measures_and_goes_on(tmp_path):
+    out = run(tmp_path)
+    assert out.returncode == 0, out.stderr[-2000:]
+    record = json.loads((tmp_path / "results.json").read_text())
+    first, last = record["runs"]["ddpm"]["0"]["looks"]
+    assert 0 < first["training"]["steps"] < last["training"]["steps"] == record["max_steps"]["ddpm"]
+    assert set(last["samplers"]) == {f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)}
+    assert last["samplers"]["DDPM, DDIM 4 steps"]["images_per_second"] > 0 < record["floor"]["frechet_distance"]
+    assert "DDIM 50 steps" in (tmp_path / "table.md").read_text() and (tmp_path / "quality.png").stat().st_size > 5000
+
+    record["runs"]["ddpm"]["0"]["looks"].pop()  # as if it had been stopped before the second look was written
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    out = run(tmp_path)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert "look 2 of 2" in out.stdout and "look 1 of 2" not in out.stdout
+    again = json.loads((tmp_path / "results.json").read_text())["runs"]["ddpm"]["0"]["looks"]
+    assert again[0] == first and again[1]["training"]["steps"] == last["training"]["steps"]
+
+    refused = run(tmp_path, "--seconds", "3")
+    assert refused.returncode != 0 and "was made with other settings (seconds)" in refused.stderr
+
+
+def look(distance, seconds=10.0, rate=50.0):
+    metrics = {"frechet_distance": distance, "kernel_distance": 0.002, "precision": 0.5, "recall": 0.25}
+    training = {"seconds": seconds, "images_per_second": 64.0, "peak_memory_bytes": 2**30, "parameters": {"unet": 2e6}}
+    samplers = {f"DDPM, DDIM {steps} steps": {**metrics, "images_per_second": rate} for steps in (4, 10, 50)}
+    return {"training": training, "samplers": samplers}
+
+
+def test_the_table_is_over_finished_seeds():
+    """Mean and standard deviation of the last looks; a run that is not at its end does not count."""
+    record = {
+        "protocol": {"looks": 2},
+        "floor": {"frechet_distance": 1.0, "kernel_distance": 0.001, "precision": 0.9, "recall": 0.9},
+        "runs": {
+            "ddpm": {
+                "0": {"looks": [look(9.0), look(3.0, seconds=10.0)]},
+                "1": {"looks": [look(9.0), look(5.0, seconds=30.0)]},
+                "2": {"looks": [look(100.0)]},
+            }
+        },
+    }
+    head, _, floor, *rows = module("quality_report").make_table(record).splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == [f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)]
+    cells = dict(zip([c.strip() for c in head.split("|")], [c.strip() for c in rows[0].split("|")], strict=True))
+    assert cells["FD"] == "4.00 ± 1.41" and cells["KID x 1000"] == "2.00 ± 0.00" and cells["seeds"] == "2"
+    assert cells["training s"] == "20" and cells["peak memory MiB"] == "1024" and cells["parameters M"] == "2.00"
+    assert floor.split("|")[2:6] == [" 1.00 ", " 1.00 ", " 0.900 ", " 0.900 "]
+    assert len(floor.split("|")) == len(head.split("|"))
+
+
+def test_steps_that_fit_are_counted_from_the_third_on(tmp_path, monkeypatch):
+    """Two slow first steps (5 s each), then ten a second: 20 s hold 200 steps."""
+    quality = module("quality")
+
+    def launch(contender, arguments, options):
+        folder = Path(arguments["output_dir"])
+        folder.mkdir()
+        ends = [5.0, 10.0] + [10.0 + 0.1 * n for n in range(1, 11)]
+        lines = [{"step": n, "steps_per_second": n / end} for n, end in enumerate(ends, start=1)]
+        (folder / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+
+    monkeypatch.setattr(quality, "launch", launch)
+    options = SimpleNamespace(probe_seconds=1.0, seconds=20.0, looks=4)
+    assert quality.find_max_steps(None, options, tmp_path / "probe") == 200
+    assert not (tmp_path / "probe").exists()
+
+
+def test_classifier_is_trained_once_and_kept(tmp_path, monkeypatch):
+    """It learns a simple rule, and a second call reads the same weights."""
+    classifier = module("image_classifier")
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 10, (400,), generator=random)
+    images = 0.1 * torch.randn(400, 1, 32, 32, generator=random) + (labels[:, None, None, None] / 5 - 1)
+    calls = []
+
+    def load(dataset, split, *rest):
+        calls.append(split)
+        return images, labels
+
+    monkeypatch.setattr(classifier, "load_labelled", load)
+    extractor, facts = classifier.classifier_extractor("somewhere/shades", (1, 32, 32), tmp_path, num_epochs=10)
+    assert facts["accuracy"] > 0.5 and calls == ["train", "test"] and "shades" in extractor.name
+    assert f"{100 * facts['accuracy']:.1f} % right" in extractor.name and extractor.logits is None
+    again, _ = classifier.classifier_extractor("somewhere/shades", (1, 32, 32), tmp_path, num_epochs=10)
+    assert len(calls) == 2 and again.weights_sha256 == extractor.weights_sha256
+    torch.testing.assert_close(again(images[:5]), extractor(images[:5]))
+    assert extractor(images[:5]).shape == (5, classifier.NUM_FEATURES)
