@@ -1,4 +1,4 @@
-"""The comparison at equal wall clock: it trains, measures, goes on where it stopped, and its table says what was found."""
+"""The comparison at equal wall clock: it trains, measures, goes on where it stopped, and its table is right."""
 
 import importlib
 import json
