@@ -1,0 +1,81 @@
+"""What an ablation's row measures is what the demo measures, and the table goes on over seeds."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, LangevinScheduler
+from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
+from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
+from hf_ebm.training.demo import evaluate_chains, evaluate_digits
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _plain_modules(monkeypatch):
+    """The benchmarks import each other as plain modules."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+
+
+def open_digits(tmp_path):
+    measured = importlib.import_module("measured_data")
+    return measured.MeasuredData.open(measured.DATA["digits"], None, tmp_path, "cpu")
+
+
+def pipelines(method):
+    torch.manual_seed(0)
+    if method == "ddaebm":
+        generator, energy, inference = build_ddaebm_models(ddaebm_model_settings("digits"))
+        return DDAEBMPipeline(generator, DDAEBMScheduler(), energy, inference)
+    generator, energy, inference = build_dual_mcmc_models(dual_mcmc_model_settings("digits"))
+    x_chain, z_chain = LangevinScheduler(2, 0.5, 0.01), LangevinScheduler(2, 0.1, 0.1)
+    return DualMCMCPipeline(generator, x_chain, energy, inference, z_chain)
+
+
+@pytest.mark.parametrize("method", ["ddaebm", "dual_mcmc"])
+def test_a_row_is_measured_as_the_demo_measures(tmp_path, method):
+    pipeline = pipelines(method)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "run")
+    row = importlib.import_module(f"{method}_ablations").measure(tmp_path / "run", {}, open_digits(tmp_path), "cpu")
+    metrics = evaluate_digits(pipeline)[0]
+    assert row["frechet_distance"] == pytest.approx(metrics["frechet_distance"]["samples"], rel=1e-4)
+    for name in ("noise", "inverted"):
+        assert row[f"auroc_{name}"] == pytest.approx(metrics["auroc"][name], abs=1e-6)
+    if method == "dual_mcmc":
+        chains = evaluate_chains(pipeline, tmp_path)
+        assert row["generator_alone"] == pytest.approx(chains["generator_alone"], rel=1e-4)
+        assert row["mse_inference"] == pytest.approx(chains["reconstruction_mse"]["inference_model"], rel=1e-4)
+        assert row["mse_z_chain"] == pytest.approx(chains["reconstruction_mse"]["z_chain"], rel=1e-4)
+
+
+def test_the_table_goes_on_and_names_what_diverged(tmp_path, monkeypatch):
+    """Rows that are there are not run again; a run that its guard stopped is a row without numbers."""
+    ablations = importlib.import_module("ablations")
+    ran = []
+
+    def run_row(method, config, arguments):
+        ran.append((arguments.get("rate"), arguments["seed"]))
+        Path(arguments["output_dir"]).mkdir(parents=True)
+        return arguments.get("rate") != 9
+
+    monkeypatch.setattr(ablations, "run_row", run_row)
+    distances = iter([4.0, 6.0, 8.0])
+
+    def table(*seeds):
+        arguments = ["ablations", "--output", str(tmp_path), "--max-steps", "7", "--seeds", *seeds]
+        monkeypatch.setattr(sys, "argv", arguments)
+        measure = lambda *_: {"fd": next(distances)}  # noqa: E731
+        groups = {"shipped": [{}], "rate": [{"rate": 9}]}
+        ablations.make_table("ddaebm", "doc", groups, {"fd": ("FD", 1)}, measure, lambda *_: None)
+        return (tmp_path / "table.md").read_text().splitlines()[2:]
+
+    assert table("0") == ["| `as shipped` | 1 | 4.0 |", "| `rate=9` | 0, 1 diverged |  |"]
+    assert table("0", "1") == ["| `as shipped` | 2 | 5.0 ± 1.4 |", "| `rate=9` | 0, 2 diverged |  |"]
+    assert ran == [(None, 0), (9, 0), (None, 1), (9, 1)]
+    assert json.loads((tmp_path / "results.json").read_text())["protocol"]["config"] == "ddaebm_digits.yaml"
