@@ -102,7 +102,9 @@ class MeasuredData:
 
     def held_out_images(self, limit: int) -> Tensor:
         """At most `limit` images of the test split, drawn with seed 0."""
-        return torch.cat(list(self.held_out.batches(draw_rows(len(self.held_out.dataset), limit, 0), "held-out images")))
+        return torch.cat(
+            list(self.held_out.batches(draw_rows(len(self.held_out.dataset), limit, 0), "held-out images"))
+        )
 
     def odd_aurocs(self, pipeline: Any, limit: int) -> dict[str, float]:
         """AUROC of the energy of held-out images against each kind of odd image made from them."""

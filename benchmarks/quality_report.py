@@ -13,15 +13,10 @@ from hf_ebm.scoring.plots import new_figure
 
 COLUMNS = {
     "frechet_distance": ("FD", 2),
-    "kernel_distance": ("KID x 1000", 2),
+    "kernel_distance": ("kernel distance", 2),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
 }
-
-
-def scaled(name: str, value: float) -> float:
-    """A metric in the units of the table."""
-    return 1000.0 * value if name == "kernel_distance" else value
 
 
 def finished(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -35,14 +30,14 @@ def make_table(record: dict[str, Any]) -> str:
     heads = [heading for heading, _ in COLUMNS.values()]
     heads += ["sampled images/s", "training s", "trained images/s", "peak memory MiB", "parameters M", "seeds"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    floor = [f"{scaled(name, record['floor'][name]):.{digits}f}" for name, (_, digits) in COLUMNS.items()]
+    floor = [f"{record['floor'][name]:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
     lines.append("| training images (the floor) | " + " | ".join(floor) + " | " * (len(heads) - len(floor)) + " |")
     for name, contender in CONTENDERS.items():
         looks = finished(record, name)
         for sampler in contender.samplers if looks else ():
             found = [look["samplers"][sampler] for look in looks]
             training = [look["training"] for look in looks]
-            cells = [cell([scaled(key, one[key]) for one in found], digits) for key, (_, digits) in COLUMNS.items()]
+            cells = [cell([one[key] for one in found], digits) for key, (_, digits) in COLUMNS.items()]
             cells += [
                 f"{statistics.fmean(one['images_per_second'] for one in found):.0f}",
                 f"{statistics.fmean(one['seconds'] for one in training):.0f}",

@@ -54,7 +54,7 @@ def test_it_trains_measures_and_goes_on(tmp_path):
 
 
 def look(distance, seconds=10.0, rate=50.0):
-    metrics = {"frechet_distance": distance, "kernel_distance": 0.002, "precision": 0.5, "recall": 0.25}
+    metrics = {"frechet_distance": distance, "kernel_distance": 2.0, "precision": 0.5, "recall": 0.25}
     training = {"seconds": seconds, "images_per_second": 64.0, "peak_memory_bytes": 2**30, "parameters": {"unet": 2e6}}
     samplers = {f"DDPM, DDIM {steps} steps": {**metrics, "images_per_second": rate} for steps in (4, 10, 50)}
     return {"training": training, "samplers": samplers}
@@ -64,7 +64,7 @@ def test_the_table_is_over_finished_seeds():
     """Mean and standard deviation of the last looks; a run that is not at its end does not count."""
     record = {
         "protocol": {"looks": 2},
-        "floor": {"frechet_distance": 1.0, "kernel_distance": 0.001, "precision": 0.9, "recall": 0.9},
+        "floor": {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9},
         "runs": {
             "ddpm": {
                 "0": {"looks": [look(9.0), look(3.0, seconds=10.0)]},
@@ -76,7 +76,7 @@ def test_the_table_is_over_finished_seeds():
     head, _, floor, *rows = module("quality_report").make_table(record).splitlines()
     assert [row.split("|")[1].strip() for row in rows] == [f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)]
     cells = dict(zip([c.strip() for c in head.split("|")], [c.strip() for c in rows[0].split("|")], strict=True))
-    assert cells["FD"] == "4.00 ± 1.41" and cells["KID x 1000"] == "2.00 ± 0.00" and cells["seeds"] == "2"
+    assert cells["FD"] == "4.00 ± 1.41" and cells["kernel distance"] == "2.00 ± 0.00" and cells["seeds"] == "2"
     assert cells["training s"] == "20" and cells["peak memory MiB"] == "1024" and cells["parameters M"] == "2.00"
     assert floor.split("|")[2:6] == [" 1.00 ", " 1.00 ", " 0.900 ", " 0.900 "]
     assert len(floor.split("|")) == len(head.split("|"))
