@@ -5,7 +5,7 @@
     python benchmarks/quality.py --data cifar10_small --seconds 1500 --device cuda --time-limit 540
 
 Each contender (`quality_methods.py`) trains for the same time on the same machine, in one process. How many steps fit
-is measured first, so that its learning-rate schedule ends when the time does. The training comes in stretches, as many
+is measured first, and again by every finished run, so that its learning-rate schedule ends when the time does. The training comes in stretches, as many
 as `--looks`; after each, samples are drawn and measured, and ``results.json`` is written. The same command goes on
 where it stopped: on a machine that is lent for minutes, `--time-limit` ends it before a stretch that would not fit.
 """
@@ -88,6 +88,17 @@ def find_max_steps(contender: Contender, options: argparse.Namespace, folder: Pa
     return max(options.looks, round(rate * options.seconds))
 
 
+def steps_that_fit(
+    contender: Contender, runs: dict[str, dict[str, Any]], options: argparse.Namespace, probe: Path
+) -> int:
+    """Steps of a run that is to begin: by the pace of the contender's last finished run, or by a probe."""
+    finished = [run for run in runs.values() if len(run["looks"]) == options.looks]
+    if not finished:
+        return find_max_steps(contender, options, probe)
+    seconds = finished[-1]["looks"][-1]["training"]["seconds"]
+    return max(options.looks, round(finished[-1]["max_steps"] * options.seconds / seconds))
+
+
 def train_stretch(
     contender: Contender, options: argparse.Namespace, run: dict[str, Any], folder: Path, seed: int
 ) -> dict[str, Any]:
@@ -134,7 +145,7 @@ def open_record(options: argparse.Namespace, protocol: dict[str, Any]) -> dict[s
     """What is measured already, or an empty record; a record of another protocol is refused."""
     path = options.output / "results.json"
     if not path.is_file():
-        return {"protocol": protocol, "floor": {}, "max_steps": {}, "runs": {}}
+        return {"protocol": protocol, "floor": {}, "runs": {}}
     record = json.loads(path.read_text())
     different = [key for key in protocol if record["protocol"].get(key) != protocol[key]]
     if different:
@@ -186,9 +197,10 @@ def main() -> None:
                 if time.perf_counter() - started + stretch > options.time_limit:
                     print(f"the time limit of {options.time_limit:g} s is near; the same command goes on from here")
                     return
-                if name not in record["max_steps"]:
-                    record["max_steps"][name] = find_max_steps(contender, options, options.output / "probe")
-                run["max_steps"] = record["max_steps"][name]
+                if "max_steps" not in run:
+                    run["max_steps"] = steps_that_fit(
+                        contender, record["runs"][name], options, options.output / "probe"
+                    )
                 print(f"== {contender.title}, seed {seed}, look {len(run['looks']) + 1} of {options.looks}", flush=True)
                 summary = train_stretch(contender, options, run, folder, seed)
                 samplers = measure(contender, options, folder, real, data.extractor, num_images)

@@ -36,7 +36,7 @@ def test_it_trains_measures_and_goes_on(tmp_path):
     assert out.returncode == 0, out.stderr[-2000:]
     record = json.loads((tmp_path / "results.json").read_text())
     first, last = record["runs"]["ddpm"]["0"]["looks"]
-    assert 0 < first["training"]["steps"] < last["training"]["steps"] == record["max_steps"]["ddpm"]
+    assert 0 < first["training"]["steps"] < last["training"]["steps"] == record["runs"]["ddpm"]["0"]["max_steps"]
     assert set(last["samplers"]) == {f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)}
     assert last["samplers"]["DDPM, DDIM 4 steps"]["images_per_second"] > 0 < record["floor"]["frechet_distance"]
     assert "DDIM 50 steps" in (tmp_path / "table.md").read_text() and (tmp_path / "quality.png").stat().st_size > 5000
@@ -97,6 +97,14 @@ def test_steps_that_fit_are_counted_from_the_third_on(tmp_path, monkeypatch):
     options = SimpleNamespace(probe_seconds=1.0, seconds=20.0, looks=4)
     assert quality.find_max_steps(None, options, tmp_path / "probe") == 200
     assert not (tmp_path / "probe").exists()
+
+
+def test_a_finished_run_tells_how_many_steps_fit():
+    """100 steps took 25 s, so 20 s hold 80; a run that is not at its end tells nothing."""
+    options = SimpleNamespace(seconds=20.0, looks=2)
+    ended = {"max_steps": 100, "looks": [look(1.0), look(1.0, seconds=25.0)]}
+    going_on = {"max_steps": 999, "looks": [look(1.0)]}
+    assert module("quality").steps_that_fit(None, {"0": ended, "1": going_on}, options, Path("probe")) == 80
 
 
 def test_classifier_is_trained_once_and_kept(tmp_path, monkeypatch):
