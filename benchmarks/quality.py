@@ -5,9 +5,10 @@
     python benchmarks/quality.py --data cifar10_small --seconds 1500 --device cuda --time-limit 540
 
 Each contender (`quality_methods.py`) trains for the same time on the same machine, in one process. How many steps fit
-is measured first, and again by every finished run, so that its learning-rate schedule ends when the time does. The training comes in stretches, as many
-as `--looks`; after each, samples are drawn and measured, and ``results.json`` is written. The same command goes on
-where it stopped: on a machine that is lent for minutes, `--time-limit` ends it before a stretch that would not fit.
+is measured first, and again by every finished run, so that its learning-rate schedule ends when the time does. The
+training comes in stretches, as many as `--looks`; after each, samples are drawn and measured, and ``results.json`` is
+written. The same command goes on where it stopped: on a machine that is lent for minutes, `--time-limit` ends it before
+a stretch that would not fit.
 """
 
 from __future__ import annotations
