@@ -1,12 +1,8 @@
-"""``hf-ebm``: train, sample, score and describe from a shell. Heavy imports wait until a command needs them.
-
-Exit codes: 0 if all went well, 2 for a mistake of the caller, 1 for any other failure.
-"""
+"""``hf-ebm``: train, sample, score and describe from a shell. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 
@@ -23,10 +19,9 @@ from hf_ebm.commands import (
     score,
     train,
 )
+from hf_ebm.exit_codes import exit_code
 
 COMMANDS = (train, sample, reconstruct, score, eval_ood, evaluate, info, likelihood, demo, push, push_space)
-CALLERS_MISTAKE, FAILURE = 2, 1
-NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,12 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing = "; pip install 'hf-ebm[train,eval]'" if isinstance(error, ModuleNotFoundError) else ""
         print(f"hf-ebm: error: {error}{missing}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from error
-
-
-def exit_code(error: Exception) -> int:
-    """2 for what the caller can put right in the command, 1 for a full disk, a missing package and the like."""
-    is_failure = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno in NOT_THE_CALLERS)
-    return FAILURE if is_failure else CALLERS_MISTAKE
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import load_training_data
+from hf_ebm.exit_codes import CALLERS_MISTAKE
 from hf_ebm.hub import write_card
 from hf_ebm.push import PushError
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
@@ -282,7 +283,7 @@ def cosine_schedule(optimizer: Any, settings: RunSettings) -> torch.optim.lr_sch
 def run_script(
     doc: str, cls: type[Any], default_config: str, train: Callable[[Any], Path], arguments: Sequence[str] | None
 ) -> None:
-    """Entry point of a script; a setting that cannot be used ends it with one clear line and exit code 1."""
+    """Entry point of a script; a setting that cannot be used ends it with one clear line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in ("-h", "--help"):
         print(doc)
@@ -292,5 +293,8 @@ def run_script(
         return
     try:
         train(load_settings(cls, default_config, arguments))
-    except (ValueError, PushError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except PushError as error:
+        raise SystemExit(f"hf-ebm: error: {error}") from error  # with exit code 1
+    except ValueError as error:
+        print(f"hf-ebm: error: {error}", file=sys.stderr)
+        raise SystemExit(CALLERS_MISTAKE) from error
