@@ -183,6 +183,42 @@ def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluate.json"]
 
 
+EVALUATIONS = {
+    "evaluate": ["--dataset", "digits", "--num-images", "24", "--cache", "CACHE"],
+    "eval-ood": ["--id", "digits", "--ood", "noise", "--max-images", "20", "--resamples", "5", "--no-baselines"],
+}
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_the_card_of_a_run_folder_takes_the_figures_over_unless_it_is_somebodys_own(command, folder, tmp_path, capsys):
+    from huggingface_hub import ModelCard
+
+    from hf_ebm.hub import GENERATED, write_card
+
+    card = write_card(tmp_path / "model")
+    arguments = [command, "--model", folder, *EVALUATIONS[command], "--output", folder]
+    arguments = [str(tmp_path / "cache") if argument == "CACHE" else argument for argument in arguments]
+    main([*arguments, "--json"])
+    record, written = json.loads(capsys.readouterr().out), card.read_text()
+    found = {result.metric_type: result.metric_value for result in ModelCard.load(card).data.eval_results}
+    if command == "evaluate":
+        assert found["frechet_distance"] == record["metrics"]["frechet_distance"]["samples"]
+    else:
+        assert found == {"auroc": record["metrics"]["energy"]["noise"]["auroc"]["value"]}
+    write_card(tmp_path / "model")
+    assert card.read_text() == written
+    main(arguments)
+    assert f"wrote {card} (the model card) anew" in capsys.readouterr().out.splitlines()
+    own = written.replace(GENERATED, "")
+    card.write_text(own)
+    (tmp_path / "model" / "metrics.json").write_text('{"auroc": {"noise": 0.5}}')  # what a new card would say
+    main(arguments)
+    assert card.read_text() == own and "README.md" not in capsys.readouterr().out
+    card.unlink()
+    main(arguments)
+    assert not card.exists()
+
+
 @pytest.fixture
 def digit_files(tmp_path):
     paths = [str(tmp_path / f"{index}.png") for index in range(3)]
