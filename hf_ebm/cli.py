@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from hf_ebm.commands import (
+    calibrate,
     demo,
     eval_ood,
     evaluate,
@@ -21,7 +22,20 @@ from hf_ebm.commands import (
 )
 from hf_ebm.exit_codes import exit_code
 
-COMMANDS = (train, sample, reconstruct, score, eval_ood, evaluate, info, likelihood, demo, push, push_space)
+COMMANDS = (
+    train,
+    sample,
+    reconstruct,
+    score,
+    calibrate,
+    eval_ood,
+    evaluate,
+    info,
+    likelihood,
+    demo,
+    push,
+    push_space,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
