@@ -38,7 +38,7 @@ from hf_ebm.training.loop import (
 )
 from hf_ebm.training.run_folder import finish_run, push_checkpoint, push_run, save_samples, start_run
 from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.settings import CONFIGS, describe_settings, load_settings
+from hf_ebm.training.settings import describe_settings, load_settings, shipped_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +287,7 @@ def run_script(
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in ("-h", "--help"):
         print(doc)
-        print(f"Configs: {', '.join(sorted(path.name for path in CONFIGS.glob('*.yaml')))}")
+        print(f"Configs: {', '.join(path.name for path in shipped_configs(default_config))}")
         print(f"Without --config the settings of {default_config} hold; what a config leaves out has these defaults:")
         print(describe_settings(cls))
         return
