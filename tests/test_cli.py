@@ -69,7 +69,7 @@ def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     PIL.Image.new("RGB", (20, 20), "white").save(path)
     with pytest.raises(SystemExit):
         main(["score", "--model", folder, path])
-    assert "--resize" in capsys.readouterr().err
+    assert "convert_picture(image, 1)); --resize converts" in capsys.readouterr().err
     main(["score", "--model", folder, "--score", "typicality", "--resize", "--json", path])
     row = json.loads(capsys.readouterr().out)[path]
     expected = scorer(path, score="typicality", resize=True)
@@ -410,8 +410,15 @@ def test_train_ends_with_2_for_a_mistake_and_1_for_all_else(monkeypatch, number,
         (["max_step=3"], "did you mean max_steps"),
         (["max_steps=abc"], "'max_steps' must be int, got 'abc'"),
         (["--config", "nope.yaml"], "--config nope.yaml is not a file"),
-        (["models.energy.size=3"], "has no setting ['size']"),
+        (["models.energy.size=3"], "has no setting 'size'; see its docstring"),
+        (["models.unet.image_sise=3"], "UNetEnergyConfig has no setting 'image_sise'; did you mean image_size?"),
+        (
+            ["models.generator.latent_dims=3"],
+            "GeneratorModel has no setting 'latent_dims'; did you mean latent_dim",
+        ),
+        (["models.inference.latnet=3"], "PairInferenceModel has no setting 'latnet'; did you mean latent_dim"),
         (["dataset=no/such/set"], "dataset 'no/such/set'"),
+        (["dataset=/no/images"], " /no/images. Give a Hub id"),
     ],
 )
 def test_a_mistake_in_the_settings_ends_a_training_script_with_one_line_and_code_2(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import re
 import types
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from hf_ebm.commands.train import METHODS
+from hf_ebm.near_names import did_you_mean
 
 SettingsT = TypeVar("SettingsT")
 CONFIGS = Path(__file__).parent / "configs"
@@ -126,8 +126,7 @@ def make_settings(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"known keys: {', '.join(names)}."
+            hint = did_you_mean(str(key), names, f"known keys: {', '.join(names)}.")
             raise ValueError(f"unknown setting {key!r}; {hint}")
     return cls(**{key: convert(key, value, hints[key]) for key, value in values.items()})
 
