@@ -20,7 +20,7 @@ from hf_ebm.commands import (
     score,
     train,
 )
-from hf_ebm.exit_codes import exit_code
+from hf_ebm.exit_codes import CALLERS_MISTAKE, exit_code
 
 COMMANDS = (
     train,
@@ -45,15 +45,22 @@ def make_parser() -> argparse.ArgumentParser:
         description="Energy-based generative models: train, sample, score, evaluate, push.",
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; what can be foreseen ends it with one line, anything else with Python's traceback."""
-    options = make_parser().parse_args(arguments)
+    """Run a command; what can be foreseen ends it with one line, anything else with Python's traceback.
+
+    Without a command it shows them all.
+    """
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(CALLERS_MISTAKE)
     try:
         options.run(options)
     except (ValueError, OSError, ImportError) as error:

@@ -442,6 +442,15 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
     assert end.value.code == 1 and "pip install 'hf-ebm[train,eval]'" in capsys.readouterr().err
 
 
+def test_without_a_command_all_are_shown(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.out == "" and printed.err == make_parser().format_help()
+    for name in ("train", "calibrate", "push-space", "hf-ebm sample --model outputs/ddaebm-digits"):
+        assert name in printed.err
+
+
 def test_exit_codes():
     assert exit_code(ValueError("x")) == exit_code(FileNotFoundError(2, "x")) == exit_code(OSError("no repo")) == 2
     assert exit_code(OSError(28, "No space left on device")) == exit_code(ImportError("no matplotlib")) == 1
