@@ -27,6 +27,7 @@ from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.losses.ddaebm import energy_loss, energy_magnitude_term
 from hf_ebm.models.dual_mcmc_presets import dual_mcmc_model_settings
 from hf_ebm.models.resnet_energy import ResNetEnergyConfig, ResNetEnergyModel
+from hf_ebm.near_names import check_known
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
 from hf_ebm.training.run import Method, cosine_schedule, run_script, run_training, update
@@ -118,9 +119,7 @@ def make_model_settings(settings: ShortRunSettings) -> dict[str, Any]:
     parts = dual_mcmc_model_settings(settings.preset, overrides=settings.models)
     if parts["network"] != "resnet":
         raise ValueError(f"preset must be one for images, got {settings.preset!r}.")
-    unknown = sorted(set(parts["energy"]) - set(ResNetEnergyConfig().to_dict()))
-    if unknown:
-        raise ValueError(f"models: ResNetEnergyConfig has no setting {unknown}; see its docstring.")
+    check_known("ResNetEnergyConfig", parts["energy"], ResNetEnergyConfig().to_dict())
     return {"energy": parts["energy"]}
 
 

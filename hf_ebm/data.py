@@ -181,7 +181,7 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
         try:
             loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = f"{error} ({error.__cause__})" if error.__cause__ else f"{error}"
+            reason = f"{error} ({error.__cause__})" if error.__cause__ else str(error).rstrip(".")
             raise ValueError(
                 f"dataset {name!r} (split {split!r}) cannot be loaded: {reason}. Give a Hub id, a folder of parquet or "
                 f"image files, or one of {EMBEDDED_NAMES}."

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
+from hf_ebm.pull import INDEX
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.whole_files import whole_file
 
@@ -179,7 +180,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         if results:
             card.data.model_name, card.data.eval_results = card.data.model_name or title, results
         return card
-    index = read_json(folder / "model_index.json")
+    index = read_json(folder / INDEX)
     dataset = settings.get("dataset", "")
     data = ModelCardData(
         license="apache-2.0",
@@ -222,3 +223,12 @@ def write_card(folder: Path, repo_id: str | None = None) -> Path:
     with whole_file(folder / CARD) as temporary:
         temporary.write_text(str(render_card(folder, repo_id)), encoding="utf-8")
     return folder / CARD
+
+
+def refresh_card(folder: Path) -> bool:
+    """Write the card of a pipeline folder anew if there is one that is ours; whether there was."""
+    card = folder / CARD
+    ours = (folder / INDEX).is_file() and card.is_file() and GENERATED in card.read_text(encoding="utf-8")
+    if ours:
+        write_card(folder)
+    return ours

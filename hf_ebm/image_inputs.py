@@ -40,6 +40,8 @@ def images_to_tensor(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         if len(images) == 0:
             raise ValueError("images is empty; give at least one image.")
+        if isinstance(images, tuple) and len(images) == 2 and _are_labels(images[1], images[0]):
+            raise ValueError("images must be the images alone, got a pair of images and labels; give its first part.")
         parts = [_one_kind(image, sample_shape) for image in images]
         shapes = sorted({tuple(part.shape[1:]) for part in parts})
         if len(shapes) > 1:
@@ -55,6 +57,14 @@ def images_to_tensor(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
             f"model, got {tuple(batch.shape)} in that layout; resize them or convert their channels."
         )
     return batch
+
+
+def _are_labels(labels: Any, images: Any) -> bool:
+    """Whether these are whole numbers, one for each image of a batch."""
+    if not (isinstance(labels, Tensor | np.ndarray) and isinstance(images, Tensor | np.ndarray)):
+        return False
+    whole = not torch.as_tensor(labels).is_floating_point()
+    return whole and images.ndim > 1 and labels.shape == images.shape[:1]
 
 
 def _layout(sample_shape: tuple[int, ...]) -> str:

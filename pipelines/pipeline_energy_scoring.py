@@ -26,7 +26,7 @@ from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.pull import INDEX, read_index
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.calibration import FILE_NAME, Calibration
+from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
 from hf_ebm.scoring.energy import compute_energies
 from hf_ebm.scoring.sample_batches import sample_batches
 from hf_ebm.scoring.scores import (
@@ -145,7 +145,7 @@ class EnergyScoringPipeline(EBMPipeline):
                 "'multiscale' needs an energy with noise levels, 'complexity' needs images."
             )
         if SCORES[score].needs_statistics and self.calibration is None:
-            raise ValueError(f"score {score!r} needs in-distribution statistics: call pipe.calibrate(held_out) first.")
+            raise ValueError(f"score {score!r} needs in-distribution statistics: {how_to_calibrate()}.")
 
     def __call__(
         self,

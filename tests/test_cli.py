@@ -69,7 +69,7 @@ def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     PIL.Image.new("RGB", (20, 20), "white").save(path)
     with pytest.raises(SystemExit):
         main(["score", "--model", folder, path])
-    assert "--resize" in capsys.readouterr().err
+    assert "convert_picture(image, 1)); --resize converts" in capsys.readouterr().err
     main(["score", "--model", folder, "--score", "typicality", "--resize", "--json", path])
     row = json.loads(capsys.readouterr().out)[path]
     expected = scorer(path, score="typicality", resize=True)
@@ -183,6 +183,92 @@ def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluate.json"]
 
 
+def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tmp_path, capsys):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import draw_rows, load_digits
+    from hf_ebm.hub import write_card
+    from hf_ebm.scoring.calibration import Calibration
+
+    card = write_card(tmp_path / "model")
+    digits, scorer = load_digits("test")[0], EnergyScoringPipeline.from_pretrained(folder)
+    arguments = ["calibrate", "--model", folder, "--dataset", "digits", "--target-fpr", "0.1"]
+    main([*arguments, "--score", "typicality", "--json"])
+    record, saved = json.loads(capsys.readouterr().out), Calibration.load(folder)
+    expected = scorer.calibrate(digits, target_fpr=0.1)
+    assert saved.reference == expected.reference and saved.statistics == expected.statistics
+    assert "converted to gray" in saved.preprocessing and record["calibrated_scores"] == sorted(expected.reference)
+    assert record["threshold"] == expected.threshold("typicality")
+    assert record["called_odd"] == 35  # the k-th largest of 360 has p = (1 + k) / 361, which is <= 0.1 up to 35
+    assert (record["num_images"], record["dataset"], record["split"]) == (360, "digits", "test")
+    assert "Calibrated on 360 held-out" in card.read_text()
+
+    main([*arguments, "--num-images", "50", "--seed", "3"])
+    expected = scorer.calibrate(digits[draw_rows(360, 50, 3)], target_fpr=0.1, seed=3)
+    assert Calibration.load(folder).reference == expected.reference
+    printed, notes = capsys.readouterr()
+    assert f"energy above {expected.threshold('energy'):.6g} is called odd: 4 of the 50 images" in printed
+    assert f"wrote {card} (the model card) anew" in printed and "note:" not in notes
+
+
+def test_calibrate_warns_of_the_split_that_was_trained_on(folder, tmp_path, capsys):
+    (tmp_path / "model" / "settings.yaml").write_text("dataset: digits\ndataset_split: train\n")
+    for split, warns in (("test", False), ("train", True)):
+        main(["calibrate", "--model", folder, "--dataset", "digits", "--split", split, "--num-images", "40"])
+        assert ("trained on split train of digits" in capsys.readouterr().err) is warns
+
+
+def test_a_model_without_a_calibration_is_told_the_command(folder, tmp_path, capsys):
+    path, command = str(tmp_path / "a.png"), f"hf-ebm calibrate --model {folder} --dataset NAME"
+    PIL.Image.new("L", (8, 8)).save(path)
+    files = ["score", "--model", folder]
+    data = [*files, "--dataset", "digits", "--split", "test", "--num-workers", "0", "--output", str(tmp_path / "out")]
+    for arguments in ([*files, path, "--require-calibration"], [*data, "--require-calibration"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert command in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*files, path, "--score", "typicality"])
+    assert "hf-ebm calibrate --model FOLDER" in capsys.readouterr().err
+    main(data)
+    assert command in capsys.readouterr().out
+
+
+EVALUATIONS = {
+    "evaluate": ["--dataset", "digits", "--num-images", "24", "--cache", "CACHE"],
+    "eval-ood": ["--id", "digits", "--ood", "noise", "--max-images", "20", "--resamples", "5", "--no-baselines"],
+}
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_the_card_of_a_run_folder_takes_the_figures_over_unless_it_is_somebodys_own(command, folder, tmp_path, capsys):
+    from huggingface_hub import ModelCard
+
+    from hf_ebm.hub import GENERATED, write_card
+
+    card = write_card(tmp_path / "model")
+    arguments = [command, "--model", folder, *EVALUATIONS[command], "--output", folder]
+    arguments = [str(tmp_path / "cache") if argument == "CACHE" else argument for argument in arguments]
+    main([*arguments, "--json"])
+    record, written = json.loads(capsys.readouterr().out), card.read_text()
+    found = {result.metric_type: result.metric_value for result in ModelCard.load(card).data.eval_results}
+    if command == "evaluate":
+        assert found["frechet_distance"] == record["metrics"]["frechet_distance"]["samples"]
+    else:
+        assert found == {"auroc": record["metrics"]["energy"]["noise"]["auroc"]["value"]}
+    write_card(tmp_path / "model")
+    assert card.read_text() == written
+    main(arguments)
+    assert f"wrote {card} (the model card) anew" in capsys.readouterr().out.splitlines()
+    own = written.replace(GENERATED, "")
+    card.write_text(own)
+    (tmp_path / "model" / "metrics.json").write_text('{"auroc": {"noise": 0.5}}')  # what a new card would say
+    main(arguments)
+    assert card.read_text() == own and "README.md" not in capsys.readouterr().out
+    card.unlink()
+    main(arguments)
+    assert not card.exists()
+
+
 @pytest.fixture
 def digit_files(tmp_path):
     paths = [str(tmp_path / f"{index}.png") for index in range(3)]
@@ -289,14 +375,64 @@ def test_choices_of_the_commands_are_those_of_the_code():
     ]  # fmt: skip
 
 
-def test_train_starts_the_script_and_says_nothing_else(tmp_path):
+def test_train_starts_the_script_and_passes_its_one_line_and_code_on(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"}
     found = subprocess.run(
         [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "max_step=1"],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
-    assert found.returncode == 1 and found.stdout == ""
-    assert "max_step" in found.stderr and "max_steps" in found.stderr and len(found.stderr.splitlines()) == 1
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr.startswith("hf-ebm: error: unknown setting 'max_step'; did you mean max_steps")
+    assert len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (1, 1), (-9, 1), (3, 1)])
+@pytest.mark.parametrize("number", [1, 2])
+def test_train_ends_with_2_for_a_mistake_and_1_for_all_else(monkeypatch, number, code, expected):
+    from accelerate.commands import launch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def fail(options):
+        assert options.training_script == "hf_ebm.training.train_ddaebm" and options.training_script_args == ["a=1"]
+        if number == 1:
+            raise subprocess.CalledProcessError(code, "python")
+        raise ChildFailedError("python", {rank: ProcessFailure(rank, 1, code, "no file") for rank in range(number)})
+
+    monkeypatch.setattr(launch, "launch_command", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "ddaebm", "a=1"])
+    assert end.value.code == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["max_step=3"], "did you mean max_steps"),
+        (["max_steps=abc"], "'max_steps' must be int, got 'abc'"),
+        (["--config", "nope.yaml"], "--config nope.yaml is not a file"),
+        (["models.energy.size=3"], "has no setting 'size'; see its docstring"),
+        (["models.unet.image_sise=3"], "UNetEnergyConfig has no setting 'image_sise'; did you mean image_size?"),
+        (
+            ["models.generator.latent_dims=3"],
+            "GeneratorModel has no setting 'latent_dims'; did you mean latent_dim",
+        ),
+        (["models.inference.latnet=3"], "PairInferenceModel has no setting 'latnet'; did you mean latent_dim"),
+        (["dataset=no/such/set"], "dataset 'no/such/set'"),
+        (["dataset=/no/images"], " /no/images. Give a Hub id"),
+    ],
+)
+def test_a_mistake_in_the_settings_ends_a_training_script_with_one_line_and_code_2(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
+    from hf_ebm.training import train_ddaebm
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as end:
+        train_ddaebm.main([*arguments, f"output_dir={tmp_path / 'run'}"])
+    assert end.value.code == 2 and not (tmp_path / "run" / "settings.yaml").exists()
+    printed = capsys.readouterr().err
+    assert printed.startswith("hf-ebm: error: ") and message in printed and "Traceback" not in printed
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
@@ -304,6 +440,15 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "--model", "m", "--dataset", "digits"])
     assert end.value.code == 1 and "pip install 'hf-ebm[train,eval]'" in capsys.readouterr().err
+
+
+def test_without_a_command_all_are_shown(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.out == "" and printed.err == make_parser().format_help()
+    for name in ("train", "calibrate", "push-space", "hf-ebm sample --model outputs/ddaebm-digits"):
+        assert name in printed.err
 
 
 def test_exit_codes():
@@ -330,6 +475,11 @@ def test_likelihood_prints_the_bracket(folder, capsys):
         (["likelihood", "--model", "FOLDER", "--dataset", "25gaussians"], "2-D points"),
         (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--num-conditionals", "-1"], "--num-conditionals"),
         (["sample", "--model", "FOLDER", "--num-images", "0"], "--num-images"),
+        (["calibrate", "--model", "user/name", "--dataset", "digits"], "--model must be a run folder"),
+        (["calibrate", "--model", ".", "--dataset", "digits"], "model_index.json"),
+        (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "0"], "--num-images"),
+        (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--score", "combined"], "--score: this model"),
+        (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--target-fpr", "0.001"], "at least 999"),
         (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
         (["score", "--model", "FOLDER", "--score", "nll", "a.png"], "--score: invalid choice"),
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),

@@ -655,7 +655,7 @@ def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_p
     train = "from hf_ebm.training.train_ddaebm import main; main(settings)"
     hub.fail("POST .*/commit/main", "status", status=503)
     with pytest.raises(
-        ClientError, match=rf"SystemExit: error: the push (?s:.*)hf-ebm push --model .*run --repo-id {repo}"
+        ClientError, match=rf"SystemExit: hf-ebm: error: the push (?s:.*)hf-ebm push --model .*run --repo-id {repo}"
     ):
         client(train, settings=settings)
     assert len(hub.repositories[repo].history["main"]) == 1  # nothing of it, but the run is whole
@@ -683,17 +683,21 @@ def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_p
 
 def test_a_run_that_could_not_push_does_not_start(client, tmp_path):
     code = """
-import os
+import contextlib, io, os
 from hf_ebm.training.train_ddaebm import main
 token = os.environ.pop("HF_TOKEN")
 try:
-    main(settings)
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        main(settings)
+except SystemExit as end:
+    result = [end.code, printed.getvalue()]
 finally:
     os.environ["HF_TOKEN"] = token
 """
     settings = ["push_to_hub=true", f"output_dir={tmp_path / 'run'}"]
-    with pytest.raises(ClientError, match=r"error: push_to_hub needs a login: run `hf auth login`"):
-        client(code, settings=settings)
-    with pytest.raises(ClientError, match="error: hub_model_id must be like 'user/name', got 'a//b'"):
-        client(code.replace('os.environ.pop("HF_TOKEN")', '"alice-token"'), settings=[*settings, "hub_model_id=a//b"])
+    exit_code, printed = client(code, settings=settings)
+    assert exit_code == 2 and "error: push_to_hub needs a login: run `hf auth login`" in printed
+    code = code.replace('os.environ.pop("HF_TOKEN")', '"alice-token"')
+    exit_code, printed = client(code, settings=[*settings, "hub_model_id=a//b"])
+    assert exit_code == 2 and "error: hub_model_id must be like 'user/name', got 'a//b'" in printed
     assert not (tmp_path / "run").exists()

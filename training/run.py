@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import load_training_data
+from hf_ebm.exit_codes import CALLERS_MISTAKE
 from hf_ebm.hub import write_card
 from hf_ebm.push import PushError
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
@@ -37,7 +38,7 @@ from hf_ebm.training.loop import (
 )
 from hf_ebm.training.run_folder import finish_run, push_checkpoint, push_run, save_samples, start_run
 from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.settings import CONFIGS, describe_settings, load_settings
+from hf_ebm.training.settings import describe_settings, load_settings, shipped_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,15 +283,18 @@ def cosine_schedule(optimizer: Any, settings: RunSettings) -> torch.optim.lr_sch
 def run_script(
     doc: str, cls: type[Any], default_config: str, train: Callable[[Any], Path], arguments: Sequence[str] | None
 ) -> None:
-    """Entry point of a script; a setting that cannot be used ends it with one clear line and exit code 1."""
+    """Entry point of a script; a setting that cannot be used ends it with one clear line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in ("-h", "--help"):
         print(doc)
-        print(f"Configs: {', '.join(sorted(path.name for path in CONFIGS.glob('*.yaml')))}")
+        print(f"Configs: {', '.join(path.name for path in shipped_configs(default_config))}")
         print(f"Without --config the settings of {default_config} hold; what a config leaves out has these defaults:")
         print(describe_settings(cls))
         return
     try:
         train(load_settings(cls, default_config, arguments))
-    except (ValueError, PushError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except PushError as error:
+        raise SystemExit(f"hf-ebm: error: {error}") from error  # with exit code 1
+    except ValueError as error:
+        print(f"hf-ebm: error: {error}", file=sys.stderr)
+        raise SystemExit(CALLERS_MISTAKE) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import re
 import types
@@ -14,8 +13,12 @@ from typing import Any, TypeVar
 
 import yaml
 
+from hf_ebm.commands.train import METHODS
+from hf_ebm.near_names import did_you_mean
+
 SettingsT = TypeVar("SettingsT")
 CONFIGS = Path(__file__).parent / "configs"
+OF_THE_DIGITS = "_digits"  # how the name of each method's default config ends
 BOOL = "tag:yaml.org,2002:bool"
 
 
@@ -38,11 +41,12 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
 
     Args:
         cls: The dataclass.
-        default_config: Name of the file in ``training/configs`` that is read when no ``--config`` is given.
+        default_config: The file that is read when no ``--config`` is given, see `shipped_configs`.
         arguments: The command line without the script's name.
 
     Raises:
-        ValueError: If a key is unknown (near names are listed), a value has the wrong type, or a file is missing.
+        ValueError: If a key is unknown (near names are listed), a value has the wrong type, or a file is missing or of
+            another method.
     """
     config, pairs, rest = default_config, [], list(arguments)
     while rest:
@@ -57,7 +61,7 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
             pairs.append(argument.lstrip("-"))
         else:
             raise ValueError(f"arguments must be --config FILE or key=value, got {argument!r}.")
-    values = read_yaml(find_config(config))
+    values = read_yaml(find_config(config, default_config))
     for pair in pairs:
         key, text = pair.split("=", 1)
         *parents, last = key.split(".")  # models.unet.base_channels=32 changes one entry of a nested setting
@@ -70,16 +74,39 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
     return make_settings(cls, values)
 
 
-def find_config(config: str) -> Path:
-    """The file `config`, or the shipped one of that name (with or without ``.yaml``)."""
-    shipped = []
+def shipped_configs(default_config: str) -> list[Path]:
+    """The configs of a script, the ``<method>_<data>.yaml`` beside its default one, which is of the digits.
+
+    Args:
+        default_config: ``<method>_digits.yaml`` in ``training/configs``, or the path of such a file elsewhere.
+    """
+    default = CONFIGS / default_config
+    return sorted(default.parent.glob(f"{default.stem.removesuffix(OF_THE_DIGITS)}_*.yaml"))
+
+
+def find_config(config: str, default_config: str) -> Path:
+    """The file `config`, or the shipped one of that name (with or without ``.yaml``).
+
+    Raises:
+        ValueError: If there is no such file, or it is the shipped one of another method than `default_config` is of.
+    """
+    own, folder = shipped_configs(default_config), (CONFIGS / default_config).parent
+    names, shipped = ", ".join(path.name for path in own), []
     if Path(config).parent in (Path("."), Path("training/configs")):  # any other folder is meant as it is written
-        shipped = [CONFIGS / Path(config).name, CONFIGS / f"{Path(config).name}.yaml"]
+        shipped = [folder / Path(config).name, folder / f"{Path(config).name}.yaml"]
     for path in (Path(config), *shipped):
         if path.is_file():
-            return path
-    names = sorted(path.name for path in CONFIGS.glob("*.yaml"))
-    raise ValueError(f"--config {config} is not a file; the shipped ones are {', '.join(names)}.")
+            break
+    else:
+        raise ValueError(f"--config {config} is not a file; the shipped ones of this script are {names}.")
+    others = [method for method in METHODS if not Path(default_config).name.startswith(f"{method}_")]
+    for method in others if path.resolve().parent == CONFIGS.resolve() else ():
+        if path.name.startswith(f"{method}_"):
+            raise ValueError(
+                f"--config {config} is of the method {method}; start that method's script, or choose one of this "
+                f"script's: {names}."
+            )
+    return path
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -99,8 +126,7 @@ def make_settings(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"known keys: {', '.join(names)}."
+            hint = did_you_mean(str(key), names, f"known keys: {', '.join(names)}.")
             raise ValueError(f"unknown setting {key!r}; {hint}")
     return cls(**{key: convert(key, value, hints[key]) for key, value in values.items()})
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
 
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
         "--output",
         type=Path,
         default=Path("ood"),
-        help="folder for ood.json, roc.png and histograms.png; a model card takes the ood.json of its run folder over "
+        help="folder for ood.json, roc.png and histograms.png; the card of a run folder takes ood.json over at once "
         "(default: %(default)s)",
     )
     parser.set_defaults(run=run)
@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.card_tables import public_name
     from hf_ebm.data import describe_preparation
     from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring import ood_evaluation as evaluation
     from hf_ebm.scoring.odd_images import ODD_IMAGES
@@ -115,8 +116,11 @@ def run(options: argparse.Namespace) -> None:
             plot(found, path)
     with whole_file(options.output / "ood.json") as path:
         path.write_text(record, encoding="utf-8")
+    refreshed = refresh_card(options.output)
     print(record if options.json else evaluation.format_table(table))
     if not options.json:
         if autoencoder and not autoencoder["converged"]:
             print(f"note: the autoencoder had not converged after {autoencoder['epochs']} epochs")
         print(f"wrote {options.output}/: ood.json (all metrics, 95 % intervals, protocol), roc.png, histograms.png")
+        if refreshed:
+            print(CARD_REFRESHED.format(options.output))

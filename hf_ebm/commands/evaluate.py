@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import load_image_generator
-from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options
 from hf_ebm.run_padding import find_padding
 
 
@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
         "--output",
         type=Path,
         default=Path("evaluation"),
-        help="folder for evaluate.json; a model card takes the one in its run folder over (default: %(default)s)",
+        help="folder for evaluate.json; the card of a run folder takes it over at once (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 
@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
 
     from hf_ebm.card_tables import public_name
     from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.feature_cache import default_cache_folder
     from hf_ebm.scoring.feature_extractors import load_extractor
@@ -93,9 +94,12 @@ def run(options: argparse.Namespace) -> None:
     text = to_json(record, indent=2)
     with whole_file(options.output / "evaluate.json") as path:
         path.write_text(text, encoding="utf-8")
+    refreshed = refresh_card(options.output)
     print(text if options.json else format_table(record))
     if not options.json:
         print(f"wrote {options.output}/evaluate.json (these figures and the protocol)")
+        if refreshed:
+            print(CARD_REFRESHED.format(options.output))
 
 
 def format_table(record: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ import argparse
 
 from hf_ebm.run_padding import add_padding_option
 
+CARD_REFRESHED = "wrote {}/README.md (the model card) anew"
+
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """``--model``."""
@@ -13,7 +15,7 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_comparison_options(parser: argparse.ArgumentParser) -> None:
-    """What the commands share that compare a model with data sets: eval-ood, evaluate, likelihood."""
+    """What the commands share that compare a model with data sets: calibrate, eval-ood, evaluate, likelihood."""
     add_model_option(parser)
     parser.add_argument("--image-column", help="of the data sets; default: their only image column")
     add_padding_option(parser)

@@ -63,13 +63,16 @@ def score_files(options: argparse.Namespace) -> None:
     check_images(options.images)
     from hf_ebm.json_text import to_json
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+    from hf_ebm.scoring.calibration import how_to_calibrate
     from hf_ebm.scoring.scores import SCORES
 
     needs_reconstruction = "reconstruction_error" in SCORES[options.score].measures
     pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
-        raise ValueError(f"model {options.model} was not calibrated, so nothing is called odd.")
+        raise ValueError(
+            f"model {options.model} was not calibrated, so nothing is called odd: {how_to_calibrate(options.model)}."
+        )
     padding = find_padding(options.model, options.padding)
     try:
         found = pipeline(

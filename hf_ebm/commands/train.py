@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 from pathlib import Path
 from typing import Any
+
+from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE
 
 METHODS = ("ddaebm", "dual_mcmc")
 
@@ -28,16 +31,25 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """`accelerate launch` on the method's script, as `accelerate config` said, or else on all GPUs of this machine.
 
-    A script that fails ends this process with exit code 1, after its own message.
+    A script that fails ends this process after its own message, with exit code 2 if that was its own, else with 1.
     """
     import torch
     from accelerate.commands.config.config_args import default_config_file
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    launcher = ["--quiet"]
+    launcher = []
     if not Path(default_config_file).is_file():  # the launcher's own choices, which it would warn of
         number = max(1, torch.accelerator.device_count())
         launcher += ["--num_processes", str(number), "--num_machines", "1", "--mixed_precision", "no"]
         launcher += ["--dynamo_backend", "no", *(["--multi_gpu"] if number > 1 else [])]
     script = ["-m", f"hf_ebm.training.train_{options.method}", *options.arguments]
-    launch_command(launch_command_parser().parse_args([*launcher, *script]))
+    try:
+        launch_command(launch_command_parser().parse_args([*launcher, *script]))
+    except subprocess.CalledProcessError as error:  # of one process
+        code = error.returncode
+    except ChildFailedError as error:  # of several
+        code = error.get_first_failure()[1].exitcode
+    else:
+        return
+    raise SystemExit(CALLERS_MISTAKE if code == CALLERS_MISTAKE else FAILURE)

@@ -15,7 +15,10 @@ the width of the embeddings is chosen so that the parameter counts come near.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
+
+from hf_ebm.near_names import check_known
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {
@@ -138,9 +141,9 @@ def build_models(
     Raises:
         ValueError: If a network does not know a setting, or the sizes do not fit.
     """
-    unknown = sorted(set(settings["energy"]) - set(energy_config().to_dict()))
-    if unknown:
-        raise ValueError(f"models: {energy_config.__name__} has no setting {unknown}; see its docstring.")
+    check_known(energy_config.__name__, settings["energy"], energy_config().to_dict())
+    for part, cls in (("generator", generator), ("inference", inference)):
+        check_known(cls.__name__, settings[part], inspect.signature(cls).parameters)
     try:
         return (
             generator(**settings["generator"]),

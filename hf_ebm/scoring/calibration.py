@@ -26,6 +26,11 @@ FILE_NAME = "calibration.json"
 MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
 
 
+def how_to_calibrate(model: str = "FOLDER") -> str:
+    """What somebody may do whose model has no calibration, in words."""
+    return f"hf-ebm calibrate --model {model} --dataset NAME, or pipe.calibrate(held_out) from Python"
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What `EnergyScoringPipeline.calibrate` found on held-out in-distribution data.

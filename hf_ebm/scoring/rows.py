@@ -153,7 +153,7 @@ def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool, pa
     try:
         return _padded(fit_picture(image, sample_shape[0], sample_shape[-1] - 2 * padding), padding)
     except ValueError as error:
-        raise ValueError(f"does not fit ({error})") from error
+        raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
 
 
 def _padded(image: Any, padding: int) -> np.ndarray:
@@ -169,7 +169,7 @@ def _fitting(sample: Any, sample_shape: tuple[int, ...]) -> Tensor:
             raise ValueError(f"a row holds one image, got {len(x)}")
         return x
     except ValueError as error:
-        raise ValueError(f"does not fit ({error})") from error
+        raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
 
 
 def _one_batch(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]) -> Tensor:

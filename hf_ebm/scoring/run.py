@@ -34,6 +34,7 @@ import hf_ebm
 from hf_ebm.content_hash import hash_tensors
 from hf_ebm.data import load_digits, load_hub_dataset
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+from hf_ebm.scoring.calibration import how_to_calibrate
 from hf_ebm.scoring.rows import HubRows, ListRows, Rows, prepare_rows, spans_of
 from hf_ebm.scoring.run_settings import ScoringSettings, add_options, settings_of
 from hf_ebm.scoring.scores import SCORES
@@ -127,7 +128,7 @@ def score_rows(
     pipeline.check_score(settings.score)
     if settings.require_calibration and pipeline.calibration is None:
         raise ValueError(
-            f"model {settings.model} was not calibrated, so nothing is called odd: pipe.calibrate(held_out)."
+            f"model {settings.model} was not calibrated, so nothing is called odd: {how_to_calibrate(settings.model)}."
         )
     folder = ShardFolder(settings.output, len(rows), settings.shard_size)
     protocol = make_protocol(pipeline, rows, fingerprint, settings)
@@ -208,7 +209,8 @@ def describe(summary: dict[str, Any], output: Path) -> str:
     if summary["protocol"]["calibrated"]:
         lines.append(f"{summary['called_ood']:,} are called out of distribution")
     else:
-        lines.append("the model was not calibrated, so p_value and is_ood are null: pipe.calibrate(held_out)")
+        hint = how_to_calibrate(summary["protocol"]["model"])
+        lines.append(f"the model was not calibrated, so p_value and is_ood are null: {hint}")
     if summary["unreadable"]:
         lines.append(f"{summary['unreadable']:,} could not be scored, all listed in {output / UNREADABLE}; the first:")
         with (output / UNREADABLE).open(encoding="utf-8") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -77,6 +78,15 @@ def sweep(folder: Path, kept: Collection[Path], oldest: float) -> list[Path]:
     return left
 
 
+def check_port(host: str, port: int) -> None:
+    """Raise a `ValueError` if nothing can listen there: at once, not after seconds of loading a model."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as error:  # taken, not this machine's, or no port at all
+        raise ValueError(f"--port {port} of {host} cannot be listened on ({error}); choose another --port.") from error
+
+
 def serve(model: str, host: str | None = None, port: int | None = None, share: bool = False) -> None:
     """Serve the demo of a model until the process is stopped.
 
@@ -87,8 +97,10 @@ def serve(model: str, host: str | None = None, port: int | None = None, share: b
         share: Whether to open a public link through gradio.live.
 
     Raises:
-        ValueError: If the model cannot be shown, or gradio is missing.
+        ValueError: If the model cannot be shown, gradio is missing, or `port` is taken.
     """
+    if port is not None:
+        check_port(host or "127.0.0.1", port)
     with tempfile.TemporaryDirectory(prefix="hf-ebm-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -122,6 +134,10 @@ def serve(model: str, host: str | None = None, port: int | None = None, share: b
                 ssr_mode=False,
                 mcp_server=False,
                 enable_monitoring=False,
+                quiet=True,
+                prevent_thread_lock=True,
             )
+            print(f"the demo is at {page.local_url} until Ctrl-C", flush=True)
+            page.block_thread()
         finally:
             page.close(verbose=False)

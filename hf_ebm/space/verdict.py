@@ -101,7 +101,7 @@ def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
         text = (
             f"### No verdict: this model was not calibrated\n\nIts energy is **{energy:.4g}** (low = likely), shown "
             "beside the energies of pictures that the model drew itself. To say what is odd, the model's repository "
-            "needs a `calibration.json`, made from held-out pictures with `EnergyScoringPipeline.calibrate`."
+            "needs a `calibration.json`, made by `hf-ebm calibrate` from held-out pictures."
         )
         return Verdict(energy, value, None, None, text)
     p_value, is_ood = float(result.p_values[0]), bool(result.is_ood[0])

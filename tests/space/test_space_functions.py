@@ -3,7 +3,10 @@
 import asyncio
 import math
 import os
+import socket
+import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import PIL.Image
@@ -380,6 +383,34 @@ def test_hf_ebm_demo_serves_this_machine_alone_unless_told(monkeypatch):
     main(["demo", "--model", "a"])
     main(["demo", "--model", "a", "--host", "0.0.0.0", "--port", "80", "--share"])
     assert calls == [("a", "127.0.0.1", 7860, False), ("a", "0.0.0.0", 80, True)]
+
+
+def test_a_busy_port_is_told_before_the_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr("hf_ebm.space.demo_models.load_demo_model", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit) as end:
+            main(["demo", "--model", "a", "--port", port])
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and printed.startswith(f"hf-ebm: error: --port {port} of 127.0.0.1")
+    assert "choose another --port" in printed and "GRADIO" not in printed
+    with pytest.raises(SystemExit):
+        main(["demo", "--model", "a", "--port", "70000"])
+    assert "--port 70000" in capsys.readouterr().err
+
+
+def test_the_demo_prints_its_address_alone(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "hf_ebm.cli", "demo", "--model", str(tmp_path / "model"), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        first = process.stdout.readline()
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/").status
+        process.terminate()
+        rest = process.stdout.read()
+    assert page == 200 and first == f"the demo is at http://127.0.0.1:{port}/ until Ctrl-C\n" and rest == ""
+    assert process.returncode == 0
 
 
 def test_without_gradio_the_demo_says_what_to_install(monkeypatch):

@@ -1,13 +1,24 @@
 """Settings: the file, the command line over it, and errors that name the key."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 
 import pytest
 import yaml
 
 from hf_ebm.training import train_ddaebm
-from hf_ebm.training.settings import CONFIGS, dump_settings, find_config, load_settings, make_settings, read_yaml
+from hf_ebm.training.settings import (
+    CONFIGS,
+    dump_settings,
+    find_config,
+    load_settings,
+    make_settings,
+    read_yaml,
+    shipped_configs,
+)
+
+DEFAULT = "ddaebm_digits.yaml"
 
 
 @dataclass(frozen=True)
@@ -28,15 +39,44 @@ def load(tmp_path, text, *arguments):
 
 
 def test_a_config_in_a_folder_that_is_not_there_is_no_shipped_one():
-    assert find_config("ddaebm_digits").name == find_config("training/configs/ddaebm_digits.yaml").name
+    for config in ("ddaebm_digits", "training/configs/ddaebm_digits.yaml"):
+        assert find_config(config, DEFAULT).name == "ddaebm_digits.yaml"
     with pytest.raises(ValueError, match="is not a file"):
-        find_config("mine/ddaebm_digits.yaml")
+        find_config("mine/ddaebm_digits.yaml", DEFAULT)
+
+
+OTHERS = ["dual_mcmc_digits", "dual_mcmc_cifar10.yaml", str(CONFIGS / "dual_mcmc_digits.yaml")]
+
+
+@pytest.mark.parametrize("config", OTHERS)
+def test_a_shipped_config_of_another_method_is_named_as_such(config):
+    with pytest.raises(ValueError, match=r"of the method dual_mcmc; .*: ddaebm_25gaussians\.yaml, ddaebm_ce") as end:
+        load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", config])
+    assert not re.search(r": .*dual_mcmc_celeba64\.yaml", str(end.value))
+    assert find_config(config, "dual_mcmc_digits.yaml").name.startswith("dual_mcmc_")
+
+
+def test_a_config_of_ones_own_may_have_any_name(tmp_path):
+    own = tmp_path / "dual_mcmc_digits.yaml"
+    own.write_text("max_steps: 3\n")
+    assert load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", str(own)]).max_steps == 3
+
+
+def test_the_configs_of_a_script_elsewhere_are_those_beside_its_default(tmp_path):
+    for name in ("ddgan_digits", "ddgan_faces", "ddpm_digits"):
+        (tmp_path / f"{name}.yaml").write_text("steps: 3\n")
+    default = str(tmp_path / "ddgan_digits.yaml")
+    assert [path.stem for path in shipped_configs(default)] == ["ddgan_digits", "ddgan_faces"]
+    assert find_config("ddgan_faces", default) == tmp_path / "ddgan_faces.yaml"
+    with pytest.raises(ValueError, match="is of the method dual_mcmc"):
+        find_config(str(CONFIGS / "dual_mcmc_digits.yaml"), default)
 
 
 def test_help_tells_what_settings_mean(capsys):
     train_ddaebm.main(["--help"])
     out = capsys.readouterr().out
-    assert "lazy R1: the penalty every k-th step" in out and "dual_mcmc_digits.yaml" in out
+    assert "lazy R1: the penalty every k-th step" in out
+    assert "ddaebm_cifar10.yaml" in out and "dual_mcmc_digits.yaml" not in out
     assert all(field.name in out for field in dataclasses.fields(train_ddaebm.DDAEBMSettings))
 
 
@@ -81,8 +121,9 @@ def test_mistakes_name_the_key(tmp_path, text, arguments, message):
 
 
 def test_missing_config_lists_the_shipped_ones():
-    with pytest.raises(ValueError, match=r"ddaebm_digits\.yaml"):
-        load_settings(Example, "x.yaml", ["--config", "nothing.yaml"])
+    with pytest.raises(ValueError, match=r"ddaebm_digits\.yaml") as end:
+        load_settings(Example, DEFAULT, ["--config", "nothing.yaml"])
+    assert "dual_mcmc" not in str(end.value)
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("ddaebm_*.yaml")), ids=lambda path: path.stem)

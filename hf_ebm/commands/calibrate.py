@@ -1,0 +1,127 @@
+"""``hf-ebm calibrate``: from which score on an image is called odd, found on held-out images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.commands.models import model_folder
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options
+from hf_ebm.run_padding import find_padding
+from hf_ebm.scoring.run_settings import SCORE_NAMES
+
+MAX_IMAGES = 10_000  # which are in memory at once
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="find on held-out images from which score on an image is called odd",
+        description="Fits statistics and thresholds of all scores that the model allows, and writes them into the run "
+        "folder as calibration.json, which score, the demo and the model card read.",
+        epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
+    )
+    add_comparison_options(parser)
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        help="images that the model was not trained on: digits, or a Hub id or a folder, name[:config][@split]",
+    )
+    parser.add_argument(
+        "--split", default="test", help="of the data set, where --dataset names none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--score", choices=SCORE_NAMES, default="energy", help="whose threshold is printed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--target-fpr",
+        type=float,
+        default=0.05,
+        help="share of images like the training data that may be called odd (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        default=MAX_IMAGES,
+        help="at most so many, drawn with the seed (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write ``calibration.json`` into the run folder; print the threshold and how many images it is from."""
+    folder = Path(options.model)
+    if not folder.is_dir():
+        raise ValueError(f"--model must be a run folder, where the calibration is written, got {options.model!r}.")
+    model_folder(options.model)
+    if options.num_images < 1:
+        raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
+
+    import torch
+
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import describe_preparation, draw_rows
+    from hf_ebm.dataset_names import load_named
+    from hf_ebm.hub import refresh_card
+    from hf_ebm.json_text import to_json
+    from hf_ebm.scoring.calibration import FILE_NAME
+
+    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction=True)
+    pipeline.set_progress_bar_config(disable=True)
+    shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
+    if len(shape) != 3:
+        raise ValueError(f"--model {options.model} scores vectors; use pipe.calibrate(held_out) from Python.")
+    if options.score not in pipeline.available_scores:
+        raise ValueError(f"--score: this model allows {pipeline.available_scores}, got {options.score!r}.")
+    dataset: Any
+    dataset, source = load_named(options.dataset, shape, options.split, options.image_column, padding)
+    if was_trained_on(source, folder):
+        print(
+            f"note: the model was trained on split {source['split']} of {source['dataset']}, whose energies are lower "
+            "than those of other images; give a held-out split as name@split.",
+            file=sys.stderr,
+        )
+    rows = draw_rows(len(dataset), options.num_images, options.seed)
+    images = torch.stack([dataset[row][0] for row in rows])
+
+    calibration = pipeline.calibrate(images, options.target_fpr, seed=options.seed)
+    calibration = dataclasses.replace(calibration, preprocessing=describe_preparation(shape, padding))
+    calibration.save(folder)
+    refreshed = refresh_card(folder)
+    called_odd = int(pipeline(images, score=options.score).is_ood.sum())
+    threshold = calibration.threshold(options.score)
+    if options.json:
+        record = {
+            "model": options.model,
+            **source,
+            "num_images": len(images),
+            "target_fpr": options.target_fpr,
+            "score": options.score,
+            "threshold": threshold,
+            "called_odd": called_odd,
+            "calibrated_scores": sorted(calibration.reference),
+        }
+        print(to_json(record, indent=2))
+        return
+    share = f"{100 * options.target_fpr:g} %"
+    print(
+        f"{options.score} above {threshold:.6g} is called odd: {called_odd} of the {len(images)} images of "
+        f"{source['dataset']}, split {source['split']}, and on average at most {share} of others like them"
+    )
+    print(f"wrote {folder / FILE_NAME} (thresholds of {', '.join(sorted(calibration.reference))})")
+    if refreshed:
+        print(CARD_REFRESHED.format(folder))
+
+
+def was_trained_on(source: dict[str, Any], folder: Path) -> bool:
+    """Whether a run's settings name the data set and split of `source`, see `hf_ebm.dataset_names.load_named`."""
+    from hf_ebm.card_tables import public_name
+    from hf_ebm.hub import read_settings
+
+    settings = read_settings(folder)
+    trained_on = public_name(settings.get("dataset", "")), settings.get("dataset_split", "train")
+    return trained_on == (source["dataset"], source["split"])

@@ -1,0 +1,14 @@
+"""What a command's exit code says: 0 if all went well, 2 for a mistake of the caller, 1 for any other failure."""
+
+from __future__ import annotations
+
+import errno
+
+CALLERS_MISTAKE, FAILURE = 2, 1
+NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def exit_code(error: Exception) -> int:
+    """2 for what the caller can put right in the command, 1 for a full disk, a missing package and the like."""
+    is_failure = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno in NOT_THE_CALLERS)
+    return FAILURE if is_failure else CALLERS_MISTAKE

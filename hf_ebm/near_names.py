@@ -1,0 +1,18 @@
+"""What somebody may have meant by a name that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+
+def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
+    """``"did you mean a, b?"`` with the known names that are like `name`, or `otherwise` where none is."""
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {', '.join(near)}?" if near else otherwise
+
+
+def check_known(owner: str, names: Collection[str], known: Collection[str]) -> None:
+    """Raise a `ValueError` for the first of the settings `names` that `owner`, a class by name, does not know."""
+    for name in sorted(set(names) - set(known)):
+        raise ValueError(f"models: {owner} has no setting {name!r}; {did_you_mean(name, known, 'see its docstring.')}")
