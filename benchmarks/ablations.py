@@ -23,6 +23,7 @@ from measured_data import DATA, MeasuredData
 
 from hf_ebm.training.demo import launch_command
 from hf_ebm.training.settings import CONFIGS
+from hf_ebm.whole_files import whole_file
 
 Changes = dict[str, Any]
 Row = dict[str, float]  # a measured run; empty: the run was stopped by its guard
@@ -92,7 +93,8 @@ def make_table(
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--data", choices=sorted(DATA), default="digits", help="which recipe (default: %(default)s)")
     parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, choices=("cpu", "cuda"), help="of measuring; training takes a GPU")
     parser.add_argument("--output", type=Path, default=Path(f"outputs/{method.replace('_', '-')}-ablations"))
     parser.add_argument("--rows", nargs="+", choices=sorted(groups), default=list(groups))
     parser.add_argument("--max-steps", type=int, default=200, help="of each run (default: %(default)s)")
@@ -120,7 +122,8 @@ def make_table(
             rows[str(seed)] = measure(folder, changes, data, options.device) if trained else {}
             shutil.rmtree(folder)
             print(f"{time.perf_counter() - started:.0f} s: {rows[str(seed)] or 'diverged'}", flush=True)
-            record.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+            with whole_file(record) as path:
+                path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
     write_table(results, columns, options.output / "table.md")
     plot(results, options.output / "ablations.png")
     print((options.output / "table.md").read_text())

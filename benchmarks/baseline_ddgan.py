@@ -235,7 +235,7 @@ def draw(
     def sample(number: int, generator: torch.Generator) -> Tensor:
         return pipeline(number, num_inference_steps, generator, output_type="pt").images
 
-    yield from draw_batches(sample, number, batch_size, seed, device)
+    return draw_batches(sample, number, batch_size, seed, device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -202,7 +202,7 @@ def draw(
     def sample(number: int, generator: torch.Generator) -> Tensor:
         return sample_images(pipeline, number, generator, num_inference_steps, patch_size)
 
-    yield from draw_batches(sample, number, batch_size, seed, device)
+    return draw_batches(sample, number, batch_size, seed, device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -125,23 +125,28 @@ def classifier_extractor(
         device: Where it runs.
 
     Returns:
-        The extractor, and ``{"accuracy", "dataset", "num_epochs", "seed"}``.
+        The extractor, and what it was trained with and its ``"accuracy"``.
+
+    Raises:
+        ValueError: If the folder's classifier was trained with other settings.
     """
     weights, record = folder / "classifier.safetensors", folder / "classifier.json"
+    asked: dict[str, Any] = {"dataset": Path(dataset).name, "sample_shape": list(sample_shape), "padding": padding}
+    asked |= {"num_epochs": num_epochs, "flip": flip, "seed": 0}
     if record.is_file():
         facts = json.loads(record.read_text())
+        if different := [key for key, value in asked.items() if facts.get(key) != value]:
+            raise ValueError(
+                f"the classifier in {folder} was trained with { ({key: facts.get(key) for key in different}) }, not "
+                f"{ ({key: asked[key] for key in different}) }; choose another folder."
+            )
         classifier = ImageClassifier(sample_shape[0])
         classifier.load_state_dict(load_file(weights))
     else:
         arguments = (sample_shape, padding, label_column)
         classifier = train_classifier(*load_labelled(dataset, "train", *arguments), num_epochs, 0, device, flip)
         held_out = load_labelled(dataset, "test", *arguments)
-        facts = {
-            "dataset": Path(dataset).name,
-            "accuracy": accuracy_of(classifier, *held_out, device),
-            "num_epochs": num_epochs,
-            "seed": 0,
-        }
+        facts = {**asked, "accuracy": accuracy_of(classifier, *held_out, device)}
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous().cpu() for name, value in classifier.state_dict().items()}, weights)
         record.write_text(json.dumps(facts, indent=2) + "\n")  # the last: with it the pair is whole

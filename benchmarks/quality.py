@@ -7,8 +7,8 @@
 Each contender (`quality_methods.py`) trains for the same time on the same machine, in one process. How many steps fit
 is measured first, and again by every finished run, so that its learning-rate schedule ends when the time does. The
 training comes in stretches, as many as `--looks`; after each, samples are drawn and measured, and ``results.json`` is
-written. The same command goes on where it stopped: on a machine that is lent for minutes, `--time-limit` ends it before
-a stretch that would not fit.
+written. A run whose machine became slower takes a look more. The same command goes on where it stopped; where a machine
+is at hand for minutes only, `--time-limit` ends it before a stretch that would not fit.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from measured_data import DATA, MeasuredData
 from quality_methods import CONTENDERS, Contender
-from quality_report import write_report
+from quality_report import is_finished, write_report
 from tqdm.auto import tqdm
 
 from hf_ebm.hub import hardware_name
@@ -38,7 +39,7 @@ from hf_ebm.software import software_versions
 from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.whole_files import whole_file
 
-MEASURE_SECONDS = 90  # guess of the time that a look takes, for --time-limit
+OTHER_SECONDS = 90  # for --time-limit: first guess of what a stretch takes beside training
 
 
 def parse() -> argparse.Namespace:
@@ -93,7 +94,7 @@ def steps_that_fit(
     contender: Contender, runs: dict[str, dict[str, Any]], options: argparse.Namespace, probe: Path
 ) -> int:
     """Steps of a run that is to begin: by the pace of the contender's last finished run, or by a probe."""
-    finished = [run for run in runs.values() if len(run["looks"]) == options.looks]
+    finished = [run for run in runs.values() if is_finished(run)]
     if not finished:
         return find_max_steps(contender, options, probe)
     seconds = finished[-1]["looks"][-1]["training"]["seconds"]
@@ -103,17 +104,13 @@ def steps_that_fit(
 def train_stretch(
     contender: Contender, options: argparse.Namespace, run: dict[str, Any], folder: Path, seed: int
 ) -> dict[str, Any]:
-    """Train until the next look is due; returns the run's summary."""
-    look = len(run["looks"])
+    """Train until the next look is due, from the start if the run's checkpoint is gone; returns the run's summary."""
+    if not list_checkpoints(folder / "checkpoints"):
+        run["looks"].clear()
     arguments: dict[str, Any] = {"output_dir": str(folder), "max_steps": run["max_steps"], "seed": seed}
     arguments |= {"sample_every": 0, "checkpoint_every": 0, "checkpoints_total_limit": 1}
-    if look + 1 < options.looks:
-        arguments["stretch_seconds"] = options.seconds / options.looks
-    if look and list_checkpoints(folder / "checkpoints"):
-        arguments["resume"] = "latest"
-    else:
-        arguments["overwrite_output_dir"] = True
-        run["looks"].clear()
+    arguments["stretch_seconds"] = options.seconds / options.looks
+    arguments |= {"resume": "latest"} if run["looks"] else {"overwrite_output_dir": True}
     launch(contender, arguments, options)
     return json.loads((folder / "train_summary.json").read_text())
 
@@ -130,12 +127,13 @@ def measure(
     found = {}
     for sampler, steps in contender.samplers.items():
 
-        def draw(number: int, seed: int, steps: int | None = steps) -> list[torch.Tensor]:
-            return list(contender.draw(folder, number, options.batch_size, seed, options.device, steps))
+        def draw(number: int, seed: int, steps: int | None = steps) -> Iterator[torch.Tensor]:
+            return contender.draw(folder, number, options.batch_size, seed, options.device, steps)
 
-        draw(min(num_images, options.batch_size), 1)  # loading, first allocations
+        list(draw(min(num_images, options.batch_size), 1))  # first allocations
+        batches = draw(num_images, 0)  # the pipeline is loaded
         started = time.perf_counter()
-        samples = draw(num_images, 0)
+        samples = list(batches)
         seconds = time.perf_counter() - started
         generated = FeatureStatistics.of(tqdm(samples, desc=f"features, {sampler}"), extractor)
         found[sampler] = {**compare(real, generated, extractor), "images_per_second": num_images / seconds}
@@ -171,6 +169,8 @@ def main() -> None:
     num_images = options.num_images or data.num_samples(5000)
     protocol = {
         "data": options.data,
+        "fingerprint": data.held_out.source["fingerprint"],
+        "device": options.device,
         "seconds": options.seconds,
         "looks": options.looks,
         "num_images": num_images,
@@ -189,25 +189,33 @@ def main() -> None:
         record["floor"] = compare(real, data.statistics(data.training, num_images), data.extractor)
         save_record(record, options)
 
-    stretch = options.seconds / options.looks + MEASURE_SECONDS
+    needed = options.probe_seconds + options.seconds / options.looks + OTHER_SECONDS
+    failed = []
     for seed in options.seeds:
         for name in options.methods:
             contender, folder = CONTENDERS[name], options.output / "runs" / f"{name}-{seed}"
             run = record["runs"].setdefault(name, {}).setdefault(str(seed), {"looks": []})
-            while len(run["looks"]) < options.looks:
-                if time.perf_counter() - started + stretch > options.time_limit:
+            while not is_finished(run):
+                began = time.perf_counter()
+                if began - started + needed > options.time_limit:
                     print(f"the time limit of {options.time_limit:g} s is near; the same command goes on from here")
                     return
-                if "max_steps" not in run:
-                    run["max_steps"] = steps_that_fit(
-                        contender, record["runs"][name], options, options.output / "probe"
-                    )
-                print(f"== {contender.title}, seed {seed}, look {len(run['looks']) + 1} of {options.looks}", flush=True)
-                summary = train_stretch(contender, options, run, folder, seed)
+                print(f"== {contender.title}, seed {seed}, after {len(run['looks'])} looks", flush=True)
+                try:
+                    if "max_steps" not in run:
+                        probe = options.output / "probe"
+                        run["max_steps"] = steps_that_fit(contender, record["runs"][name], options, probe)
+                    summary = train_stretch(contender, options, run, folder, seed)
+                except subprocess.CalledProcessError as error:  # its message is on the screen; the others go on
+                    failed.append(f"{name}, seed {seed}: {error}")
+                    break
                 samplers = measure(contender, options, folder, real, data.extractor, num_images)
                 run["looks"].append({"training": summary, "samplers": samplers})
                 save_record(record, options)
+                needed = max(needed, time.perf_counter() - began)
     print((options.output / "table.md").read_text())
+    if failed:
+        raise SystemExit("error: these runs ended early; the same command tries them again:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

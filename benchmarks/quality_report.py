@@ -19,21 +19,25 @@ COLUMNS = {
 }
 
 
-def finished(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The last looks of a contender's runs that are at their end, one a seed."""
-    runs = record["runs"].get(name, {}).values()
-    return [run["looks"][-1] for run in runs if len(run["looks"]) == record["protocol"]["looks"]]
+def is_finished(run: dict[str, Any]) -> bool:
+    """Whether a run has been measured at its end."""
+    return bool(run["looks"]) and run["looks"][-1]["training"]["steps"] >= run["max_steps"]
+
+
+def last_looks(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The last looks of a contender's finished runs, one a seed."""
+    return [run["looks"][-1] for run in record["runs"].get(name, {}).values() if is_finished(run)]
 
 
 def make_table(record: dict[str, Any]) -> str:
     """One line a sampler, mean and standard deviation over seeds, the floor above."""
     heads = [heading for heading, _ in COLUMNS.values()]
-    heads += ["sampled images/s", "training s", "trained images/s", "peak memory MiB", "parameters M", "seeds"]
+    heads += ["sampled images/s", "training s", "trained images/s", "peak memory MiB", "saved parameters M", "seeds"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     floor = [f"{record['floor'][name]:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
     lines.append("| training images (the floor) | " + " | ".join(floor) + " | " * (len(heads) - len(floor)) + " |")
     for name, contender in CONTENDERS.items():
-        looks = finished(record, name)
+        looks = last_looks(record, name)
         for sampler in contender.samplers if looks else ():
             found = [look["samplers"][sampler] for look in looks]
             training = [look["training"] for look in looks]
@@ -56,7 +60,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     for index, (name, contender) in enumerate(CONTENDERS.items()):
         colour = f"C{index}"
-        looks = finished(record, name)
+        looks = last_looks(record, name)
         points = []
         for sampler in contender.samplers if looks else ():
             found = [look["samplers"][sampler] for look in looks]
@@ -69,7 +73,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
         runs = [run["looks"] for run in record["runs"].get(name, {}).values()]
         for sampler, style in zip(contender.samplers, ("-", "--", ":"), strict=False):
             line = []
-            for look in range(record["protocol"]["looks"]):
+            for look in range(max(map(len, runs), default=0)):
                 there = [looks[look] for looks in runs if len(looks) > look]
                 if there:
                     seconds = statistics.fmean(one["training"]["seconds"] for one in there)

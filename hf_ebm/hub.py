@@ -123,9 +123,21 @@ def evaluation_results(
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a run, or an empty mapping where they are not known."""
+    """The settings of a run, or an empty mapping where they are not known.
+
+    Raises:
+        ValueError: If the file is no YAML mapping.
+    """
     path = folder / SETTINGS
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path.name} must hold 'key: value' lines, got {type(settings).__name__}.")
+    return settings
 
 
 def public_settings(settings: dict[str, Any]) -> dict[str, Any]:

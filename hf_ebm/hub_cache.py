@@ -71,10 +71,10 @@ def new_files(folder: Path, before: FileIds) -> list[Path]:
 def remove_files(paths: Collection[Path], before: FileIds) -> None:
     """Take files of a commit out of the cache, and their content unless another commit brought it `before`."""
     kept = set(before.values())
-    for path in paths:
-        stat = path.stat()
+    stats = {path: path.stat() for path in paths}  # all of them first: two files may share their content
+    for path, stat in stats.items():
         if (stat.st_ino, stat.st_mtime_ns, stat.st_size) not in kept:
-            path.resolve().unlink()
+            path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
 

@@ -16,6 +16,7 @@ from hf_ebm.hub import (
     evaluation_results,
     public_settings,
     public_values,
+    read_settings,
     render_card,
     write_card,
 )
@@ -260,3 +261,10 @@ def test_the_guide_and_the_parts_are_no_templates(tmp_path):
         for part in re.findall(r'include "(.*?)"', text):
             assert part.startswith("_") and (TEMPLATES / part).is_file()
     assert GENERATED in str(render_card(run_folder(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "", "a: [1"])
+def test_settings_that_are_no_mapping_are_told(tmp_path, text):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"settings\.yaml"):
+        read_settings(tmp_path)

@@ -18,7 +18,7 @@ from hf_ebm import (
     UNetGeneratorModel,
 )
 from hf_ebm.config_types import has_type
-from hf_ebm.hub_cache import restore_ref
+from hf_ebm.hub_cache import remove_files, restore_ref
 from hf_ebm.pull import download_pipeline, weight_patterns
 
 X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
@@ -243,3 +243,17 @@ def test_weights_of_a_variant_are_not_those_of_another(tmp_path):
         return {path.name for pattern in weight_patterns("energy_model", variant) for path in tmp_path.glob(pattern)}
 
     assert found(None) == set(names[:2]) and found("fp16") == set(names[2:4]) and found("bf16") == set()
+
+
+def test_two_files_of_one_content_are_taken_back(tmp_path):
+    """Two links to one content: both go, and nothing is raised half-way."""
+    content = tmp_path / "blobs" / "abc"
+    content.parent.mkdir()
+    content.write_text("{}")
+    commit = tmp_path / "snapshots" / "c"
+    commit.mkdir(parents=True)
+    links = [commit / name for name in ("a.json", "b.json")]
+    for link in links:
+        link.symlink_to(content)
+    remove_files(links, {})
+    assert not content.exists() and not any(link.is_symlink() for link in links)

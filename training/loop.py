@@ -146,11 +146,12 @@ def peak_memory(device: torch.device) -> int:
         return 0
     status = Path("/proc/self/status")
     if status.is_file():  # on Linux; getrusage's figure starts at what the parent process held
-        (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(peak) * 1024
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class MetricsFile:

@@ -229,7 +229,7 @@ def run_training(method: Method, settings: Any) -> Path:
     if step < settings.max_steps:
         accelerator.print(f"the stretch ended at step {step} of {settings.max_steps}; go on with resume=latest")
     accelerator.end_training()
-    if settings.push_to_hub and accelerator.is_main_process:
+    if settings.push_to_hub and accelerator.is_main_process and step >= settings.max_steps:
         push_run(settings, output_dir)
     return output_dir
 

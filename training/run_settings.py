@@ -63,7 +63,7 @@ class RunSettings:
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"
 
     # Hub; the token is that of `hf auth login` or HF_TOKEN, never a setting
-    push_to_hub: bool = False  # pipeline, card, pictures and metrics at the end, in one commit
+    push_to_hub: bool = False  # pipeline, card, pictures, metrics at the end of the last stretch, in one commit
     push_every_checkpoint: bool = False  # to the branch "checkpoints"; other processes wait for it, 6 hours at most
     hub_model_id: str | None = None  # "user/name"; None: the folder's name, in the account of the token
     hub_private: bool | None = None  # of a new repository; None: as the account's default

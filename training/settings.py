@@ -70,7 +70,10 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
             inner = target.get(parent)
             target[parent] = dict(inner) if isinstance(inner, dict) else {}
             target = target[parent]
-        target[last] = text if text == "" else yaml.load(text, SettingsLoader)
+        try:
+            target[last] = text if text == "" else yaml.load(text, SettingsLoader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"setting {key!r} must be a YAML value, got {text!r}: {error}") from error
     return make_settings(cls, values)
 
 

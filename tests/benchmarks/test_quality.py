@@ -35,27 +35,33 @@ def test_it_trains_measures_and_goes_on(tmp_path):
     out = run(tmp_path)
     assert out.returncode == 0, out.stderr[-2000:]
     record = json.loads((tmp_path / "results.json").read_text())
-    first, last = record["runs"]["ddpm"]["0"]["looks"]
+    first, *_, last = looks = record["runs"]["ddpm"]["0"]["looks"]
     assert 0 < first["training"]["steps"] < last["training"]["steps"] == record["runs"]["ddpm"]["0"]["max_steps"]
     assert set(last["samplers"]) == {f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)}
     assert last["samplers"]["DDPM, DDIM 4 steps"]["images_per_second"] > 0 < record["floor"]["frechet_distance"]
     assert "DDIM 50 steps" in (tmp_path / "table.md").read_text() and (tmp_path / "quality.png").stat().st_size > 5000
 
-    record["runs"]["ddpm"]["0"]["looks"].pop()  # as if it had been stopped before the second look was written
+    looks.pop()  # as if it had been stopped before the last look was written
     (tmp_path / "results.json").write_text(json.dumps(record))
     out = run(tmp_path)
     assert out.returncode == 0, out.stderr[-2000:]
-    assert "look 2 of 2" in out.stdout and "look 1 of 2" not in out.stdout
+    assert f"seed 0, after {len(looks)} looks" in out.stdout and "after 0 looks" not in out.stdout
     again = json.loads((tmp_path / "results.json").read_text())["runs"]["ddpm"]["0"]["looks"]
-    assert again[0] == first and again[1]["training"]["steps"] == last["training"]["steps"]
+    assert again[:-1] == looks and again[-1]["training"]["steps"] == last["training"]["steps"]
 
     refused = run(tmp_path, "--seconds", "3")
     assert refused.returncode != 0 and "was made with other settings (seconds)" in refused.stderr
 
 
-def look(distance, seconds=10.0, rate=50.0):
+def look(distance, seconds=10.0, rate=50.0, steps=100):
     metrics = {"frechet_distance": distance, "kernel_distance": 2.0, "precision": 0.5, "recall": 0.25}
-    training = {"seconds": seconds, "images_per_second": 64.0, "peak_memory_bytes": 2**30, "parameters": {"unet": 2e6}}
+    training = {
+        "seconds": seconds,
+        "steps": steps,
+        "images_per_second": 64.0,
+        "peak_memory_bytes": 2**30,
+        "parameters": {"unet": 2e6},
+    }
     samplers = {f"DDPM, DDIM {steps} steps": {**metrics, "images_per_second": rate} for steps in (4, 10, 50)}
     return {"training": training, "samplers": samplers}
 
@@ -67,9 +73,10 @@ def test_the_table_is_over_finished_seeds():
         "floor": {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9},
         "runs": {
             "ddpm": {
-                "0": {"looks": [look(9.0), look(3.0, seconds=10.0)]},
-                "1": {"looks": [look(9.0), look(5.0, seconds=30.0)]},
-                "2": {"looks": [look(100.0)]},
+                "0": {"max_steps": 100, "looks": [look(9.0, steps=50), look(3.0, seconds=10.0)]},
+                "1": {"max_steps": 100, "looks": [look(9.0, steps=50), look(5.0, seconds=30.0)]},
+                "2": {"max_steps": 100, "looks": [look(100.0, steps=99)]},
+                "3": {"looks": []},
             }
         },
     }
@@ -77,7 +84,7 @@ def test_the_table_is_over_finished_seeds():
     assert [row.split("|")[1].strip() for row in rows] == [f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)]
     cells = dict(zip([c.strip() for c in head.split("|")], [c.strip() for c in rows[0].split("|")], strict=True))
     assert cells["FD"] == "4.00 ± 1.41" and cells["kernel distance"] == "2.00 ± 0.00" and cells["seeds"] == "2"
-    assert cells["training s"] == "20" and cells["peak memory MiB"] == "1024" and cells["parameters M"] == "2.00"
+    assert cells["training s"] == "20" and cells["peak memory MiB"] == "1024" and cells["saved parameters M"] == "2.00"
     assert floor.split("|")[2:6] == [" 1.00 ", " 1.00 ", " 0.900 ", " 0.900 "]
     assert len(floor.split("|")) == len(head.split("|"))
 
@@ -102,9 +109,30 @@ def test_steps_that_fit_are_counted_from_the_third_on(tmp_path, monkeypatch):
 def test_a_finished_run_tells_how_many_steps_fit():
     """100 steps took 25 s, so 20 s hold 80; a run that is not at its end tells nothing."""
     options = SimpleNamespace(seconds=20.0, looks=2)
-    ended = {"max_steps": 100, "looks": [look(1.0), look(1.0, seconds=25.0)]}
+    ended = {"max_steps": 100, "looks": [look(1.0, steps=60), look(1.0, seconds=25.0)]}
     going_on = {"max_steps": 999, "looks": [look(1.0)]}
     assert module("quality").steps_that_fit(None, {"0": ended, "1": going_on}, options, Path("probe")) == 80
+
+
+def test_a_run_without_its_checkpoint_begins_again(tmp_path, monkeypatch):
+    """On another machine the folder is not there: no look of the old run stays, and the time of a stretch holds."""
+    quality, seen = module("quality"), []
+
+    def launch(contender, arguments, options):
+        seen.append(arguments)
+        (tmp_path / "train_summary.json").write_text("{}")
+
+    monkeypatch.setattr(quality, "launch", launch)
+    run = {"max_steps": 100, "looks": [look(1.0, steps=50)]}
+    options = SimpleNamespace(seconds=20.0, looks=2)
+    quality.train_stretch(None, options, run, tmp_path, 0)
+    assert run["looks"] == [] and seen[0]["overwrite_output_dir"] is True and "resume" not in seen[0]
+    run["looks"] = [look(1.0, steps=50)]
+    checkpoint = tmp_path / "checkpoints" / "step_00000050"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    quality.train_stretch(None, options, run, tmp_path, 0)
+    assert len(run["looks"]) == 1 and seen[1]["resume"] == "latest" and seen[1]["stretch_seconds"] == 10.0
 
 
 def test_classifier_is_trained_once_and_kept(tmp_path, monkeypatch):
@@ -126,4 +154,6 @@ def test_classifier_is_trained_once_and_kept(tmp_path, monkeypatch):
     again, _ = classifier.classifier_extractor("somewhere/shades", (1, 32, 32), tmp_path, num_epochs=10)
     assert len(calls) == 2 and again.weights_sha256 == extractor.weights_sha256
     torch.testing.assert_close(again(images[:5]), extractor(images[:5]))
+    with pytest.raises(ValueError, match="num_epochs"):
+        classifier.classifier_extractor("somewhere/shades", (1, 32, 32), tmp_path, num_epochs=3)
     assert extractor(images[:5]).shape == (5, classifier.NUM_FEATURES)

@@ -265,7 +265,7 @@ def test_stretches_make_the_whole_run(tmp_path, script, capsys):
 
 
 def test_peak_memory_is_not_that_of_the_parent():
-    held = bytearray(b"1" * 900_000_000)
+    held = b"1" * 900_000_000
     code = "import torch; from hf_ebm.training.loop import peak_memory; print(peak_memory(torch.device('cpu')))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 50e6 < int(out.stdout) < len(held)

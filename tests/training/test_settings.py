@@ -153,3 +153,8 @@ def test_no_is_a_word_and_true_and_false_are_booleans(tmp_path):
     assert load_settings(train_ddaebm.DDAEBMSettings, "ddaebm_digits.yaml", ["--config", str(config)]) == settings
     with pytest.raises(ValueError, match="channels_last"):
         load_settings(train_ddaebm.DDAEBMSettings, "ddaebm_digits.yaml", ["channels_last=no"])
+
+
+def test_a_value_that_is_no_yaml_is_a_mistake_of_the_caller():
+    with pytest.raises(ValueError, match="setting 'timestep_weights' must be a YAML value"):
+        load_settings(train_ddaebm.DDAEBMSettings, "ddaebm_digits.yaml", ["timestep_weights=[1,2"])
