@@ -11,13 +11,13 @@ it is never negative, while a logit needs both signs. With no arguments it train
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from baselines import CONFIGS, check_parts, draw_batches
+from baselines import CONFIGS, check_parts, draw_by
 from torch import Tensor
 
 from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients
@@ -216,26 +216,7 @@ def train(settings: DDGANSettings) -> Path:
     return run_training(METHOD, settings)
 
 
-def draw(
-    folder: Path, number: int, batch_size: int, seed: int, device: str, num_inference_steps: int | None = None
-) -> Iterator[Tensor]:
-    """`number` images of a run folder in batches, in [-1, 1], shape (B, C, H, W), on the CPU.
-
-    Args:
-        folder: The run folder.
-        number: How many images.
-        batch_size: How many at once.
-        seed: Of all random numbers.
-        device: Where the networks run.
-        num_inference_steps: Denoising steps; None = all T, and a DDGAN can do T alone.
-    """
-    pipeline = DDAEBMPipeline.from_pretrained(folder).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def sample(number: int, generator: torch.Generator) -> Tensor:
-        return pipeline(number, num_inference_steps, generator, output_type="pt").images
-
-    return draw_batches(sample, number, batch_size, seed, device)
+draw = draw_by(DDAEBMPipeline)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

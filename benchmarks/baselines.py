@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -16,6 +17,7 @@ from torch import Tensor
 from hf_ebm.training.run_folder import sample_path, save_square_grid
 
 CONFIGS = Path(__file__).parent / "configs"
+Draw = Callable[[Path, int, int, int, str, "int | None"], Iterator[Tensor]]
 Sample = Callable[[int, torch.Generator], Tensor]  # (number, generator) -> images in [-1, 1], (number, C, H, W)
 
 
@@ -31,6 +33,21 @@ def draw_batches(sample: Sample, number: int, batch_size: int, seed: int, device
     generator = torch.Generator(device).manual_seed(seed)
     for start in range(0, number, batch_size):
         yield sample(min(batch_size, number - start), generator).clamp(-1.0, 1.0).float().cpu()
+
+
+def draw_by(pipeline_class: Any) -> Draw:
+    """``(run folder, number, batch size, seed, device, steps) -> batches`` by one of the package's pipelines."""
+
+    def draw(folder: Path, number: int, batch_size: int, seed: int, device: str, steps: int | None) -> Iterator[Tensor]:
+        pipeline = pipeline_class.from_pretrained(folder).to(device)
+        pipeline.set_progress_bar_config(disable=True)
+
+        def sample(number: int, generator: torch.Generator) -> Tensor:
+            return pipeline(number, num_inference_steps=steps, generator=generator, output_type="pt").images
+
+        return draw_batches(sample, number, batch_size, seed, device)
+
+    return draw
 
 
 @torch.no_grad()

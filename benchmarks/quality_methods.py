@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,10 @@ import baseline_ddgan
 import baseline_ddpm
 import baseline_short_run
 from baselines import CONFIGS as BASELINE_CONFIGS
-from baselines import draw_batches
-from torch import Generator, Tensor
+from baselines import Draw, draw_by
 
 from hf_ebm import DDAEBMPipeline, DualMCMCPipeline
 from hf_ebm.training.settings import CONFIGS
-
-Draw = Callable[[Path, int, int, int, str, "int | None"], Iterator[Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +41,6 @@ class Contender:
     def config(self, data: str) -> Path:
         """The settings for a data set."""
         return self.configs / f"{self.method}_{data}.yaml"
-
-
-def draw_by(pipeline_class: Any) -> Draw:
-    """`draw` by one of the package's pipelines."""
-
-    def draw(folder: Path, number: int, batch_size: int, seed: int, device: str, steps: int | None) -> Iterator[Tensor]:
-        pipeline = pipeline_class.from_pretrained(folder).to(device)
-        pipeline.set_progress_bar_config(disable=True)
-
-        def sample(number: int, generator: Generator) -> Tensor:
-            return pipeline(number, num_inference_steps=steps, generator=generator, output_type="pt").images
-
-        return draw_batches(sample, number, batch_size, seed, device)
-
-    return draw
 
 
 def package_script(method: str) -> tuple[str, ...]:
