@@ -21,6 +21,7 @@ from hf_ebm.models.energy import check_sample
 from hf_ebm.models.latent_generator import LatentGenerator
 from hf_ebm.models.network import Network
 from hf_ebm.models.unet_generator import GeneratorOutput
+from hf_ebm.models.upsampling import double_size
 
 
 class GeneratorBlock(nn.Module):
@@ -42,10 +43,10 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, in, H, W) -> (B, out, 2H, 2W)."""
-        hidden = F.interpolate(F.relu(self.norm1(x)), scale_factor=2.0, mode="nearest")
+        hidden = double_size(F.relu(self.norm1(x)))
         hidden = self.conv2(F.relu(self.norm2(self.conv1(hidden))))
         # a 1x1 convolution and a nearest upsampling commute: convolve first, there is less to do
-        return hidden + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
+        return hidden + double_size(self.shortcut(x))
 
 
 class ResNetGeneratorModel(LatentGenerator, Network):

@@ -12,6 +12,8 @@ from diffusers import UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_ebm.models.upsampling import use_upsample
+
 
 def build_unet(
     *,
@@ -61,7 +63,7 @@ def build_unet(
     widths = [base_channels * multiplier for multiplier in channel_multipliers]
     groups = math.gcd(base_channels, min(32, base_channels // 4))
     at = [image_size // 2**level in set(attention_resolutions) for level in range(levels)]
-    return UNet2DModel(
+    unet = UNet2DModel(
         sample_size=image_size,
         in_channels=in_channels,
         out_channels=in_channels,
@@ -78,6 +80,7 @@ def build_unet(
         time_embedding_dim=time_embedding_dim,
         class_embed_type=class_embed_type,
     )
+    return use_upsample(unet)
 
 
 def run_unet(unet: UNet2DModel, x: Tensor, t: Tensor, patch_size: int, embedding: Tensor | None = None) -> Tensor:
