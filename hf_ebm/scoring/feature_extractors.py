@@ -132,11 +132,12 @@ def inception_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
             "torch-fidelity). Without it name another feature extractor: the id or path of a transformers model, or "
             "'digits' for 8x8 digits."
         ) from error
+    network.use_antialias = False  # resize as the original, and published FIDs, do (torchmetrics < 1.8 always does)
     network.to(device)
     return FeatureExtractor(
         "the standard Inception network (2048 features, torch-fidelity's inception-v3-compat)",
         weights_sha256(network),
-        f"{AS_BYTES}, resized to 299x299 by torchmetrics",
+        f"{AS_BYTES}, resized to 299x299 as TensorFlow 1 does",
         lambda images: network(to_bytes(images).to(device)),
         lambda features: features @ network.fc.weight.detach().cpu().float().T,  # "logits_unbiased": without the bias
     )

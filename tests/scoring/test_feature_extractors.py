@@ -150,8 +150,10 @@ def test_inception_gets_bytes_and_gives_logits_without_bias(monkeypatch):
             super().__init__()
             assert (name, features_list) == ("inception-v3-compat", ["2048"])
             self.fc = nn.Linear(12, 5)
+            self.use_antialias = True
 
         def forward(self, x):
+            assert not self.use_antialias  # the original's resizing
             assert x.dtype == torch.uint8 and x.shape[1] == 3
             return x.flatten(1).float()
 
