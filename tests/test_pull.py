@@ -18,7 +18,7 @@ from hf_ebm import (
     UNetGeneratorModel,
 )
 from hf_ebm.config_types import has_type
-from hf_ebm.hub_cache import remove_files, restore_ref
+from hf_ebm.hub_cache import known_checksums, remove_damaged, restore_ref
 from hf_ebm.pull import download_pipeline, weight_patterns
 
 X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
@@ -246,14 +246,17 @@ def test_weights_of_a_variant_are_not_those_of_another(tmp_path):
 
 
 def test_two_files_of_one_content_are_taken_back(tmp_path):
-    """Two links to one content: both go, and nothing is raised half-way."""
-    content = tmp_path / "blobs" / "abc"
-    content.parent.mkdir()
-    content.write_text("{}")
-    commit = tmp_path / "snapshots" / "c"
+    """Two links to one damaged content: both go, nothing is raised half-way, and what is whole stays."""
+    commit, blobs = tmp_path / "snapshots" / "c", tmp_path / "blobs"
     commit.mkdir(parents=True)
-    links = [commit / name for name in ("a.json", "b.json")]
-    for link in links:
-        link.symlink_to(content)
-    remove_files(links, {})
-    assert not content.exists() and not any(link.is_symlink() for link in links)
+    blobs.mkdir()
+    whole = blobs / "9e26dfeeb6e641a33dae4961196235bdb965b21b"  # git's name of the two bytes "{}"
+    damaged = blobs / ("0" * 40)
+    links = {"a.json": damaged, "b.json": damaged, "c.json": whole}
+    for name, content in links.items():
+        content.write_text("{}")
+        (commit / name).symlink_to(content)
+    expected = known_checksums(commit, [commit / name for name in links])
+    assert expected == {name: content.name for name, content in links.items()}
+    assert set(remove_damaged(commit, expected)) == {"a.json", "b.json"}
+    assert list(commit.iterdir()) == [commit / "c.json"] and list(blobs.iterdir()) == [whole]
