@@ -214,7 +214,28 @@ def test_calibrate_warns_of_the_split_that_was_trained_on(folder, tmp_path, caps
     (tmp_path / "model" / "settings.yaml").write_text("dataset: digits\ndataset_split: train\n")
     for split, warns in (("test", False), ("train", True)):
         main(["calibrate", "--model", folder, "--dataset", "digits", "--split", split, "--num-images", "40"])
-        assert ("trained on split train of digits" in capsys.readouterr().err) is warns
+        assert ("split train of digits has images that the model was trained on" in capsys.readouterr().err) is warns
+
+
+def test_calibrate_warns_of_slices_of_what_was_trained_on(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for index in range(20):
+        (tmp_path / "set" / "train").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 1 + 12 * index, (8, 8), dtype=np.uint8)
+        pixels[1 + index % 8 :] = 0  # images of several compressed sizes
+        PIL.Image.fromarray(pixels).save(tmp_path / "set" / "train" / f"{index:02}.png")
+    settings = tmp_path / "model" / "settings.yaml"
+    for trained, split, warns in (
+        ("train", "train[:90%]", True),
+        ("train[:50%]", "train[50%:]", False),
+        ("train[:50%]", "train", True),
+        ("train", None, True),  # the only one, as there is no split test
+    ):
+        settings.write_text(f"dataset: {tmp_path / 'set'}\ndataset_split: {trained}\n")
+        named = [] if split is None else ["--split", split]
+        main(["calibrate", "--model", folder, "--dataset", str(tmp_path / "set"), "--target-fpr", "0.2", *named])
+        note = f"split {split or 'train'} of set has images that the model was trained on (split {trained})"
+        assert (note in capsys.readouterr().err) is warns, split
 
 
 def test_a_model_without_a_calibration_is_told_the_command(folder, tmp_path, capsys):

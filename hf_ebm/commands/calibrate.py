@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.calibration import FILE_NAME
+    from hf_ebm.split_overlap import split_sizes
 
     pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -79,10 +81,12 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--score: this model allows {pipeline.available_scores}, got {options.score!r}.")
     dataset: Any
     dataset, source = load_named(options.dataset, shape, options.split, options.image_column, padding)
-    if was_trained_on(source, folder):
+    trained_on = find_trained_split(source, folder, split_sizes(dataset))
+    if trained_on is not None:
         print(
-            f"note: the model was trained on split {source['split']} of {source['dataset']}, whose energies are lower "
-            "than those of other images; give a held-out split as name@split.",
+            f"note: split {source['split']} of {source['dataset']} has images that the model was trained on (split "
+            f"{trained_on}), whose energies are lower than those of other images, so that too many others are called "
+            "odd; give a held-out split as name@split.",
             file=sys.stderr,
         )
     rows = draw_rows(len(dataset), options.num_images, options.seed)
@@ -117,11 +121,21 @@ def run(options: argparse.Namespace) -> None:
         print(CARD_REFRESHED.format(folder))
 
 
-def was_trained_on(source: dict[str, Any], folder: Path) -> bool:
-    """Whether a run's settings name the data set and split of `source`, see `hf_ebm.dataset_names.load_named`."""
+def find_trained_split(source: dict[str, Any], folder: Path, sizes: Mapping[str, int]) -> str | None:
+    """The split that a run was trained on, by its settings, if it has rows of `source`; else None.
+
+    Args:
+        source: See `hf_ebm.dataset_names.load_named`.
+        folder: Of the run.
+        sizes: Rows of the data set's splits.
+    """
     from hf_ebm.card_tables import public_name
     from hf_ebm.hub import read_settings
+    from hf_ebm.split_overlap import share_rows
 
     settings = read_settings(folder)
-    trained_on = public_name(settings.get("dataset", "")), settings.get("dataset_split", "train")
-    return trained_on == (source["dataset"], source["split"])
+    if public_name(settings.get("dataset", "")) != source["dataset"]:
+        return None
+    configs = {settings.get("dataset_config"), source.get("config")} - {None}  # None = the default one
+    split = settings.get("dataset_split", "train")
+    return split if len(configs) < 2 and share_rows(split, source["split"], sizes) else None
