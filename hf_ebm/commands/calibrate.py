@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.scoring.calibration import FILE_NAME
     from hf_ebm.split_overlap import split_sizes
 
-    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction=True)
+    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto")
     pipeline.set_progress_bar_config(disable=True)
     shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
     if len(shape) != 3:

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.software import software_versions
     from hf_ebm.whole_files import whole_file
 
-    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=True)
+    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction="auto")
     pipeline.set_progress_bar_config(disable=True)
     shape = pipeline.sample_shape
     if len(shape) != 3:
