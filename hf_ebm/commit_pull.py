@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
 
 from hf_ebm.hub_cache import (
@@ -27,6 +26,7 @@ from hf_ebm.hub_cache import (
     restore_ref,
     verify_checksums,
 )
+from hf_ebm.missing_models import check_hub_id, not_to_be_had
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -82,9 +82,11 @@ def pull_commit(repo_id: str, first_file: str, options: dict[str, Any]) -> Itera
         options: `HUB_OPTIONS` of huggingface_hub.
 
     Raises:
-        OSError: If the repository, the revision, the file or the network is not there, or a file came damaged.
+        OSError: If the repository, the revision, the file or the network is not there, or a file came damaged; for a
+            name that can be no Hub id without asking the Hub.
         ValueError: If the revision cannot be one, or the body raised it.
     """
+    check_hub_id(repo_id)
     ref = ref_file(repo_id, options.get("revision"), options.get("cache_dir"))
     ref_before = ref.read_bytes() if ref.is_file() else None
     files_before = file_ids(cache_folder(repo_id, options.get("cache_dir")))
@@ -96,8 +98,6 @@ def pull_commit(repo_id: str, first_file: str, options: dict[str, Any]) -> Itera
         if root is not None:
             remove_damaged(root, known_checksums(root, new_files(root, files_before)))
         restore_ref(ref, ref_before, None if root is None else root.name)
-        if isinstance(error, ValueError) and not isinstance(error, HFValidationError):
-            raise  # what is there cannot be used
-        if isinstance(error, Exception):  # the client's errors have no base class of their own
-            raise OSError(f"{repo_id!r} is no folder here, and could not be had from the Hub: {error}") from error
-        raise
+        if isinstance(error, Exception) and not isinstance(error, ValueError):  # the client's have no base of their own
+            raise not_to_be_had(repo_id, error) from error
+        raise  # what is there cannot be used

@@ -1,11 +1,14 @@
 """What is refused of a pipeline folder before anything of it is made, and how a run folder is loaded."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -149,6 +152,31 @@ def test_a_revision_does_not_lead_out_of_the_cache(tmp_path):
         with pytest.raises(ValueError, match="revision must be the name of a branch"):
             download_pipeline("user/x", revision=revision, cache_dir=tmp_path)
     assert outside.read_text() == "0" * 40
+
+
+@pytest.mark.parametrize("name", ["outputs/digits/new", "./mistyped", "../x", "/no/such", "~/x", "a\\b", "digits/"])
+def test_the_hub_is_not_asked_for_what_can_be_no_id(name, monkeypatch):
+    monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", None)
+    for loads in (DDAEBMPipeline, UNetGeneratorModel, UNetEnergyModel):
+        with pytest.raises(OSError, match=f"{re.escape(repr(name))} is no folder here, and can be no Hub id"):
+            loads.from_pretrained(name)
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "runs/"])
+def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeypatch):
+    for name in ("ddaebm-digits", "another"):
+        (tmp_path / prefix / name).mkdir(parents=True)
+    (tmp_path / prefix / "ddaebm-digit").touch()  # is no folder
+    monkeypatch.chdir(tmp_path)
+
+    def unreachable(*args, **kwargs):
+        raise LocalEntryNotFoundError("no such entry") from ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", unreachable)
+    with pytest.raises(OSError, match="is no folder here") as caught:
+        DDAEBMPipeline.from_pretrained(f"{prefix}ddaebm-digitz")
+    assert str(caught.value).endswith(f" Did you mean {Path(prefix) / 'ddaebm-digits'}?")
+    assert ("could not be reached (is there a network?)" in str(caught.value)) is (prefix != "./")
 
 
 def test_a_ref_is_put_back_only_if_it_was_moved_by_this_pull(tmp_path):
