@@ -407,9 +407,9 @@ def test_train_starts_the_script_and_passes_its_one_line_and_code_on(tmp_path):
     assert len(found.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("code", "expected"), [(2, 2), (1, 1), (-9, 1), (3, 1)])
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (1, 1), (-9, 1), (3, 1)])
 @pytest.mark.parametrize("number", [1, 2])
-def test_train_ends_with_2_for_a_mistake_and_1_for_all_else(monkeypatch, number, code, expected):
+def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monkeypatch, number, code, expected):
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -461,6 +461,16 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "--model", "m", "--dataset", "digits"])
     assert end.value.code == 1 and "pip install 'hf-ebm[train,eval]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_command_with_one_line(folder, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_ebm.commands.sample.load_image_generator", interrupt)
+    with pytest.raises(SystemExit) as end:
+        main(["sample", "--model", folder])
+    assert end.value.code == 130 and capsys.readouterr().err.endswith("hf-ebm: stopped by the user.\n")
 
 
 def test_without_a_command_all_are_shown(capsys):
