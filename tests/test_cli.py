@@ -463,6 +463,40 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
     assert end.value.code == 1 and "pip install 'hf-ebm[train,eval]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "--model", "FOLDER"],
+        ["score", "--model", "FOLDER", "PICTURE"],
+        ["score", "--model", "FOLDER", "--dataset", "digits", "--output", "OUTPUT"],
+        ["calibrate", "--model", "FOLDER", "--dataset", "digits"],
+        ["eval-ood", "--model", "FOLDER", "--id", "digits"],
+        ["evaluate", "--model", "FOLDER", "--dataset", "digits"],
+        ["reconstruct", "--model", "FOLDER", "PICTURE"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_model_is_moved_to_the_device_if_it_is_here(folder, arguments, tmp_path, capsys, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    def move(pipeline, device):
+        raise ValueError(f"moved to {device}")
+
+    picture = tmp_path / "a.png"
+    PIL.Image.new("L", (8, 8)).save(picture)
+    monkeypatch.setattr(DiffusionPipeline, "to", move)
+    known = {"FOLDER": folder, "PICTURE": str(picture), "OUTPUT": str(tmp_path / "out")}
+    arguments = [known.get(argument, argument) for argument in arguments]
+    for device, message in (
+        ("cpu:0", "moved to cpu:0"),
+        ("meta", r"--device must be one that is available here \(cpu.*\), got 'meta'"),
+        ("gpu", "--device must be one .*, got 'gpu'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--device", device])
+        assert end.value.code == 2 and re.search(message, capsys.readouterr().err.splitlines()[-1])
+
+
 def test_ctrl_c_ends_a_command_with_one_line(folder, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

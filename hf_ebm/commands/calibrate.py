@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import model_folder
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
 
@@ -27,6 +27,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
     )
     add_comparison_options(parser)
+    add_device_option(parser)
     parser.add_argument(
         "--dataset",
         required=True,
@@ -67,12 +68,14 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data import describe_preparation, draw_rows
     from hf_ebm.dataset_names import load_named
+    from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.calibration import FILE_NAME
     from hf_ebm.split_overlap import split_sizes
 
-    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto")
+    device = find_device(options.device)
+    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
     pipeline.set_progress_bar_config(disable=True)
     shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
     if len(shape) != 3:

@@ -61,13 +61,16 @@ def run(options: argparse.Namespace) -> None:
 def score_files(options: argparse.Namespace) -> None:
     """Print the energy of each file, and its score and verdict where there is more to say."""
     check_images(options.images)
+    from hf_ebm.devices import find_device
     from hf_ebm.json_text import to_json
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.calibration import how_to_calibrate
     from hf_ebm.scoring.scores import SCORES
 
     needs_reconstruction = "reconstruction_error" in SCORES[options.score].measures
+    device = find_device(options.device or "cpu")
     pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
         raise ValueError(
