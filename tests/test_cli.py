@@ -81,6 +81,25 @@ def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     assert float(cells[1]) == pytest.approx(row["score"], rel=1e-4) and cells[3] == ("yes" if row["is_ood"] else "no")
 
 
+def test_score_shows_the_energy_once(folder, tmp_path, capsys):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import load_digits
+
+    scorer, path = EnergyScoringPipeline.from_pretrained(folder), str(tmp_path / "a.png")
+    PIL.Image.new("L", (8, 8)).save(path)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    scorer.calibration.save(folder)
+    main(["score", "--model", folder, path])
+    head, cells = (line.split() for line in capsys.readouterr().out.splitlines())
+    found = scorer(path)
+    assert head == ["energy", "p_value", "is_ood", "file"] and cells[3] == path
+    assert float(cells[0]) == pytest.approx(found.energies.item(), rel=1e-4)
+    assert float(cells[1]) == pytest.approx(found.p_values.item(), abs=1e-4)
+    assert cells[2] == ("yes" if found.is_ood else "no")
+    main(["score", "--model", folder, "--score", "gradient_norm", path])
+    assert capsys.readouterr().out.split()[:2] == ["energy", "gradient_norm"]
+
+
 def test_score_of_a_data_set_prints_nothing_but_json(folder, tmp_path, capsys):
     arguments = ["score", "--model", folder, "--dataset", "digits", "--split", "test", "--num-workers", "0", "--json"]
     for _ in range(2):  # the second finds it complete
