@@ -3,6 +3,7 @@
 Other processes may use the same cache at the same time. So a pull that fails takes back what is damaged, and the
 branch's or tag's place, but no whole file: whoever brought it, another process may be about to read it, and the next
 pull need not fetch it again. What cannot be told without the network stays too: every pull verifies all that it uses.
+Who fetched the same commit at the same time may need the network once more to find it by the branch's name.
 """
 
 from __future__ import annotations
