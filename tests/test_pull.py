@@ -19,6 +19,7 @@ from hf_ebm import (
     PairInferenceModel,
     UNetEnergyModel,
     UNetGeneratorModel,
+    hub_cache,
 )
 from hf_ebm.config_types import has_type
 from hf_ebm.hub_cache import known_checksums, remove_damaged, restore_ref
@@ -288,3 +289,24 @@ def test_two_files_of_one_content_are_taken_back(tmp_path):
     assert expected == {name: content.name for name, content in links.items()}
     assert set(remove_damaged(commit, expected)) == {"a.json", "b.json"}
     assert list(commit.iterdir()) == [commit / "c.json"] and list(blobs.iterdir()) == [whole]
+
+
+def test_what_somebody_replaces_while_it_is_read_is_left(tmp_path, monkeypatch):
+    commit = tmp_path / "snapshots" / "c"
+    commit.mkdir(parents=True)
+    for name in ("a.json", "b.json"):
+        (commit / name).write_text("{?")
+    whole = tmp_path / "whole"
+    whole.write_text("{}")
+    checksum = hub_cache.file_checksum
+
+    def read(path, large):
+        found = checksum(path, large)
+        if path.name == "a.json":
+            whole.replace(path)  # as another pull does
+        return found
+
+    monkeypatch.setattr(hub_cache, "file_checksum", read)
+    expected = dict.fromkeys(("a.json", "b.json"), "9e26dfeeb6e641a33dae4961196235bdb965b21b")
+    assert set(remove_damaged(commit, expected)) == {"a.json", "b.json"}
+    assert [path.name for path in commit.iterdir()] == ["a.json"] and (commit / "a.json").read_text() == "{}"
