@@ -26,7 +26,7 @@ def not_to_be_had(name: str, error: Exception) -> OSError:
         reason = (
             f"the Hub could not be reached (is there a network?), and the cache does not have it: {error.__cause__}"
         )
-    return OSError(f"{name!r} is no folder here, and could not be had from the Hub: {reason}{meant(name)}")
+    return OSError(f"{name!r} is no folder here, and could not be had from the Hub: {reason.rstrip('.')}.{meant(name)}")
 
 
 def meant(name: str) -> str:

@@ -176,7 +176,7 @@ def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeyp
     monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", unreachable)
     with pytest.raises(OSError, match="is no folder here") as caught:
         DDAEBMPipeline.from_pretrained(f"{prefix}ddaebm-digitz")
-    assert str(caught.value).endswith(f" Did you mean {Path(prefix) / 'ddaebm-digits'}?")
+    assert str(caught.value).endswith(f". Did you mean {Path(prefix) / 'ddaebm-digits'}?")
     assert ("could not be reached (is there a network?)" in str(caught.value)) is (prefix != "./")
 
 
