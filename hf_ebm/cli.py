@@ -20,7 +20,7 @@ from hf_ebm.commands import (
     score,
     train,
 )
-from hf_ebm.exit_codes import CALLERS_MISTAKE, exit_code
+from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED, exit_code
 
 COMMANDS = (
     train,
@@ -67,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing = "; pip install 'hf-ebm[train,eval]'" if isinstance(error, ModuleNotFoundError) else ""
         print(f"hf-ebm: error: {error}{missing}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from error
+    except KeyboardInterrupt as error:
+        print("hf-ebm: stopped by the user.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from error
 
 
 if __name__ == "__main__":

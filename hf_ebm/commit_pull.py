@@ -1,4 +1,10 @@
-"""One pull: files of one commit of a Hub repository into the cache, verified, or the cache as it was before."""
+"""One pull: files of one commit of a Hub repository into the cache, verified, or nothing of it trusted.
+
+Other processes may use the same cache at the same time. So a pull that fails takes back what is damaged, and the
+branch's or tag's place, but no whole file: whoever brought it, another process may be about to read it, and the next
+pull need not fetch it again. What cannot be told without the network stays too: every pull verifies all that it uses.
+Who fetched the same commit at the same time may need the network once more to find it by the branch's name.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
 
-from hf_ebm.hub_cache import cache_folder, file_ids, new_files, ref_file, remove_files, restore_ref, verify_checksums
+from hf_ebm.hub_cache import (
+    cache_folder,
+    file_ids,
+    known_checksums,
+    new_files,
+    ref_file,
+    remove_damaged,
+    restore_ref,
+    verify_checksums,
+)
+from hf_ebm.missing_models import check_hub_id, not_to_be_had
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -54,12 +69,13 @@ class CommitPull:
         """Compare all that was asked for with its checksums, whoever brought it into the cache; raises an OSError."""
         here = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
         paths = [self.root / name for name in filter_repo_objects(here, allow_patterns=self.patterns)]
-        verify_checksums(self.repo_id, self.root, paths, self.options.get("token"))
+        offline = bool(self.options.get("local_files_only"))
+        verify_checksums(self.repo_id, self.root, paths, self.options.get("token"), offline)
 
 
 @contextmanager
 def pull_commit(repo_id: str, first_file: str, options: dict[str, Any]) -> Iterator[CommitPull]:
-    """Inside, a pull that has fetched `first_file`; whatever goes wrong takes back what it brought.
+    """Inside, a pull that has fetched `first_file`; whatever goes wrong takes back what came damaged.
 
     Args:
         repo_id: Such as ``"user/name"``.
@@ -67,9 +83,11 @@ def pull_commit(repo_id: str, first_file: str, options: dict[str, Any]) -> Itera
         options: `HUB_OPTIONS` of huggingface_hub.
 
     Raises:
-        OSError: If the repository, the revision, the file or the network is not there, or a file came damaged.
+        OSError: If the repository, the revision, the file or the network is not there, or a file came damaged; for a
+            name that can be no Hub id without asking the Hub.
         ValueError: If the revision cannot be one, or the body raised it.
     """
+    check_hub_id(repo_id)
     ref = ref_file(repo_id, options.get("revision"), options.get("cache_dir"))
     ref_before = ref.read_bytes() if ref.is_file() else None
     files_before = file_ids(cache_folder(repo_id, options.get("cache_dir")))
@@ -79,10 +97,8 @@ def pull_commit(repo_id: str, first_file: str, options: dict[str, Any]) -> Itera
         yield CommitPull(repo_id, root, {**options, "revision": root.name}, [first_file])
     except BaseException as error:
         if root is not None:
-            remove_files(new_files(root, files_before), files_before)
+            remove_damaged(root, known_checksums(root, new_files(root, files_before)))
         restore_ref(ref, ref_before, None if root is None else root.name)
-        if isinstance(error, ValueError) and not isinstance(error, HFValidationError):
-            raise  # what is there cannot be used
-        if isinstance(error, Exception):  # the client's errors have no base class of their own
-            raise OSError(f"{repo_id!r} is no folder here, and could not be had from the Hub: {error}") from error
-        raise
+        if isinstance(error, Exception) and not isinstance(error, ValueError):  # the client's have no base of their own
+            raise not_to_be_had(repo_id, error) from error
+        raise  # what is there cannot be used

@@ -1,10 +1,10 @@
-"""What a command's exit code says: 0 if all went well, 2 for a mistake of the caller, 1 for any other failure."""
+"""What a command's exit code says: 0 if all went well, 2 for a mistake of the caller, 130 for Ctrl-C, else 1."""
 
 from __future__ import annotations
 
 import errno
 
-CALLERS_MISTAKE, FAILURE = 2, 1
+CALLERS_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # the last as shells have it: 128 + SIGINT
 NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from pathlib import Path
 
 
 def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
     """``"did you mean a, b?"`` with the known names that are like `name`, or `otherwise` where none is."""
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {', '.join(near)}?" if near else otherwise
+
+
+def near_folders(path: Path) -> list[str]:
+    """Folders beside `path`, which is not there, whose names are like its own."""
+    try:
+        beside = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
+    except OSError:
+        return []
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside, n=3)]
 
 
 def check_known(owner: str, names: Collection[str], known: Collection[str]) -> None:

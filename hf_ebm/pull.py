@@ -180,7 +180,7 @@ def download_pipeline(
         options: `HUB_OPTIONS` of huggingface_hub.
 
     Raises:
-        OSError: If the repository, the revision or the network is not there, or a file came damaged; what was fetched
+        OSError: If the repository, the revision or the network is not there, or a file came damaged; what is damaged
             is removed.
         ValueError: If the revision cannot be one, or the index cannot be used.
     """

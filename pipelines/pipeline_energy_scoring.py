@@ -23,7 +23,7 @@ from hf_ebm.models.energy import EnergyModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
-from hf_ebm.pull import INDEX, read_index
+from hf_ebm.pull import INDEX, read_index, wanted_components
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
@@ -98,13 +98,28 @@ class EnergyScoringPipeline(EBMPipeline):
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
             kwargs: As for every diffusers pipeline, and ``load_reconstruction`` (default False): whether to load the
-                three components that the scores with a reconstruction need.
+                three components that the scores with a reconstruction need; ``"auto"`` = where they are there.
+
+        Raises:
+            ValueError: If what is there cannot be used, or lacks the components that ``load_reconstruction=True`` asks
+                for.
+            OSError: If nothing is there, or the Hub cannot be reached.
         """
-        if not kwargs.pop("load_reconstruction", False):
+        load_reconstruction = kwargs.pop("load_reconstruction", False)
+        if not isinstance(load_reconstruction, bool) and load_reconstruction != "auto":
+            raise ValueError(f"load_reconstruction must be True, False or 'auto', got {load_reconstruction!r}.")
+        if not load_reconstruction:
             kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
         folder = cls.find_folder(pretrained_model_name_or_path, kwargs)
         index = read_index(folder / INDEX, kwargs.get("trust_remote_code", False))
-        if "latent_scheduler" not in index:  # only Dual-MCMC Teaching has it
+        missing = {*RECONSTRUCTION} - {*kwargs} - {*wanted_components(index, RECONSTRUCTION, kwargs)}
+        if missing and load_reconstruction is True:
+            raise ValueError(
+                f"load_reconstruction must be False (or 'auto') for {pretrained_model_name_or_path}: scores with a "
+                f"reconstruction need a model of Dual-MCMC Teaching, and this {index['_class_name']} lacks "
+                f"{sorted(missing)}; leave load_reconstruction out, or give another model."
+            )
+        if missing:
             kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
         pipeline = super().from_pretrained(folder, **kwargs)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))

@@ -43,11 +43,11 @@ class ClientError(Exception):
 class Client:
     """The process; ``client("result = 1 + x", x=2)`` is 3."""
 
-    def __init__(self, url: str, home: Path, token: str | None) -> None:
+    def __init__(self, url: str, home: Path, token: str | None, **variables: str) -> None:
         self.log = (home / "stderr").open("w")
         self.process = subprocess.Popen(
             [sys.executable, "-c", LOOP],
-            env=environment(url, home, token),
+            env={**environment(url, home, token), **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

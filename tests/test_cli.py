@@ -81,6 +81,25 @@ def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     assert float(cells[1]) == pytest.approx(row["score"], rel=1e-4) and cells[3] == ("yes" if row["is_ood"] else "no")
 
 
+def test_score_shows_the_energy_once(folder, tmp_path, capsys):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import load_digits
+
+    scorer, path = EnergyScoringPipeline.from_pretrained(folder), str(tmp_path / "a.png")
+    PIL.Image.new("L", (8, 8)).save(path)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    scorer.calibration.save(folder)
+    main(["score", "--model", folder, path])
+    head, cells = (line.split() for line in capsys.readouterr().out.splitlines())
+    found = scorer(path)
+    assert head == ["energy", "p_value", "is_ood", "file"] and cells[3] == path
+    assert float(cells[0]) == pytest.approx(found.energies.item(), rel=1e-4)
+    assert float(cells[1]) == pytest.approx(found.p_values.item(), abs=1e-4)
+    assert cells[2] == ("yes" if found.is_ood else "no")
+    main(["score", "--model", folder, "--score", "gradient_norm", path])
+    assert capsys.readouterr().out.split()[:2] == ["energy", "gradient_norm"]
+
+
 def test_score_of_a_data_set_prints_nothing_but_json(folder, tmp_path, capsys):
     arguments = ["score", "--model", folder, "--dataset", "digits", "--split", "test", "--num-workers", "0", "--json"]
     for _ in range(2):  # the second finds it complete
@@ -214,7 +233,28 @@ def test_calibrate_warns_of_the_split_that_was_trained_on(folder, tmp_path, caps
     (tmp_path / "model" / "settings.yaml").write_text("dataset: digits\ndataset_split: train\n")
     for split, warns in (("test", False), ("train", True)):
         main(["calibrate", "--model", folder, "--dataset", "digits", "--split", split, "--num-images", "40"])
-        assert ("trained on split train of digits" in capsys.readouterr().err) is warns
+        assert ("split train of digits has images that the model was trained on" in capsys.readouterr().err) is warns
+
+
+def test_calibrate_warns_of_slices_of_what_was_trained_on(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for index in range(20):
+        (tmp_path / "set" / "train").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 1 + 12 * index, (8, 8), dtype=np.uint8)
+        pixels[1 + index % 8 :] = 0  # images of several compressed sizes
+        PIL.Image.fromarray(pixels).save(tmp_path / "set" / "train" / f"{index:02}.png")
+    settings = tmp_path / "model" / "settings.yaml"
+    for trained, split, warns in (
+        ("train", "train[:90%]", True),
+        ("train[:50%]", "train[50%:]", False),
+        ("train[:50%]", "train", True),
+        ("train", None, True),  # the only one, as there is no split test
+    ):
+        settings.write_text(f"dataset: {tmp_path / 'set'}\ndataset_split: {trained}\n")
+        named = [] if split is None else ["--split", split]
+        main(["calibrate", "--model", folder, "--dataset", str(tmp_path / "set"), "--target-fpr", "0.2", *named])
+        note = f"split {split or 'train'} of set has images that the model was trained on (split {trained})"
+        assert (note in capsys.readouterr().err) is warns, split
 
 
 def test_a_model_without_a_calibration_is_told_the_command(folder, tmp_path, capsys):
@@ -386,9 +426,9 @@ def test_train_starts_the_script_and_passes_its_one_line_and_code_on(tmp_path):
     assert len(found.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("code", "expected"), [(2, 2), (1, 1), (-9, 1), (3, 1)])
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (1, 1), (-9, 1), (3, 1)])
 @pytest.mark.parametrize("number", [1, 2])
-def test_train_ends_with_2_for_a_mistake_and_1_for_all_else(monkeypatch, number, code, expected):
+def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monkeypatch, number, code, expected):
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -440,6 +480,50 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "--model", "m", "--dataset", "digits"])
     assert end.value.code == 1 and "pip install 'hf-ebm[train,eval]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "--model", "FOLDER"],
+        ["score", "--model", "FOLDER", "PICTURE"],
+        ["score", "--model", "FOLDER", "--dataset", "digits", "--output", "OUTPUT"],
+        ["calibrate", "--model", "FOLDER", "--dataset", "digits"],
+        ["eval-ood", "--model", "FOLDER", "--id", "digits"],
+        ["evaluate", "--model", "FOLDER", "--dataset", "digits"],
+        ["reconstruct", "--model", "FOLDER", "PICTURE"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_model_is_moved_to_the_device_if_it_is_here(folder, arguments, tmp_path, capsys, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    def move(pipeline, device):
+        raise ValueError(f"moved to {device}")
+
+    picture = tmp_path / "a.png"
+    PIL.Image.new("L", (8, 8)).save(picture)
+    monkeypatch.setattr(DiffusionPipeline, "to", move)
+    known = {"FOLDER": folder, "PICTURE": str(picture), "OUTPUT": str(tmp_path / "out")}
+    arguments = [known.get(argument, argument) for argument in arguments]
+    for device, message in (
+        ("cpu:0", "moved to cpu:0"),
+        ("meta", r"--device must be one that is available here \(cpu.*\), got 'meta'"),
+        ("gpu", "--device must be one .*, got 'gpu'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--device", device])
+        assert end.value.code == 2 and re.search(message, capsys.readouterr().err.splitlines()[-1])
+
+
+def test_ctrl_c_ends_a_command_with_one_line(folder, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_ebm.commands.sample.load_image_generator", interrupt)
+    with pytest.raises(SystemExit) as end:
+        main(["sample", "--model", folder])
+    assert end.value.code == 130 and capsys.readouterr().err.endswith("hf-ebm: stopped by the user.\n")
 
 
 def test_without_a_command_all_are_shown(capsys):

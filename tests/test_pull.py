@@ -1,11 +1,14 @@
 """What is refused of a pipeline folder before anything of it is made, and how a run folder is loaded."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -16,9 +19,10 @@ from hf_ebm import (
     PairInferenceModel,
     UNetEnergyModel,
     UNetGeneratorModel,
+    hub_cache,
 )
 from hf_ebm.config_types import has_type
-from hf_ebm.hub_cache import remove_files, restore_ref
+from hf_ebm.hub_cache import known_checksums, remove_damaged, restore_ref
 from hf_ebm.pull import download_pipeline, weight_patterns
 
 X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
@@ -151,6 +155,31 @@ def test_a_revision_does_not_lead_out_of_the_cache(tmp_path):
     assert outside.read_text() == "0" * 40
 
 
+@pytest.mark.parametrize("name", ["outputs/digits/new", "./mistyped", "../x", "/no/such", "~/x", "a\\b", "digits/"])
+def test_the_hub_is_not_asked_for_what_can_be_no_id(name, monkeypatch):
+    monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", None)
+    for loads in (DDAEBMPipeline, UNetGeneratorModel, UNetEnergyModel):
+        with pytest.raises(OSError, match=f"{re.escape(repr(name))} is no folder here, and can be no Hub id"):
+            loads.from_pretrained(name)
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "runs/"])
+def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeypatch):
+    for name in ("ddaebm-digits", "another"):
+        (tmp_path / prefix / name).mkdir(parents=True)
+    (tmp_path / prefix / "ddaebm-digit").touch()  # is no folder
+    monkeypatch.chdir(tmp_path)
+
+    def unreachable(*args, **kwargs):
+        raise LocalEntryNotFoundError("no such entry") from ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", unreachable)
+    with pytest.raises(OSError, match="is no folder here") as caught:
+        DDAEBMPipeline.from_pretrained(f"{prefix}ddaebm-digitz")
+    assert str(caught.value).endswith(f". Did you mean {Path(prefix) / 'ddaebm-digits'}?")
+    assert ("could not be reached (is there a network?)" in str(caught.value)) is (prefix != "./")
+
+
 def test_a_ref_is_put_back_only_if_it_was_moved_by_this_pull(tmp_path):
     ref, ours, theirs = tmp_path / "main", "a" * 40, "b" * 40
     for before, held, commit, left in (
@@ -246,14 +275,38 @@ def test_weights_of_a_variant_are_not_those_of_another(tmp_path):
 
 
 def test_two_files_of_one_content_are_taken_back(tmp_path):
-    """Two links to one content: both go, and nothing is raised half-way."""
-    content = tmp_path / "blobs" / "abc"
-    content.parent.mkdir()
-    content.write_text("{}")
+    """Two links to one damaged content: both go, nothing is raised half-way, and what is whole stays."""
+    commit, blobs = tmp_path / "snapshots" / "c", tmp_path / "blobs"
+    commit.mkdir(parents=True)
+    blobs.mkdir()
+    whole = blobs / "9e26dfeeb6e641a33dae4961196235bdb965b21b"  # git's name of the two bytes "{}"
+    damaged = blobs / ("0" * 40)
+    links = {"a.json": damaged, "b.json": damaged, "c.json": whole}
+    for name, content in links.items():
+        content.write_text("{}")
+        (commit / name).symlink_to(content)
+    expected = known_checksums(commit, [commit / name for name in links])
+    assert expected == {name: content.name for name, content in links.items()}
+    assert set(remove_damaged(commit, expected)) == {"a.json", "b.json"}
+    assert list(commit.iterdir()) == [commit / "c.json"] and list(blobs.iterdir()) == [whole]
+
+
+def test_what_somebody_replaces_while_it_is_read_is_left(tmp_path, monkeypatch):
     commit = tmp_path / "snapshots" / "c"
     commit.mkdir(parents=True)
-    links = [commit / name for name in ("a.json", "b.json")]
-    for link in links:
-        link.symlink_to(content)
-    remove_files(links, {})
-    assert not content.exists() and not any(link.is_symlink() for link in links)
+    for name in ("a.json", "b.json"):
+        (commit / name).write_text("{?")
+    whole = tmp_path / "whole"
+    whole.write_text("{}")
+    checksum = hub_cache.file_checksum
+
+    def read(path, large):
+        found = checksum(path, large)
+        if path.name == "a.json":
+            whole.replace(path)  # as another pull does
+        return found
+
+    monkeypatch.setattr(hub_cache, "file_checksum", read)
+    expected = dict.fromkeys(("a.json", "b.json"), "9e26dfeeb6e641a33dae4961196235bdb965b21b")
+    assert set(remove_damaged(commit, expected)) == {"a.json", "b.json"}
+    assert [path.name for path in commit.iterdir()] == ["a.json"] and (commit / "a.json").read_text() == "{}"

@@ -6,6 +6,7 @@ A script gives its parts as plain functions (`Method`); the order of updates is 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import load_training_data
-from hf_ebm.exit_codes import CALLERS_MISTAKE
+from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED
 from hf_ebm.hub import write_card
 from hf_ebm.push import PushError
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
+from hf_ebm.training.interruption import says_where_it_stopped
 from hf_ebm.training.loop import (
     MetricsFile,
     Position,
@@ -164,49 +166,49 @@ def run_training(method: Method, settings: Any) -> Path:
     batches = endless_batches(loader, position)
     limits = method.term_limits(settings)
     started, start_step = time.perf_counter(), step
-    while step < settings.max_steps:
-        x = next(batches)
-        if settings.horizontal_flip:
-            x = random_flip(x)
-        if settings.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with accelerator.accumulate(*objects.models):
-            losses = method.train_step(x, step, objects, settings)
-        spent = torch.tensor(time.perf_counter() - started, device=accelerator.device)
-        terms = gather_terms(accelerator, {**losses, "seconds": spent})
-        stretch_seconds = terms.pop("seconds")  # the same on all processes, so that they stop at one step
-        check_terms(terms, step, settings.loss_limit, limits)
-        if not accelerator.sync_gradients:
-            continue
-        for schedule in schedules:
-            advance(schedule)
-        for ema, model in zip(emas, averaged, strict=True):
-            ema.step(model.parameters())
-        step += 1
-        progress.update(1)
+    with says_where_it_stopped(output_dir / "checkpoints", lambda: step), progress:
+        while step < settings.max_steps:
+            x = next(batches)
+            if settings.horizontal_flip:
+                x = random_flip(x)
+            if settings.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            with accelerator.accumulate(*objects.models):
+                losses = method.train_step(x, step, objects, settings)
+            spent = torch.tensor(time.perf_counter() - started, device=accelerator.device)
+            terms = gather_terms(accelerator, {**losses, "seconds": spent})
+            stretch_seconds = terms.pop("seconds")  # the same on all processes, so that they stop at one step
+            check_terms(terms, step, settings.loss_limit, limits)
+            if not accelerator.sync_gradients:
+                continue
+            for schedule in schedules:
+                advance(schedule)
+            for ema, model in zip(emas, averaged, strict=True):
+                ema.step(model.parameters())
+            step += 1
+            progress.update(1)
 
-        if step % settings.log_every == 0 or step == settings.max_steps:
-            progress.set_postfix({name: f"{terms[name]:.3g}" for name in method.shown_terms})
-            if metrics is not None:
-                rate = (step - start_step) / (time.perf_counter() - started)
-                record = {
-                    **terms,
-                    "learning_rate": float(schedules[0].get_last_lr()[0]),
-                    "steps_per_second": rate,
-                    "epoch": position.epoch,
-                }
-                metrics.write(step, record)
-                accelerator.log(record, step=step)
-        if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
-            with averaged_weights(emas, averaged, method.calibrate):
-                method.save_samples(method.make_pipeline(objects, settings), output_dir / "samples", step, settings)
-            for model in models:
-                model.train()
-        if settings.checkpoint_every and step % settings.checkpoint_every == 0:
-            checkpoint_now()
-        if settings.stretch_seconds is not None and stretch_seconds >= settings.stretch_seconds:
-            break
-    progress.close()
+            if step % settings.log_every == 0 or step == settings.max_steps:
+                progress.set_postfix({name: f"{terms[name]:.3g}" for name in method.shown_terms})
+                if metrics is not None:
+                    rate = (step - start_step) / (time.perf_counter() - started)
+                    record = {
+                        **terms,
+                        "learning_rate": float(schedules[0].get_last_lr()[0]),
+                        "steps_per_second": rate,
+                        "epoch": position.epoch,
+                    }
+                    metrics.write(step, record)
+                    accelerator.log(record, step=step)
+            if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
+                with averaged_weights(emas, averaged, method.calibrate):
+                    method.save_samples(method.make_pipeline(objects, settings), output_dir / "samples", step, settings)
+                for model in models:
+                    model.train()
+            if settings.checkpoint_every and step % settings.checkpoint_every == 0:
+                checkpoint_now()
+            if settings.stretch_seconds is not None and stretch_seconds >= settings.stretch_seconds:
+                break
     if not settings.checkpoint_every or step % settings.checkpoint_every:
         checkpoint_now()
 
@@ -283,7 +285,10 @@ def cosine_schedule(optimizer: Any, settings: RunSettings) -> torch.optim.lr_sch
 def run_script(
     doc: str, cls: type[Any], default_config: str, train: Callable[[Any], Path], arguments: Sequence[str] | None
 ) -> None:
-    """Entry point of a script; a setting that cannot be used ends it with one clear line and exit code 2."""
+    """Entry point of a script.
+
+    A setting that cannot be used ends it with one clear line and exit code 2, Ctrl-C with another one and 130.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in ("-h", "--help"):
         print(doc)
@@ -293,6 +298,10 @@ def run_script(
         return
     try:
         train(load_settings(cls, default_config, arguments))
+    except KeyboardInterrupt as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # once, of several processes
+            print(f"hf-ebm: {error or 'stopped by the user.'}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from error
     except PushError as error:
         raise SystemExit(f"hf-ebm: error: {error}") from error  # with exit code 1
     except ValueError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import model_folder
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
 
@@ -26,6 +27,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
     )
     add_comparison_options(parser)
+    add_device_option(parser)
     parser.add_argument(
         "--dataset",
         required=True,
@@ -66,11 +68,14 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data import describe_preparation, draw_rows
     from hf_ebm.dataset_names import load_named
+    from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.calibration import FILE_NAME
+    from hf_ebm.split_overlap import split_sizes
 
-    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction=True)
+    device = find_device(options.device)
+    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
     pipeline.set_progress_bar_config(disable=True)
     shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
     if len(shape) != 3:
@@ -79,10 +84,12 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--score: this model allows {pipeline.available_scores}, got {options.score!r}.")
     dataset: Any
     dataset, source = load_named(options.dataset, shape, options.split, options.image_column, padding)
-    if was_trained_on(source, folder):
+    trained_on = find_trained_split(source, folder, split_sizes(dataset))
+    if trained_on is not None:
         print(
-            f"note: the model was trained on split {source['split']} of {source['dataset']}, whose energies are lower "
-            "than those of other images; give a held-out split as name@split.",
+            f"note: split {source['split']} of {source['dataset']} has images that the model was trained on (split "
+            f"{trained_on}), whose energies are lower than those of other images, so that too many others are called "
+            "odd; give a held-out split as name@split.",
             file=sys.stderr,
         )
     rows = draw_rows(len(dataset), options.num_images, options.seed)
@@ -117,11 +124,21 @@ def run(options: argparse.Namespace) -> None:
         print(CARD_REFRESHED.format(folder))
 
 
-def was_trained_on(source: dict[str, Any], folder: Path) -> bool:
-    """Whether a run's settings name the data set and split of `source`, see `hf_ebm.dataset_names.load_named`."""
+def find_trained_split(source: dict[str, Any], folder: Path, sizes: Mapping[str, int]) -> str | None:
+    """The split that a run was trained on, by its settings, if it has rows of `source`; else None.
+
+    Args:
+        source: See `hf_ebm.dataset_names.load_named`.
+        folder: Of the run.
+        sizes: Rows of the data set's splits.
+    """
     from hf_ebm.card_tables import public_name
     from hf_ebm.hub import read_settings
+    from hf_ebm.split_overlap import share_rows
 
     settings = read_settings(folder)
-    trained_on = public_name(settings.get("dataset", "")), settings.get("dataset_split", "train")
-    return trained_on == (source["dataset"], source["split"])
+    if public_name(settings.get("dataset", "")) != source["dataset"]:
+        return None
+    configs = {settings.get("dataset_config"), source.get("config")} - {None}  # None = the default one
+    split = settings.get("dataset_split", "train")
+    return split if len(configs) < 2 and share_rows(split, source["split"], sizes) else None

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
 
@@ -21,6 +21,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm eval-ood --model outputs/ddaebm-digits --id digits --ood noise,inverted,mixed",
     )
     add_comparison_options(parser)
+    add_device_option(parser)
     parser.add_argument(
         "--id",
         required=True,
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.card_tables import public_name
     from hf_ebm.data import describe_preparation
     from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring import ood_evaluation as evaluation
@@ -64,7 +66,8 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.software import software_versions
     from hf_ebm.whole_files import whole_file
 
-    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=True)
+    device = find_device(options.device)
+    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction="auto").to(device)
     pipeline.set_progress_bar_config(disable=True)
     shape = pipeline.sample_shape
     if len(shape) != 3:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import load_image_generator
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option
 from hf_ebm.run_padding import find_padding
 
 
@@ -22,6 +22,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm evaluate --model outputs/ddaebm-digits --dataset digits --output outputs/ddaebm-digits",
     )
     add_comparison_options(parser)
+    add_device_option(parser)
     parser.add_argument("--dataset", required=True, help="digits, or a Hub id or a folder, name[:config][@split]")
     parser.add_argument(
         "--split",
@@ -41,7 +42,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--num-reconstruction-steps", type=int, help="of the z-chain; default: as in training")
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=0, help="that decode images (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--cache", type=Path, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features")
     parser.add_argument(
         "--output",
@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
 
     from hf_ebm.card_tables import public_name
     from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.feature_cache import default_cache_folder
@@ -70,8 +71,9 @@ def run(options: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     default_extractor = "digits" if DatasetName.parse(options.dataset).name == "digits" else "inception"
+    device = find_device(options.device)
     extractor = load_extractor(options.feature_extractor or default_extractor, options.device)
-    pipeline = load_image_generator(options.model).to(options.device)
+    pipeline = load_image_generator(options.model).to(device)
     record = evaluate_samples(
         pipeline,
         options.dataset,

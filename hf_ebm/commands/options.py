@@ -14,6 +14,13 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
 
 
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """``--device``, which `hf_ebm.devices.find_device` reads."""
+    parser.add_argument(
+        "--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps, ... (default: %(default)s)"
+    )
+
+
 def add_comparison_options(parser: argparse.ArgumentParser) -> None:
     """What the commands share that compare a model with data sets: calibrate, eval-ood, evaluate, likelihood."""
     add_model_option(parser)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import check_images, check_picture, load_image_generator, open_named_picture
+from hf_ebm.commands.options import add_device_option
 from hf_ebm.run_padding import add_padding_option, find_padding
 
 
@@ -20,6 +21,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--model", required=True, help="a run folder or a Hub id of Dual-MCMC Teaching")
     parser.add_argument("images", nargs="+", type=Path, help="image files, prepared as in training")
     add_padding_option(parser)
+    add_device_option(parser)
     parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
     parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
     parser.add_argument(
@@ -46,12 +48,14 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from hf_ebm.data import image_transform
+    from hf_ebm.devices import find_device
     from hf_ebm.json_text import finite_or_none, to_json
     from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
     from hf_ebm.training.loop import save_grid
     from hf_ebm.whole_files import whole_file
 
-    pipeline = load_image_generator(options.model)
+    device = find_device(options.device)
+    pipeline = load_image_generator(options.model).to(device)
     if not hasattr(pipeline, "reconstruct"):
         raise ValueError(
             f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; give a "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import check_picture, load_image_generator
-from hf_ebm.commands.options import add_model_option
+from hf_ebm.commands.options import add_device_option, add_model_option
 
 
 def add_parser(commands: Any) -> None:
@@ -19,6 +19,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
     add_model_option(parser)
+    add_device_option(parser)
     parser.add_argument("--num-images", type=int, default=16, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("samples.png"), help="the picture (default: %(default)s)")
@@ -33,10 +34,12 @@ def run(options: argparse.Namespace) -> None:
     check_picture(options.output)
     import torch
 
+    from hf_ebm.devices import find_device
     from hf_ebm.training.loop import save_grid
     from hf_ebm.whole_files import whole_file
 
-    pipeline = load_image_generator(options.model)
+    device = find_device(options.device)
+    pipeline = load_image_generator(options.model).to(device)
     images = pipeline(options.num_images, generator=torch.Generator().manual_seed(options.seed)).images
     columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
     with whole_file(options.output) as path:

@@ -19,8 +19,8 @@ def add_parser(commands: Any) -> None:
         "score",
         help="print the energy and score of images, low = likely; or score a whole data set into Parquet files",
         description="Image files: prints their energies and paths; with another --score than the energy, or a model "
-        "that was calibrated, energy, score, p-value, whether it is out of distribution, path. A data set: writes its "
-        "scores as Parquet files into a folder; the same command again goes on where a killed one stopped.",
+        "that was calibrated, energy, that score, p-value, whether it is out of distribution, path. A data set: writes "
+        "its scores as Parquet files into a folder; the same command again goes on where a killed one stopped.",
         epilog="examples: hf-ebm score --model outputs/ddaebm-digits one.png two.png; "
         "hf-ebm score --model outputs/ddaebm-digits --dataset digits --split test --output outputs/scores",
     )
@@ -61,13 +61,16 @@ def run(options: argparse.Namespace) -> None:
 def score_files(options: argparse.Namespace) -> None:
     """Print the energy of each file, and its score and verdict where there is more to say."""
     check_images(options.images)
+    from hf_ebm.devices import find_device
     from hf_ebm.json_text import to_json
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.calibration import how_to_calibrate
     from hf_ebm.scoring.scores import SCORES
 
     needs_reconstruction = "reconstruction_error" in SCORES[options.score].measures
+    device = find_device(options.device or "cpu")
     pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
         raise ValueError(
@@ -99,13 +102,16 @@ def score_files(options: argparse.Namespace) -> None:
     if options.json:
         print(to_json(dict(zip(map(str, options.images), rows, strict=True))))
         return
-    energies_alone = options.score == "energy" and pipeline.calibration is None
-    if not energies_alone:
-        print(f"{'energy':>14}  {options.score:>20}  {'p_value':>8}  {'is_ood':>6}  file")
+    has_other_score, has_verdict = options.score != "energy", pipeline.calibration is not None
+    if has_other_score or has_verdict:
+        other = f"  {options.score:>20}" if has_other_score else ""
+        print(f"{'energy':>14}{other}  {'p_value':>8}  {'is_ood':>6}  file")
     for path, row in zip(options.images, rows, strict=True):
         cells = f"{row['energy']:14.7g}"
-        if not energies_alone:
+        if has_other_score:
+            cells += f"  {row['score']:20.7g}"
+        if has_other_score or has_verdict:
             verdict = "-" if row["is_ood"] is None else "yes" if row["is_ood"] else "no"
             p_value = "-" if row["p_value"] is None else f"{row['p_value']:.4f}"
-            cells += f"  {row['score']:20.7g}  {p_value:>8}  {verdict:>6}"
+            cells += f"  {p_value:>8}  {verdict:>6}"
         print(f"{cells}  {path}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE
+from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE, INTERRUPTED
 
 METHODS = ("ddaebm", "dual_mcmc")
 
@@ -31,11 +32,13 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """`accelerate launch` on the method's script, as `accelerate config` said, or else on all GPUs of this machine.
 
-    A script that fails ends this process after its own message, with exit code 2 if that was its own, else with 1.
+    A script that fails ends this process after its own message, with its exit code if that is 2 or 130, else with 1.
+    Ctrl-C, which the script gets too, is the script's to answer: this process waits for it.
     """
     import torch
     from accelerate.commands.config.config_args import default_config_file
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     launcher = []
@@ -44,12 +47,17 @@ def run(options: argparse.Namespace) -> None:
         launcher += ["--num_processes", str(number), "--num_machines", "1", "--mixed_precision", "no"]
         launcher += ["--dynamo_backend", "no", *(["--multi_gpu"] if number > 1 else [])]
     script = ["-m", f"hf_ebm.training.train_{options.method}", *options.arguments]
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # a handler, unlike SIG_IGN, is not the script's too
     try:
         launch_command(launch_command_parser().parse_args([*launcher, *script]))
     except subprocess.CalledProcessError as error:  # of one process
         code = error.returncode
     except ChildFailedError as error:  # of several
         code = error.get_first_failure()[1].exitcode
+    except SignalException as error:  # of several, whose launcher has its own handler
+        code = INTERRUPTED if error.sigval == signal.SIGINT else FAILURE
     else:
         return
-    raise SystemExit(CALLERS_MISTAKE if code == CALLERS_MISTAKE else FAILURE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    raise SystemExit(code if code in (CALLERS_MISTAKE, INTERRUPTED) else FAILURE)

@@ -23,6 +23,7 @@ from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = odder
 MAX_EPOCHS = 1000  # of the autoencoder; 1,000 digits took 229
 MAX_BASELINE_DIMS = 20_000  # a covariance of 3.2 GB
+TABLE_WIDTH, COLUMN_WIDTH = 120, 22  # of the printed table
 IN_DISTRIBUTION = "in_distribution"  # the name of the set that is not odd
 
 
@@ -157,18 +158,25 @@ def score_sets(
 
 
 def format_table(table: Mapping[str, Any]) -> str:
-    """AUROC with its interval of every scorer (rows) on every odd set (columns), as text."""
+    """AUROC with its interval of every scorer (rows) on every odd set (columns), as text of at most `TABLE_WIDTH`.
+
+    Columns that do not fit beside the others come below them.
+    """
     columns = list(next(iter(table.values())))
-    lines = ["AUROC [95 % interval]".ljust(22) + "".join(name[:20].rjust(22) for name in columns)]
-    for scorer, rows in table.items():
-        cells = []
-        for name in columns:
-            value = rows[name]["auroc"]
-            cells.append(
-                f"{value:.3f}" if name == "mean" else f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-            )
-        lines.append(scorer.ljust(22) + "".join(cell.rjust(22) for cell in cells))
-    return "\n".join(lines)
+    number = TABLE_WIDTH // COLUMN_WIDTH - 1
+    blocks = []
+    for start in range(0, len(columns), number):
+        shown = columns[start : start + number]
+        lines = ["AUROC [95 % interval]".ljust(COLUMN_WIDTH) + "".join(name[:20].rjust(COLUMN_WIDTH) for name in shown)]
+        for scorer, rows in table.items():
+            cells = []
+            for name in shown:
+                value = rows[name]["auroc"]
+                interval = "" if name == "mean" else f" [{value['low']:.3f}, {value['high']:.3f}]"
+                cells.append(f"{value if name == 'mean' else value['value']:.3f}{interval}")
+            lines.append(scorer.ljust(COLUMN_WIDTH) + "".join(cell.rjust(COLUMN_WIDTH) for cell in cells))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def evaluate_ood(scores: Mapping[str, Mapping[str, Tensor]], num_resamples: int = 200, seed: int = 0) -> dict[str, Any]:

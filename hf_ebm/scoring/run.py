@@ -33,6 +33,7 @@ from transformers import PreTrainedConfig
 import hf_ebm
 from hf_ebm.content_hash import hash_tensors
 from hf_ebm.data import load_digits, load_hub_dataset
+from hf_ebm.devices import find_device
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.scoring.calibration import how_to_calibrate
 from hf_ebm.scoring.rows import HubRows, ListRows, Rows, prepare_rows, spans_of
@@ -126,6 +127,7 @@ def score_rows(
             unreadable and ``on_error`` is "stop". Shards that were written stay, and the next run goes on.
     """
     pipeline.check_score(settings.score)
+    device = accelerator.device if settings.device is None else find_device(settings.device)
     if settings.require_calibration and pipeline.calibration is None:
         raise ValueError(
             f"model {settings.model} was not calibrated, so nothing is called odd: {how_to_calibrate(settings.model)}."
@@ -146,14 +148,14 @@ def score_rows(
             folder.start(protocol)
         missing = broadcast_object_list([missing])[0]  # what the first process saw, so that no shard is left out
         started = time.perf_counter()
-        score_missing(pipeline.to(accelerator.device), rows, folder, missing, settings, accelerator)
+        score_missing(pipeline.to(device), rows, folder, missing, settings, accelerator)
         if not is_main:
             return {}
         facts = {
             "rows_of_this_run": sum(folder.size(shard) for shard in missing),
             "seconds_of_this_run": round(time.perf_counter() - started, 3),
             "num_processes": accelerator.num_processes,
-            "device": accelerator.device.type,
+            "device": device.type,
             "hf_ebm": hf_ebm.__version__,
             "torch": torch.__version__,
             "protocol": protocol,

@@ -32,6 +32,7 @@ class ScoringSettings:
         resize: Whether images are converted, cropped square and resized; else one that does not fit has no score.
         padding: Black pixels on each side of images, as in training.
         on_error: ``"skip"`` lists unreadable images and goes on; ``"stop"`` ends the run at the first.
+        device: Where the model runs, as torch names it; None = what accelerate finds.
         require_calibration: Whether a model without a calibration is refused, so that ``is_ood`` is never null.
     """
 
@@ -50,6 +51,7 @@ class ScoringSettings:
     resize: bool = False
     padding: int = 0
     on_error: str = "skip"
+    device: str | None = None
     require_calibration: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +90,11 @@ def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--resize", action="store_true", help="convert, crop square and resize to the model's size")
     add_padding_option(parser)
     parser.add_argument("--on-error", choices=ON_ERROR, default="skip", help="unreadable images (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        help="where the model runs: cpu, cuda, cuda:1, mps, ...; default: cpu for files, for a data set what "
+        "accelerate finds",
+    )
     parser.add_argument("--require-calibration", action="store_true", help="refuse a model that was not calibrated")
 
 

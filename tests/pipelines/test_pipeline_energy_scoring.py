@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from hf_ebm import DualMCMCPipeline, EnergyScoringPipeline
 from hf_ebm.data import load_digits
+from hf_ebm.pipelines.pipeline_energy_scoring import RECONSTRUCTION
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_scores_do_not_depend_on_the_batch_and_survive_saving(which, request, di
     calibration = scorer.calibrate(digits[:40], target_fpr=0.1)
     assert calibration.num_samples == 40 and set(calibration.reference) == set(scorer.available_scores)
     scorer.save_pretrained(tmp_path / "saved")
-    again = quiet(EnergyScoringPipeline.from_pretrained(tmp_path / "saved", load_reconstruction=True))
+    again = quiet(EnergyScoringPipeline.from_pretrained(tmp_path / "saved", load_reconstruction="auto"))
     assert again.calibration == calibration
     for score in scorer.available_scores:
         whole = scorer(digits[40:], score=score)
@@ -127,8 +128,20 @@ def test_only_what_is_needed_is_loaded(tiny_dual_mcmc_pipeline, tiny_pipeline, t
         assert scorer.generator_model is None and scorer.inference_model is None and scorer.energy_model is not None
         assert "reconstruction" not in scorer.available_scores
     assert "multiscale" in scorer.available_scores
-    ddaebm = EnergyScoringPipeline.from_pretrained(tmp_path / "ddaebm", load_reconstruction=True)
-    assert ddaebm.generator_model is None
+    for folder, loaded in (("dual", True), ("ddaebm", False)):
+        scorer = EnergyScoringPipeline.from_pretrained(tmp_path / folder, load_reconstruction="auto")
+        assert all((getattr(scorer, name) is not None) is loaded for name in RECONSTRUCTION)
+
+
+def test_reconstruction_is_refused_where_there_is_none(tiny_pipeline, scorer, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "ddaebm")
+    scorer.save_pretrained(tmp_path / "scorer")
+    for folder, kind in (("ddaebm", "DDAEBMPipeline"), ("scorer", "EnergyScoringPipeline")):
+        message = rf"load_reconstruction must be False .*{folder}.*this {kind} lacks .*latent_scheduler.*leave"
+        with pytest.raises(ValueError, match=message):
+            EnergyScoringPipeline.from_pretrained(tmp_path / folder, load_reconstruction=True)
+    with pytest.raises(ValueError, match="load_reconstruction must be True, False or 'auto', got 'yes'"):
+        EnergyScoringPipeline.from_pretrained(tmp_path / "ddaebm", load_reconstruction="yes")
 
 
 def test_reconstruction_score_is_the_pipelines_error(dual_scorer, tiny_dual_mcmc_pipeline, digits):

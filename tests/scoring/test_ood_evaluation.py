@@ -7,7 +7,14 @@ import torch
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.data import load_digits
 from hf_ebm.scoring.odd_images import ODD_IMAGES, blurred, shuffled_patches
-from hf_ebm.scoring.ood_evaluation import evaluate_ood, fit_baselines, load_images, make_odd_sets, score_sets
+from hf_ebm.scoring.ood_evaluation import (
+    evaluate_ood,
+    fit_baselines,
+    format_table,
+    load_images,
+    make_odd_sets,
+    score_sets,
+)
 from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
 
 
@@ -108,3 +115,28 @@ def test_mistakes():
     with pytest.raises(ValueError, match="mosaics"):
         make_odd_sets(torch.zeros(4, 1, 8, 8), ["mosaics"])
     assert set(make_odd_sets(torch.zeros(4, 1, 8, 8), list(ODD_IMAGES))) == set(ODD_IMAGES)
+
+
+def test_the_printed_table_is_narrow_and_has_every_figure():
+    sets, scorers = [*ODD_IMAGES, "user/a_data_set@test"], ("energy", "typicality", "pixel_gaussian")
+    table = {
+        scorer: {
+            **{
+                name: {"auroc": {"value": 0.5 + i / 100, "low": i / 1000, "high": 0.9 + j / 100}}
+                for i, name in enumerate(sets)
+            },
+            "mean": {"auroc": 0.7 + j / 1000},
+        }
+        for j, scorer in enumerate(scorers)
+    }
+    blocks = format_table(table).split("\n\n")
+    assert max(len(line) for block in blocks for line in block.splitlines()) <= 120
+    rows = [[line.split("  ") for line in block.splitlines()] for block in blocks]
+    heads = [[cell.strip() for cell in block[0] if cell][1:] for block in rows]
+    assert heads == [sets[:4], sets[4:8], [sets[8][:20], "mean"]]
+    for index, scorer in enumerate(scorers):
+        shown = [cell.strip() for block in rows for cell in block[1 + index][1:] if cell]
+        assert [block[1 + index][0] for block in rows] == [scorer] * 3
+        figures = [table[scorer][name]["auroc"] for name in sets]
+        expected = [f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" for figure in figures]
+        assert shown == [*expected, f"{table[scorer]['mean']['auroc']:.3f}"]

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -195,6 +198,48 @@ def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
     assert checkpoint.name == "step_00000002" and all(torch.isfinite(value).all() for value in weights.values())
     with pytest.raises(TrainingDivergedError, match=r"passed its limit of 1e-06"):
         script.train(tmp_path / "other", loss_limit=1e-6)
+
+
+@pytest.mark.parametrize(("number", "said"), [(4, "step_00000002: go on with resume=latest."), (1, "no checkpoint.")])
+def test_ctrl_c_ends_a_script_with_one_line_and_130(tmp_path, script, monkeypatch, capsys, number, said):
+    config, (function, _) = script.config_file(tmp_path), script.loss
+    original, calls = getattr(script.module, function), []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(script.module, function, interrupt)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(SystemExit) as end:
+        script.module.main(["--config", config, f"output_dir={tmp_path / 'run'}"])
+    printed = capsys.readouterr().err
+    assert end.value.code == 130 and "Traceback" not in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith(f"hf-ebm: stopped by the user at step {number - 1}; ") and last.endswith(said)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
+def test_ctrl_c_under_hf_ebm_train(tmp_path):
+    """The launcher and the script both get it, as from a terminal: the script's line is all that is said."""
+    script, run = Script("ddaebm"), tmp_path / "run"
+    config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=1)
+    command = [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "--config", config, f"output_dir={run}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "home")}
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        started = subprocess.Popen(command, env=environment, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list_checkpoints(run / "checkpoints") and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.wait(timeout=120) == 130
+    assert re.search(
+        r"\nhf-ebm: stopped by the user at step \d+; the last checkpoint is .*latest\.\n$", log.read_text()
+    )
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):

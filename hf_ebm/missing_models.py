@@ -1,0 +1,35 @@
+"""What is said of the name of a model that is neither a folder here nor to be had from the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_ebm.near_names import near_folders
+
+
+def check_hub_id(name: str) -> None:
+    """Raise an `OSError` if `name`, which is no folder here, can be no Hub id: then the Hub need not be asked."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        reason = "and can be no Hub id, which is written as user/name; check the path."
+        raise OSError(f"{name!r} is no folder here, {reason}{meant(name)}") from error
+
+
+def not_to_be_had(name: str, error: Exception) -> OSError:
+    """The error for a name that could not be had from the Hub, and why, from the client's `error`."""
+    reason = str(error)
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:  # it has asked, and looked here
+        reason = (
+            f"the Hub could not be reached (is there a network?), and the cache does not have it: {error.__cause__}"
+        )
+    return OSError(f"{name!r} is no folder here, and could not be had from the Hub: {reason.rstrip('.')}.{meant(name)}")
+
+
+def meant(name: str) -> str:
+    """A sentence with the folders here that may have been meant; empty where there are none."""
+    near = near_folders(Path(name))
+    return f" Did you mean {', '.join(near)}?" if near else ""
