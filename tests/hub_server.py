@@ -44,6 +44,8 @@ class Repository:
     """Branches point at commits; a commit is named by what it holds and how many came before it."""
 
     private: bool = False
+    kind: str = "model"
+    sdk: str | None = None  # of a Space
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
     history: dict[str, list[str]] = field(default_factory=dict)  # branch -> commits, oldest first
@@ -216,6 +218,7 @@ class Handler(BaseHTTPRequestHandler):
         return sha
 
     def route(self, path: str) -> None:
+        path = re.sub(r"^/api/spaces/", "/api/models/", re.sub(r"^/spaces/", "/", path))  # one namespace for both
         for pattern, method in ROUTES:
             match = re.fullmatch(pattern, f"{self.command} {path}")
             if match is not None:
@@ -240,7 +243,8 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{user}/{values['name']}"
         exists = name in self.server.repositories
         if not exists:
-            self.server.repositories[name] = Repository(private=values.get("visibility") == "private")
+            private, kind = values.get("visibility") == "private", values.get("type", "model")
+            self.server.repositories[name] = Repository(private, kind, values.get("sdk"))
             self.server.repositories[name].commit("main", Commit("initial commit", {".gitattributes": b""}))
         self.answer_json({"url": f"{self.server.url}/{name}", "id": name}, 409 if exists else 200)
 

@@ -1,16 +1,14 @@
 """A pushed Space: all its files in one commit, complete enough to run by itself, by the real client over loopback."""
 
-import base64
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hub_client import Client
+from hub_server import Commit, Hub, Repository
 from huggingface_hub import RepoCard
 from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -19,91 +17,51 @@ from hf_ebm.space.push import push_space, write_space
 ROOT = Path(__file__).parents[2]
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers what a push asks for; remembers it in ``server.seen``."""
-
-    def reply(self, content, status=200, headers=()):
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in (("Content-Length", str(len(body))), *headers):
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self):
-        if self.path == "/api/models/user/model/revision/main":
-            self.reply({"id": "user/model", "sha": "0" * 40, "private": False, "siblings": []})
-        else:
-            self.reply({"error": "Repository not found"}, 404, [("X-Error-Code", "RepoNotFound")])
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.seen.append((self.path, self.headers.get("Authorization"), body))
-        base = f"http://127.0.0.1:{self.server.server_port}"
-        if self.path == "/api/repos/create":
-            self.reply({"url": f"{base}/spaces/user/space", "id": "user/space"})
-        elif self.path == "/api/validate-yaml":
-            self.reply({"errors": [], "warnings": []})
-        elif self.path.endswith("/preupload/main"):
-            files = [
-                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for one in json.loads(body)["files"]
-            ]
-            self.reply({"files": files})
-        else:
-            commit = {
-                "commitUrl": f"{base}/spaces/user/space/commit/1",
-                "commitOid": "1" * 40,
-                "hookOutput": "",
-                "success": True,
-            }
-            self.reply(commit)
-
-    def log_message(self, *_):
-        pass
+@pytest.fixture
+def hub():
+    """A Hub with alice's model."""
+    with Hub() as hub:
+        hub.repositories["alice/model"] = Repository()
+        hub.repositories["alice/model"].commit("main", Commit("a model"))
+        yield hub
 
 
 @pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.seen = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def client(hub, tmp_path):
+    """A process of alice's, which has no Xet."""
+    (tmp_path / "home").mkdir()
+    client = Client(hub.url, tmp_path / "home", "alice-token")
+    yield client
+    client.close()
 
 
-def test_one_commit_holds_the_whole_space(hub, tmp_path):
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
-    url = push_space("user/model", "user/space", private=True, token="hf_test", endpoint=endpoint)
-    assert url.endswith("/spaces/user/space")
-    writes = [authorization for path, authorization, _ in hub.seen if "validate-yaml" not in path]
-    assert set(writes) == {"Bearer hf_test"}
+def test_one_commit_holds_the_whole_space(hub, client, tmp_path):
+    url = client(
+        "from hf_ebm.space.push import push_space\nresult = push_space('alice/model', 'alice/space', private=True)"
+    )
+    assert url.endswith("alice/space")
+    space = hub.repositories["alice/space"]
+    assert (space.kind, space.sdk, space.private) == ("space", "gradio", True)
+    assert len(space.history["main"]) == 2  # what the Hub makes of a new repository, and ours
 
-    created = json.loads(next(body for path, _, body in hub.seen if path == "/api/repos/create"))
-    assert (created["type"], created["sdk"]) == ("space", "gradio")
-    assert created.get("private") is True or created.get("visibility") == "private"  # by the client's version
-    commits = [body for path, _, body in hub.seen if "/commit/" in path]
-    assert len(commits) == 1
-    lines = [json.loads(line) for line in commits[0].splitlines()]
-    pushed = {
-        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
-    }
-
-    write_space("user/model", tmp_path / "space")
+    write_space("alice/model", tmp_path / "space")
     expected = {
         path.relative_to(tmp_path / "space").as_posix(): path.read_bytes()
         for path in (tmp_path / "space").rglob("*")
         if path.is_file()
     }
+    pushed = {path: content for path, content in space.files().items() if path != ".gitattributes"}
     assert pushed == expected
-    assert pushed["model.txt"] == b"user/model\n"
+    assert pushed["model.txt"] == b"alice/model\n"
     assert {"app.py", "README.md", "requirements.txt", "hf_ebm/pipelines/pipeline_ddaebm.py"} <= set(pushed)
     assert not [path for path in pushed if "__pycache__" in path]
+
+    pulled = client(
+        "from huggingface_hub import snapshot_download\n"
+        "result = snapshot_download('alice/space', repo_type='space', local_dir=folder)",
+        folder=str(tmp_path / "pulled"),
+    )
+    assert all((Path(pulled) / path).read_bytes() == content for path, content in expected.items())
 
 
 def test_the_spaces_header_is_the_hubs(tmp_path):
@@ -140,13 +98,13 @@ def test_the_space_needs_what_the_package_needs():
 
 
 def test_nothing_is_made_for_a_model_that_is_not_there(hub, tmp_path):
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
     with pytest.raises(RepositoryNotFoundError):
-        push_space("user/none", "user/space", token="hf_test", endpoint=endpoint)
-    for model, space, named in ((str(tmp_path), "user/space", "folder here"), ("user/model", "a b", "--space")):
+        push_space("alice/none", "alice/space", token="alice-token", endpoint=hub.url)
+    wrong = ((str(tmp_path), "alice/space", "folder here"), ("alice/model", "a b", "--space"))
+    for model, space, named in wrong:
         with pytest.raises(ValueError, match=named):
-            push_space(model, space, token="hf_test", endpoint=endpoint)
-    assert hub.seen == []
+            push_space(model, space, token="alice-token", endpoint=hub.url)
+    assert set(hub.repositories) == {"alice/model"} and not hub.count("POST")
 
 
 def test_a_hub_that_cannot_be_reached_is_said_so():
