@@ -6,8 +6,6 @@ A script gives its parts as plain functions (`Method`); the order of updates is 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +19,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import load_training_data
-from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED
 from hf_ebm.hub import write_card
-from hf_ebm.push import PushError
+from hf_ebm.training.averaging import averaged_weights
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
 from hf_ebm.training.interruption import says_where_it_stopped
 from hf_ebm.training.loop import (
@@ -40,7 +37,6 @@ from hf_ebm.training.loop import (
 )
 from hf_ebm.training.run_folder import finish_run, push_checkpoint, push_run, save_samples, start_run
 from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.settings import describe_settings, load_settings, shipped_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,29 +240,6 @@ def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-class averaged_weights:  # noqa: N801 (a context manager, read as a verb)
-    """Inside ``with``, the models hold their EMA's weights and what `calibrate` makes of them; afterwards their own."""
-
-    def __init__(
-        self, emas: Sequence[EMAModel], models: Sequence[nn.Module], calibrate: Callable[..., None] = lambda *_: None
-    ) -> None:
-        self.pairs, self.calibrate = list(zip(emas, models, strict=True)), calibrate
-
-    def __enter__(self) -> None:
-        self.buffers = [[buffer.clone() for buffer in model.buffers()] for _, model in self.pairs]
-        for ema, model in self.pairs:
-            ema.store(model.parameters())
-            ema.copy_to(model.parameters())
-        if self.pairs:
-            self.calibrate(*(model for _, model in self.pairs))
-
-    def __exit__(self, *_: Any) -> None:
-        for (ema, model), saved in zip(self.pairs, self.buffers, strict=True):
-            ema.restore(model.parameters())
-            for buffer, value in zip(model.buffers(), saved, strict=True):
-                buffer.copy_(value)
-
-
 def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: Any, settings: RunSettings) -> None:
     """One step of `optimizer` down `loss`."""
     accelerator.backward(loss)
@@ -280,30 +253,3 @@ def cosine_schedule(optimizer: Any, settings: RunSettings) -> torch.optim.lr_sch
     """From the optimizer's learning rate to ``final_learning_rate`` over ``max_steps``."""
     lowest = min(settings.final_learning_rate, optimizer.defaults["lr"])
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.max_steps, eta_min=lowest)
-
-
-def run_script(
-    doc: str, cls: type[Any], default_config: str, train: Callable[[Any], Path], arguments: Sequence[str] | None
-) -> None:
-    """Entry point of a script.
-
-    A setting that cannot be used ends it with one clear line and exit code 2, Ctrl-C with another one and 130.
-    """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(doc)
-        print(f"Configs: {', '.join(path.name for path in shipped_configs(default_config))}")
-        print(f"Without --config the settings of {default_config} hold; what a config leaves out has these defaults:")
-        print(describe_settings(cls))
-        return
-    try:
-        train(load_settings(cls, default_config, arguments))
-    except KeyboardInterrupt as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # once, of several processes
-            print(f"hf-ebm: {error or 'stopped by the user.'}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from error
-    except PushError as error:
-        raise SystemExit(f"hf-ebm: error: {error}") from error  # with exit code 1
-    except ValueError as error:
-        print(f"hf-ebm: error: {error}", file=sys.stderr)
-        raise SystemExit(CALLERS_MISTAKE) from error

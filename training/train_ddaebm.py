@@ -34,8 +34,9 @@ from hf_ebm.losses.ddaebm import (
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.schedulers.scheduling_ddaebm import BETA_SCHEDULES, DDAEBMScheduler
-from hf_ebm.training.run import Method, cosine_schedule, run_script, run_training, update
+from hf_ebm.training.run import Method, cosine_schedule, run_training, update
 from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training.script import run_script
 
 DEFAULT_CONFIG = "ddaebm_digits.yaml"
 

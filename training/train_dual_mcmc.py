@@ -24,8 +24,9 @@ from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_mo
 from hf_ebm.models.latent_generator import frozen_running_statistics
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
-from hf_ebm.training.run import Method, cosine_schedule, run_script, run_training, update
+from hf_ebm.training.run import Method, cosine_schedule, run_training, update
 from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training.script import run_script
 
 DEFAULT_CONFIG = "dual_mcmc_digits.yaml"
 

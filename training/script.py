@@ -1,0 +1,40 @@
+"""A training script's entry point: its help, its settings, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED
+from hf_ebm.push import PushError
+from hf_ebm.training.settings import describe_settings, load_settings, shipped_configs
+
+
+def run_script(
+    doc: str, cls: type[Any], default_config: str, train: Callable[[Any], Path], arguments: Sequence[str] | None
+) -> None:
+    """Entry point of a script.
+
+    A setting that cannot be used ends it with one clear line and exit code 2, Ctrl-C with another one and 130.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(doc)
+        print(f"Configs: {', '.join(path.name for path in shipped_configs(default_config))}")
+        print(f"Without --config the settings of {default_config} hold; what a config leaves out has these defaults:")
+        print(describe_settings(cls))
+        return
+    try:
+        train(load_settings(cls, default_config, arguments))
+    except KeyboardInterrupt as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # once, of several processes
+            print(f"hf-ebm: {error or 'stopped by the user.'}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from error
+    except PushError as error:
+        raise SystemExit(f"hf-ebm: error: {error}") from error  # with exit code 1
+    except ValueError as error:
+        print(f"hf-ebm: error: {error}", file=sys.stderr)
+        raise SystemExit(CALLERS_MISTAKE) from error
