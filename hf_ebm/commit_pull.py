@@ -27,7 +27,7 @@ from hf_ebm.hub_cache import (
     restore_ref,
     verify_checksums,
 )
-from hf_ebm.missing_models import check_hub_id, not_to_be_had
+from hf_ebm.missing_models import check_hub_id, not_to_be_had, warn_of_near_folder
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -88,6 +88,7 @@ def pull_commit(repo_id: str, first_file: str, options: dict[str, Any]) -> Itera
         ValueError: If the revision cannot be one, or the body raised it.
     """
     check_hub_id(repo_id)
+    warn_of_near_folder(repo_id)
     ref = ref_file(repo_id, options.get("revision"), options.get("cache_dir"))
     ref_before = ref.read_bytes() if ref.is_file() else None
     files_before = file_ids(cache_folder(repo_id, options.get("cache_dir")))

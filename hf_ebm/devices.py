@@ -21,5 +21,7 @@ def find_device(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         here = "cpu" if found is None else f"cpu, {found.type}"
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device must be one that is available here ({here}), got {name!r}: {reason}") from error
+        if "at start of device string" in reason:  # followed by the names of twenty kinds
+            reason = "PyTorch knows no such kind of device"
+        raise ValueError(f"--device must be one that is available here ({here}), got {name!r}: {reason}.") from error
     return device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import logging
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -17,6 +18,12 @@ def check_hub_id(name: str) -> None:
     except HFValidationError as error:
         reason = "and can be no Hub id, which is written as user/name; check the path."
         raise OSError(f"{name!r} is no folder here, {reason}{meant(name)}") from error
+
+
+def warn_of_near_folder(name: str) -> None:
+    """Say at once that a folder here may have been meant: without a network the Hub's silence takes its time."""
+    if found := meant(name):
+        logging.get_logger(__name__).warning(f"{name!r} is no folder here; the Hub is asked.{found}")
 
 
 def not_to_be_had(name: str, error: Exception) -> OSError:

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import httpx
 
 from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, public_values, read_settings, render_card
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
@@ -202,7 +203,10 @@ def as_push_error(repo_id: str, again: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the client's errors have no base class of their own
-        reason = f"{error} {error.__cause__ or ''}".strip()
+        cause = str(error.__cause__ or "")
+        reason = str(error) if cause in str(error) else f"{error} {cause}".strip()
+        if isinstance(error, httpx.ConnectError):
+            reason = f"{reason} (is there a network?)"
         raise PushError(
             f"the push to {repo_id!r} failed: {reason}\nThe repository has nothing of it (or, if only the answer was "
             f"lost, all of it), and nothing here was changed. `hf auth whoami` shows the login. Try again: {again}"

@@ -622,7 +622,9 @@ def test_bad_names_and_no_network(hub, client, folder, repo, tmp_path, without_n
         pull(client, repo, "DualMCMCPipeline", cache_dir=tmp_path / "c")
     hub.stop()
     try:
-        with pytest.raises(ClientError, match=r"PushError: .*(?s:.*)Connection refused(?s:.*)Try again"):
+        with pytest.raises(
+            ClientError, match=r"PushError: .*(?s:.*)Connection refused \(is there a network\?\)(?s:.*)Try again"
+        ):
             push(client, folder, repo)
         assert len(pull(client, repo, cache_dir=tmp_path / "full")) == 2  # from the cache
     finally:

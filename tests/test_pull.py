@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import logging
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -170,7 +171,11 @@ def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeyp
     (tmp_path / prefix / "ddaebm-digit").touch()  # is no folder
     monkeypatch.chdir(tmp_path)
 
+    said = []
+    monkeypatch.setattr(logging.get_logger("hf_ebm.missing_models"), "warning", said.append)
+
     def unreachable(*args, **kwargs):
+        assert "Did you mean" in said[0]  # before the Hub is asked
         raise LocalEntryNotFoundError("no such entry") from ConnectionError("Name or service not known")
 
     monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", unreachable)

@@ -60,7 +60,10 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     if resume == "latest":
         found = list_checkpoints(folder)
         if not found:
-            raise ValueError(f"resume=latest found no checkpoint in {folder}; leave resume out to start afresh.")
+            raise ValueError(
+                f"resume=latest found no checkpoint in {folder}; start afresh, without resume, and with "
+                "overwrite_output_dir=true if a run was begun there."
+            )
         return found[-1]
     path = Path(resume)
     if not (path / STATE).is_file():

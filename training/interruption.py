@@ -21,5 +21,9 @@ def says_where_it_stopped(checkpoints: Path, step: Callable[[], int]) -> Iterato
         yield
     except KeyboardInterrupt as error:
         found = list_checkpoints(checkpoints)
-        resume = f"the last checkpoint is {found[-1]}: go on with resume=latest" if found else "there is no checkpoint"
+        resume = (
+            f"the last checkpoint is {found[-1]}: go on with resume=latest"
+            if found
+            else ("there is no checkpoint yet (checkpoint_every): begin again with overwrite_output_dir=true")
+        )
         raise KeyboardInterrupt(f"stopped by the user at step {step()}; {resume}.") from error

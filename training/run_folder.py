@@ -18,6 +18,7 @@ from hf_ebm.hub import SETTINGS, hardware_name
 from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
+from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.training.loop import save_grid
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.settings import dump_settings
@@ -43,9 +44,10 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed
     occupied = [name for name in LEFT_BY_A_RUN if (output_dir / name).exists()]
     accelerator.wait_for_everyone()  # all have looked before one writes
     if occupied and not resumed and not settings.overwrite_output_dir:
+        goes_on = "go on with resume=latest, " if list_checkpoints(output_dir / "checkpoints") else ""
         raise ValueError(
-            f"output_dir {output_dir} holds a run already ({', '.join(occupied)}); go on with resume=latest, choose "
-            "another output_dir, or replace it with overwrite_output_dir=true."
+            f"output_dir {output_dir} holds a run already ({', '.join(occupied)}); {goes_on}choose another output_dir, "
+            "or replace it with overwrite_output_dir=true."
         )
     if accelerator.is_main_process:
         for name in occupied if not resumed else ():

@@ -117,9 +117,11 @@ class ShardFolder:
             if saved.get(name) != now.get(name)
         ]
         if different:
+            model = " (the model's weights, preparation or calibration changed since)"
             raise ValueError(
-                f"output {self.folder} holds a run with another protocol ({'; '.join(different)}); go on with the same "
-                "one, or choose another output folder."
+                f"output {self.folder} holds a run with another protocol ({'; '.join(different)})"
+                f"{model if saved.get('model_fingerprint') != now.get('model_fingerprint') else ''}; go on with the "
+                "same one, or choose another output folder."
             )
         return True
 

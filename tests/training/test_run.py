@@ -200,7 +200,9 @@ def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
         script.train(tmp_path / "other", loss_limit=1e-6)
 
 
-@pytest.mark.parametrize(("number", "said"), [(4, "step_00000002: go on with resume=latest."), (1, "no checkpoint.")])
+@pytest.mark.parametrize(
+    ("number", "said"), [(4, "step_00000002: go on with resume=latest."), (1, "no checkpoint yet")]
+)
 def test_ctrl_c_ends_a_script_with_one_line_and_130(tmp_path, script, monkeypatch, capsys, number, said):
     config, (function, _) = script.config_file(tmp_path), script.loss
     original, calls = getattr(script.module, function), []
@@ -218,7 +220,7 @@ def test_ctrl_c_ends_a_script_with_one_line_and_130(tmp_path, script, monkeypatc
     printed = capsys.readouterr().err
     assert end.value.code == 130 and "Traceback" not in printed
     last = printed.splitlines()[-1]
-    assert last.startswith(f"hf-ebm: stopped by the user at step {number - 1}; ") and last.endswith(said)
+    assert last.startswith(f"hf-ebm: stopped by the user at step {number - 1}; ") and said in last
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
@@ -276,7 +278,7 @@ def test_new_weights_have_no_facts_of_earlier_ones(tmp_path, script):
 def test_facts_alone_make_a_folder_occupied(tmp_path, script):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "calibration.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds a run already \(calibration\.json\)"):
+    with pytest.raises(ValueError, match=r"holds a run already \(calibration\.json\); choose"):
         script.train(tmp_path / "run", max_steps=1)
     script.train(tmp_path / "run", max_steps=1, overwrite_output_dir=True)
     assert not (tmp_path / "run" / "calibration.json").exists()
