@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from huggingface_hub import logging
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_ebm.near_names import near_folders
+
+logger = logging.getLogger(__name__)
 
 
 def check_hub_id(name: str) -> None:
@@ -23,7 +25,7 @@ def check_hub_id(name: str) -> None:
 def warn_of_near_folder(name: str) -> None:
     """Say at once that a folder here may have been meant: without a network the Hub's silence takes its time."""
     if found := meant(name):
-        logging.get_logger(__name__).warning(f"{name!r} is no folder here; the Hub is asked.{found}")
+        logger.warning("%r is no folder here; the Hub is asked.%s", name, found)
 
 
 def not_to_be_had(name: str, error: Exception) -> OSError:

@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import logging
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -165,17 +166,14 @@ def test_the_hub_is_not_asked_for_what_can_be_no_id(name, monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "runs/"])
-def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeypatch):
+def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeypatch, caplog):
     for name in ("ddaebm-digits", "another"):
         (tmp_path / prefix / name).mkdir(parents=True)
     (tmp_path / prefix / "ddaebm-digit").touch()  # is no folder
     monkeypatch.chdir(tmp_path)
 
-    said = []
-    monkeypatch.setattr(logging.get_logger("hf_ebm.missing_models"), "warning", said.append)
-
     def unreachable(*args, **kwargs):
-        assert "Did you mean" in said[0]  # before the Hub is asked
+        assert "Did you mean" in caplog.text  # before the Hub is asked
         raise LocalEntryNotFoundError("no such entry") from ConnectionError("Name or service not known")
 
     monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", unreachable)
@@ -315,3 +313,14 @@ def test_what_somebody_replaces_while_it_is_read_is_left(tmp_path, monkeypatch):
     expected = dict.fromkeys(("a.json", "b.json"), "9e26dfeeb6e641a33dae4961196235bdb965b21b")
     assert set(remove_damaged(commit, expected)) == {"a.json", "b.json"}
     assert [path.name for path in commit.iterdir()] == ["a.json"] and (commit / "a.json").read_text() == "{}"
+
+
+def test_auto_model_knows_an_energy_after_its_import_alone(folder):
+    """In a fresh process, as the README and the card say: here a pipeline was loaded before."""
+    code = (
+        "from hf_ebm import UNetEnergyModel\n"
+        "from transformers import AutoModel\n"
+        f"print(type(AutoModel.from_pretrained({str(folder)!r}, subfolder='energy_model')) is UNetEnergyModel)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "True", found.stderr[-2000:]

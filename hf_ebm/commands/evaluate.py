@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     default_extractor = "digits" if DatasetName.parse(options.dataset).name == "digits" else "inception"
     device = find_device(options.device)
-    extractor = load_extractor(options.feature_extractor or default_extractor, options.device)
+    extractor = load_extractor(options.feature_extractor or default_extractor, device)
     pipeline = load_image_generator(options.model).to(device)
     record = evaluate_samples(
         pipeline,

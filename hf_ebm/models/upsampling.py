@@ -1,8 +1,9 @@
 """Nearest-neighbour upsampling by two that `torch.compile` differentiates as eager PyTorch does.
 
 Inductor (PyTorch 2.13, CPU) turns `torch.nn.functional.interpolate` into an indexed read whose gradient is an indexed
-write. Before some layers, a residual block with group norm is one, that gradient arrives as zeros: everything below
-stops learning, and nothing says so.
+write. Inside a `UNet2DModel` that gradient arrives as zeros: everything below stops learning, and nothing says so. A
+lone residual block before the upsampling is differentiated correctly; `tests/models/test_upsampling.py` has a case that
+is not.
 """
 
 from __future__ import annotations
