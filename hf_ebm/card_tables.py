@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_ebm.counting import counted
+
 
 def public_name(name: str) -> str:
     """A model's or data set's name as records and cards may show it: of a local path its last part alone.
@@ -34,7 +36,7 @@ def sample_table(record: Mapping[str, Any]) -> str:
     lines = [
         f"{protocol['num_images']:,} samples against the {reference['num_images']:,} images of "
         f"`{public_name(reference['dataset'])}`, split `{reference['split']}`, in the features of {extractor['name']}, "
-        f"{protocol['num_seeds']} seed(s) from {protocol['seed']} on"
+        f"{counted(protocol['num_seeds'], 'seed')} from {protocol['seed']} on"
         + (f"; the floor: {floor['num_images']:,} images of `{floor['split']}`." if floor else "."),
         "",
         "| | samples | floor |",
@@ -43,6 +45,8 @@ def sample_table(record: Mapping[str, Any]) -> str:
     for name, values in metrics.items():
         label = frechet_name(extractor).split(" (")[0] if name == "frechet_distance" else name.replace("_", " ")
         lines.append(f"| {label} | {show(values['samples'], values['std_over_seeds'])} | {show(values['floor'])} |")
+    if metrics.get("kernel_distance", {}).get("samples", 0.0) < 0.0:
+        lines += ["", "The kernel distance is an unbiased estimate: of a distance near 0 it can be below 0."]
     found = record["reconstruction"]
     if found:
         lines += ["", f"Reconstruction of {found['num_images']:,} images:", ""]

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import hf_ebm
 from hf_ebm.commands import (
     calibrate,
     demo,
@@ -21,6 +22,7 @@ from hf_ebm.commands import (
     train,
 )
 from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED, exit_code
+from hf_ebm.near_names import did_you_mean
 
 COMMANDS = (
     train,
@@ -45,10 +47,19 @@ def make_parser() -> argparse.ArgumentParser:
         description="Energy-based generative models: train, sample, score, evaluate, push.",
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
+    parser.add_argument("--version", action="version", version=f"hf-ebm {hf_ebm.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
+
+
+def check_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """End the program with the near names of an unknown command; argparse says them from Python 3.14 on."""
+    known = [command.__name__.rpartition(".")[-1].replace("_", "-") for command in COMMANDS]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        near = did_you_mean(arguments[0], known, f"choose from {', '.join(known)}.")
+        parser.error(f"there is no command {arguments[0]!r}; {near}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Without a command it shows them all.
     """
     parser = make_parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    check_command(parser, arguments)
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help(sys.stderr)

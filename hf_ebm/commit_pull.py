@@ -8,13 +8,15 @@ Who fetched the same commit at the same time may need the network once more to f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from hf_ebm.hub_cache import (
@@ -29,6 +31,7 @@ from hf_ebm.hub_cache import (
 )
 from hf_ebm.missing_models import check_hub_id, not_to_be_had, warn_of_near_folder
 
+logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
@@ -65,12 +68,32 @@ class CommitPull:
             self.patterns += patterns
             snapshot_download(self.repo_id, allow_patterns=list(patterns), **self.options)
 
+    @property
+    def offline(self) -> bool:
+        """Whether the Hub must not be asked: the caller's ``local_files_only``, or ``HF_HUB_OFFLINE``."""
+        return bool(self.options.get("local_files_only")) or is_offline_mode()
+
+    def fetch_beside(self, patterns: Collection[str]) -> None:
+        """As `fetch`, for files that a pipeline can be without: offline those that the cache lacks are left out.
+
+        An earlier pull of another kind need not have brought them.
+        """
+        try:
+            self.fetch(patterns)
+        except LocalEntryNotFoundError:
+            if not self.offline:
+                raise
+            logger.warning(
+                "offline, %s is used without what the cache lacks of %s; pull it once with the network to have it.",
+                self.repo_id,
+                ", ".join(patterns),
+            )
+
     def verify(self) -> None:
         """Compare all that was asked for with its checksums, whoever brought it into the cache; raises an OSError."""
         here = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
         paths = [self.root / name for name in filter_repo_objects(here, allow_patterns=self.patterns)]
-        offline = bool(self.options.get("local_files_only"))
-        verify_checksums(self.repo_id, self.root, paths, self.options.get("token"), offline)
+        verify_checksums(self.repo_id, self.root, paths, self.options.get("token"), self.offline)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from hf_ebm.content_hash import hash_tensors
+from hf_ebm.near_names import did_you_mean
 from hf_ebm.pictures import fit_picture, open_picture
 
 TOY_NAMES = ("25gaussians", "pinwheel", "swissroll")
@@ -181,10 +182,11 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
         try:
             loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = f"{error} ({error.__cause__})" if error.__cause__ else str(error).rstrip(".")
+            reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error).rstrip(".")
+            reason = reason.replace(" (LocalEntryNotFoundError)", " (is there a network?)")  # the client's own class
             raise ValueError(
-                f"dataset {name!r} (split {split!r}) cannot be loaded: {reason}. Give a Hub id, a folder of parquet or "
-                f"image files, or one of {EMBEDDED_NAMES}."
+                f"dataset {name!r} (split {split!r}) cannot be loaded: {reason}. Give a Hub id, or a folder of parquet "
+                f"or image files; {did_you_mean(name, EMBEDDED_NAMES, f'embedded are {EMBEDDED_NAMES}.')}"
             ) from error
     if len(loaded) == 0:
         raise ValueError(f"dataset {name!r} (split {split!r}) is empty; choose another split or folder.")

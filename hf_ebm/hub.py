@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
+from hf_ebm.counting import counted
 from hf_ebm.pull import INDEX
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.whole_files import whole_file
@@ -219,6 +220,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             index=index,
             settings=settings,
             metrics=metrics,
+            counted=counted,
             sample_table=sample_table(evaluation),
             ood_table=ood_table(ood),
             summary=read_json(folder / "train_summary.json"),

@@ -21,6 +21,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import counted
+
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 RANGE_TOLERANCE = 1e-3
 
@@ -167,7 +169,7 @@ def mask_to_tensor(mask: Any, batch_size: int, sample_shape: tuple[int, ...]) ->
     if tuple(values.shape) not in shapes:
         allowed = ", ".join(str(shape) for shape in dict.fromkeys(shapes))
         raise ValueError(
-            f"mask must have one of the shapes {allowed} for {batch_size} image(s) of this model, got "
+            f"mask must have one of the shapes {allowed} for {counted(batch_size, 'image')} of this model, got "
             f"{tuple(values.shape)}; resize it like the images."
         )
     if not ((values == 0) | (values == 1)).all():

@@ -33,7 +33,8 @@ def not_to_be_had(name: str, error: Exception) -> OSError:
     reason = str(error)
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:  # it has asked, and looked here
         reason = (
-            f"the Hub could not be reached (is there a network?), and the cache does not have it: {error.__cause__}"
+            f"the Hub could not be reached (is there a network?), and the cache does not have all of it: "
+            f"{error.__cause__}. With HF_HUB_OFFLINE=1 the cache alone is asked, at once"
         )
     return OSError(f"{name!r} is no folder here, and could not be had from the Hub: {reason.rstrip('.')}.{meant(name)}")
 

@@ -173,7 +173,7 @@ def download_pipeline(
         repo_id: Such as ``"user/name"``.
         names: Components to fetch; None = all.
         given: Components not to fetch, as the caller has them.
-        extra_files: Other files to fetch where they are there.
+        extra_files: Other files to fetch where they are there; offline, where they are in the cache.
         subfolder: Of the repository, where the pipeline is.
         variant: Of the weights; a network without it is fetched plain.
         trust_remote_code: See `read_index`.
@@ -189,19 +189,20 @@ def download_pipeline(
     with pull_commit(repo_id, prefix + INDEX, options) as pull:
         folder = pull.root / prefix
 
-        def fetch(patterns: list[str]) -> None:
-            pull.fetch([prefix + pattern for pattern in patterns])
+        def inside(patterns: Collection[str]) -> list[str]:
+            return [prefix + pattern for pattern in patterns]
 
         index = read_index(folder / INDEX, trust_remote_code)
         components = wanted_components(index, names, given)
         check_classes(index, components)
         weights = [pattern for name in components for pattern in weight_patterns(name, variant)]
         code = code_patterns(index, components) if trust_remote_code else []
-        fetch([*(f"{name}/*.json" for name in components), *extra_files, *weights, *code])
+        pull.fetch(inside([*(f"{name}/*.json" for name in components), *weights, *code]))
+        pull.fetch_beside(inside(extra_files))
         networks = [name for name in components if is_network(folder / name)]
         lacking = [name for name in networks if not find_weights(folder, name, variant)]
         if variant is not None and len(lacking) < len(networks):
-            fetch([pattern for name in lacking for pattern in weight_patterns(name, None)])
+            pull.fetch(inside([pattern for name in lacking for pattern in weight_patterns(name, None)]))
         pull.verify()
         check_weights(folder, components, variant)
     return folder

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import hf_ebm
 from hf_ebm.cli import COMMANDS, exit_code, main, make_parser
 
 
@@ -39,6 +40,27 @@ def test_sample_writes_a_grid_that_the_seed_decides(folder, tmp_path):
         )
     a, b, c = (np.asarray(PIL.Image.open(tmp_path / f"{name}.png")) for name in "abc")
     assert a.shape[:2] == (2 * 72, 3 * 72) and (a == b).all() and (a != c).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["trian", "--help"], 2, "there is no command 'trian'; did you mean train?"),
+        (["zzz"], 2, "there is no command 'zzz'; choose from train, sample"),
+        (["--version"], 0, f"hf-ebm {hf_ebm.__version__}"),
+    ],
+)
+def test_commands_that_are_not_there_and_the_version(capsys, arguments, code, said):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code and said in "".join(capsys.readouterr())
+
+
+def test_the_known_commands_are_the_parsers():
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[-1].replace("_", "-")
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
 
 
 def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):

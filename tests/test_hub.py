@@ -135,6 +135,8 @@ def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, pipeline):
     assert "| Frechet distance | 4.25 | 1.5 |" in card.text and "| MSE | 0.2000 | 0.1000 |" in card.text
     assert "| kernel distance | 0.5 ± 0.1 |  |" in card.text and "Few images." in card.text
     assert "| noise | 0.910 [0.900, 0.920] | 0.910 [0.900, 0.920] |" in card.text and "| 0.9900 |" not in card.text
+    assert "3.50" not in card.text and "This is not FID" not in card.text  # one Frechet distance, not a second one
+    assert "2 seeds from 0 on" in card.text and "unbiased estimate" not in card.text
     assert "(histograms.png)" in card.text and "(roc.png)" not in card.text
 
 
@@ -150,6 +152,13 @@ def test_results_have_no_empty_heading(tmp_path, pipeline):
 def test_only_the_standard_inception_gives_an_fid():
     (result, *_) = evaluation_results({}, "digits", evaluation(standard=True), {})
     assert result.metric_name == "FID"
+
+
+def test_a_kernel_distance_below_zero_is_explained():
+    record = evaluation()
+    record["metrics"]["kernel_distance"]["samples"] = -0.01
+    record["protocol"]["num_seeds"] = 1
+    assert "unbiased estimate" in sample_table(record) and "1 seed from" in sample_table(record)
 
 
 def test_a_local_folders_path_is_not_shown(tmp_path):
@@ -192,8 +201,10 @@ def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
         assert text not in card
     assert ("![samples](samples.png)" in card) == (known and template != "energy_scoring.md")
     assert ("1.0 minutes on a test" in card) == ("`batch_size` | `8`" in card) == known
+    assert "no threshold yet" in card and "The threshold holds" not in card
+    assert ("x 1 process, seed" in card) == known
     if template == "dual_mcmc.md":
-        assert ("temperature 0.01" in card) == known
+        assert "exp(-E(x) / temperature)" in card and ("trained with, is 0.01." in card) == known
 
 
 def test_a_missing_value_is_an_error_that_names_it(tmp_path):

@@ -317,7 +317,46 @@ result = [
     assert found == energies(tiny_pipeline) and full == "torch.float32"
     assert {"energy_model/model.fp16.safetensors", "calibration.json"} < cached(tmp_path / "half")
     assert not any("/model.safetensors" in path or "generator" in path for path in cached(tmp_path / "half"))
-    assert "Threshold" in hub.repositories[repo].files()["README.md"].decode()
+    card = hub.repositories[repo].files()["README.md"].decode()
+    assert "## Threshold" in card and "The threshold holds" in card and "no threshold yet" not in card
+
+
+OFFLINE_SCORER = """
+import huggingface_hub, logging, hf_ebm
+told = []
+handler = logging.Handler()
+handler.emit = lambda record: told.append(record.getMessage())
+logging.getLogger("hf_ebm.commit_pull").addHandler(handler)
+try:
+    pipe = hf_ebm.EnergyScoringPipeline.from_pretrained(repo, cache_dir=cache, **options)
+finally:
+    logging.getLogger("hf_ebm.commit_pull").removeHandler(handler)
+result = [pipe.calibration is not None, told]
+"""
+
+
+def test_offline_a_pipeline_can_be_without_what_lies_beside_it(hub, client, folder, repo, tmp_path):
+    """The generation pipeline's pull brings no calibration; offline the scores are made without it, and it is said."""
+    code = """
+import torch, hf_ebm
+pipe = hf_ebm.EnergyScoringPipeline.from_pretrained(folder)
+images = torch.rand(40, 1, 8, 8) * torch.linspace(-1, 1, 40)[:, None, None, None]
+pipe.calibrate(images, target_fpr=0.1).save(folder)
+"""
+    client(code, folder=str(folder))
+    push(client, folder, repo)
+    cache = str(tmp_path / "c")
+    pull(client, repo, cache_dir=cache)
+    hub.reset()
+    names = {"repo": repo, "cache": cache}
+    calibrated, told = client(OFFLINE_SCORER, **names, options={"local_files_only": True})
+    assert not calibrated and len(told) == 1 and not hub.log
+    assert "without what the cache lacks of calibration.json; pull it once with the network" in told[0]
+    hub.fail("GET .*calibration.json", "status", status=403)
+    with pytest.raises(ClientError, match="403"):  # with the network it is an error
+        client(OFFLINE_SCORER, **names, options={})
+    assert client(OFFLINE_SCORER, **names, options={}) == [True, []]
+    assert client(OFFLINE_SCORER, **names, options={"local_files_only": True}) == [True, []]
 
 
 def test_private_repositories_need_their_owners_token(hub, client, folder, repo, tmp_path, tiny_pipeline):
@@ -633,7 +672,7 @@ def test_bad_names_and_no_network(hub, client, folder, repo, tmp_path, without_n
     assert without_network.returncode == 2
     assert re.match(
         r"hf-ebm: error: 'alice/x' is no folder here, and could not be had from the Hub: the Hub could not be reached "
-        r"\(is there a network\?\), and the cache does not have it: .*Connection refused",
+        r"\(is there a network\?\), and the cache does not have all of it: .*Connection refused.*HF_HUB_OFFLINE=1",
         error.splitlines()[-1],
     )
 

@@ -166,7 +166,7 @@ def push_run(settings: RunSettings, output_dir: Path) -> None:
         PushError: If it failed; the run is whole in `output_dir`, and the message has the command to push it again.
     """
     commit = push_folder(output_dir, settings.repo_id, private=settings.hub_private)
-    print(f"pushed {output_dir}/ to {commit.repo_url}: {commit.commit_url}")
+    print(f"{output_dir}/ is on the Hub: {commit.commit_url}")
 
 
 def push_checkpoint(pipeline: Any, settings: RunSettings, output_dir: Path, step: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_ebm.commands.models import load_image_generator
 from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option
+from hf_ebm.counting import counted
 from hf_ebm.run_padding import find_padding
 
 
@@ -116,7 +117,7 @@ def format_table(record: dict[str, Any]) -> str:
         "inception_score": "Inception score",
     }
     lines = [
-        f"{protocol['num_images']} samples ({protocol['num_seeds']} seed(s)) against",
+        f"{protocol['num_images']} samples ({counted(protocol['num_seeds'], 'seed')}) against",
         f"{reference['num_images']} images of {reference['dataset']}, split {reference['split']},",
         f"in the features of {extractor['name']}",
         f"{'':<30}{'samples':>20}" + (f"{floor['split'] + ' images':>20}" if floor else ""),

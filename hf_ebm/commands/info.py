@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_ebm.commands.models import load_pipeline, model_folder
 from hf_ebm.commands.options import add_model_option
+from hf_ebm.counting import counted
 
 METHODS = {
     "DDAEBMPipeline": "DDAEBM",
@@ -95,7 +96,8 @@ def format_text(found: dict[str, Any]) -> str:
     if training:
         lines.append(
             f"  trained for {training['steps']:,} steps on {training['num_images']:,} samples in "
-            f"{training['seconds'] / 60:.1f} minutes ({training['hardware']}, {training['num_processes']} process(es))"
+            f"{training['seconds'] / 60:.1f} minutes ({training['hardware']}, "
+            f"{counted(training['num_processes'], 'process', 'processes')})"
         )
     if found["measured"]:
         lines.append(f"  measured: {', '.join(found['measured'])}")

@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Push, and print where to."""
+    """Push, and print where it is."""
     from hf_ebm.push import push_folder
 
     commit = push_folder(
@@ -39,4 +39,4 @@ def run(options: argparse.Namespace) -> None:
         create_pr=options.create_pr,
         commit_message=options.message,
     )
-    print(f"pushed {options.model} to {commit.pr_url or commit.commit_url}")
+    print(f"{options.model} is on the Hub: {commit.pr_url or commit.commit_url}")

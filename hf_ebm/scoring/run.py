@@ -32,6 +32,7 @@ from transformers import PreTrainedConfig
 
 import hf_ebm
 from hf_ebm.content_hash import hash_tensors
+from hf_ebm.counting import counted
 from hf_ebm.data import load_digits, load_hub_dataset
 from hf_ebm.devices import find_device
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
@@ -206,7 +207,7 @@ def score_missing(
 
 def describe(summary: dict[str, Any], output: Path) -> str:
     """The counts of a finished run in words, and the first unreadable images by name."""
-    where = f"in {summary['shards']} files of {output / 'scores'}"
+    where = f"in {counted(summary['shards'], 'file')} of {output / 'scores'}"
     lines = [f"{summary['scored']:,} of {summary['rows']:,} rows have a score, {where}"]
     if summary["protocol"]["calibrated"]:
         lines.append(f"{summary['called_ood']:,} are called out of distribution")

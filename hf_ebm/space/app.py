@@ -60,10 +60,20 @@ def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_click(button: gr.Button, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    """Run `function` at a click; all such calls share one queue, in which one runs at a time."""
-    return button.click(
+    """See `queue_after`."""
+    return queue_after(button.click, function, inputs, outputs)
+
+
+def queue_after(event: Callable[..., Any], function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Run `function` after an event; all such calls share one queue, in which one runs at a time.
+
+    When it fails its outputs are emptied: an earlier answer must not stand beside a new question.
+    """
+    called = event(
         plainly(function), inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private"
     )
+    called.failure(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
+    return called
 
 
 def make_figure(label: str) -> gr.Image:
@@ -127,9 +137,7 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
     next_seed = others.click(
         lambda seed: (int(seed or 0) + 1) % limits.MAX_SEED, seed, seed, api_visibility="private", queue=False
     )
-    next_seed.then(
-        plainly(draw), inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private"
-    )
+    queue_after(next_seed.then, draw, inputs, outputs)
 
 
 def check_tab(model: DemoModel, references: dict[str, verdict.Reference], examples: list[str]) -> None:

@@ -6,6 +6,7 @@ name that this project does not hold.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 
 import hf_ebm
 
+logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).parent / "template"
 SDK_VERSION = "6.31.0"  # of gradio: the version that the demo was tested with
 
@@ -73,7 +75,7 @@ def push_space(
     check_repo_id("--space", space)
     api = HfApi(endpoint=endpoint, token=token)
     try:
-        api.model_info(model, revision="main")
+        found = api.model_info(model, revision="main")
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work, "space")
             write_space(model, folder)
@@ -83,6 +85,10 @@ def push_space(
             operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
             # create_commit, as upload_folder may make several commits, and a Space restarts after each
             api.create_commit(space, operations, commit_message=f"The demo of {model} with hf-ebm", repo_type="space")
+        if found.private:
+            logger.warning(
+                "%s is private: in the settings of the Space add the secret HF_TOKEN, a token that may read it.", model
+            )
     except httpx.TransportError as error:
         raise OSError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error
     return str(url)

@@ -107,6 +107,21 @@ def test_nothing_is_made_for_a_model_that_is_not_there(hub, tmp_path):
     assert set(hub.repositories) == {"alice/model"} and not hub.count("POST")
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_private_models_space_needs_a_token_and_is_told_so(hub, client, private):
+    hub.repositories["alice/model"].private = private
+    told = client("""
+import logging
+import hf_ebm.space.push as push
+result = []
+push.logger.addHandler(logging.Handler())
+push.logger.handlers[0].emit = lambda record: result.append(record.getMessage())
+push.push_space("alice/model", "alice/space")
+""")
+    assert [text.partition(":")[0] for text in told] == (["alice/model is private"] if private else [])
+    assert all("secret HF_TOKEN" in text for text in told)
+
+
 def test_a_hub_that_cannot_be_reached_is_said_so():
     with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         push_space("user/model", "user/space", token="hf_test", endpoint="http://127.0.0.1:9")

@@ -133,11 +133,14 @@ def check_uploads(visit, files):
         visit.shown(".small-picture img").first.wait_for()
         visit.click_for_figure("Check this picture")
         expect(visit.shown(".prose h3")).to_contain_text(verdict, timeout=PATIENCE * 1000)
+        shown = visit.shown(".prose h3").count()
         visit.page.get_by_label("Remove Image").click()
     visit.shown("input[type=file]").set_input_files(files["broken"])
     visit.shown(".small-picture img").first.wait_for(state="attached")
     visit.button("Check this picture").click()
     visit.page.get_by_text("cannot be read").first.wait_for()
+    expect(visit.shown(".prose h3")).to_have_count(shown - 1)  # the last picture's verdict is gone, and its figure
+    expect(visit.shown(".figure img")).to_have_count(0)
 
 
 def write_pictures(pipeline, folder):
