@@ -59,7 +59,7 @@ def hardware_name() -> str:
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return f"{model}, {torch.get_num_threads()} CPU threads"
+    return f"{model}, {counted(torch.get_num_threads(), 'CPU thread')}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
