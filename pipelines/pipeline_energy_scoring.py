@@ -32,6 +32,7 @@ from hf_ebm.scoring.sample_batches import sample_batches
 from hf_ebm.scoring.scores import (
     SCORES,
     measure_compressed_size,
+    measure_denoising_error,
     measure_energies,
     measure_gradient_norm,
     measure_reconstruction_error,
@@ -63,7 +64,7 @@ class EnergyScoringPipeline(EBMPipeline):
     Args:
         energy_model: Any energy of the package.
         scheduler: Of the generation pipeline; a `DDAEBMScheduler` (or a stock one made from it) tells the noise levels.
-        generator_model: Of Dual-MCMC Teaching, with the next two, for the scores with a reconstruction.
+        generator_model: For the scores with a reconstruction; of Dual-MCMC Teaching they need the next two as well.
         inference_model: See there.
         latent_scheduler: See there.
     """
@@ -97,8 +98,9 @@ class EnergyScoringPipeline(EBMPipeline):
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
-            kwargs: As for every diffusers pipeline, and ``load_reconstruction`` (default False): whether to load the
-                three components that the scores with a reconstruction need; ``"auto"`` = where they are there.
+            kwargs: As for every diffusers pipeline, and ``load_reconstruction`` (default False): whether to load what
+                the scores with a reconstruction need (the generator, and of Dual-MCMC Teaching the inference model
+                and the z-chain's scheduler); ``"auto"`` = where it is there.
 
         Raises:
             ValueError: If what is there cannot be used, or lacks the components that ``load_reconstruction=True`` asks
@@ -112,19 +114,36 @@ class EnergyScoringPipeline(EBMPipeline):
             kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
         folder = cls.find_folder(pretrained_model_name_or_path, kwargs)
         index = read_index(folder / INDEX, kwargs.get("trust_remote_code", False))
-        missing = {*RECONSTRUCTION} - {*kwargs} - {*wanted_components(index, RECONSTRUCTION, kwargs)}
-        if missing and load_reconstruction is True:
+        given = {name for name, value in kwargs.items() if value is not None}
+        there = given | {*wanted_components(index, RECONSTRUCTION, kwargs)}
+        needed = {*RECONSTRUCTION} if "latent_scheduler" in there else {"generator_model"}
+        if load_reconstruction is True and not needed <= there:
             raise ValueError(
                 f"load_reconstruction must be False (or 'auto') for {pretrained_model_name_or_path}: scores with a "
-                f"reconstruction need a model of Dual-MCMC Teaching, and this {index['_class_name']} lacks "
-                f"{sorted(missing)}; leave load_reconstruction out, or give another model."
+                f"reconstruction need {sorted(needed - there)}, and this {index['_class_name']} lacks them; leave "
+                "load_reconstruction out, or give another model."
             )
-        if missing:
-            kwargs = {**dict.fromkeys(RECONSTRUCTION), **kwargs}
+        unused = {*RECONSTRUCTION} - (needed if needed <= there else set())
+        kwargs = {**dict.fromkeys(unused), **kwargs}
         pipeline = super().from_pretrained(folder, **kwargs)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipeline.calibration = Calibration.load(folder)
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """Score by another pipeline's networks, shared with it, and by its calibration if it scores as well.
+
+        Args:
+            pipeline: Any of our pipelines.
+            kwargs: As for every diffusers pipeline: components in place of its own, ``torch_dtype``, ...
+        """
+        shared = {name: part for name, part in pipeline.components.items() if name in cls.component_names()}
+        if shared.get("latent_scheduler") is None:
+            shared["inference_model"] = None  # of a DDAEBM, which scores without it
+        scorer = super().from_pipe(pipeline, **{**shared, **kwargs})
+        scorer.calibration = getattr(pipeline, "calibration", None)
+        return scorer
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As our other pipelines, and the calibration as ``calibration.json``."""
@@ -138,14 +157,26 @@ class EnergyScoringPipeline(EBMPipeline):
         return self.energy_model.sample_shape
 
     @property
+    def can_reconstruct(self) -> bool:
+        """Whether the scores with a reconstruction are possible: by the z-chain, or by a DDAEBM's generator."""
+        if self.latent_scheduler is not None:
+            return None not in (self.generator_model, self.inference_model)
+        return None not in (self.generator_model, self.scheduler) and self.has_noise_levels
+
+    @property
+    def has_noise_levels(self) -> bool:
+        """Whether the energy is one of a DDAEBM, ``E(x, t)``."""
+        return getattr(self.energy_model.config, "num_timesteps", 1) > 1
+
+    @property
     def available_scores(self) -> list[str]:
         """Scores that the loaded components allow."""
         names = [name for name, score in SCORES.items() if "reconstruction_error" not in score.measures]
         if len(self.sample_shape) != 3:
             names.remove("complexity")
-        if getattr(self.energy_model.config, "num_timesteps", 1) == 1:
+        if not self.has_noise_levels:
             names.remove("multiscale")
-        if all(getattr(self, name) is not None for name in RECONSTRUCTION):
+        if self.can_reconstruct:
             names += [name for name, score in SCORES.items() if "reconstruction_error" in score.measures]
         return names
 
@@ -156,11 +187,13 @@ class EnergyScoringPipeline(EBMPipeline):
         if score not in self.available_scores:
             raise ValueError(
                 f"score {score!r} cannot be computed from this model's components; it has {self.available_scores}. "
-                "Scores with a reconstruction need load_reconstruction=True and a repository of Dual-MCMC Teaching, "
+                "Scores with a reconstruction need load_reconstruction=True and a repository with a generator, "
                 "'multiscale' needs an energy with noise levels, 'complexity' needs images."
             )
         if SCORES[score].needs_statistics and self.calibration is None:
             raise ValueError(f"score {score!r} needs in-distribution statistics: {how_to_calibrate()}.")
+        if self.calibration is not None:
+            self.calibration.check_has(score)
 
     def __call__(
         self,
@@ -286,27 +319,33 @@ class EnergyScoringPipeline(EBMPipeline):
         """
         if seed is None:
             seed = 0 if self.calibration is None else self.calibration.seed
-        model, coefficients, pipe = self.energy_model, None, None
-        if "energies" in names:
-            coefficients = self.coefficients
-        if "reconstruction_error" in names:
-            scheduler = self.latent_scheduler
-            pipe = DualMCMCPipeline(self.generator_model, scheduler, None, self.inference_model, scheduler)
-            pipe.set_progress_bar_config(disable=True)
+        model = self.energy_model
+        coefficients = self.coefficients if "energies" in names else None
         measures: dict[str, Callable[[Tensor], Tensor]] = {
             "energy": lambda x: compute_energies(model, x, 0, len(x)),
             "energies": lambda x: measure_energies(model, x, coefficients, seed, len(x)),
             "gradient_norm": lambda x: measure_gradient_norm(model, x, len(x)),
             "compressed_size": measure_compressed_size,
-            "reconstruction_error": lambda x: measure_reconstruction_error(pipe, x, seed),
         }
+        if "reconstruction_error" in names:
+            measures["reconstruction_error"] = self.make_reconstruction_measure(seed)
         chosen = {name: measures[name] for name in names}
         return lambda x: {name: measure(x) for name, measure in chosen.items()}
+
+    def make_reconstruction_measure(self, seed: int) -> Callable[[Tensor], Tensor]:
+        """``x -> reconstruction errors``, (B,): by the z-chain where there is its scheduler, else by a DDAEBM."""
+        if self.latent_scheduler is None:
+            q = self.coefficients
+            return lambda x: measure_denoising_error(self.generator_model, x, q, seed=seed)
+        scheduler = self.latent_scheduler
+        pipe = DualMCMCPipeline(self.generator_model, scheduler, None, self.inference_model, scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return lambda x: measure_reconstruction_error(pipe, x, seed)
 
     @property
     def coefficients(self) -> Any:
         """The noise levels the energy was trained on; None for an energy without any."""
-        if getattr(self.energy_model.config, "num_timesteps", 1) == 1:
+        if not self.has_noise_levels:
             return None
         if self.scheduler is None:
             raise ValueError("the energy has noise levels, and this pipeline was loaded without the scheduler's.")

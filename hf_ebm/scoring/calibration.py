@@ -113,11 +113,15 @@ class Calibration:
         reference = self._reference_of(score)
         return float(reference[self.p_values(score, reference) > self.target_fpr].max())
 
-    def _reference_of(self, score: str) -> Tensor:
+    def check_has(self, score: str) -> None:
+        """Raise a `ValueError` if the score was not calibrated."""
         if score not in self.reference:
             raise ValueError(
                 f"score {score!r} was not calibrated, only {sorted(self.reference)}; call calibrate again."
             )
+
+    def _reference_of(self, score: str) -> Tensor:
+        self.check_has(score)
         return torch.tensor(self.reference[score], dtype=torch.float64)
 
     def save(self, folder: str | Path) -> None:

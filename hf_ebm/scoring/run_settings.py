@@ -81,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
         choices=SCORE_NAMES,
         default="energy",
         help="larger = more out of distribution (default: %(default)s); multiscale needs a model with noise levels, "
-        "reconstruction and combined one of Dual-MCMC Teaching, all but energy, gradient_norm and reconstruction a "
+        "reconstruction and combined one with its generator, all but energy, gradient_norm and reconstruction a "
         "calibrated one",
     )
     parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: %(default)s)")

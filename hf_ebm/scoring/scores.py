@@ -9,8 +9,12 @@ on one scale with the mean m and standard deviation s that they have on in-distr
     multiscale      mean_t (E(x_t, t) - m_t) / s_t                    ours
     typicality      |E(x, 0) - m|                                     Nalisnick et al. 2019, for one sample
     complexity      (E(x, 0) - m) / s - (L(x) - m_L) / s_L            after Serra et al., ICLR 2020
-    reconstruction  mean squared error of g(z_revised) against x      Cui & Han 2023's chain
+    reconstruction  mean squared error of what the model makes of x, against x
     combined        (E(x, 0) - m) / s + (error - m_e) / s_e           ours
+
+Dual-MCMC Teaching reconstructs by its z-chain, g(z_revised) (Cui & Han 2023). A DDAEBM is given x with its first noise,
+x_1 ~ q(x_1 | x), and its generator makes a clean image of it, for several x_1 and latents. That a diffusion's
+reconstructions tell odd images is from Graham et al., CVPR workshops 2023, who use more noise as well.
 
 Serra et al. subtract the bits L of a lossless compressor from -log2 p; an unnormalised energy has no such unit, so both
 are standardised instead. x_t of the noise levels is made with one noise tensor for all samples, given by a seed: the
@@ -33,6 +37,7 @@ from hf_ebm.langevin import energy_grad
 from hf_ebm.scoring.energy import compute_energies
 
 Measures = Mapping[str, Tensor]
+NUM_DENOISING_DRAWS = 8  # of x_1 and latent for a DDAEBM's reconstruction error
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,36 @@ def measure_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
         x, sample_latents=False, generator=generators, output_type="pt", output_squared_errors=True
     )
     return recon.squared_errors[-1].float().cpu()
+
+
+@torch.no_grad()
+def measure_denoising_error(
+    generator_model: Any,
+    x: Tensor,
+    coefficients: DiffusionCoefficients,
+    num_draws: int = NUM_DENOISING_DRAWS,
+    seed: int = 0,
+) -> Tensor:
+    """Mean squared error per pixel of a DDAEBM's clean images from ``x_1 ~ q(x_1 | x)``, shape (N,), on the CPU.
+
+    Args:
+        generator_model: Its generator.
+        x: Clean samples in the models' range, shape (N, ...).
+        coefficients: The chain it was trained on.
+        num_draws: Noises and latents to average over; all samples get the same ones.
+        seed: Of those.
+    """
+    generator_model.eval()
+    q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
+    x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
+    device, dtype, errors = generator_model.device, generator_model.dtype, torch.zeros(len(x))
+    for _ in range(num_draws):
+        noise = torch.randn(1, *x.shape[1:], generator=random)
+        z = torch.randn(1, generator_model.config.latent_dim, generator=random)
+        x_1 = q.q_sample(x, first, noise.expand(x.shape)).to(device=device, dtype=dtype)
+        clean = generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype)).sample
+        errors += (clean.float().cpu() - x).square().flatten(1).mean(dim=1)
+    return errors / num_draws
 
 
 def _png_bytes(pixels: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +60,8 @@ def load_demo_model(model: str) -> DemoModel:
     if pipeline.energy_model is None:
         raise ValueError(f"--model {model} has no energy model; the demo is about its energy. Push it with one.")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    is_dual_mcmc = isinstance(pipeline, DualMCMCPipeline)
-    wanted = (
-        inspect.signature(EnergyScoringPipeline.__init__).parameters if is_dual_mcmc else ("energy_model", "scheduler")
-    )
-    shared = {name: value for name, value in pipeline.components.items() if name in wanted}
-    scorer = EnergyScoringPipeline.from_pretrained(model, load_reconstruction=is_dual_mcmc, **shared)
+    shared = EnergyScoringPipeline.from_pipe(pipeline).components
+    scorer = EnergyScoringPipeline.from_pretrained(model, load_reconstruction="auto", **shared)
     for one in (pipeline, scorer):
         one.set_progress_bar_config(disable=True)
     name = Path(model).resolve().name if Path(model).is_dir() else model

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from hf_ebm import DualMCMCPipeline, EnergyScoringPipeline
 from hf_ebm.data import load_digits
 from hf_ebm.pipelines.pipeline_energy_scoring import RECONSTRUCTION
+from hf_ebm.scoring.scores import NUM_DENOISING_DRAWS
 
 
 @pytest.fixture
@@ -120,6 +121,19 @@ def test_scores_do_not_depend_on_the_batch_and_survive_saving(which, request, di
         assert_close(alone.scores[0], whole.scores[5], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("which", ["tiny_pipeline", "tiny_dual_mcmc_pipeline"])
+def test_from_pipe_shares_all_that_the_scores_need(which, request, digits, caplog):
+    pipe = request.getfixturevalue(which)
+    scorer = quiet(EnergyScoringPipeline.from_pipe(pipe))
+    assert scorer.energy_model is pipe.energy_model and scorer.generator_model is pipe.generator_model
+    dual = which == "tiny_dual_mcmc_pipeline"
+    assert scorer.inference_model is (pipe.inference_model if dual else None)
+    assert scorer.can_reconstruct and "not switched over" not in caplog.text
+    scorer.calibrate(digits[:40], target_fpr=0.1)
+    again = quiet(EnergyScoringPipeline.from_pipe(scorer))
+    assert again.calibration is scorer.calibration and again.components == scorer.components
+
+
 def test_only_what_is_needed_is_loaded(tiny_dual_mcmc_pipeline, tiny_pipeline, tmp_path):
     tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "dual")
     tiny_pipeline.save_pretrained(tmp_path / "ddaebm")
@@ -128,16 +142,23 @@ def test_only_what_is_needed_is_loaded(tiny_dual_mcmc_pipeline, tiny_pipeline, t
         assert scorer.generator_model is None and scorer.inference_model is None and scorer.energy_model is not None
         assert "reconstruction" not in scorer.available_scores
     assert "multiscale" in scorer.available_scores
-    for folder, loaded in (("dual", True), ("ddaebm", False)):
-        scorer = EnergyScoringPipeline.from_pretrained(tmp_path / folder, load_reconstruction="auto")
-        assert all((getattr(scorer, name) is not None) is loaded for name in RECONSTRUCTION)
+    for folder, needed in (("dual", {*RECONSTRUCTION}), ("ddaebm", {"generator_model"})):
+        for choice in ("auto", True):
+            scorer = EnergyScoringPipeline.from_pretrained(tmp_path / folder, load_reconstruction=choice)
+            assert {name for name in RECONSTRUCTION if getattr(scorer, name) is not None} == needed
+            assert {"reconstruction", "combined"} < {*scorer.available_scores}
+    EnergyScoringPipeline(tiny_pipeline.energy_model, tiny_pipeline.scheduler).save_pretrained(tmp_path / "alone")
+    scorer = EnergyScoringPipeline.from_pretrained(tmp_path / "alone", load_reconstruction="auto")
+    assert scorer.generator_model is None and "combined" not in scorer.available_scores
 
 
-def test_reconstruction_is_refused_where_there_is_none(tiny_pipeline, scorer, tmp_path):
+def test_reconstruction_is_refused_where_there_is_none(tiny_pipeline, dual_scorer, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path / "ddaebm")
-    scorer.save_pretrained(tmp_path / "scorer")
-    for folder, kind in (("ddaebm", "DDAEBMPipeline"), ("scorer", "EnergyScoringPipeline")):
-        message = rf"load_reconstruction must be False .*{folder}.*this {kind} lacks .*latent_scheduler.*leave"
+    EnergyScoringPipeline(tiny_pipeline.energy_model, tiny_pipeline.scheduler).save_pretrained(tmp_path / "alone")
+    dual_scorer.inference_model = None
+    dual_scorer.save_pretrained(tmp_path / "partly")
+    for folder, lacking in (("alone", "generator_model"), ("partly", "inference_model")):
+        message = rf"load_reconstruction must be False .*{folder}.*need \['{lacking}'\], and this EnergyScoring.*leave"
         with pytest.raises(ValueError, match=message):
             EnergyScoringPipeline.from_pretrained(tmp_path / folder, load_reconstruction=True)
     with pytest.raises(ValueError, match="load_reconstruction must be True, False or 'auto', got 'yes'"):
@@ -153,6 +174,28 @@ def test_reconstruction_score_is_the_pipelines_error(dual_scorer, tiny_dual_mcmc
     expected = ((recon.images - digits[:5]) ** 2).flatten(1).mean(dim=1)
     got = dual_scorer(digits[:5], score="reconstruction").scores
     assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_ddaebms_reconstruction_score_is_its_generators_error(scorer, tiny_pipeline, digits):
+    abar, generator_model = tiny_pipeline.coefficients.alphas_cumprod[1], tiny_pipeline.generator_model.eval()
+    random, expected = torch.Generator().manual_seed(0), torch.zeros(5)
+    for _ in range(NUM_DENOISING_DRAWS):
+        noise = torch.randn(1, 1, 8, 8, generator=random)
+        z = torch.randn(1, generator_model.config.latent_dim, generator=random).expand(5, -1)
+        x_1 = abar.sqrt() * digits[:5] + (1 - abar).sqrt() * noise
+        with torch.no_grad():
+            clean = generator_model(x_1, torch.zeros(5, dtype=torch.long), z).sample
+        expected += ((clean - digits[:5]) ** 2).mean(dim=(1, 2, 3)) / NUM_DENOISING_DRAWS
+    got = scorer(digits[:5], score="reconstruction").scores
+    assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_calibration_without_the_score_is_told(scorer, tiny_pipeline, digits):
+    alone = quiet(EnergyScoringPipeline(tiny_pipeline.energy_model, tiny_pipeline.scheduler))
+    scorer.calibration = alone.calibrate(digits[:40], target_fpr=0.1)
+    for score in ("combined", "reconstruction"):
+        with pytest.raises(ValueError, match=f"score '{score}' was not calibrated, only .*call calibrate again"):
+            scorer(digits[40:42], score=score)
 
 
 def test_the_reconstructions_pipeline_is_made_once(dual_scorer, digits, monkeypatch):
@@ -187,12 +230,11 @@ def test_odd_images_are_found_by_a_known_energy(scorer, digits):
     [
         (torch.zeros(2, 1, 8, 8), {"score": "magic"}, "score must be one of"),
         (torch.zeros(2, 1, 8, 8), {"score": "typicality"}, "calibrate"),
-        (torch.zeros(2, 1, 8, 8), {"score": "reconstruction"}, "load_reconstruction=True"),
         (torch.zeros(2, 1, 8, 8), {"batch_size": 0}, "batch_size"),
         (torch.zeros(2, 1, 9, 9), {}, "shape"),
         ([], {}, "empty"),
         (torch.zeros(0, 1, 8, 8), {}, "empty"),
-        (torch.zeros(2, 1, 8, 8), {"score": "combined"}, "load_reconstruction=True"),
+        (torch.zeros(2, 1, 8, 8), {"score": "combined"}, "calibrate"),
         ((torch.zeros(2, 1, 8, 8), torch.zeros(2).long()), {}, "got a pair of images and labels"),
         ((torch.zeros(2, 1, 8, 8).numpy(), np.zeros(2, int)), {}, "got a pair of images and labels"),
         ((torch.zeros(2, 1, 8, 8), torch.zeros(3).long()), {}, "must be floats"),
@@ -203,6 +245,13 @@ def test_odd_images_are_found_by_a_known_energy(scorer, digits):
 def test_mistakes(scorer, images, options, message):
     with pytest.raises(ValueError, match=message):
         scorer(images, **options)
+
+
+def test_a_score_with_a_reconstruction_needs_the_generator(scorer):
+    scorer.generator_model = None
+    for score in ("reconstruction", "combined"):
+        with pytest.raises(ValueError, match="load_reconstruction=True"):
+            scorer(torch.zeros(2, 1, 8, 8), score=score)
 
 
 def test_more_mistakes(scorer, tmp_path, pictures):
