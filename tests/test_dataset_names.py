@@ -1,5 +1,7 @@
 """Names of data sets: their parts, the only split of a set, what records say, padding as in training."""
 
+import re
+
 import datasets
 import numpy as np
 import PIL.Image
@@ -67,8 +69,9 @@ def test_the_only_split_is_taken_and_said(folder):
         load_named(two, (1, 8, 8), "test")
     with pytest.raises(ValueError, match=r"'test'.*cannot be loaded"):  # asked for by name: no other one
         load_named(f"{one}@test", (1, 8, 8), "test")
-    with pytest.raises(ValueError, match="'train' alone"):
-        load_train_and_test(one, (1, 8, 8), None, 12, 0)
+    for name, split in ((one, "train"), (f"{two}@train[:50%]", "train[:50%]"), (f"{two}@validation+train", "val")):
+        with pytest.raises(ValueError, match=rf"gives the split '{re.escape(split)}.* has rows of 'train'"):
+            load_train_and_test(name, (1, 8, 8), None, 12, 0)
     (_, train), (_, test) = load_train_and_test(f"{two}@validation", (1, 8, 8), None, 12, 0)
     assert (train["split"], test["split"]) == ("train", "validation")
 

@@ -19,6 +19,7 @@ from hf_ebm.dataset_names import DatasetName, load_named
 from hf_ebm.scoring.odd_images import ODD_IMAGES
 from hf_ebm.scoring.ood_metrics import METRICS, MIN_SAMPLES, with_intervals
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics
+from hf_ebm.split_overlap import share_rows, split_sizes
 
 Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = odder
 MAX_EPOCHS = 1000  # of the autoencoder; 1,000 digits took 229
@@ -125,15 +126,17 @@ def load_train_and_test(
     """`load_images` of the split "train" and of another one, "test" where the name ``name[:config][@split]`` says none.
 
     Raises:
-        ValueError: As there, and if both are the same.
+        ValueError: As there, and if the other one has rows of "train".
     """
     train = DatasetName.parse(name).of_split("train")
-    test = load_images(name, sample_shape, "test", image_column, max_images, seed, padding)
-    if test[1]["split"] == "train":
+    loaded, source = load_named(name, sample_shape, "test", image_column, padding)
+    if share_rows(source["split"], "train", split_sizes(loaded)):
         raise ValueError(
-            f"data set {name!r} gives its split 'train' alone: what is fitted on it cannot be judged by it; give a set "
-            "that has a train and a test split, or name the other one as name@split."
+            f"data set {name!r} gives the split {source['split']!r}, which has rows of 'train': what is fitted on "
+            "those cannot be judged by them; give a set that has a train and a test split, or name the other one as "
+            "name@split."
         )
+    test = load_images(name, sample_shape, "test", image_column, max_images, seed, padding)
     return load_images(train, sample_shape, "train", image_column, max_images, seed, padding), test
 
 
