@@ -3,10 +3,11 @@
 import json
 import re
 
-import hub_server
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from loopback_hub.cards import card_errors
+from run_records import INDEX, METRICS, OOD, SUMMARY, evaluation
 
 from hf_ebm.card_tables import sample_table
 from hf_ebm.hub import (
@@ -21,33 +22,6 @@ from hf_ebm.hub import (
     write_card,
 )
 from hf_ebm.push import old_files
-
-SUMMARY = {
-    "steps": 10,
-    "seconds": 60.0,
-    "steps_per_second": 0.1667,
-    "num_images": 1437,
-    "num_processes": 1,
-    "hardware": "a test",
-    "torch_version": "2.13.0",
-    "parameters": {"generator_model": 10, "energy_model": 2000, "inference_model": 30},
-}
-INDEX = {
-    "_class_name": "DDAEBMPipeline",
-    "energy_model": ["hf_ebm.models.unet_energy", "UNetEnergyModel"],
-    "inference_model": [None, None],
-}
-METRICS = {
-    "frechet_distance": {
-        "samples": 3.5,
-        "floor": 1.5,
-        "pixel_gaussian": 24.5,
-        "feature_extractor": "an extractor",
-        "num_samples": 100,
-        "num_reference": 50,
-    },
-    "auroc": {"noise": 0.99},
-}
 
 
 def run_folder(tmp_path, metrics=None):
@@ -74,48 +48,6 @@ def test_card_without_metrics_says_nothing_of_them(tmp_path):
     card = ModelCard.load(write_card(run_folder(tmp_path)))
     assert card.data.eval_results is None and "Results" not in card.text and "samples.png" not in card.text
     assert "More information needed" not in card.text and "None" not in card.text
-
-
-def evaluation(standard=False):
-    extractor = {"name": "a network", "is_standard_inception": standard}
-    reference = {"dataset": "digits", "split": "test", "num_images": 360}
-    return {
-        "metrics": {
-            "frechet_distance": {"samples": 4.25, "std_over_seeds": None, "floor": 1.5},
-            "kernel_distance": {"samples": 0.5, "std_over_seeds": 0.1, "floor": None},
-            "kernel_distance_std": {"samples": 0.2, "std_over_seeds": 0.1, "floor": None},
-        },
-        "reconstruction": {
-            "inference_model": {"mse": 0.2},
-            "z_chain": {"mse": 0.1},
-            "num_steps": 3,
-            "num_images": 9,
-        },
-        "limits": ["few images."],
-        "protocol": {
-            "feature_extractor": extractor,
-            "reference": reference,
-            "floor": None,
-            "num_images": 7,
-            "seed": 0,
-            "num_seeds": 2,
-        },
-    }
-
-
-OOD = {
-    "metrics": {
-        name: {"noise": {"auroc": {"value": 0.91, "low": 0.9, "high": 0.92}}, "mean": {"auroc": 0.91}}
-        for name in ("typicality", "pca_residual")
-    },
-    "protocol": {
-        "in_distribution": {"dataset": "digits", "split": "test", "num_images": 360},
-        "intervals": "95 %",
-        "preprocessing": "none",
-        "seed": 0,
-        "scores": {"of_the_model": ["typicality"], "baselines": ["pca_residual"]},
-    },
-}
 
 
 @pytest.mark.parametrize("pipeline", ["DDAEBMPipeline", "DualMCMCPipeline"])
@@ -186,7 +118,7 @@ def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
         (tmp_path / "samples.png").touch()
     (tmp_path / "model_index.json").write_text(json.dumps({**INDEX, "_class_name": name}))
     card = str(render_card(tmp_path, "user/name"))
-    assert hub_server.card_errors(card) == []
+    assert card_errors(card) == []
     data = ModelCard(card).data
     assert data.license == "apache-2.0" and (data.eval_results is not None) == known
     for text in (
@@ -217,11 +149,11 @@ def test_a_missing_value_is_an_error_that_names_it(tmp_path):
 
 def test_metadata_that_the_hub_refuses_is_found():
     """The tests' own check, which stands for the Hub's, can fail."""
-    assert hub_server.card_errors("# no metadata") and hub_server.card_errors("---\nlicense: [1\n---\n")
+    assert card_errors("# no metadata") and card_errors("---\nlicense: [1\n---\n")
     for dataset, value in ((None, 1.0), ({"name": "digits", "type": "digits"}, None)):
         result = {"task": {"type": "t"}, "dataset": dataset, "metrics": [{"type": "m", "value": value}]}
         data = {"license": "mit", "model-index": [{"name": "x", "results": [result]}]}
-        assert hub_server.card_errors(f"---\n{yaml.safe_dump(data)}---\n")
+        assert card_errors(f"---\n{yaml.safe_dump(data)}---\n")
 
 
 def test_nothing_of_this_machine_is_told(tmp_path):

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_client import Client
-from hub_server import Commit, Hub, Repository
 from huggingface_hub import RepoCard
 from huggingface_hub.errors import RepositoryNotFoundError
+from loopback_hub.client import Client
+from loopback_hub.repository import Commit, Repository
+from loopback_hub.server import Hub
 
 from hf_ebm.space.push import push_space, write_space
 

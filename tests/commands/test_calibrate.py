@@ -1,0 +1,80 @@
+"""hf-ebm calibrate: the threshold of held-out images is written beside the model; without it, the command is told."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_ebm.cli import main
+
+
+def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tmp_path, capsys):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import draw_rows, load_digits
+    from hf_ebm.hub import write_card
+    from hf_ebm.scoring.calibration import Calibration
+
+    card = write_card(tmp_path / "model")
+    digits, scorer = load_digits("test")[0], EnergyScoringPipeline.from_pretrained(folder)
+    arguments = ["calibrate", "--model", folder, "--dataset", "digits", "--target-fpr", "0.1"]
+    main([*arguments, "--score", "typicality", "--json"])
+    record, saved = json.loads(capsys.readouterr().out), Calibration.load(folder)
+    expected = scorer.calibrate(digits, target_fpr=0.1)
+    assert saved.reference == expected.reference and saved.statistics == expected.statistics
+    assert "converted to gray" in saved.preprocessing and record["calibrated_scores"] == sorted(expected.reference)
+    assert record["threshold"] == expected.threshold("typicality")
+    assert record["called_odd"] == 35  # the k-th largest of 360 has p = (1 + k) / 361, which is <= 0.1 up to 35
+    assert (record["num_images"], record["dataset"], record["split"]) == (360, "digits", "test")
+    assert "Calibrated on 360 held-out" in card.read_text()
+
+    main([*arguments, "--num-images", "50", "--seed", "3"])
+    expected = scorer.calibrate(digits[draw_rows(360, 50, 3)], target_fpr=0.1, seed=3)
+    assert Calibration.load(folder).reference == expected.reference
+    printed, notes = capsys.readouterr()
+    assert f"energy above {expected.threshold('energy'):.6g} is called odd: 4 of the 50 images" in printed
+    assert f"wrote {card} (the model card) anew" in printed and "note:" not in notes
+
+
+def test_calibrate_warns_of_the_split_that_was_trained_on(folder, tmp_path, capsys):
+    (tmp_path / "model" / "settings.yaml").write_text("dataset: digits\ndataset_split: train\n")
+    for split, warns in (("test", False), ("train", True)):
+        main(["calibrate", "--model", folder, "--dataset", "digits", "--split", split, "--num-images", "40"])
+        assert ("split train of digits has images that the model was trained on" in capsys.readouterr().err) is warns
+
+
+def test_calibrate_warns_of_slices_of_what_was_trained_on(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for index in range(20):
+        (tmp_path / "set" / "train").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 1 + 12 * index, (8, 8), dtype=np.uint8)
+        pixels[1 + index % 8 :] = 0  # images of several compressed sizes
+        PIL.Image.fromarray(pixels).save(tmp_path / "set" / "train" / f"{index:02}.png")
+    settings = tmp_path / "model" / "settings.yaml"
+    for trained, split, warns in (
+        ("train", "train[:90%]", True),
+        ("train[:50%]", "train[50%:]", False),
+        ("train[:50%]", "train", True),
+        ("train", None, True),  # the only one, as there is no split test
+    ):
+        settings.write_text(f"dataset: {tmp_path / 'set'}\ndataset_split: {trained}\n")
+        named = [] if split is None else ["--split", split]
+        main(["calibrate", "--model", folder, "--dataset", str(tmp_path / "set"), "--target-fpr", "0.2", *named])
+        note = f"split {split or 'train'} of set has images that the model was trained on (split {trained})"
+        assert (note in capsys.readouterr().err) is warns, split
+
+
+def test_a_model_without_a_calibration_is_told_the_command(folder, tmp_path, capsys):
+    path, command = str(tmp_path / "a.png"), f"hf-ebm calibrate --model {folder} --dataset NAME"
+    PIL.Image.new("L", (8, 8)).save(path)
+    files = ["score", "--model", folder]
+    data = [*files, "--dataset", "digits", "--split", "test", "--num-workers", "0", "--output", str(tmp_path / "out")]
+    for arguments in ([*files, path, "--require-calibration"], [*data, "--require-calibration"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert command in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*files, path, "--score", "typicality"])
+    assert "hf-ebm calibrate --model FOLDER" in capsys.readouterr().err
+    main(data)
+    assert command in capsys.readouterr().out

@@ -1,0 +1,81 @@
+"""hf-ebm eval-ood and evaluate: figures with the protocol that made them, which the card of a run folder takes over."""
+
+import json
+
+import pytest
+
+from hf_ebm.cli import main
+
+
+def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
+    out = tmp_path / "ood"
+    arguments = ["eval-ood", "--model", folder, "--id", "digits", "--ood", "noise,constant", "--output", str(out)]
+    main([*arguments, "--max-images", "40", "--resamples", "10", "--scores", "energy,typicality"])
+    record = json.loads((out / "ood.json").read_text())
+    assert set(record["metrics"]) >= {"energy", "typicality", "pixel_gaussian", "nearest_neighbour"}
+    assert set(record["metrics"]["energy"]) == {"noise", "constant", "mean"}
+    protocol = record["protocol"]
+    assert protocol["in_distribution"]["split"] == "test" and protocol["in_distribution"]["num_images"] == 40
+    assert protocol["statistics_and_baselines"]["split"] == "train" and protocol["seed"] == 0
+    assert protocol["scores"]["of_the_model"] == ["energy", "typicality"] and "8x8" in protocol["preprocessing"]
+    assert set(protocol["autoencoder"]) == {"epochs", "converged"}
+    assert protocol["odd_sets"]["noise"]["num_images"] == 40 and "torch" in protocol["software"]
+    assert protocol["model"] == "model" and str(tmp_path) not in (out / "ood.json").read_text()
+    assert {path.name for path in out.iterdir()} == {"ood.json", "roc.png", "histograms.png"}
+    assert "pixel_gaussian" in capsys.readouterr().out
+
+
+def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
+    arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
+    arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
+    main(arguments)
+    printed, progress = capsys.readouterr()
+    assert all(f"{title}:" in progress for title in ("test images", "train images", "samples, seed 3"))
+    assert (
+        "%|" not in printed
+        and "Frechet distance (not FID)" in printed
+        and "coverage" in printed
+        and "train images" in printed
+    )
+    main([*arguments, "--json"])
+    record = json.loads((tmp_path / "run" / "evaluate.json").read_text())
+    assert json.loads(capsys.readouterr().out) == record
+    assert record["protocol"]["model"] == "model" and record["protocol"]["seed"] == 3 and record["seconds"] > 0
+    assert any("24 images cannot fill the covariance" in limit for limit in record["limits"])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluate.json"]
+
+
+EVALUATIONS = {
+    "evaluate": ["--dataset", "digits", "--num-images", "24", "--cache", "CACHE"],
+    "eval-ood": ["--id", "digits", "--ood", "noise", "--max-images", "20", "--resamples", "5", "--no-baselines"],
+}
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_the_card_of_a_run_folder_takes_the_figures_over_unless_it_is_somebodys_own(command, folder, tmp_path, capsys):
+    from huggingface_hub import ModelCard
+
+    from hf_ebm.hub import GENERATED, write_card
+
+    card = write_card(tmp_path / "model")
+    arguments = [command, "--model", folder, *EVALUATIONS[command], "--output", folder]
+    arguments = [str(tmp_path / "cache") if argument == "CACHE" else argument for argument in arguments]
+    main([*arguments, "--json"])
+    record, written = json.loads(capsys.readouterr().out), card.read_text()
+    found = {result.metric_type: result.metric_value for result in ModelCard.load(card).data.eval_results}
+    if command == "evaluate":
+        assert found["frechet_distance"] == record["metrics"]["frechet_distance"]["samples"]
+    else:
+        assert found == {"auroc": record["metrics"]["energy"]["noise"]["auroc"]["value"]}
+    write_card(tmp_path / "model")
+    assert card.read_text() == written
+    main(arguments)
+    assert f"wrote {card} (the model card) anew" in capsys.readouterr().out.splitlines()
+    own = written.replace(GENERATED, "")
+    card.write_text(own)
+    (tmp_path / "model" / "metrics.json").write_text('{"auroc": {"noise": 0.5}}')  # what a new card would say
+    main(arguments)
+    assert card.read_text() == own and "README.md" not in capsys.readouterr().out
+    card.unlink()
+    main(arguments)
+    assert not card.exists()

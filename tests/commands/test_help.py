@@ -1,0 +1,82 @@
+"""Help: which commands there are, what each shows of itself, and what a wrong name is told."""
+
+import re
+import shlex
+
+import pytest
+
+import hf_ebm
+from hf_ebm.cli import COMMANDS, main, make_parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["trian", "--help"], 2, "there is no command 'trian'; did you mean train?"),
+        (["zzz"], 2, "there is no command 'zzz'; choose from train, sample"),
+        (["--version"], 0, f"hf-ebm {hf_ebm.__version__}"),
+    ],
+)
+def test_commands_that_are_not_there_and_the_version(capsys, arguments, code, said):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code and said in "".join(capsys.readouterr())
+
+
+def test_the_known_commands_are_the_parsers():
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[-1].replace("_", "-")
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+
+
+def test_without_a_command_all_are_shown(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.out == "" and printed.err == make_parser().format_help()
+    for name in ("train", "calibrate", "push-space", "hf-ebm sample --model outputs/ddaebm-digits"):
+        assert name in printed.err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rsplit(".", 1)[1])
+def test_every_help_shows_an_example_that_parses(command, capsys):
+    name = command.__name__.rsplit(".", 1)[1].replace("_", "-")
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and re.search(f"examples?: hf-ebm {name} ", shown)
+    epilog = re.split("examples?: ", make_parser()._subparsers._group_actions[0].choices[name].epilog, maxsplit=1)[1]
+    examples = [part.split("#")[0] for part in re.split(r"[;\n]\s*", epilog) if part.startswith("hf-ebm ")]
+    assert examples
+    for example in examples:
+        assert make_parser().parse_args(shlex.split(example)[1:]).command == name
+
+
+def test_help_shows_what_every_option_is_its_choices_and_its_default(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    from hf_ebm.scoring.run_settings import SCORE_NAMES
+
+    for name, parser in make_parser()._subparsers._group_actions[0].choices.items():
+        for action in parser._actions:
+            shown = parser._get_formatter()._expand_help(action) if action.help else ""
+            assert shown, f"{name} {action.dest}"
+            if action.default not in (None, False, "==SUPPRESS==") and action.nargs != "*":
+                assert f"default: {action.default}" in shown, f"{name} {action.dest}: {shown}"
+    score = make_parser()._subparsers._group_actions[0].choices["score"].format_help()
+    assert "{" + ",".join(SCORE_NAMES) + "}" in score and "which a folder of images always has" in score
+
+
+def test_choices_of_the_commands_are_those_of_the_code():
+    """The commands do not import the code, so that help is quick."""
+    from hf_ebm.commands import eval_ood, likelihood
+    from hf_ebm.scoring import model_log_z
+    from hf_ebm.scoring.odd_images import ODD_IMAGES
+    from hf_ebm.scoring.run_settings import SCORE_NAMES
+    from hf_ebm.scoring.scores import SCORES
+
+    assert tuple(SCORES) == SCORE_NAMES and tuple(ODD_IMAGES) == eval_ood.ODD_SETS
+    assert likelihood.BASES == model_log_z.BASES and likelihood.REVERSE_FROM == model_log_z.REVERSE_FROM
+    assert [name for name, score in SCORES.items() if not score.needs_statistics] == [
+        "energy", "gradient_norm", "reconstruction",
+    ]  # fmt: skip

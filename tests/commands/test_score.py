@@ -1,0 +1,75 @@
+"""hf-ebm score: what the scoring pipeline finds for pictures or a data set, as a table or as JSON."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_ebm.cli import main
+
+
+def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
+    images = [PIL.Image.fromarray(np.full((8, 8), value, dtype=np.uint8)) for value in (0, 200)]
+    paths = [str(tmp_path / f"{index}.png") for index in range(2)]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    main(["score", "--model", folder, "--json", *paths])
+    printed = json.loads(capsys.readouterr().out)
+    expected = tiny_pipeline.score(images).energies.tolist()
+    for path, energy in zip(paths, expected, strict=True):
+        assert printed[path]["energy"] == pytest.approx(energy, rel=1e-4) == printed[path]["score"]
+        assert printed[path]["p_value"] is None and printed[path]["is_ood"] is None
+    main(["score", "--model", folder, *paths])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [float(line[0]) for line in lines] == pytest.approx(expected, rel=1e-4)
+    assert [line[1] for line in lines] == paths
+
+
+def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import load_digits
+
+    scorer = EnergyScoringPipeline.from_pretrained(folder)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    scorer.calibration.save(folder)
+    path = str(tmp_path / "a.png")
+    PIL.Image.new("RGB", (20, 20), "white").save(path)
+    with pytest.raises(SystemExit):
+        main(["score", "--model", folder, path])
+    assert "convert_picture(image, 1)); --resize converts" in capsys.readouterr().err
+    main(["score", "--model", folder, "--score", "typicality", "--resize", "--json", path])
+    row = json.loads(capsys.readouterr().out)[path]
+    expected = scorer(path, score="typicality", resize=True)
+    for name, value in (("energy", expected.energies), ("score", expected.scores), ("p_value", expected.p_values)):
+        assert row[name] == pytest.approx(value.item(), rel=1e-4)
+    assert row["is_ood"] is expected.is_ood.item()
+    main(["score", "--model", folder, "--score", "typicality", "--resize", path])
+    cells = capsys.readouterr().out.splitlines()[-1].split()
+    assert float(cells[1]) == pytest.approx(row["score"], rel=1e-4) and cells[3] == ("yes" if row["is_ood"] else "no")
+
+
+def test_score_shows_the_energy_once(folder, tmp_path, capsys):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data import load_digits
+
+    scorer, path = EnergyScoringPipeline.from_pretrained(folder), str(tmp_path / "a.png")
+    PIL.Image.new("L", (8, 8)).save(path)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    scorer.calibration.save(folder)
+    main(["score", "--model", folder, path])
+    head, cells = (line.split() for line in capsys.readouterr().out.splitlines())
+    found = scorer(path)
+    assert head == ["energy", "p_value", "is_ood", "file"] and cells[3] == path
+    assert float(cells[0]) == pytest.approx(found.energies.item(), rel=1e-4)
+    assert float(cells[1]) == pytest.approx(found.p_values.item(), abs=1e-4)
+    assert cells[2] == ("yes" if found.is_ood else "no")
+    main(["score", "--model", folder, "--score", "gradient_norm", path])
+    assert capsys.readouterr().out.split()[:2] == ["energy", "gradient_norm"]
+
+
+def test_score_of_a_data_set_prints_nothing_but_json(folder, tmp_path, capsys):
+    arguments = ["score", "--model", folder, "--dataset", "digits", "--split", "test", "--num-workers", "0", "--json"]
+    for _ in range(2):  # the second finds it complete
+        main([*arguments, "--output", str(tmp_path / "scores")])
+        assert json.loads(capsys.readouterr().out)["rows"] == 360

@@ -1,0 +1,69 @@
+"""hf-ebm train: the method's script is started, and its one line and its code are passed on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hf_ebm.cli import main
+
+
+def test_train_starts_the_script_and_passes_its_one_line_and_code_on(tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"}
+    found = subprocess.run(
+        [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "max_step=1"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr.startswith("hf-ebm: error: unknown setting 'max_step'; did you mean max_steps")
+    assert len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (1, 1), (-9, 1), (3, 1)])
+@pytest.mark.parametrize("number", [1, 2])
+def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monkeypatch, number, code, expected):
+    from accelerate.commands import launch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def fail(options):
+        assert options.training_script == "hf_ebm.training.train_ddaebm" and options.training_script_args == ["a=1"]
+        if number == 1:
+            raise subprocess.CalledProcessError(code, "python")
+        raise ChildFailedError("python", {rank: ProcessFailure(rank, 1, code, "no file") for rank in range(number)})
+
+    monkeypatch.setattr(launch, "launch_command", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "ddaebm", "a=1"])
+    assert end.value.code == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["max_step=3"], "did you mean max_steps"),
+        (["max_steps=abc"], "'max_steps' must be int, got 'abc'"),
+        (["--config", "nope.yaml"], "--config nope.yaml is not a file"),
+        (["models.energy.size=3"], "has no setting 'size'; see its docstring"),
+        (["models.unet.image_sise=3"], "UNetEnergyConfig has no setting 'image_sise'; did you mean image_size?"),
+        (
+            ["models.generator.latent_dims=3"],
+            "GeneratorModel has no setting 'latent_dims'; did you mean latent_dim",
+        ),
+        (["models.inference.latnet=3"], "PairInferenceModel has no setting 'latnet'; did you mean latent_dim"),
+        (["dataset=no/such/set"], "dataset 'no/such/set'"),
+        (["dataset=/no/images"], " /no/images. Give a Hub id"),
+    ],
+)
+def test_a_mistake_in_the_settings_ends_a_training_script_with_one_line_and_code_2(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
+    from hf_ebm.training import train_ddaebm
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as end:
+        train_ddaebm.main([*arguments, f"output_dir={tmp_path / 'run'}"])
+    assert end.value.code == 2 and not (tmp_path / "run" / "settings.yaml").exists()
+    printed = capsys.readouterr().err
+    assert printed.startswith("hf-ebm: error: ") and message in printed and "Traceback" not in printed

@@ -1,0 +1,54 @@
+"""A Hub and a process that uses it, one of each for a module; a repository and a run folder for each test."""
+
+import json
+import re
+
+import PIL.Image
+import pytest
+import yaml
+from loopback_hub.client import Client
+from loopback_hub.server import Hub
+from run_records import METRICS, SUMMARY
+
+from hf_ebm.hub import write_card
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    process = Client(hub.url, tmp_path_factory.mktemp("home"), "alice-token")
+    yield process
+    process.close()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log(hub):
+    hub.reset()
+
+
+@pytest.fixture
+def repo(request):
+    """A repository of this test alone."""
+    return "alice/" + re.sub(r"\W+", "-", request.node.name)[-80:].strip("-._")
+
+
+@pytest.fixture
+def folder(tiny_pipeline, tmp_path):
+    """A run folder with all that a run leaves."""
+    folder = tmp_path / "run"
+    tiny_pipeline.save_pretrained(folder)
+    settings = {"output_dir": str(folder), "dataset": "digits", "batch_size": 8, "seed": 0, "max_grad_norm": None}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "train_summary.json").write_text(json.dumps(SUMMARY))
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    PIL.Image.new("L", (8, 8)).save(folder / "samples.png")
+    (folder / "checkpoints" / "step_1").mkdir(parents=True)
+    (folder / "checkpoints" / "step_1" / "optimizer.bin").write_bytes(b"a pickle")
+    write_card(folder)
+    return folder

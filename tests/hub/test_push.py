@@ -1,0 +1,137 @@
+"""A push: one commit of all that readers need, and of nothing that is this machine's own."""
+
+import json
+import re
+
+import torch
+import yaml
+from loopback_hub.transfers import contents, energies, pull, push
+from run_records import METRICS, OOD, evaluation
+
+
+def test_a_push_is_one_commit_of_everything_readers_need(hub, client, folder, repo):
+    before = contents(folder)
+    push(client, folder, repo)
+    repository = hub.repositories[repo]
+    assert len(repository.history["main"]) == 2  # the repository's own first commit, and ours
+    files = repository.files()
+    assert files.keys() - {".gitattributes"} == {
+        "README.md", "model_index.json", "pipeline.py", "settings.yaml", "train_summary.json", "metrics.json",
+        "metrics.jsonl", "samples.png", "scheduler/scheduler_config.json", "energy_model/config.json",
+        "energy_model/model.safetensors", "energy_model/preprocessor_config.json", "generator_model/config.json",
+        "generator_model/diffusion_pytorch_model.safetensors", "inference_model/config.json",
+        "inference_model/diffusion_pytorch_model.safetensors", "energy_model/hf_ebm.models.unet_energy.py",
+        "generator_model/hf_ebm.models.unet_generator.py", "inference_model/hf_ebm.models.pair_inference.py",
+        "scheduler/hf_ebm.schedulers.scheduling_ddaebm.py",
+    }  # fmt: skip
+    for name, data in files.items():
+        assert str(folder.parent).encode() not in data, f"{name} names a folder of this machine"
+        if name in before and name not in ("README.md", "settings.yaml"):
+            assert data == before[name]
+    assert yaml.safe_load(files["settings.yaml"]) == {
+        "dataset": "digits",
+        "batch_size": 8,
+        "seed": 0,
+        "max_grad_norm": None,
+    }
+    assert f'from_pretrained("{repo}")' in files["README.md"].decode()
+    assert contents(folder) == before
+
+
+def test_a_push_again_sends_what_changed_and_refreshes_the_metrics(hub, client, folder, repo):
+    push(client, folder, repo)
+    hub.reset()
+    push(client, folder, repo)
+    assert len(hub.repositories[repo].history["main"]) == 2 and not hub.count("PUT|/commit/")
+    before = hub.repositories[repo].files()
+    (folder / "metrics.json").write_text(json.dumps({**METRICS, "auroc": {"noise": 0.5}}))
+    push(client, folder, repo)
+    after = hub.repositories[repo].files()
+    assert {name for name in after if after[name] != before.get(name)} == {"README.md", "metrics.json"}
+    assert "value: 0.5" in after["README.md"].decode() and "value: 0.99" not in after["README.md"].decode()
+    assert not hub.count("PUT")
+
+
+def test_a_card_of_ones_own_is_kept_and_its_metrics_are_refreshed(hub, client, folder, repo):
+    card = (folder / "README.md").read_text()
+    marker = re.search("<!-- .* -->\n", card).group()
+    (folder / "README.md").write_text(card.replace(marker, "").replace("## Use", "## My own words"))
+    (folder / "metrics.json").write_text(json.dumps({"auroc": {"noise": 0.25}}))
+    push(client, folder, repo)
+    pushed = hub.repositories[repo].files()["README.md"].decode()
+    assert "## My own words" in pushed and "value: 0.25" in pushed and "value: 0.99" not in pushed
+
+
+def test_pipelines_push_themselves(hub, client, folder, repo):
+    """With the facts of the folder they came from; a pipeline that knows nothing leaves the card that is there."""
+    client(
+        "import hf_ebm; hf_ebm.DDAEBMPipeline.from_pretrained(folder).push_to_hub(repo)", folder=str(folder), repo=repo
+    )
+    first = hub.repositories[repo].files()
+    assert first["samples.png"] == (folder / "samples.png").read_bytes() and b"value: 0.99" in first["README.md"]
+    code = """
+import torch, hf_ebm
+pipe = hf_ebm.DDAEBMPipeline.from_pretrained(repo, torch_dtype=torch.float16)
+pipe.push_to_hub(repo, variant="fp16", commit_message="half")
+pipe.save_pretrained(target, push_to_hub=True, repo_id=repo + "-saved", private=True)
+"""
+    client(code, repo=repo, target=str(folder.parent / "saved"))
+    second = hub.repositories[repo].files()
+    assert second["README.md"] == first["README.md"]
+    new = {name for name in second if name not in first}
+    assert new == {
+        "energy_model/model.fp16.safetensors",
+        "generator_model/diffusion_pytorch_model.fp16.safetensors",
+        "inference_model/diffusion_pytorch_model.fp16.safetensors",
+    }
+    assert hub.repositories[repo].commits[hub.repositories[repo].branches["main"]].message == "half"
+    saved = hub.repositories[repo + "-saved"]
+    assert saved.private and len(saved.history["main"]) == 2 and b"Use" in saved.files()["README.md"]
+
+
+def test_no_path_of_this_machine_is_pushed(hub, client, folder, repo):
+    """Neither from what evaluate and eval-ood wrote, nor from where the pipeline and its components were loaded."""
+    place = folder.parent / "secret-place"
+    place.mkdir()
+    folder = folder.rename(place / "run")
+    (folder / "evaluate.json").write_text(json.dumps(evaluation() | {"models": [f"{folder}/energy_model"]}))
+    ood = json.loads(json.dumps(OOD))
+    for rows in ood["metrics"].values():
+        rows[str(place)] = rows.pop("noise")
+    ood["protocol"]["model"] = str(folder)
+    (folder / "ood.json").write_text(json.dumps(ood))
+    (folder / ".ood.123.tmp.json").write_text("{")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_name_or_path": str(folder)}))
+    push(client, folder, repo)
+    code = "import hf_ebm; hf_ebm.DDAEBMPipeline.from_pretrained(folder).push_to_hub(repo + '-again')"
+    client(code, folder=str(folder), repo=repo)
+    for name in (repo, f"{repo}-again"):
+        files = hub.repositories[name].files()
+        assert "ood.json" in files and ".ood.123.tmp.json" not in files
+        for path, data in files.items():
+            assert str(place).encode() not in data and b"_name_or_path" not in data, path
+
+
+def test_a_push_takes_away_what_speaks_of_earlier_weights(hub, client, folder, repo):
+    (folder / "ood.png").write_bytes(b"a picture")
+    push(client, folder, repo)
+    (folder / "ood.png").unlink()
+    (folder / "metrics.json").unlink()
+    push(client, folder, repo)
+    files = hub.repositories[repo].files()
+    assert "ood.png" not in files and "metrics.json" not in files and "samples.png" in files
+    assert len(hub.repositories[repo].history["main"]) == 3
+
+
+def test_branch_and_pull_request(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    main = hub.repositories[repo].branches["main"]
+    torch.nn.init.ones_(tiny_pipeline.energy_model.unet.conv_out.bias)
+    tiny_pipeline.energy_model.save_pretrained(folder / "energy_model")
+    assert push(client, folder, repo, create_pr=True).endswith(hub.repositories[repo].branches["refs/pr/1"])
+    push(client, folder, repo, revision="try")
+    assert hub.repositories[repo].branches["main"] == main
+    for revision in ("refs/pr/1", "try", hub.repositories[repo].branches["try"]):
+        assert pull(client, repo, revision=revision, cache_dir=tmp_path / "c") == energies(tiny_pipeline)
+    assert pull(client, repo, cache_dir=tmp_path / "c") != energies(tiny_pipeline)

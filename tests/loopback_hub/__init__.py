@@ -1,0 +1,6 @@
+"""A small Hub on the loopback interface, and processes that push to it and pull from it; nothing is patched.
+
+The client is the real huggingface_hub. `repository` holds the state, `cards` what is refused in a card, `faults` what
+goes wrong when a test orders it; `exchange` is the HTTP, `api` what can be asked for, `server` all of it together.
+`client` is a process that uses the Hub, and `transfers` what such a process does in the tests.
+"""

@@ -1,0 +1,37 @@
+"""What the Hub refuses in the metadata of a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+import yaml
+
+
+def card_errors(content: str) -> list[str]:
+    """What the Hub refuses in a card's metadata: by its documentation, as far as our cards use it."""
+    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    if match is None:
+        return ["there is no metadata"]
+    try:
+        data = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        return [f"metadata is no YAML: {error}"]
+    errors = [
+        f'"{key}" must be a string'
+        for key in ("license", "library_name", "pipeline_tag")
+        if not isinstance(data.get(key, ""), str)
+    ]
+    for model in data.get("model-index", []):
+        for result in model.get("results", []):
+            with contextlib.suppress(KeyError, TypeError):
+                dataset, metrics = result["dataset"], result["metrics"]
+                if (
+                    isinstance(result["task"]["type"], str)
+                    and dataset["name"]
+                    and dataset["type"]
+                    and all(metric["type"] and metric["value"] is not None for metric in metrics)
+                ):
+                    continue
+            errors.append(f'"model-index" has a result without task, dataset or metric: {result}')
+    return errors
