@@ -13,13 +13,13 @@ from run_records import METRICS, SUMMARY
 from hf_ebm.hub import write_card
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub():
     with Hub() as server:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(hub, tmp_path_factory):
     process = Client(hub.url, tmp_path_factory.mktemp("home"), "alice-token")
     yield process
