@@ -13,6 +13,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from measured_data import DATA, MeasuredData
 
-from hf_ebm.training.demo import launch_command
+from hf_ebm.training.demo import launch_options
 from hf_ebm.training.settings import CONFIGS
 from hf_ebm.whole_files import whole_file
 
@@ -39,8 +40,9 @@ def name_of(changes: Changes) -> str:
 
 def run_row(method: str, config: str, arguments: dict[str, Any]) -> bool:
     """Train with `arguments` over a config; False if the run's own guard stopped it."""
-    launcher, environment = launch_command(method)
-    command = [*launcher, "--config", str(CONFIGS / config)]
+    launcher, environment = launch_options()
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "-m", f"hf_ebm.training.train_{method}"]
+    command += ["--config", str(CONFIGS / config)]
     command += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
     finished = subprocess.run(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
     if finished.returncode and "TrainingDivergedError" not in finished.stderr:

@@ -94,9 +94,13 @@ class HubImages(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def picture(self, index: int) -> PIL.Image.Image:
+        """An image as it is in the data set."""
+        return open_picture(self.dataset[index][self.column])
+
     def __getitem__(self, index: int) -> tuple[Tensor]:
         try:
-            return (self.transform(open_picture(self.dataset[index][self.column])),)
+            return (self.transform(self.picture(index)),)
         except ValueError as error:
             raise ValueError(
                 f"image {index} of column {self.column!r} {error}; mend it, or remove it from the data set."
@@ -135,6 +139,21 @@ def describe_preparation(sample_shape: tuple[int, ...], padding: int = 0) -> str
     padded = f"padded by {padding} black pixels on each side, " if padding else ""
     resized = f"resized to {size} (bicubic, where another size)"
     return f"converted to {kind}, centre-cropped square, {resized}, {padded}in [-1, 1]"
+
+
+def describe_change(dataset: Dataset, sample_shape: tuple[int, ...], padding: int = 0) -> str | None:
+    """What is lost of the images of a `load_training_data` set on their way to a model, in words.
+
+    Told by its first image; None where that has the size and the colours that the model takes.
+    """
+    if not isinstance(dataset, HubImages):
+        return None
+    image, size = dataset.picture(0), sample_shape[1] - 2 * padding
+    is_gray = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+    if image.size == (size, size) and is_gray == (sample_shape[0] == 1):
+        return None
+    kind = "gray" if is_gray else "colour"
+    return f"the images are {image.width}x{image.height} {kind}; they are {describe_preparation(sample_shape, padding)}"
 
 
 def find_image_column(dataset: Any, column: str | None) -> str:

@@ -19,6 +19,7 @@ from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_tabl
 from hf_ebm.counting import counted
 from hf_ebm.pull import INDEX
 from hf_ebm.scoring.calibration import Calibration
+from hf_ebm.scoring.score_words import SCORE_WORDS
 from hf_ebm.whole_files import whole_file
 
 CARD, SETTINGS = "README.md", "settings.yaml"
@@ -221,6 +222,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             settings=settings,
             metrics=metrics,
             counted=counted,
+            score_words=SCORE_WORDS,
             sample_table=sample_table(evaluation),
             ood_table=ood_table(ood),
             summary=read_json(folder / "train_summary.json"),

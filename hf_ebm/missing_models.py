@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -31,7 +32,9 @@ def warn_of_near_folder(name: str) -> None:
 def not_to_be_had(name: str, error: Exception) -> OSError:
     """The error for a name that could not be had from the Hub, and why, from the client's `error`."""
     reason = str(error)
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:  # it has asked, and looked here
+    if isinstance(error, LocalEntryNotFoundError) and is_offline_mode():
+        reason = "HF_HUB_OFFLINE is set, and the cache does not have all of it; pull it once with the network"
+    elif isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:  # it has asked, and looked here
         reason = (
             f"the Hub could not be reached (is there a network?), and the cache does not have all of it: "
             f"{error.__cause__}. With HF_HUB_OFFLINE=1 the cache alone is asked, at once"

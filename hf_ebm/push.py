@@ -17,10 +17,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.utils import httpx
 
 from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, public_values, read_settings, render_card
+from hf_ebm.hub_names import check_repo_id, with_owner
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
 
@@ -112,10 +113,12 @@ def commit_folder(
     commit_message: str | None = None,
 ) -> CommitInfo:
     """One commit of what readers of a pipeline folder need; see `push_folder`. `again`: how to repeat it, in words."""
+    check_repo_id("repo_id", repo_id)
+    if token is None and get_token() is None:
+        raise PushError(f"the push to {repo_id!r} needs a login: run `hf auth login`, or set HF_TOKEN. Then: {again}")
     api = HfApi(token=token)
     with as_push_error(repo_id, again):
-        if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        repo_id = with_owner(api, repo_id)
     files = repository_files(folder, repo_id)
     with as_push_error(repo_id, again):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -134,6 +137,17 @@ def commit_folder(
             create_pr=create_pr,
             revision=revision,
         )
+
+
+def where_it_is(commit: CommitInfo) -> str:
+    """The page of a pushed commit's repository and who can see it, or of its pull request."""
+    if commit.pr_url:
+        return commit.pr_url
+    try:
+        seen_by = "private" if HfApi().model_info(commit.repo_url.repo_id).private else "public"
+    except Exception:  # the push is done, whatever happens to this question
+        seen_by = "public, or private by your account's settings"
+    return f"{commit.repo_url} ({seen_by}), commit {commit.oid[:8]}"
 
 
 def repository_files(folder: Path, repo_id: str) -> dict[str, str | bytes]:

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from hf_ebm.data import (
     TOY_NAMES,
+    describe_change,
     draw_rows,
     fingerprint,
     image_transform,
@@ -135,6 +136,21 @@ def test_training_images_follow_the_rules_of_pictures(tmp_path):
     first.save(tmp_path / "moving" / "0.gif", save_all=True, append_images=[second])
     with pytest.raises(ValueError, match=r"image 0 of column 'image' cannot be read \(it has 2 frames"):
         load_training_data(str(tmp_path / "moving"), (3, 4, 4))
+
+
+def test_what_images_lose_on_their_way_to_a_model_is_said(tmp_path):
+    image = PIL.Image.new("RGB", (32, 32))
+    folder = save_parquet(tmp_path / "p", {"image": [image, image]})
+    for shape, padding, said in (
+        ((3, 32, 32), 0, None),
+        ((3, 36, 36), 2, None),
+        ((1, 32, 32), 0, "the images are 32x32 colour; they are converted to gray"),
+        ((3, 8, 8), 0, "resized to 8x8"),
+        ((3, 32, 32), 2, "resized to 28x28"),
+    ):
+        found = describe_change(load_training_data(folder, shape, padding=padding), shape, padding)
+        assert found is said is None or said in found
+    assert describe_change(load_training_data("digits", (1, 8, 8)), (1, 8, 8)) is None
 
 
 def test_shapes_that_do_not_fit():

@@ -10,15 +10,15 @@ It starts ``accelerate launch`` on the method's script, draws samples from the s
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
+from accelerate.utils import patch_environment
 from torch import Tensor
 
 from hf_ebm.data import load_digits
@@ -29,6 +29,7 @@ from hf_ebm.scoring.digit_classifier import NAME, load_digit_classifier
 from hf_ebm.scoring.metrics import auroc, frechet_distance
 from hf_ebm.scoring.odd_images import ODD_IMAGES
 from hf_ebm.scoring.plots import plot_chain_profiles, plot_energy_histograms
+from hf_ebm.training.launch import launch
 from hf_ebm.training.loop import save_grid
 from hf_ebm.training.settings import CONFIGS, read_yaml
 
@@ -138,19 +139,19 @@ def format_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def launch_command(method: str) -> tuple[list[str], dict[str, str]]:
-    """`accelerate launch` of the method's script and its environment: one GPU, or two CPU processes.
+def launch_options() -> tuple[list[str], dict[str, str]]:
+    """Options of `accelerate launch` for the digits and its environment: one GPU, or two CPU processes.
 
     These networks are too small to keep two threads busy; two processes of one thread each do twice the work.
     """
-    num_processes = 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
+    num_processes = 1 if torch.cuda.is_available() else min(2, joblib.cpu_count())
+    launcher = ["--num_processes", str(num_processes)]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     environment = {}
     if num_processes > 1:
         launcher += ["--multi_gpu"]  # accelerate's name for several processes; on CPUs they talk over gloo
         environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return [*launcher, "-m", f"hf_ebm.training.train_{method}"], environment
+    return launcher, environment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,11 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             output_dir = argument.removeprefix("output_dir=")
     folder = Path(output_dir)
     started = time.perf_counter()
-    launcher, environment = launch_command(method)
-    command = [*launcher, "--config", str(config), "overwrite_output_dir=true", *arguments]
-    finished = subprocess.run(command, env={**os.environ, **environment})
-    if finished.returncode:
-        raise SystemExit(f"error: the training ended with exit code {finished.returncode}; its message is above.")
+    launcher, environment = launch_options()
+    with patch_environment(**environment):
+        code = launch(method, launcher, ["--config", str(config), "overwrite_output_dir=true", *arguments])
+    if code:
+        raise SystemExit(code)
     pipeline = METHODS[method].from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     metrics, held_out, odd = evaluate_digits(pipeline)

@@ -18,7 +18,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_ebm.data import load_training_data
+from hf_ebm.data import describe_change, load_training_data
 from hf_ebm.hub import write_card
 from hf_ebm.training.averaging import averaged_weights
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
@@ -104,9 +104,12 @@ def run_training(method: Method, settings: Any) -> Path:
             if settings.push_to_hub and accelerator.is_main_process:
                 push_run(settings, output_dir)
             return output_dir
+        if done > settings.max_steps:
+            raise ValueError(f"max_steps must be at least {done}, the steps of {checkpoint}, got {settings.max_steps}.")
+    sample_shape = method.sample_shape(models, model_settings)
     dataset = load_training_data(
         settings.dataset,
-        method.sample_shape(models, model_settings),
+        sample_shape,
         split=settings.dataset_split,
         config_name=settings.dataset_config,
         revision=settings.dataset_revision,
@@ -115,6 +118,8 @@ def run_training(method: Method, settings: Any) -> Path:
         num_samples=settings.num_toy_samples,
         seed=settings.seed,
     )
+    if change := describe_change(dataset, sample_shape, settings.padding):
+        accelerator.print(f"note: {change}. The models take what their settings say (preset, models, padding).")
     loader = make_loader(dataset, settings.batch_size, settings.seed, settings.num_workers)
     start_run(accelerator, settings, output_dir, resumed=checkpoint is not None)
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from hf_ebm.data import TOY_NAMES, sample_toy
 from hf_ebm.hub import SETTINGS, hardware_name
-from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder
+from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder, where_it_is
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
 from hf_ebm.training.checkpoints import list_checkpoints
@@ -166,7 +166,7 @@ def push_run(settings: RunSettings, output_dir: Path) -> None:
         PushError: If it failed; the run is whole in `output_dir`, and the message has the command to push it again.
     """
     commit = push_folder(output_dir, settings.repo_id, private=settings.hub_private)
-    print(f"{output_dir}/ is on the Hub: {commit.commit_url}")
+    print(f"{output_dir}/ is on the Hub: {where_it_is(commit)}")
 
 
 def push_checkpoint(pipeline: Any, settings: RunSettings, output_dir: Path, step: int) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from pathlib import Path
 
-from huggingface_hub import get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+
+from hf_ebm.hub_names import check_repo_id
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +95,16 @@ class RunSettings:
         """Raise a `ValueError` if the run is to push and could not: no login, or an id that cannot be."""
         if not (self.push_to_hub or self.push_every_checkpoint):
             return
-        try:
-            validate_repo_id(self.repo_id)
-        except HFValidationError as error:
-            raise ValueError(f"hub_model_id must be like 'user/name', got {self.repo_id!r}: {error}") from error
+        check_repo_id("hub_model_id", self.repo_id)
         if get_token() is None:
             raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN.")
+        try:
+            HfApi().whoami()
+        except HfHubHTTPError as error:
+            if error.response.status_code == 401:
+                raise ValueError("push_to_hub: the Hub does not know the token; run `hf auth login` again.") from error
+        except httpx.TransportError:
+            logger.warning("push_to_hub: the Hub cannot be reached now; the push at the end would fail.")
 
     def check_at_least(self, smallest: int, *names: str) -> None:
         """Raise a `ValueError` if one of the settings `names` is below `smallest`."""

@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
+    from hf_ebm.near_names import did_you_mean
     from hf_ebm.scoring import ood_evaluation as evaluation
     from hf_ebm.scoring.odd_images import ODD_IMAGES
     from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
@@ -94,7 +95,11 @@ def run(options: argparse.Namespace) -> None:
         shown = DatasetName.parse(name).public
         if shown in (*sets, "mean"):
             raise ValueError(f"--ood: {name} has the same name in the table as another column, {shown!r}; rename it.")
-        sets[shown], sources[shown] = evaluation.load_images(name, shape, "test", *loading)
+        try:
+            sets[shown], sources[shown] = evaluation.load_images(name, shape, "test", *loading)
+        except ValueError as error:
+            near = did_you_mean(name, ODD_IMAGES, f"embedded odd sets are {', '.join(ODD_IMAGES)}.")
+            raise ValueError(f"--ood: {error} For --ood: {near}") from error
 
     baselines, autoencoder = ({}, None) if options.no_baselines else evaluation.fit_baselines(train, options.seed)
     found = evaluation.score_sets(pipeline, scores, train, sets, options.seed)

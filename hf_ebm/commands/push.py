@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Push, and print where it is."""
-    from hf_ebm.push import push_folder
+    from hf_ebm.push import push_folder, where_it_is
 
     commit = push_folder(
         options.model,
@@ -39,4 +39,4 @@ def run(options: argparse.Namespace) -> None:
         create_pr=options.create_pr,
         commit_message=options.message,
     )
-    print(f"{options.model} is on the Hub: {commit.pr_url or commit.commit_url}")
+    print(f"{options.model} is on the Hub: {where_it_is(commit)}")

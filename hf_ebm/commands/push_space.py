@@ -16,7 +16,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, help="the Hub id of a pushed model")
     parser.add_argument("--space", required=True, help="the Hub id of the Space, made if it is not there")
-    parser.add_argument("--private", action="store_true", help="a new Space is seen by its owner alone")
+    parser.add_argument(
+        "--private", action="store_true", help="a new Space is seen by its owner alone, as that of a private model is"
+    )
     parser.set_defaults(run=run)
 
 

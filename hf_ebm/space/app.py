@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import torch
 
+from hf_ebm.scoring.score_words import SCORE_WORDS
 from hf_ebm.space import generation, limits, pictures, reconstruction, verdict
 from hf_ebm.space.demo_models import DemoModel
 from hf_ebm.space.examples import write_examples
@@ -143,7 +144,7 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
 def check_tab(model: DemoModel, references: dict[str, verdict.Reference], examples: list[str]) -> None:
     """Is a picture like those the model learned from?"""
     gr.Markdown(CHECK.format(size=model.sample_shape[-1]))
-    scores = [(verdict.SCORE_NAMES[name], name) for name in verdict.available_scores(model)]
+    scores = [(f"{name.replace('_', ' ')}: {SCORE_WORDS[name]}", name) for name in verdict.available_scores(model)]
     with gr.Row():
         with gr.Column(scale=2):
             upload = make_upload_field("Your picture", height=240)

@@ -13,21 +13,14 @@ from pathlib import Path
 from string import Template
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
+from huggingface_hub.utils import httpx
 
 import hf_ebm
+from hf_ebm.hub_names import check_repo_id, with_owner
 
 logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).parent / "template"
 SDK_VERSION = "6.31.0"  # of gradio: the version that the demo was tested with
-
-
-def check_repo_id(name: str, value: str) -> None:
-    """Raise a `ValueError` unless `value` has the form of a Hub id."""
-    try:
-        validate_repo_id(value)
-    except HFValidationError as error:
-        raise ValueError(f"{name} must be a Hub id such as user/name, got {value!r}: {error}") from error
 
 
 def write_space(model: str, folder: Path) -> None:
@@ -52,9 +45,9 @@ def push_space(
     """Make or renew a Space for a pushed model, in one commit.
 
     Args:
-        model: Hub id of the model, which must be there already.
-        space: Hub id of the Space.
-        private: Whether a new Space is seen by its owner alone.
+        model: Hub id of the model, which must be there already; a name without an owner is the user's.
+        space: Hub id of the Space, likewise.
+        private: Whether a new Space is seen by its owner alone; that of a private model is.
         token: A Hub token that may write; None = the one that is kept by ``hf auth login``.
         endpoint: Of another Hub; None = ``HF_ENDPOINT``.
 
@@ -69,17 +62,18 @@ def push_space(
     if Path(model).is_dir():
         raise ValueError(
             f"--model must be the Hub id of a pushed model, and {model} is a folder here, which a Space cannot see; "
-            "push it first with push_to_hub."
+            "push it first with hf-ebm push."
         )
     check_repo_id("--model", model)
     check_repo_id("--space", space)
     api = HfApi(endpoint=endpoint, token=token)
     try:
+        model, space = with_owner(api, model), with_owner(api, space)
         found = api.model_info(model, revision="main")
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work, "space")
             write_space(model, folder)
-            visibility = private or None  # an organisation's own default, unless private was asked for
+            visibility = private or found.private or None  # None: the owner's own default
             url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=visibility, exist_ok=True)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
             operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
@@ -87,7 +81,9 @@ def push_space(
             api.create_commit(space, operations, commit_message=f"The demo of {model} with hf-ebm", repo_type="space")
         if found.private:
             logger.warning(
-                "%s is private: in the settings of the Space add the secret HF_TOKEN, a token that may read it.", model
+                "%s is private, and a new Space of it is, too; in the settings of the Space add the secret HF_TOKEN, a "
+                "token that may read the model.",
+                model,
             )
     except httpx.TransportError as error:
         raise OSError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error

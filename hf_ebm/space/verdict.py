@@ -12,15 +12,6 @@ from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.space.demo_models import DemoModel
 
 NUM_OWN_SAMPLES = 32  # drawn for comparison where there is no calibration
-SCORE_NAMES = {
-    "energy": "energy: the model's own number",
-    "gradient_norm": "gradient norm: how steep the energy is here",
-    "multiscale": "multiscale: the energies at all noise levels",
-    "typicality": "typicality: how far from the usual energy, either way",
-    "complexity": "complexity: the energy against how simple the picture is",
-    "reconstruction": "reconstruction: how badly it is rebuilt",
-    "combined": "combined: energy and reconstruction",
-}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,14 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
     assert "pixel_gaussian" in capsys.readouterr().out
 
 
+def test_an_odd_set_that_is_not_there_is_told_with_its_near_names(folder, tmp_path, capsys):
+    arguments = ["eval-ood", "--model", folder, "--id", "digits", "--output", str(tmp_path), "--max-images", "20"]
+    for name, said in (("nois", "did you mean noise?"), (str(tmp_path / "zzz"), "embedded odd sets are rotated, ")):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, "--ood", name])
+        assert f"For --ood: {said}" in capsys.readouterr().err
+
+
 def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
     arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
     arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]

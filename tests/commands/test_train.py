@@ -38,6 +38,21 @@ def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monke
     assert end.value.code == expected
 
 
+def test_the_demo_ends_with_the_scripts_code_and_adds_nothing(monkeypatch, capsys):
+    from accelerate.commands import launch
+
+    from hf_ebm.training import demo
+
+    def stop(options):
+        assert options.training_script_args[-2:] == ["overwrite_output_dir=true", "max_steps=1"]
+        raise subprocess.CalledProcessError(130, "python")
+
+    monkeypatch.setattr(launch, "launch_command", stop)
+    with pytest.raises(SystemExit) as end:
+        demo.main(["max_steps=1"])
+    assert end.value.code == 130 and capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,8 +3,10 @@
 import json
 import re
 
+import pytest
 import torch
 import yaml
+from loopback_hub.client import ClientError
 from loopback_hub.transfers import contents, energies, pull, push
 from run_records import METRICS, OOD, evaluation
 
@@ -135,3 +137,33 @@ def test_branch_and_pull_request(hub, client, folder, repo, tmp_path, tiny_pipel
     for revision in ("refs/pr/1", "try", hub.repositories[repo].branches["try"]):
         assert pull(client, repo, revision=revision, cache_dir=tmp_path / "c") == energies(tiny_pipeline)
     assert pull(client, repo, cache_dir=tmp_path / "c") != energies(tiny_pipeline)
+
+
+def test_where_a_push_went_and_who_sees_it(hub, client, folder, repo):
+    code = (
+        "from hf_ebm.push import push_folder as push, where_it_is; result = where_it_is(push(folder, repo, **options))"
+    )
+    for number, private in enumerate((False, True)):
+        found = client(code, folder=str(folder), repo=f"{repo}-{number}", options={"private": private})
+        seen_by = "private" if private else "public"
+        assert found.startswith(f"{hub.url}/{repo}-{number} ({seen_by}), commit ")
+    (folder / "metrics.jsonl").write_text('{"step": 2}\n')
+    asked = client(code, folder=str(folder), repo=f"{repo}-0", options={"create_pr": True})
+    assert asked.endswith(f"{repo}-0/discussions/1")
+
+
+def test_a_push_without_a_login_or_to_no_id_asks_nothing_of_the_hub(hub, client, folder):
+    code = """
+import os
+from hf_ebm.push import push_folder
+token = os.environ.pop("HF_TOKEN")
+try:
+    push_folder(folder, "alice/x")
+finally:
+    os.environ["HF_TOKEN"] = token
+"""
+    with pytest.raises(ClientError, match=r"PushError: .*needs a login: run `hf auth login`(?s:.*)hf-ebm push --model"):
+        client(code, folder=str(folder))
+    with pytest.raises(ClientError, match="ValueError: repo_id must be a Hub id such as user/name, got 'alice/sh ort'"):
+        push(client, folder, "alice/sh ort")
+    assert not hub.log

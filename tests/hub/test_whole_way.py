@@ -92,5 +92,8 @@ finally:
     assert exit_code == 2 and "error: push_to_hub needs a login: run `hf auth login`" in printed
     code = code.replace('os.environ.pop("HF_TOKEN")', '"alice-token"')
     exit_code, printed = client(code, settings=[*settings, "hub_model_id=a//b"])
-    assert exit_code == 2 and "error: hub_model_id must be like 'user/name', got 'a//b'" in printed
+    assert exit_code == 2 and "error: hub_model_id must be a Hub id such as user/name, got 'a//b'" in printed
+    code = code.replace('token = "alice-token"', 'token, os.environ["HF_TOKEN"] = "alice-token", "hf_wrong"')
+    exit_code, printed = client(code, settings=settings)
+    assert exit_code == 2 and "push_to_hub: the Hub does not know the token; run `hf auth login` again" in printed
     assert not (tmp_path / "run").exists()

@@ -24,6 +24,7 @@ for line in sys.stdin:
         answer = {"result": names.get("result")}
     except BaseException as error:
         answer = {"error": type(error).__name__, "message": str(error)}
+    faulthandler.cancel_dump_traceback_later()  # waiting for the next piece is no hanging
     print(json.dumps(answer), file=answers, flush=True)
 """
 

@@ -119,8 +119,14 @@ push.logger.addHandler(logging.Handler())
 push.logger.handlers[0].emit = lambda record: result.append(record.getMessage())
 push.push_space("alice/model", "alice/space")
 """)
-    assert [text.partition(":")[0] for text in told] == (["alice/model is private"] if private else [])
+    assert [text.partition(",")[0] for text in told] == (["alice/model is private"] if private else [])
     assert all("secret HF_TOKEN" in text for text in told)
+    assert hub.repositories["alice/space"].private == private
+
+
+def test_a_space_without_an_owner_is_the_users(hub, client):
+    url = client("from hf_ebm.space.push import push_space\nresult = push_space('model', 'mine')")
+    assert url.endswith("alice/mine") and "app.py" in hub.repositories["alice/mine"].files()
 
 
 def test_a_hub_that_cannot_be_reached_is_said_so():

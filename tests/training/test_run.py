@@ -255,6 +255,13 @@ def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
     assert not torch.equal(all_weights(folder)[key], before[key])
 
 
+def test_fewer_steps_than_the_checkpoints_are_refused(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=2)
+    (folder / "model_index.json").unlink()  # as a run that was stopped leaves its folder
+    with pytest.raises(ValueError, match=r"max_steps must be at least 2, the steps of .*step_00000002, got 1"):
+        script.train(tmp_path / "run", max_steps=1, resume="latest")
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path, script, capsys):
     folder = script.train(tmp_path / "run", max_steps=1)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

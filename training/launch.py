@@ -1,0 +1,41 @@
+"""``accelerate launch`` of a method's script from Python: its own message and exit code, and no traceback below it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Sequence
+
+from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE, INTERRUPTED
+
+
+def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> int:
+    """Run a training script and return its exit code: 0, 2 or 130, or 1 for any other.
+
+    Ctrl-C, which the script gets too, is the script's to answer: this process waits for it.
+
+    Args:
+        method: Whose script: ``hf_ebm.training.train_<method>``.
+        launcher: Options of ``accelerate launch``.
+        arguments: Of the script.
+    """
+    from accelerate.commands import launch as accelerate_launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    script = ["-m", f"hf_ebm.training.train_{method}", *arguments]
+    options = accelerate_launch.launch_command_parser().parse_args([*launcher, *script])
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # a handler, unlike SIG_IGN, is not the script's too
+    try:
+        accelerate_launch.launch_command(options)
+    except subprocess.CalledProcessError as error:  # of one process
+        code = error.returncode
+    except ChildFailedError as error:  # of several
+        code = error.get_first_failure()[1].exitcode
+    except SignalException as error:  # of several, whose launcher has its own handler
+        code = INTERRUPTED if error.sigval == signal.SIGINT else FAILURE
+    else:
+        return 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code in (CALLERS_MISTAKE, INTERRUPTED) else FAILURE
