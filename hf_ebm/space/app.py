@@ -96,6 +96,11 @@ def make_chain_steps(value: int) -> gr.Slider:
     return gr.Slider(0, limits.MAX_CHAIN_STEPS, min(value, limits.MAX_CHAIN_STEPS), step=1, label="Steps")
 
 
+def about_steps(low: int, high: int) -> str:
+    """What is said of a sampler's steps."""
+    return "fewer are quicker" if low < high else f"this sampler always takes {high}"
+
+
 def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
     """Generation with its filmstrip and energy curve."""
     gr.Markdown(CHAIN if model.is_dual_mcmc else DENOISING)
@@ -106,7 +111,9 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
             number = gr.Slider(1, limits.MAX_IMAGES, 8, step=1, label="Pictures")
             sampler = gr.Dropdown(samplers, value=samplers[0], label="Sampler", info="how the steps are taken")
             smallest = 0 if model.is_dual_mcmc else 1
-            steps = gr.Slider(smallest, high, default, step=1, label="Steps", interactive=low < high)
+            steps = gr.Slider(
+                smallest, high, default, step=1, label="Steps", interactive=low < high, info=about_steps(low, high)
+            )
             seed = gr.Number(0, label="Seed", info="the same seed draws the same pictures", precision=0)
             button = gr.Button("Draw", variant="primary")
             others = gr.Button("Draw others")
@@ -130,7 +137,7 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
 
     def fit_steps(sampler: Any) -> Any:
         low, default, high = generation.step_limits(model, sampler)
-        return gr.update(value=default, interactive=low < high)
+        return gr.update(value=default, interactive=low < high, info=about_steps(low, high))
 
     inputs, outputs = [number, sampler, steps, seed], [images, figure, summary]
     sampler.change(plainly(fit_steps), sampler, steps, api_visibility="private", queue=False)

@@ -51,7 +51,7 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
             if width * height > MAX_UPLOAD_PIXELS:
                 allowed = f"at most {MAX_UPLOAD_PIXELS // 1_000_000} million are allowed"
                 raise ValueError(f"it has {width} x {height} pixels, and {allowed}")
-            mode = file.mode
+            mode, transparent = file.mode, file.has_transparency_data
             image = PIL.ImageOps.exif_transpose(file)
             x = image_transform(sample_shape[0], sample_shape[-1], padding)(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
@@ -59,7 +59,9 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
         raise ValueError(
             f"The {what} cannot be read: {reason}. Please try another PNG, JPEG, WebP, GIF or BMP file."
         ) from error
-    return Upload(x[None], describe_changes(image.size, mode, sample_shape, padding))
+    changes = describe_changes(image.size, mode, sample_shape, padding)
+    changes += (", " if changes else "") + "laid on white where it is transparent" if transparent else ""
+    return Upload(x[None], changes)
 
 
 def describe_changes(size: tuple[int, int], mode: str, sample_shape: tuple[int, ...], padding: int = 0) -> str:

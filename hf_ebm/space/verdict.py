@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.calibration import Calibration
+from hf_ebm.scoring.calibration import Calibration, how_to_calibrate
 from hf_ebm.space.demo_models import DemoModel
 
 NUM_OWN_SAMPLES = 32  # drawn for comparison where there is no calibration
@@ -91,8 +91,8 @@ def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
     if calibration is None:
         text = (
             f"### No verdict: this model was not calibrated\n\nIts energy is **{energy:.4g}** (low = likely), shown "
-            "beside the energies of pictures that the model drew itself. To say what is odd, the model's repository "
-            "needs a `calibration.json`, made by `hf-ebm calibrate` from held-out pictures."
+            "beside the energies of pictures that the model drew itself. To say what is odd, it must be calibrated on "
+            f"held-out pictures: {how_to_calibrate()}. Then start this page again."
         )
         return Verdict(energy, value, None, None, text)
     p_value, is_ood = float(result.p_values[0]), bool(result.is_ood[0])

@@ -102,6 +102,13 @@ def test_a_photograph_is_turned_upright_cropped_and_resized(tmp_path):
     assert given.changes == "cropped to a square, resized from 40 x 60 to 8 x 8 pixels, turned to gray"
 
 
+def test_what_is_transparent_is_said(tmp_path):
+    clear = save_png(tmp_path / "a.png", np.zeros((8, 8, 4), dtype=np.uint8))
+    assert read_upload(clear, (3, 8, 8)).changes == "laid on white where it is transparent"
+    given = read_upload(clear, (1, 8, 8))
+    assert given.changes == "turned to gray, laid on white where it is transparent" and given.x.min() == 1.0
+
+
 def broken_files(folder):
     """Name -> (file, what the message must say)."""
     whole = save_png(folder / "whole.png", np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
