@@ -93,6 +93,9 @@ def run_training(method: Method, settings: Any) -> Path:
     checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
     set_seed(settings.seed)
     models = method.build_models(model_settings)
+    for model in models:
+        if hasattr(model.config, "padding"):  # an energy of images, whose image processor shall pad as well
+            model.config.padding = settings.padding
     if checkpoint is not None:
         check_same_models(checkpoint, model_settings)
         done = read_state(checkpoint)["step"]

@@ -1,6 +1,6 @@
 """What turns a picture into the tensor an energy takes, as transformers' image processors do; saved beside the energy.
 
-Converted to gray or RGB, centre-cropped square, resized, scaled to [-1, 1]: the preparation of the training data
+Converted to gray or RGB, centre-cropped square, resized, scaled to [-1, 1], padded: the preparation of training data
 (`hf_ebm.data.image_transform`), without torchvision.
 """
 
@@ -25,13 +25,14 @@ class EnergyImageProcessor(PilBackend):
     Args:
         image_size: S.
         num_channels: 1 (gray) or 3 (RGB).
+        padding: Black pixels on each side, of the S.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers' own form)
 
-    def __init__(self, image_size: int = 32, num_channels: int = 3, **kwargs: Any) -> None:
+    def __init__(self, image_size: int = 32, num_channels: int = 3, padding: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.image_size, self.num_channels = image_size, num_channels
+        self.image_size, self.num_channels, self.padding = image_size, num_channels, padding
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **_: Any) -> BatchFeature:
         """PIL images, one or a list, as ``pixel_values``.
@@ -43,7 +44,7 @@ class EnergyImageProcessor(PilBackend):
         for image in images:
             if not hasattr(image, "convert"):
                 raise ValueError(f"images must be PIL images, got {type(image).__name__}.")
-        transform = image_transform(self.num_channels, self.image_size)
+        transform = image_transform(self.num_channels, self.image_size, self.padding)
         pixel_values = torch.stack([transform(open_picture(image)) for image in images])
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 

@@ -33,6 +33,7 @@ class ResNetEnergyConfig(PreTrainedConfig):
         spectral_norm: Whether every layer is divided by its largest singular value.
         power_iteration: ``"energy_update"``: the estimate of the singular values moves in training forwards of the
             energy's own update alone, and is fixed along a chain; ``"every_forward"``: at every chain step too.
+        padding: Black pixels on each side of a picture in its preparation, as in training; the network does not use it.
     """
 
     model_type = "hf_ebm_resnet_energy"
@@ -44,6 +45,7 @@ class ResNetEnergyConfig(PreTrainedConfig):
     num_downsamples: int = 2
     spectral_norm: bool = True
     power_iteration: str = "energy_update"
+    padding: int = 0
 
 
 class EnergyBlock(nn.Module):

@@ -49,6 +49,18 @@ def test_three_routes_one_energy(scorer, pictures, tmp_path):
     assert_close(energies, expected.energies, rtol=1e-4, atol=1e-4)
 
 
+def test_the_padding_of_the_training_is_the_image_processors(scorer, pictures, tmp_path):
+    scorer.energy_model.config.padding = 2
+    scorer.save_pretrained(tmp_path)
+    inner = [picture.crop((2, 2, 6, 6)) for picture in pictures[:3]]
+    found = pipeline("ood-detection", model=str(tmp_path / "energy_model"))(inner)
+    again = EnergyScoringPipeline.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path / "again")
+    expected = scorer(inner, padding=2).energies
+    assert_close(torch.tensor([f["energy"] for f in found]), expected, rtol=1e-4, atol=1e-4)
+    assert pipeline("ood-detection", model=str(tmp_path / "again" / "energy_model"))(inner) == found
+
+
 def test_file_names_and_saving_again(scorer, pictures, tmp_path):
     scorer.save_pretrained(tmp_path / "a")
     pictures[0].resize((24, 24), PIL.Image.Resampling.NEAREST).convert("RGB").save(tmp_path / "big.png")

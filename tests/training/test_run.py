@@ -255,6 +255,11 @@ def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
     assert not torch.equal(all_weights(folder)[key], before[key])
 
 
+def test_the_image_processor_pads_as_the_training_did(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1, padding=1)  # the digits themselves are not padded
+    assert json.loads((folder / "energy_model" / "preprocessor_config.json").read_text())["padding"] == 1
+
+
 def test_fewer_steps_than_the_checkpoints_are_refused(tmp_path, script):
     folder = script.train(tmp_path / "run", max_steps=2)
     (folder / "model_index.json").unlink()  # as a run that was stopped leaves its folder
