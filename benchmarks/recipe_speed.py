@@ -1,0 +1,116 @@
+"""What changes to a recipe cost or save: training images per second, beside the recipe's own in the same rounds.
+
+    python benchmarks/recipe_speed.py ddaebm --config ddaebm_fashion_mnist.yaml --change compile=true
+    python benchmarks/recipe_speed.py dual_mcmc --change "batch_size=32 channels_last=false" --change x_num_steps=20
+
+A change is one or several ``key=value``. A round is ``--round-steps`` iterations, with the EMA, of each variant in turn
+on random images; ``r1_interval`` must divide it. How well a variant learns is not measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from timing import Spread, alternate, ratio, report
+
+from hf_ebm.training import train_ddaebm, train_dual_mcmc
+from hf_ebm.training.run import prepare_models
+from hf_ebm.training.settings import load_settings
+
+METHODS: dict[str, tuple[Any, Any, str]] = {
+    "ddaebm": (train_ddaebm.METHOD, train_ddaebm.DDAEBMSettings, train_ddaebm.DEFAULT_CONFIG),
+    "dual_mcmc": (train_dual_mcmc.METHOD, train_dual_mcmc.DualMCMCSettings, train_dual_mcmc.DEFAULT_CONFIG),
+}
+SHIPPED = "as shipped"
+
+
+def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: int) -> Callable[[], None]:
+    """A call that runs `round_steps` iterations of `method` with `settings`, each on new random images."""
+    interval = getattr(settings, "r1_interval", 1)
+    if round_steps % interval:
+        raise SystemExit(f"error: --round-steps must be a multiple of r1_interval={interval}, got {round_steps}.")
+    AcceleratorState._reset_state(reset_partial_state=True)  # the variant before may have had another precision
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
+    set_seed(seed)
+    models = method.build_models(method.make_model_settings(settings))
+    models = tuple(model.to(accelerator.device) for model in models)
+    prepare_models(models, settings)
+    objects, schedules = method.make_objects(settings, accelerator, models, 1)
+    averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
+    emas = [EMAModel(model.parameters(), decay=settings.ema_decay, foreach=True) for model in averaged]
+    for ema in emas:
+        ema.to(accelerator.device)
+    steps = itertools.count()
+
+    def run() -> None:
+        for _, step in zip(range(round_steps), steps, strict=False):
+            x = torch.rand(settings.batch_size, *models[0].sample_shape, device=accelerator.device) * 2 - 1
+            if settings.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            method.train_step(x, step, objects, settings)
+            for schedule in schedules:
+                schedule.step()
+            for ema, model in zip(emas, averaged, strict=True):
+                ema.step(model.parameters())
+
+    return run
+
+
+def main() -> None:
+    """Time all variants, report images per second and their ratio to the recipe's."""
+    parser = argparse.ArgumentParser(description="Training images per second of a recipe and of changes to it.")
+    parser.add_argument("method", choices=sorted(METHODS))
+    parser.add_argument("--config", help="of the recipe; default: the method's digits")
+    parser.add_argument("--change", action="append", default=[], help="key=value, several in quotes; may be repeated")
+    parser.add_argument("--round-steps", type=int, default=4, help="iterations of a round (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before them (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    arguments = parser.parse_args()
+    if min(arguments.round_steps, arguments.repeats) < 1 or arguments.warmup < 0:
+        parser.error("--round-steps and --repeats must be >= 1, --warmup >= 0.")
+
+    method, cls, default = METHODS[arguments.method]
+    variants = {SHIPPED: [], **{change: shlex.split(change) for change in arguments.change}}
+    try:
+        settings = {
+            name: load_settings(cls, default, ["--config", arguments.config or default, *change])
+            for name, change in variants.items()
+        }
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    if len({values.mixed_precision for values in settings.values()} - {"no"}) > 1:
+        raise SystemExit("error: of bf16 and fp16 only one can be timed at once: accelerate keeps one for a process.")
+    sides: dict[str, Any] = dict.fromkeys(
+        settings
+    )  # in the order of the report; made with the one that accelerate keeps last
+    for name, values in sorted(settings.items(), key=lambda item: item[1].mixed_precision != "no"):
+        sides[name] = make_side(method, values, arguments.device, arguments.round_steps, arguments.seed)
+    gc.collect()
+    wall, cpu = alternate(sides, arguments.repeats, arguments.warmup, torch.device(arguments.device))
+    results: dict[str, Any] = {}
+    for name, values in settings.items():
+        images = values.batch_size * arguments.round_steps
+        results[f"images/s, {name}"] = Spread.of([images / seconds for seconds in wall[name]])
+        if name != SHIPPED:
+            times = ratio(wall, SHIPPED, name)
+            scale = values.batch_size / settings[SHIPPED].batch_size
+            results[f"speed-up, {name}"] = Spread(*(part * scale for part in (times.median, times.low, times.high)))
+    report(f"recipe {arguments.config or default} on {arguments.device}", arguments, wall, cpu, results)
+
+
+if __name__ == "__main__":
+    main()
