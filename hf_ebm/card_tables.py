@@ -45,7 +45,8 @@ def sample_table(record: Mapping[str, Any]) -> str:
     for name, values in metrics.items():
         label = frechet_name(extractor).split(" (")[0] if name == "frechet_distance" else name.replace("_", " ")
         lines.append(f"| {label} | {show(values['samples'], values['std_over_seeds'])} | {show(values['floor'])} |")
-    if metrics.get("kernel_distance", {}).get("samples", 0.0) < 0.0:
+    kernel = metrics.get("kernel_distance", {})
+    if min(kernel.get("samples") or 0.0, kernel.get("floor") or 0.0) < 0.0:
         lines += ["", "The kernel distance is an unbiased estimate: of a distance near 0 it can be below 0."]
     found = record["reconstruction"]
     if found:
@@ -75,6 +76,8 @@ def ood_table(record: Mapping[str, Any]) -> str:
     """AUROC with its interval of every score on every odd set from ``ood.json``; empty for an empty record."""
     if not record:
         return ""
+    from hf_ebm.scoring.odd_images import ODD_IMAGES
+
     protocol, table = record["protocol"], record["metrics"]
     inside = protocol["in_distribution"]
     scores = [*table]
@@ -92,4 +95,6 @@ def ood_table(record: Mapping[str, Any]) -> str:
             for cell in (table[score][odd_set]["auroc"] for score in scores)
         ]
         lines.append(f"| {public_name(odd_set)} | " + " | ".join(cells) + " |")
+    words = [f"`{name}`: {ODD_IMAGES[name].__doc__}" for name in next(iter(table.values())) if name in ODD_IMAGES]
+    lines += ["", f"Made of the same images: {' '.join(words)}"] if words else []
     return "\n".join(lines)

@@ -62,32 +62,34 @@ class CommitPull:
     options: dict[str, Any]
     patterns: list[str]
 
-    def fetch(self, patterns: Collection[str]) -> None:
-        """Fetch the files that the patterns name, where they are there."""
-        if patterns:
-            self.patterns += patterns
-            snapshot_download(self.repo_id, allow_patterns=list(patterns), **self.options)
+    def fetch(self, patterns: Collection[str], beside: Collection[str] = ()) -> None:
+        """Fetch the files that the patterns name, where they are there.
+
+        Args:
+            patterns: Of files that are needed.
+            beside: Of files that a pipeline can be without: offline those that the cache lacks are left out, as an
+                earlier pull of another kind need not have brought them.
+        """
+        self.patterns += [*patterns, *beside]
+        if not patterns and not beside:
+            return
+        try:
+            snapshot_download(self.repo_id, allow_patterns=[*patterns, *beside], **self.options)
+        except LocalEntryNotFoundError:
+            if not self.offline or not beside:
+                raise
+            self.fetch(patterns)
+            logger.warning(
+                "offline: the cache lacks some of what lies beside the model %s (%s), which is left out; a run with "
+                "the network brings it.",
+                self.repo_id,
+                ", ".join(beside),
+            )
 
     @property
     def offline(self) -> bool:
         """Whether the Hub must not be asked: the caller's ``local_files_only``, or ``HF_HUB_OFFLINE``."""
         return bool(self.options.get("local_files_only")) or is_offline_mode()
-
-    def fetch_beside(self, patterns: Collection[str]) -> None:
-        """As `fetch`, for files that a pipeline can be without: offline those that the cache lacks are left out.
-
-        An earlier pull of another kind need not have brought them.
-        """
-        try:
-            self.fetch(patterns)
-        except LocalEntryNotFoundError:
-            if not self.offline:
-                raise
-            logger.warning(
-                "offline, %s is used without what the cache lacks of %s; pull it once with the network to have it.",
-                self.repo_id,
-                ", ".join(patterns),
-            )
 
     def verify(self) -> None:
         """Compare all that was asked for with its checksums, whoever brought it into the cache; raises an OSError."""

@@ -22,7 +22,7 @@ from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.scoring.score_words import SCORE_WORDS
 from hf_ebm.whole_files import whole_file
 
-CARD, SETTINGS = "README.md", "settings.yaml"
+CARD, SETTINGS, SUMMARY = "README.md", "settings.yaml", "train_summary.json"
 TEMPLATES = Path(__file__).parent / "model_cards"
 TEMPLATE_OF = {  # a pipeline's class -> the template of its card
     "DDAEBMPipeline": "ddaebm.md",
@@ -168,7 +168,7 @@ def public_values(value: Any) -> Any:
 
 def knows_its_run(folder: Path) -> bool:
     """Whether a pipeline folder has more to tell than its pipeline: a run's settings, summary or metrics, or a card."""
-    return any((folder / name).is_file() for name in (SETTINGS, "train_summary.json", "metrics.json", CARD))
+    return any((folder / name).is_file() for name in (SETTINGS, SUMMARY, "metrics.json", CARD))
 
 
 def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
@@ -225,7 +225,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             score_words=SCORE_WORDS,
             sample_table=sample_table(evaluation),
             ood_table=ood_table(ood),
-            summary=read_json(folder / "train_summary.json"),
+            summary=read_json(folder / SUMMARY),
             calibration=Calibration.load(folder),
             pictures=[path.name for path in sorted(folder.glob("*.png"))],
         )

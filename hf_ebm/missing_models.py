@@ -9,6 +9,7 @@ from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_ebm.hub_names import needs_login
 from hf_ebm.near_names import near_folders
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def not_to_be_had(name: str, error: Exception) -> OSError:
             f"the Hub could not be reached (is there a network?), and the cache does not have all of it: "
             f"{error.__cause__}. With HF_HUB_OFFLINE=1 the cache alone is asked, at once"
         )
-    return OSError(f"{name!r} is no folder here, and could not be had from the Hub: {reason.rstrip('.')}.{meant(name)}")
+    reason = f"{reason.rstrip('.')}. {needs_login(error)}".rstrip()
+    return OSError(f"{name!r} is no folder here, and could not be had from the Hub: {reason}{meant(name)}")
 
 
 def meant(name: str) -> str:

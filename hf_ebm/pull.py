@@ -197,8 +197,7 @@ def download_pipeline(
         check_classes(index, components)
         weights = [pattern for name in components for pattern in weight_patterns(name, variant)]
         code = code_patterns(index, components) if trust_remote_code else []
-        pull.fetch(inside([*(f"{name}/*.json" for name in components), *weights, *code]))
-        pull.fetch_beside(inside(extra_files))
+        pull.fetch(inside([*(f"{name}/*.json" for name in components), *weights, *code]), inside(extra_files))
         networks = [name for name in components if is_network(folder / name)]
         lacking = [name for name in networks if not find_weights(folder, name, variant)]
         if variant is not None and len(lacking) < len(networks):

@@ -21,7 +21,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import httpx
 
 from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, public_values, read_settings, render_card
-from hf_ebm.hub_names import check_repo_id, with_owner
+from hf_ebm.hub_names import check_repo_id, needs_login, with_owner
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
 
@@ -222,6 +222,6 @@ def as_push_error(repo_id: str, again: str) -> Iterator[None]:
         if isinstance(error, httpx.ConnectError):
             reason = f"{reason} (is there a network?)"
         raise PushError(
-            f"the push to {repo_id!r} failed: {reason}\nThe repository has nothing of it (or, if only the answer was "
-            f"lost, all of it), and nothing here was changed. `hf auth whoami` shows the login. Try again: {again}"
+            f"the push to {repo_id!r} failed: {reason} {needs_login(error)}\nThe repository is as it was (or has all "
+            f"of it, if only the Hub's answer was lost), and nothing here was changed. Try again: {again}"
         ) from error

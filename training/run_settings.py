@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from hf_ebm.hub_names import check_repo_id
+from hf_ebm.hub_names import check_repo_id, needs_login
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class RunSettings:
             HfApi().whoami()
         except HfHubHTTPError as error:
             if error.response.status_code == 401:
-                raise ValueError("push_to_hub: the Hub does not know the token; run `hf auth login` again.") from error
+                raise ValueError(f"push_to_hub: no push is possible. {needs_login(error)}") from error
         except httpx.TransportError:
             logger.warning("push_to_hub: the Hub cannot be reached now; the push at the end would fail.")
 

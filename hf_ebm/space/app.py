@@ -29,8 +29,8 @@ CSS = """
 """
 WHAT = """# {name}
 
-This model has looked at many pictures and learned what is usual among them. It gives every picture a number, the
-**energy**: low for what looks usual, high for what looks odd. It can also draw new pictures of low energy.
+This model has looked at {subject} and learned what is usual among them. It gives every picture a number, the
+**energy**: low for what looks usual, high for what looks odd. It can also draw new pictures.
 """
 LIMITS = """The energy is not a probability, knows nothing but the kind of picture the model was trained on, and can be
 fooled. What you upload is used for your answer alone and deleted within an hour."""
@@ -55,7 +55,7 @@ def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*values)
         except ValueError as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error  # stays until it is closed
+            raise gr.Error(str(error), duration=15, print_exception=False) from error
 
     return call
 
@@ -130,7 +130,11 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
         first, last = (float(drawn.energies[point].mean()) for point in (0, -1))
         text = f"Mean energy: {first:.4g} at the beginning of the curve, **{last:.4g}** at its end."
         if ordinary.threshold is not None:
-            text += f" Held-out ordinary pictures: {float(ordinary.scores.mean()):.4g}."
+            odd = int((drawn.energies[-1] > ordinary.threshold).sum())
+            text += (
+                f" Held-out ordinary pictures: {float(ordinary.scores.mean()):.4g}. The check would call {odd} of the "
+                f"{drawn.energies.shape[1]} odd: what a model draws is often a little odder than real pictures."
+            )
         if drawn.acceptance_rate is not None:
             text += f" Proposed steps that were taken: {drawn.acceptance_rate:.0%}."
         return model.pipeline.post_process(drawn.images, "pil"), pictures.filmstrip(drawn, ordinary), text
@@ -234,7 +238,7 @@ def build_page(model: DemoModel, folder: Path) -> gr.Blocks:
     references = verdict.references(model, own_samples)
     examples = write_examples(model, own_samples, folder)
     with gr.Blocks(title=f"hf-ebm: {model.name}", analytics_enabled=False, delete_cache=(600, 3000)) as page:
-        gr.Markdown(WHAT.format(name=model.name))
+        gr.Markdown(WHAT.format(name=model.name, subject=model.subject))
         with gr.Tab("Draw"):
             draw_tab(model, references["energy"])
         with gr.Tab("Check"):

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from hf_ebm.commands.models import load_pipeline
+from hf_ebm.card_tables import public_name
+from hf_ebm.commands.models import load_pipeline, model_folder
+from hf_ebm.hub import SETTINGS, SUMMARY, read_json, read_settings
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.run_padding import find_padding
@@ -23,12 +25,14 @@ class DemoModel:
         pipeline: `DDAEBMPipeline` or `DualMCMCPipeline`, with an energy.
         scorer: Scores by the same networks, calibrated if the repository has a ``calibration.json``.
         padding: Black pixels on each side of training pictures.
+        subject: What it was trained on, in words.
     """
 
     name: str
     pipeline: Any
     scorer: EnergyScoringPipeline
     padding: int = 0
+    subject: str = "many pictures"
 
     @property
     def is_dual_mcmc(self) -> bool:
@@ -65,4 +69,14 @@ def load_demo_model(model: str) -> DemoModel:
     for one in (pipeline, scorer):
         one.set_progress_bar_config(disable=True)
     name = Path(model).resolve().name if Path(model).is_dir() else model
-    return DemoModel(name, pipeline, scorer, find_padding(model))
+    return DemoModel(name, pipeline, scorer, find_padding(model), find_subject(model))
+
+
+def find_subject(model: str) -> str:
+    """What a model was trained on, in words, by the settings and the summary in its folder or repository."""
+    folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY))
+    dataset, number = read_settings(folder).get("dataset"), read_json(folder / SUMMARY).get("num_images")
+    if not dataset or not number:
+        return "many pictures"
+    words = "small handwritten digits, light on black" if dataset == "digits" else "pictures of the data set"
+    return f"{number:,} {words} (`{public_name(dataset)}`)"

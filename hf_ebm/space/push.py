@@ -13,10 +13,11 @@ from pathlib import Path
 from string import Template
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
 import hf_ebm
-from hf_ebm.hub_names import check_repo_id, with_owner
+from hf_ebm.hub_names import check_repo_id, needs_login, with_owner
 
 logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).parent / "template"
@@ -85,6 +86,13 @@ def push_space(
                 "token that may read the model.",
                 model,
             )
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"--model {model} is not on the Hub, or not for this login: push it first with hf-ebm push. "
+            f"{needs_login(error)}"
+        ) from error
+    except HfHubHTTPError as error:
+        raise OSError(f"the Space {space} was not made: {error} {needs_login(error)}") from error
     except httpx.TransportError as error:
         raise OSError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error
     return str(url)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.calibration import Calibration, how_to_calibrate
+from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.space.demo_models import DemoModel
 
 NUM_OWN_SAMPLES = 32  # drawn for comparison where there is no calibration
@@ -91,8 +91,9 @@ def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
     if calibration is None:
         text = (
             f"### No verdict: this model was not calibrated\n\nIts energy is **{energy:.4g}** (low = likely), shown "
-            "beside the energies of pictures that the model drew itself. To say what is odd, it must be calibrated on "
-            f"held-out pictures: {how_to_calibrate()}. Then start this page again."
+            "beside the energies of pictures that the model drew itself. To say what is odd, its owner must calibrate "
+            "it on pictures that were kept out of its training (`hf-ebm calibrate`), push it again if it is on the "
+            "Hub, and start this page again."
         )
         return Verdict(energy, value, None, None, text)
     p_value, is_ood = float(result.p_values[0]), bool(result.is_ood[0])
@@ -103,10 +104,10 @@ def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calib
     """A calibrated verdict in words, Markdown."""
     number = len(calibration.reference[score])
     at_least_as_odd = round(p_value * (number + 1)) - 1
-    share = "none" if at_least_as_odd == 0 else f"{at_least_as_odd} ({at_least_as_odd / number:.0%})"
+    share = "none" if at_least_as_odd == 0 else f"{at_least_as_odd} ({at_least_as_odd / number:.1%})"
     head = "Odd: unlike the pictures it learned from" if is_ood else "Ordinary: like the pictures it learned from"
     return (
-        f"### {head}\n\nOf {number} ordinary pictures, **{share}** are at least as odd as this one (p-value "
+        f"### {head}\n\nAt least as odd as this one, of {number} ordinary pictures: **{share}** (p-value "
         f"{p_value:.3g}). Its energy is **{energy:.4g}** (low = likely).\n\nWhat is among the oddest "
         f"{calibration.target_fpr:.0%} is called odd: so about {calibration.target_fpr:.0%} of ordinary pictures are, "
         f"too. The model was calibrated on {calibration.num_samples} pictures that were kept out of its training."

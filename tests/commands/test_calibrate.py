@@ -16,7 +16,8 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     from hf_ebm.scoring.calibration import Calibration
 
     card = write_card(tmp_path / "model")
-    digits, scorer = load_digits("test")[0], EnergyScoringPipeline.from_pretrained(folder)
+    digits = load_digits("test")[0]
+    scorer = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction=True)
     arguments = ["calibrate", "--model", folder, "--dataset", "digits", "--target-fpr", "0.1"]
     main([*arguments, "--score", "typicality", "--json"])
     record, saved = json.loads(capsys.readouterr().out), Calibration.load(folder)

@@ -24,12 +24,12 @@ def test_exit_codes():
         (["calibrate", "--model", "user/name", "--dataset", "digits"], "--model must be a run folder"),
         (["calibrate", "--model", ".", "--dataset", "digits"], "model_index.json"),
         (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "0"], "--num-images"),
-        (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--score", "combined"], "--score: this model"),
+        (["calibrate", "--model", "DUAL", "--dataset", "digits", "--score", "multiscale"], "--score: this model"),
         (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--target-fpr", "0.001"], "at least 999"),
         (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
         (["score", "--model", "FOLDER", "--score", "nll", "a.png"], "--score: invalid choice"),
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),
-        (["eval-ood", "--model", "FOLDER", "--id", "digits", "--scores", "combined"], "'combined'"),
+        (["eval-ood", "--model", "DUAL", "--id", "digits", "--scores", "multiscale"], "'multiscale'"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--max-images", "2"], "max_images"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--resamples", "0"], "--resamples"),
         (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "2"], "num_images"),
@@ -41,11 +41,12 @@ def test_exit_codes():
         (["info", "--model", "."], "model_index.json"),
     ],
 )
-def test_mistakes_end_with_one_line_and_code_2(folder, tmp_path, capsys, arguments, message):
+def test_mistakes_end_with_one_line_and_code_2(folder, dual_folder, tmp_path, capsys, arguments, message):
     picture = str(tmp_path / "a.png")
     PIL.Image.new("L", (8, 8)).save(picture)
     with pytest.raises(SystemExit) as error:
-        main([{"FOLDER": folder, "PICTURE": picture}.get(argument, argument) for argument in arguments])
+        places = {"FOLDER": folder, "DUAL": dual_folder, "PICTURE": picture}
+        main([places.get(argument, argument) for argument in arguments])
     assert error.value.code == 2
     assert message in capsys.readouterr().err
 

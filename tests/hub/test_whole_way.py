@@ -95,5 +95,5 @@ finally:
     assert exit_code == 2 and "error: hub_model_id must be a Hub id such as user/name, got 'a//b'" in printed
     code = code.replace('token = "alice-token"', 'token, os.environ["HF_TOKEN"] = "alice-token", "hf_wrong"')
     exit_code, printed = client(code, settings=settings)
-    assert exit_code == 2 and "push_to_hub: the Hub does not know the token; run `hf auth login` again" in printed
+    assert exit_code == 2 and "push_to_hub: no push is possible. The Hub may not know the token" in printed
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import RepoCard
-from huggingface_hub.errors import RepositoryNotFoundError
 from loopback_hub.client import Client
 from loopback_hub.repository import Commit, Repository
 from loopback_hub.server import Hub
@@ -99,7 +98,7 @@ def test_the_space_needs_what_the_package_needs():
 
 
 def test_nothing_is_made_for_a_model_that_is_not_there(hub, tmp_path):
-    with pytest.raises(RepositoryNotFoundError):
+    with pytest.raises(OSError, match=r"--model alice/none is not on the Hub.*push it first with hf-ebm push"):
         push_space("alice/none", "alice/space", token="alice-token", endpoint=hub.url)
     wrong = ((str(tmp_path), "alice/space", "folder here"), ("alice/model", "a b", "--space"))
     for model, space, named in wrong:
@@ -132,3 +131,10 @@ def test_a_space_without_an_owner_is_the_users(hub, client):
 def test_a_hub_that_cannot_be_reached_is_said_so():
     with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         push_space("user/model", "user/space", token="hf_test", endpoint="http://127.0.0.1:9")
+
+
+def test_a_space_needs_a_login(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(OSError, match=r"the Space alice/space was not made(?s:.*)may not know the token .*HF_TOKEN"):
+        push_space("alice/model", "alice/space", token="hf_wrong", endpoint=hub.url)
+    assert set(hub.repositories) == {"alice/model"}

@@ -19,7 +19,7 @@ from hf_ebm.data import load_digits
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.scoring.energy import compute_energies
 from hf_ebm.space import limits, pictures, uploads
-from hf_ebm.space.demo_models import DemoModel, load_demo_model
+from hf_ebm.space.demo_models import DemoModel, find_subject, load_demo_model
 from hf_ebm.space.examples import write_examples
 from hf_ebm.space.generation import CHAIN_SAMPLERS, draw
 from hf_ebm.space.reconstruction import blend, rebuild
@@ -226,7 +226,8 @@ def test_verdict_counts_ordinary_pictures_at_least_as_odd(ddaebm):
         assert abs(count - rank - 1) <= 1  # scored alone, its own energy may differ in the last digit
         assert found.p_value == pytest.approx((1 + count) / 41)
         assert found.is_ood == (1 + count <= 4)  # a tenth of 41
-        assert (f"**{count} ({count / 40:.0%})** are at least as odd" if count else "**none** are") in found.text
+        share = f"{count} ({count / 40:.1%})" if count else "none"
+        assert f"At least as odd as this one, of 40 ordinary pictures: **{share}**" in found.text
         assert ("Odd:" in found.text) == found.is_ood != ("Ordinary:" in found.text)
     reference = references(ddaebm, held_out)["energy"]
     assert reference.threshold == pytest.approx(energies[order[3]].item())
@@ -430,3 +431,15 @@ def test_without_gradio_the_demo_says_what_to_install(monkeypatch):
     monkeypatch.delattr("hf_ebm.space.app", raising=False)
     with pytest.raises(ValueError, match=r"pip install 'hf-ebm\[demo\]'"):
         serve("none")
+
+
+def test_the_page_says_what_the_model_learned_from(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path)
+    assert find_subject(str(tmp_path)) == "many pictures"
+    (tmp_path / "train_summary.json").write_text('{"num_images": 1437}')
+    for dataset, said in (
+        ("digits", "1,437 small handwritten digits, light on black (`digits`)"),
+        (str(tmp_path), f"1,437 pictures of the data set (`{tmp_path.name}`)"),
+    ):
+        (tmp_path / "settings.yaml").write_text(f"dataset: {dataset}\n")
+        assert find_subject(str(tmp_path)) == said

@@ -215,8 +215,12 @@ def test_ctrl_c_ends_a_script_with_one_line_and_130(tmp_path, script, monkeypatc
 
     monkeypatch.setattr(script.module, function, interrupt)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    with pytest.raises(SystemExit) as end:
-        script.module.main(["--config", config, f"output_dir={tmp_path / 'run'}"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may have it ignored
+    try:
+        with pytest.raises(SystemExit) as end:
+            script.module.main(["--config", config, f"output_dir={tmp_path / 'run'}"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     printed = capsys.readouterr().err
     assert end.value.code == 130 and "Traceback" not in printed
     last = printed.splitlines()[-1]
