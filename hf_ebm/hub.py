@@ -115,7 +115,7 @@ def evaluation_results(
             EvalResult(
                 task_type="out-of-distribution-detection",
                 dataset_type=dataset,
-                dataset_name=f"{dataset} against {name}",
+                dataset_name=dataset,  # one for all: the Hub's form merges the results of a data set
                 metric_type="auroc",
                 metric_name=f"AUROC against {name}",
                 metric_value=value,

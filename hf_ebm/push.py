@@ -222,6 +222,7 @@ def as_push_error(repo_id: str, again: str) -> Iterator[None]:
         if isinstance(error, httpx.ConnectError):
             reason = f"{reason} (is there a network?)"
         raise PushError(
-            f"the push to {repo_id!r} failed: {reason} {needs_login(error)}\nThe repository is as it was (or has all "
-            f"of it, if only the Hub's answer was lost), and nothing here was changed. Try again: {again}"
+            f"the push to {repo_id!r} failed: {reason.rstrip('.')}. {needs_login(error)}\n"
+            "The repository is as it was (or has all of it, if only the Hub's answer was lost), and nothing here was "
+            f"changed. Try again: {again}"
         ) from error

@@ -81,6 +81,14 @@ def test_results_have_no_empty_heading(tmp_path, pipeline):
     assert "## Results" in str(render_card(folder))
 
 
+def test_every_auroc_is_of_the_data_set_and_names_its_odd_set(tmp_path):
+    """Read back, as the Hub does: results of one data set are merged under one name."""
+    folder = run_folder(tmp_path, {"auroc": {"noise": 0.9, "inverted": 0.8}})
+    found = ModelCard.load(write_card(folder)).data.eval_results
+    named = {(result.dataset_name, result.metric_name, result.metric_value) for result in found}
+    assert named == {("digits", "AUROC against noise", 0.9), ("digits", "AUROC against inverted", 0.8)}
+
+
 def test_only_the_standard_inception_gives_an_fid():
     (result, *_) = evaluation_results({}, "digits", evaluation(standard=True), {})
     assert result.metric_name == "FID"
