@@ -21,10 +21,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from timing import Spread, alternate, ratio, report
 
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
+from hf_ebm.training.averaging import make_emas
+from hf_ebm.training.loop import advance
 from hf_ebm.training.run import prepare_models
 from hf_ebm.training.settings import load_settings
 
@@ -48,9 +49,7 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
     prepare_models(models, settings)
     objects, schedules = method.make_objects(settings, accelerator, models, 1)
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
-    emas = [EMAModel(model.parameters(), decay=settings.ema_decay, foreach=True) for model in averaged]
-    for ema in emas:
-        ema.to(accelerator.device)
+    emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     steps = itertools.count()
 
     def run() -> None:
@@ -60,7 +59,7 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
                 x = x.contiguous(memory_format=torch.channels_last)
             method.train_step(x, step, objects, settings)
             for schedule in schedules:
-                schedule.step()
+                advance(schedule)
             for ema, model in zip(emas, averaged, strict=True):
                 ema.step(model.parameters())
 
@@ -94,9 +93,8 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     if len({values.mixed_precision for values in settings.values()} - {"no"}) > 1:
         raise SystemExit("error: of bf16 and fp16 only one can be timed at once: accelerate keeps one for a process.")
-    sides: dict[str, Any] = dict.fromkeys(
-        settings
-    )  # in the order of the report; made with the one that accelerate keeps last
+    sides: dict[str, Any] = dict.fromkeys(settings)  # in the report's order
+    # accelerate keeps the precision of the last one made: "no", which asks for nothing, comes first
     for name, values in sorted(settings.items(), key=lambda item: item[1].mixed_precision != "no"):
         sides[name] = make_side(method, values, arguments.device, arguments.round_steps, arguments.seed)
     gc.collect()

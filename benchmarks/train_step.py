@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from literal_ddaebm import LiteralDDAEBM, draw
 from timing import alternate, make_parser, parse, ratio, report
 from torch import Tensor, nn
 
 from hf_ebm.models.presets import build_ddaebm_models
+from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.run import prepare_models
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_objects, train_step
 
@@ -49,9 +49,7 @@ class Package:
         self.models, self.settings = models, settings
         prepare_models(models, settings)
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
-        self.emas = [EMAModel(model.parameters(), decay=settings.ema_decay, foreach=True) for model in models[:2]]
-        for ema in self.emas:
-            ema.to(accelerator.device)
+        self.emas = make_emas(models[:2], settings.ema_decay, accelerator.device)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on clean images `x`; the terms of the losses."""

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
+
+
+def make_emas(models: Sequence[nn.Module], decay: float, device: torch.device) -> list[EMAModel]:
+    """An average of each model's weights, on `device`."""
+    emas = [EMAModel(model.parameters(), decay=decay, foreach=True) for model in models]
+    for ema in emas:
+        ema.to(device)
+    return emas
 
 
 class averaged_weights:  # noqa: N801 (a context manager, read as a verb)

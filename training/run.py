@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import describe_change, load_training_data
 from hf_ebm.hub import write_card
-from hf_ebm.training.averaging import averaged_weights
+from hf_ebm.training.averaging import averaged_weights, make_emas
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
 from hf_ebm.training.interruption import says_where_it_stopped
 from hf_ebm.training.loop import (
@@ -131,9 +130,7 @@ def run_training(method: Method, settings: Any) -> Path:
     steps_per_epoch = max(1, len(loader) // settings.gradient_accumulation_steps)
     objects, schedules = method.make_objects(settings, accelerator, models, steps_per_epoch)
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
-    emas = [EMAModel(model.parameters(), decay=settings.ema_decay, foreach=True) for model in averaged]
-    for ema in emas:
-        ema.to(accelerator.device)
+    emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     accelerator.register_for_checkpointing(*schedules, *emas)
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
     step, position, earlier_seconds, earlier_memory = 0, Position(), 0.0, 0

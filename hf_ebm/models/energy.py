@@ -163,7 +163,9 @@ class EnergyModel(PreTrainedModel):
         if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3):
             from hf_ebm.models.energy_image_processor import EnergyImageProcessor
 
-            processor = EnergyImageProcessor(self.sample_shape[-1], self.sample_shape[0], self.config.padding)
+            processor = EnergyImageProcessor(
+                self.sample_shape[-1], self.sample_shape[0], getattr(self.config, "padding", 0)
+            )
             processor.save_pretrained(save_directory)
 
     def forward(self, pixel_values: Tensor, timestep: Tensor | int | None = None) -> EnergyOutput:

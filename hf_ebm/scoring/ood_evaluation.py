@@ -113,8 +113,12 @@ def load_images(
     """
     if max_images < MIN_SAMPLES:
         raise ValueError(f"max_images must be >= {MIN_SAMPLES}, for an interval, got {max_images}.")
-    dataset: Any
     dataset, source = load_named(name, sample_shape, split, image_column, padding)
+    return draw_images(dataset, source, max_images, seed)
+
+
+def draw_images(dataset: Any, source: dict[str, Any], max_images: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    """What `load_images` returns, of a data set that `load_named` gave."""
     rows = draw_rows(len(dataset), max_images, seed)
     images = torch.stack([dataset[index][0] for index in rows])
     return images, {**source, "num_images": len(images)}
@@ -136,8 +140,8 @@ def load_train_and_test(
             "those cannot be judged by them; give a set that has a train and a test split, or name the other one as "
             "name@split."
         )
-    test = load_images(name, sample_shape, "test", image_column, max_images, seed, padding)
-    return load_images(train, sample_shape, "train", image_column, max_images, seed, padding), test
+    fitted = load_images(train, sample_shape, "train", image_column, max_images, seed, padding)
+    return fitted, draw_images(loaded, source, max_images, seed)
 
 
 def score_sets(

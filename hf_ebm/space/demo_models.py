@@ -14,6 +14,7 @@ from hf_ebm.hub import SETTINGS, SUMMARY, read_json, read_settings
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.run_padding import find_padding
+from hf_ebm.scoring.calibration import FILE_NAME, Calibration
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ def load_demo_model(model: str) -> DemoModel:
     if pipeline.energy_model is None:
         raise ValueError(f"--model {model} has no energy model; the demo is about its energy. Push it with one.")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    shared = EnergyScoringPipeline.from_pipe(pipeline).components
-    scorer = EnergyScoringPipeline.from_pretrained(model, load_reconstruction="auto", **shared)
+    folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY, FILE_NAME))
+    scorer = EnergyScoringPipeline.from_pipe(pipeline)
+    scorer.calibration = Calibration.load(folder)
     for one in (pipeline, scorer):
         one.set_progress_bar_config(disable=True)
     name = Path(model).resolve().name if Path(model).is_dir() else model
-    return DemoModel(name, pipeline, scorer, find_padding(model), find_subject(model))
+    return DemoModel(name, pipeline, scorer, find_padding(str(folder)), find_subject(folder))
 
 
-def find_subject(model: str) -> str:
-    """What a model was trained on, in words, by the settings and the summary in its folder or repository."""
-    folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY))
+def find_subject(folder: Path) -> str:
+    """What a model was trained on, in words, by the settings and the summary in its folder."""
     dataset, number = read_settings(folder).get("dataset"), read_json(folder / SUMMARY).get("num_images")
     if not dataset or not number:
         return "many pictures"

@@ -59,13 +59,13 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
         raise ValueError(
             f"The {what} cannot be read: {reason}. Please try another PNG, JPEG, WebP, GIF or BMP file."
         ) from error
-    changes = describe_changes(image.size, mode, sample_shape, padding)
-    changes += (", " if changes else "") + "laid on white where it is transparent" if transparent else ""
-    return Upload(x[None], changes)
+    return Upload(x[None], describe_changes(image.size, mode, transparent, sample_shape, padding))
 
 
-def describe_changes(size: tuple[int, int], mode: str, sample_shape: tuple[int, ...], padding: int = 0) -> str:
-    """What `read_upload` did to a picture of this size and mode, in words."""
+def describe_changes(
+    size: tuple[int, int], mode: str, transparent: bool, sample_shape: tuple[int, ...], padding: int = 0
+) -> str:
+    """What `read_upload` did to a picture of this size, mode and transparency, in words."""
     width, height = size
     inner = sample_shape[-1] - 2 * padding
     changes = []
@@ -77,4 +77,6 @@ def describe_changes(size: tuple[int, int], mode: str, sample_shape: tuple[int, 
         changes.append(f"padded by {padding} black pixels on each side")
     if sample_shape[0] == 1 and mode not in ("L", "1"):
         changes.append("turned to gray")
+    if transparent:
+        changes.append("laid on white where it is transparent")
     return ", ".join(changes)

@@ -14,6 +14,11 @@ from loopback_hub.server import Hub
 
 from hf_ebm.space.push import push_space, write_space
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest's own need there
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -91,7 +96,6 @@ def test_the_space_runs_the_package_it_carries(tmp_path):
 
 
 def test_the_space_needs_what_the_package_needs():
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {*project["dependencies"], *project["optional-dependencies"]["demo"]}
     assert set((ROOT / "hf_ebm/space/template/requirements.txt").read_text().split()) == needed

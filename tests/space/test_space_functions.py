@@ -435,11 +435,11 @@ def test_without_gradio_the_demo_says_what_to_install(monkeypatch):
 
 def test_the_page_says_what_the_model_learned_from(tiny_pipeline, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path)
-    assert find_subject(str(tmp_path)) == "many pictures"
+    assert find_subject(tmp_path) == "many pictures"
     (tmp_path / "train_summary.json").write_text('{"num_images": 1437}')
     for dataset, said in (
         ("digits", "1,437 small handwritten digits, light on black (`digits`)"),
         (str(tmp_path), f"1,437 pictures of the data set (`{tmp_path.name}`)"),
     ):
         (tmp_path / "settings.yaml").write_text(f"dataset: {dataset}\n")
-        assert find_subject(str(tmp_path)) == said
+        assert find_subject(tmp_path) == said
