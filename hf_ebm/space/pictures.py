@@ -112,8 +112,8 @@ def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.
         axis.text(place, 0.5 * top, text, color=COLOURS[1], ha=aligned, va="center", fontsize=9)
     margin = 0.03 * (right - left)
     label = "energy (low = likely)" if score_name == "energy" else f"{score_name} score (low = ordinary)"
-    axis.set(xlim=(left - margin, right + margin), ylim=(0, 1.45 * top), xlabel=label, ylabel="pictures")
-    axis.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="upper left")
+    axis.set(xlim=(left - margin, right + margin), ylim=(0, 1.05 * top), xlabel=label, ylabel="pictures")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
     return to_pil(figure)
 
 
