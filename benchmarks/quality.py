@@ -3,12 +3,14 @@
     python benchmarks/quality.py --data digits --seconds 120 --seeds 0 1 2
     python benchmarks/quality.py --data fashion_mnist --seconds 900
     python benchmarks/quality.py --data cifar10_small --seconds 1500 --device cuda --time-limit 540
+    python benchmarks/quality.py --data fashion_mnist --methods ddaebm --change batch_size=16 --change ema_decay=0.99
 
 Each contender (`quality_methods.py`) trains for the same time on the same machine, in one process. How many steps fit
 is measured first, and again by every finished run, so that its learning-rate schedule ends when the time does. The
 training comes in stretches, as many as `--looks`; after each, samples are drawn and measured, and ``results.json`` is
 written. A run whose machine became slower takes a look more. The same command goes on where it stopped; where a machine
-is at hand for minutes only, `--time-limit` ends it before a stretch that would not fit.
+is at hand for minutes only, `--time-limit` ends it before a stretch that would not fit. With `--change`, one method's
+recipe is compared with changes to it. AUROC is the mean over the embedded odd sets, of the energy of held-out images.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +30,7 @@ from typing import Any
 
 import torch
 from measured_data import DATA, MeasuredData
-from quality_methods import CONTENDERS, Contender
+from quality_methods import CONTENDERS, SHIPPED, Contender, variants
 from quality_report import is_finished, write_report
 from tqdm.auto import tqdm
 
@@ -40,6 +43,7 @@ from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.whole_files import whole_file
 
 OTHER_SECONDS = 90  # for --time-limit: first guess of what a stretch takes beside training
+MOST_HELD_OUT = 500  # images whose energies are compared with those of odd ones
 
 
 def parse() -> argparse.Namespace:
@@ -48,6 +52,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", choices=sorted(DATA), default="digits")
     parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
     parser.add_argument("--methods", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        help="to the recipe of the one method of --methods: key=value, several in quotes; may be repeated",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--seconds", type=float, default=120.0, help="of training, each (default: %(default)s)")
     parser.add_argument("--looks", type=int, default=4, help="measurements along the training (default: %(default)s)")
@@ -60,7 +70,16 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.seconds <= 0 or options.looks < 1 or options.probe_seconds <= 0:
         parser.error("--seconds and --probe-seconds must be positive, --looks at least 1.")
-    options.output = options.output or Path(f"outputs/quality-{options.data}")
+    options.contenders = {name: CONTENDERS[name] for name in options.methods}
+    if options.change:
+        if len(options.methods) != 1:
+            parser.error(f"--change needs one method in --methods, got {' '.join(options.methods)}.")
+        try:
+            options.contenders = variants(options.methods[0], options.change)
+        except ValueError as error:
+            parser.error(str(error))
+    name = f"{options.methods[0]}-changes-{options.data}" if options.change else options.data
+    options.output = options.output or Path(f"outputs/quality-{name}")
     return options
 
 
@@ -140,6 +159,15 @@ def measure(
     return found
 
 
+def measure_energies(contender: Contender, folder: Path, data: MeasuredData, device: str) -> dict[str, float]:
+    """AUROC of the trained energy by odd set; of a contender that trains none, nothing."""
+    if contender.pipeline is None:
+        return {}
+    pipeline = contender.pipeline.from_pretrained(folder).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return data.odd_aurocs(pipeline, MOST_HELD_OUT)
+
+
 def open_record(options: argparse.Namespace, protocol: dict[str, Any]) -> dict[str, Any]:
     """What is measured already, or an empty record; a record of another protocol is refused."""
     path = options.output / "results.json"
@@ -159,7 +187,9 @@ def save_record(record: dict[str, Any], options: argparse.Namespace) -> None:
     """Write ``results.json`` whole, and the tables and plots made of it."""
     with whole_file(options.output / "results.json") as path:
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    write_report(record, options.output)
+    method = record["protocol"].get("method")
+    changes = [name for name in record["runs"] if name != SHIPPED]  # those of earlier commands, too
+    write_report(record, CONTENDERS if method is None else variants(method, changes), options.output)
 
 
 def main() -> None:
@@ -173,6 +203,7 @@ def main() -> None:
         "device": options.device,
         "seconds": options.seconds,
         "looks": options.looks,
+        "method": options.methods[0] if options.change else None,
         "num_images": num_images,
         "num_reference": len(data.held_out.dataset),
         "batch_size": options.batch_size,
@@ -192,8 +223,8 @@ def main() -> None:
     needed = options.probe_seconds + options.seconds / options.looks + OTHER_SECONDS
     failed = []
     for seed in options.seeds:
-        for name in options.methods:
-            contender, folder = CONTENDERS[name], options.output / "runs" / f"{name}-{seed}"
+        for name, contender in options.contenders.items():
+            folder = options.output / "runs" / f"{re.sub(r'[^-=.,0-9A-Za-z_]', '_', name)}-{seed}"
             run = record["runs"].setdefault(name, {}).setdefault(str(seed), {"looks": []})
             while not is_finished(run):
                 began = time.perf_counter()
@@ -210,7 +241,8 @@ def main() -> None:
                     failed.append(f"{name}, seed {seed}: {error}")
                     break
                 samplers = measure(contender, options, folder, real, data.extractor, num_images)
-                run["looks"].append({"training": summary, "samplers": samplers})
+                aurocs = measure_energies(contender, folder, data, options.device)
+                run["looks"].append({"training": summary, "samplers": samplers, "aurocs": aurocs})
                 save_record(record, options)
                 needed = max(needed, time.perf_counter() - began)
     print((options.output / "table.md").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Contender:
         draw: ``(run folder, number, batch size, seed, device, steps) -> batches`` of images in [-1, 1], on the CPU.
         samplers: Steps by the sampler's name; None: as in training.
         changes: To the config.
+        pipeline: The class whose `score` gives the trained energies; None: no energy, or an idle one.
     """
 
     title: str
@@ -37,6 +39,7 @@ class Contender:
     draw: Draw
     samplers: dict[str, int | None]
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pipeline: Any = None
 
     def config(self, data: str) -> Path:
         """The settings for a data set."""
@@ -55,7 +58,13 @@ def baseline_script(module: Any) -> tuple[str, ...]:
 
 CONTENDERS = {
     "ddaebm": Contender(
-        "DDAEBM", package_script("ddaebm"), "ddaebm", CONFIGS, draw_by(DDAEBMPipeline), {"DDAEBM": None}
+        "DDAEBM",
+        package_script("ddaebm"),
+        "ddaebm",
+        CONFIGS,
+        draw_by(DDAEBMPipeline),
+        {"DDAEBM": None},
+        pipeline=DDAEBMPipeline,
     ),
     "ddgan": Contender(
         "denoising diffusion GAN",
@@ -80,6 +89,7 @@ CONTENDERS = {
         CONFIGS,
         draw_by(DualMCMCPipeline),
         {"Dual-MCMC": None, "Dual-MCMC, x-chain left out": 0},
+        pipeline=DualMCMCPipeline,
     ),
     "generator_only": Contender(
         "generator of Dual-MCMC, not taught by an energy",
@@ -99,3 +109,30 @@ CONTENDERS = {
         {"short-run EBM": None},
     ),
 }
+SHIPPED = "as shipped"
+
+
+def variants(name: str, changes: list[str]) -> dict[str, Contender]:
+    """A contender as shipped, and once for each change to its config, to be compared with each other.
+
+    Args:
+        name: Of `CONTENDERS`.
+        changes: Each one or several ``key=value``, as in a shell.
+
+    Raises:
+        ValueError: If a change is not of that form.
+    """
+    original = CONTENDERS[name]
+    found = {}
+    for title in (SHIPPED, *changes):
+        pairs = [] if title == SHIPPED else shlex.split(title)
+        if title != SHIPPED and (not pairs or not all("=" in pair for pair in pairs)):
+            raise ValueError(f"--change must be key=value, several in quotes, got {title!r}.")
+        several = len(original.samplers) > 1
+        found[title] = dataclasses.replace(
+            original,
+            title=title,
+            samplers={f"{title}: {label}" if several else title: steps for label, steps in original.samplers.items()},
+            changes={**original.changes, **dict(pair.split("=", 1) for pair in pairs)},
+        )
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import cell
-from quality_methods import CONTENDERS
+from quality_methods import Contender
 
 from hf_ebm.scoring.plots import new_figure
 
@@ -29,20 +29,23 @@ def last_looks(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [run["looks"][-1] for run in record["runs"].get(name, {}).values() if is_finished(run)]
 
 
-def make_table(record: dict[str, Any]) -> str:
+def make_table(record: dict[str, Any], contenders: dict[str, Contender]) -> str:
     """One line a sampler, mean and standard deviation over seeds, the floor above."""
     heads = [heading for heading, _ in COLUMNS.values()]
-    heads += ["sampled images/s", "training s", "trained images/s", "peak memory MiB", "saved parameters M", "seeds"]
+    heads += ["AUROC", "sampled images/s", "training s", "trained images/s", "peak memory MiB", "saved parameters M"]
+    heads += ["seeds"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     floor = [f"{record['floor'][name]:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
     lines.append("| training images (the floor) | " + " | ".join(floor) + " | " * (len(heads) - len(floor)) + " |")
-    for name, contender in CONTENDERS.items():
+    for name, contender in contenders.items():
         looks = last_looks(record, name)
         for sampler in contender.samplers if looks else ():
             found = [look["samplers"][sampler] for look in looks]
             training = [look["training"] for look in looks]
             cells = [cell([one[key] for one in found], digits) for key, (_, digits) in COLUMNS.items()]
+            aurocs = [statistics.fmean(look["aurocs"].values()) for look in looks if look.get("aurocs")]
             cells += [
+                cell(aurocs, 3) if aurocs else "",
                 f"{statistics.fmean(one['images_per_second'] for one in found):.0f}",
                 f"{statistics.fmean(one['seconds'] for one in training):.0f}",
                 f"{statistics.fmean(one['images_per_second'] for one in training):.0f}",
@@ -54,11 +57,11 @@ def make_table(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(record: dict[str, Any], path: Path) -> None:
+def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -> None:
     """Frechet distance against seconds per sampled image, and against seconds of training; lines through means."""
     figure = new_figure(10.5, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
-    for index, (name, contender) in enumerate(CONTENDERS.items()):
+    for index, (name, contender) in enumerate(contenders.items()):
         colour = f"C{index}"
         looks = last_looks(record, name)
         points = []
@@ -90,7 +93,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write_report(record: dict[str, Any], folder: Path) -> None:
+def write_report(record: dict[str, Any], contenders: dict[str, Contender], folder: Path) -> None:
     """Write ``table.md`` and ``quality.png``."""
-    (folder / "table.md").write_text(make_table(record), encoding="utf-8")
-    plot(record, folder / "quality.png")
+    (folder / "table.md").write_text(make_table(record, contenders), encoding="utf-8")
+    plot(record, contenders, folder / "quality.png")

@@ -53,7 +53,7 @@ def test_it_trains_measures_and_goes_on(tmp_path):
     assert refused.returncode != 0 and "was made with other settings (seconds)" in refused.stderr
 
 
-def look(distance, seconds=10.0, rate=50.0, steps=100):
+def look(distance, seconds=10.0, rate=50.0, steps=100, auroc=0.75):
     metrics = {"frechet_distance": distance, "kernel_distance": 2.0, "precision": 0.5, "recall": 0.25}
     training = {
         "seconds": seconds,
@@ -63,7 +63,7 @@ def look(distance, seconds=10.0, rate=50.0, steps=100):
         "parameters": {"unet": 2e6},
     }
     samplers = {f"DDPM, DDIM {steps} steps": {**metrics, "images_per_second": rate} for steps in (4, 10, 50)}
-    return {"training": training, "samplers": samplers}
+    return {"training": training, "samplers": samplers, "aurocs": {"noise": 1.0, "rotated": auroc}}
 
 
 def test_the_table_is_over_finished_seeds():
@@ -73,20 +73,52 @@ def test_the_table_is_over_finished_seeds():
         "floor": {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9},
         "runs": {
             "ddpm": {
-                "0": {"max_steps": 100, "looks": [look(9.0, steps=50), look(3.0, seconds=10.0)]},
-                "1": {"max_steps": 100, "looks": [look(9.0, steps=50), look(5.0, seconds=30.0)]},
+                "0": {"max_steps": 100, "looks": [look(9.0, steps=50), look(3.0, seconds=10.0, auroc=0.7)]},
+                "1": {"max_steps": 100, "looks": [look(9.0, steps=50), look(5.0, seconds=30.0, auroc=0.8)]},
                 "2": {"max_steps": 100, "looks": [look(100.0, steps=99)]},
                 "3": {"looks": []},
             }
         },
     }
-    head, _, floor, *rows = module("quality_report").make_table(record).splitlines()
+    head, _, floor, *rows = (
+        module("quality_report").make_table(record, module("quality_methods").CONTENDERS).splitlines()
+    )
     assert [row.split("|")[1].strip() for row in rows] == [f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)]
     cells = dict(zip([c.strip() for c in head.split("|")], [c.strip() for c in rows[0].split("|")], strict=True))
     assert cells["FD"] == "4.00 ± 1.41" and cells["kernel distance"] == "2.00 ± 0.00" and cells["seeds"] == "2"
     assert cells["training s"] == "20" and cells["peak memory MiB"] == "1024" and cells["saved parameters M"] == "2.00"
+    assert cells["AUROC"] == "0.875 ± 0.035"  # means over odd sets of 0.85 and 0.9
     assert floor.split("|")[2:6] == [" 1.00 ", " 1.00 ", " 0.900 ", " 0.900 "]
     assert len(floor.split("|")) == len(head.split("|"))
+
+
+def test_changes_to_one_recipe_are_compared(tmp_path):
+    """Each change beside the recipe; a later command's change joins the table, with the energies' AUROC."""
+    first = run(tmp_path, "--methods", "ddaebm", "--looks", "1", "--change", "batch_size=8 r1_interval=2")
+    assert first.returncode == 0, first.stderr[-2000:]
+    second = run(tmp_path, "--methods", "ddaebm", "--looks", "1", "--change", "batch_size=4")
+    assert second.returncode == 0 and "== as shipped" not in second.stdout, second.stderr[-2000:]
+    _, _, _, *rows = (tmp_path / "table.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["as shipped", "batch_size=8 r1_interval=2", "batch_size=4"]
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert 0.0 < record["runs"]["batch_size=4"]["0"]["looks"][0]["aurocs"]["rotated"] <= 1.0
+    for name, size, interval in (("as shipped", 32, 4), ("batch_size=8 r1_interval=2", 8, 2), ("batch_size=4", 4, 4)):
+        folder = tmp_path / "runs" / f"{name.replace(' ', '_')}-0"
+        settings = (folder / "settings.yaml").read_text()
+        assert f"batch_size: {size}\n" in settings and f"r1_interval: {interval}\n" in settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--change", "batch_size=8", "--methods", "ddaebm", "ddpm"), "--change needs one method in --methods"),
+        (("--change", "batch_size"), "--change must be key=value"),
+        (("--change", ""), "--change must be key=value"),
+    ],
+)
+def test_wrong_changes(tmp_path, arguments, said):
+    out = run(tmp_path, *arguments)
+    assert out.returncode == 2 and said in out.stderr and not (tmp_path / "results.json").exists()
 
 
 def test_steps_that_fit_are_counted_from_the_third_on(tmp_path, monkeypatch):
