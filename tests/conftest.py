@@ -7,6 +7,9 @@ import threading
 import pytest
 import torch
 
+# Helpers whose asserts are to say what they compared, as those of a test do.
+pytest.register_assert_rewrite("known_log_z")
+
 TINY = {
     "image_size": 8,
     "num_channels": 1,
