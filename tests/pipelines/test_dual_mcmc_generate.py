@@ -1,0 +1,111 @@
+"""Images from DualMCMCPipeline: the algorithm written out, any sampler, the outputs a caller may ask for."""
+
+import pytest
+import torch
+from dual_mcmc_chains import SAMPLERS, langevin, seeded, x_energy
+from torch.testing import assert_close
+
+from hf_ebm import HMCScheduler, LangevinScheduler, MALAScheduler
+
+
+def test_sampling_is_the_algorithm(tiny_dual_mcmc_pipeline):
+    pipe, g = tiny_dual_mcmc_pipeline, seeded()
+    out = pipe(batch_size=3, generator=seeded(), output_type="pt")
+    z = torch.randn(3, 4, generator=g)
+    x = langevin(pipe.scheduler, x_energy(pipe), pipe.generator_model(z).sample.detach(), 5, g)
+    assert_close(out.images, x.clamp(-1, 1))
+    assert_close(out.latents, z)
+    assert out.energies is None and out.diagnostics is None
+
+
+def test_no_steps_are_the_generator_alone(tiny_dual_mcmc_pipeline):
+    pipe = tiny_dual_mcmc_pipeline
+    expected = pipe.generator_model(torch.randn(2, 4, generator=seeded())).sample.detach()
+    pipe.energy_model = None
+    images = pipe(2, num_inference_steps=0, generator=seeded(), output_type="pt").images
+    assert_close(images, expected)
+
+
+def test_given_latents(tiny_dual_mcmc_pipeline):
+    z = torch.randn(2, 4)
+    out = tiny_dual_mcmc_pipeline(2, 0, latents=z, output_type="pt")
+    assert_close(out.images, tiny_dual_mcmc_pipeline.generator_model(z).sample.detach())
+    assert torch.equal(out.latents, z)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_any_sampler_and_the_energies_of_its_states(tiny_dual_mcmc_pipeline, sampler):
+    pipe, seen = tiny_dual_mcmc_pipeline, []
+    pipe.scheduler = sampler.from_config(pipe.scheduler.config)
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(tensors["x"])
+
+    def sample(**kwargs):
+        return pipe(3, 4, generator=seeded(), output_type="pt", **kwargs)
+
+    out = sample(output_energies=True, output_diagnostics=True, callback_on_step_end=callback)
+    assert out.energies.shape == (5, 3)
+    assert_close(out.images, seen[-1].clamp(-1, 1))
+    for energies, x in ((out.energies[0], pipe.generate(out.latents)), (out.energies[-1], seen[-1])):
+        assert_close(energies, pipe.energy_model(x).energy.detach())
+    evaluations = pipe.scheduler.num_evaluations(4)
+    assert len(seen) == out.diagnostics["energy"].shape[0] == evaluations
+    assert (out.diagnostics["grad_norm"] > 0).all()
+    if evaluations == 4:  # every state is evaluated, and there is nothing to accept
+        assert_close(out.diagnostics["energy"], out.energies[:-1])
+        assert "acceptance_rate" not in out.diagnostics
+    else:
+        assert out.diagnostics["acceptance_rate"].shape == (4,)
+    assert torch.equal(sample().images, out.images)  # and looking changes nothing
+
+
+@pytest.mark.parametrize(("sampler", "per_update"), [(MALAScheduler, 1), (HMCScheduler, 5)])
+def test_energies_of_samplers_with_proposals_are_those_of_accepted_states(tiny_dual_mcmc_pipeline, sampler, per_update):
+    """With a coarse step most proposals are refused: the energy then stays."""
+    pipe = tiny_dual_mcmc_pipeline
+    pipe.scheduler = sampler(num_train_timesteps=12, step_size=4.0, noise_std=0.7)
+    out = pipe(6, generator=seeded(1), output_type="pt", output_energies=True, output_diagnostics=True)
+    moved = out.energies[1:] != out.energies[:-1]
+    assert_close(moved.float().mean(dim=1), out.diagnostics["acceptance_rate"])
+    assert 0 < moved.float().mean() < 1
+    proposed = out.diagnostics["energy"][per_update::per_update]
+    assert_close(out.energies[1:][moved], proposed[moved])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_generator_per_sample(tiny_dual_mcmc_pipeline, sampler):
+    pipe = tiny_dual_mcmc_pipeline
+    pipe.scheduler = sampler.from_config(pipe.scheduler.config)
+    both = pipe(2, generator=[seeded(1), seeded(2)], output_type="pt").images
+    alone = pipe(1, generator=[seeded(2)], output_type="pt").images
+    assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_output_types(tiny_dual_mcmc_pipeline):
+    pil = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded()).images
+    array = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded(), output_type="np").images
+    (tensor,) = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded(), output_type="pt", return_dict=False)
+    assert [image.mode for image in pil] == ["L", "L"] and pil[0].size == (8, 8)
+    assert array.shape == (2, 8, 8, 1) and array.min() >= 0 and array.max() <= 1
+    assert tensor.shape == (2, 1, 8, 8) and tensor.min() < 0
+    assert_close(torch.from_numpy(array), (tensor.permute(0, 2, 3, 1) + 1) / 2)
+
+
+def test_states_are_clamped_at_the_end_alone(tiny_dual_mcmc_pipeline):
+    pipe, seen = tiny_dual_mcmc_pipeline, []
+    pipe.scheduler = LangevinScheduler(3, step_size=0.1, noise_std=2.0)
+    images = pipe(2, output_type="pt", callback_on_step_end=lambda *a: seen.append(a[3]["x"]) or None).images
+    assert min(x.abs().max() for x in seen) > 1.5 and images.abs().max() == 1
+
+
+def test_callback_sees_and_changes_the_state(tiny_dual_mcmc_pipeline):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, int(timestep), sorted(tensors)))
+        return {"x": torch.zeros_like(tensors["x"])} if step == 4 else None
+
+    images = tiny_dual_mcmc_pipeline(2, output_type="pt", callback_on_step_end=callback).images
+    assert seen == [(k, k, ["x"]) for k in range(5)]
+    assert images.abs().max() == 0

@@ -1,0 +1,85 @@
+"""What a call of DualMCMCPipeline leaves behind and costs: no trace, no wait for the device, no growing memory."""
+
+import gc
+
+import pytest
+import torch
+from dual_mcmc_chains import MASK, SAMPLERS, seeded, some_images
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def test_global_random_state_is_untouched_with_a_generator(tiny_dual_mcmc_pipeline):
+    pipe, state = tiny_dual_mcmc_pipeline, torch.get_rng_state()
+    pipe(2, generator=seeded())
+    pipe.reconstruct(some_images(), generator=seeded())
+    pipe.interpolate(some_images(2), some_images(2), generator=seeded(), num_inference_steps=1)
+    pipe.inpaint(some_images(), MASK, generator=seeded())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_networks_in_training_stay_as_they_are(tiny_dual_mcmc_pipeline):
+    """Samples in the middle of training leave no trace: modes, buffers, what is trainable."""
+    pipe = tiny_dual_mcmc_pipeline
+    pipe.energy_model.config.power_iteration = "every_forward"
+    expected = pipe(2, generator=seeded(), output_type="pt").images
+    models = (pipe.generator_model, pipe.energy_model, pipe.inference_model)
+    before = [{key: value.clone() for key, value in model.train().state_dict().items()} for model in models]
+    assert torch.equal(pipe(2, generator=seeded(), output_type="pt").images, expected)
+    pipe.reconstruct(some_images())
+    pipe.inpaint(some_images(), MASK)
+    for model, state in zip(models, before, strict=True):
+        assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_progress_bar(tiny_dual_mcmc_pipeline, capfd):
+    tiny_dual_mcmc_pipeline(1)
+    assert capfd.readouterr().err == ""
+    tiny_dual_mcmc_pipeline.set_progress_bar_config(disable=False)
+    tiny_dual_mcmc_pipeline(1)
+    assert "5/5" in capfd.readouterr().err
+
+
+class ReadsOfNumbers(TorchDispatchMode):
+    """Counts how often Python asks a tensor for its number, which on a GPU means to wait for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_chain_never_waits_for_the_device(tiny_dual_mcmc_pipeline, sampler):
+    pipe = tiny_dual_mcmc_pipeline
+    pipe.scheduler = sampler.from_config(pipe.scheduler.config)
+    counts = []
+    for num_steps in (1, 6):
+        with ReadsOfNumbers() as reads:
+            pipe(2, num_steps, output_type="pt", output_energies=True, output_diagnostics=True)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] <= 2
+
+
+def test_spectral_norm_weights_are_made_once_per_call(tiny_dual_mcmc_pipeline):
+    calls = []
+    norms = [
+        module for name, module in tiny_dual_mcmc_pipeline.energy_model.named_modules() if name.endswith("weight.0")
+    ]
+    for norm in norms:
+        norm.register_forward_hook(lambda *_: calls.append(1))
+    tiny_dual_mcmc_pipeline(2)
+    assert len(calls) == len(norms) > 0
+
+
+def test_memory_does_not_grow_with_the_steps(tiny_dual_mcmc_pipeline):
+    alive = []
+
+    def callback(pipe, step, timestep, tensors):
+        if step in (2, 38):
+            gc.collect()
+            alive.append(sum(type(o) is torch.Tensor and o.shape == (3, 1, 8, 8) for o in gc.get_objects()))
+
+    tiny_dual_mcmc_pipeline(3, 40, callback_on_step_end=callback)
+    assert alive[0] == alive[1] > 0
