@@ -1,0 +1,75 @@
+"""What samplers of an energy refuse."""
+
+import math
+
+import pytest
+import torch
+from known_moments import banana, seeded
+from sampler_table import SAMPLERS, each, each_metropolis, run
+
+from hf_ebm import (
+    AnnealedLangevinScheduler,
+    HMCScheduler,
+    LangevinScheduler,
+    PreconditionedLangevinScheduler,
+    ReplicaExchangeScheduler,
+)
+
+
+@each
+@pytest.mark.parametrize("value", [0, -0.1, math.nan, math.inf, "0.1", True])
+@pytest.mark.parametrize("key", ["step_size", "noise_std"])
+def test_bad_step(row, key, value):
+    with pytest.raises(ValueError, match=key):
+        row.scheduler(**{key: value})
+
+
+@each
+@pytest.mark.parametrize("value", [0, -1, 2.0, True])
+def test_bad_number_of_steps(row, value):
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        row.scheduler().set_timesteps(value)
+    with pytest.raises(ValueError, match="num_train_timesteps"):
+        row.scheduler(num_train_timesteps=value)
+
+
+@pytest.mark.parametrize(
+    "cls, settings",
+    [
+        (LangevinScheduler, {"step_size_decay": -1.0}),
+        (LangevinScheduler, {"noise_decay": math.nan}),
+        (HMCScheduler, {"num_leapfrog_steps": 0}),
+        (HMCScheduler, {"num_leapfrog_steps": 2.5}),
+        (AnnealedLangevinScheduler, {"noise_scale_start": 0.5}),
+        (AnnealedLangevinScheduler, {"noise_scale_start": math.inf}),
+        (PreconditionedLangevinScheduler, {"alpha": 1.0}),
+        (PreconditionedLangevinScheduler, {"alpha": math.nan}),
+        (PreconditionedLangevinScheduler, {"eps": 0.0}),
+        (ReplicaExchangeScheduler, {"num_replicas": 1}),
+        (ReplicaExchangeScheduler, {"temperature_ratio": 1.0}),
+    ],
+)
+def test_bad_settings_of_one_sampler(cls, settings):
+    (key,) = settings
+    with pytest.raises(ValueError, match=key):
+        cls(**settings)
+
+
+@each
+def test_too_many_steps(row):
+    scheduler, x = row.scheduler(**row.settings), torch.randn(2, 2)
+    x, _ = run(scheduler, banana, x, 2, seeded(0))
+    with pytest.raises(ValueError, match="set_timesteps"):
+        scheduler.step(x, 0, x, energy=x[:, 0])
+
+
+@each_metropolis
+def test_energy_is_needed_and_checked(name):
+    scheduler, x = SAMPLERS[name].scheduler(), torch.randn(2, 3)
+    with pytest.raises(ValueError, match="energy"):
+        scheduler.step(x, 0, x)
+    with pytest.raises(ValueError, match="one per sample"):
+        scheduler.step(x, 0, x, energy=torch.zeros(3))
+    with pytest.raises(ValueError, match="model_output"):
+        scheduler.step(x[:, :2], 0, x, energy=torch.zeros(2))
+    scheduler.step(x, 0, x, energy=torch.zeros(2))  # a refused call is no step of the chain
