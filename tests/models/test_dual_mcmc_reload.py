@@ -1,0 +1,79 @@
+"""The networks of Dual-MCMC Teaching saved and loaded: bit for bit, with their settings, and by the Auto classes."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from hf_ebm import (
+    MLPInferenceModel,
+    MLPLatentGeneratorModel,
+    ResNetEnergyConfig,
+    ResNetEnergyModel,
+    ResNetGeneratorModel,
+)
+
+
+@pytest.mark.parametrize("name", ["generator_model", "energy_model", "inference_model"])
+@pytest.mark.parametrize("variant", [None, "other"])
+def test_reload_is_bit_exact(tiny_dual_mcmc_pipeline, tmp_path, name, variant):
+    """Running statistics and the singular vectors of spectral norm included; and so the outputs."""
+    model = getattr(tiny_dual_mcmc_pipeline, name)
+    model.save_pretrained(tmp_path, variant=variant)
+    assert not list(tmp_path.glob("*.bin"))
+    again = type(model).from_pretrained(tmp_path, variant=variant)
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    for key in before:
+        assert torch.equal(before[key], after[key]), key
+    if name != "inference_model":
+        assert dict(model.named_buffers())
+    assert not again.training
+    x = torch.randn(3, 4) if name == "generator_model" else torch.randn(3, 1, 8, 8)
+    outputs = [m.eval()(x).to_tuple() for m in (model, again)]
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize(
+    "model", [MLPLatentGeneratorModel(3, 2, (8,), 0.2), MLPInferenceModel(3, 2, (8,))], ids=["g", "q"]
+)
+def test_reload_of_vector_models(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    assert again.config.get("likelihood_std") == model.config.get("likelihood_std")
+
+
+def test_config_round_trip(tmp_path):
+    settings = {
+        "image_size": 12,
+        "num_channels": 2,
+        "patch_size": 3,
+        "block_out_channels": [4, 6],
+        "num_downsamples": 1,
+        "spectral_norm": False,
+        "power_iteration": "every_forward",
+    }
+    ResNetEnergyModel(ResNetEnergyConfig(**settings)).save_pretrained(tmp_path / "energy")
+    config = ResNetEnergyConfig.from_pretrained(tmp_path / "energy").to_dict()
+    assert {key: config[key] for key in settings} == settings
+    settings = {
+        "image_size": 8,
+        "num_channels": 2,
+        "latent_dim": 3,
+        "patch_size": 2,
+        "block_out_channels": [4, 6],
+        "batch_norm": False,
+        "sampling_batch_norm": "batch",
+        "chain_running_statistics": "updated",
+        "likelihood_std": 0.2,
+    }
+    ResNetGeneratorModel(**settings).save_pretrained(tmp_path / "generator")
+    config = dict(ResNetGeneratorModel.from_pretrained(tmp_path / "generator").config)
+    assert {key: config[key] for key in settings} == settings
+
+
+def test_energy_through_auto_classes(tiny_dual_mcmc_pipeline, tmp_path):
+    tiny_dual_mcmc_pipeline.energy_model.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), ResNetEnergyConfig)
+    model, x = AutoModel.from_pretrained(tmp_path), torch.randn(2, 1, 8, 8)
+    assert torch.equal(model(x).energy, tiny_dual_mcmc_pipeline.energy_model(x).energy)

@@ -1,0 +1,12 @@
+"""A tiny residual generator with settings of a test's own, whose running statistics have moved."""
+
+import torch
+
+from hf_ebm import ResNetGeneratorModel
+
+
+def tiny_generator(**settings):
+    model = ResNetGeneratorModel(8, 1, 4, block_out_channels=(8, 8), **settings)
+    for _ in range(3):
+        model.train()(torch.randn(16, 4))
+    return model
