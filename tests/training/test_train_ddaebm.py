@@ -1,4 +1,4 @@
-"""The DDAEBM script: it learns, and its options run; what all scripts share is in test_run.py."""
+"""The DDAEBM script: it learns, and its options run; what all scripts share is in the files beside this one."""
 
 import json
 from pathlib import Path
@@ -27,14 +27,6 @@ TINY = {
     "checkpoint_every": 2,
     "num_grid_samples": 4,
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator_state():
-    """Each run in this process may choose its own precision."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def settings(output_dir, **changes):

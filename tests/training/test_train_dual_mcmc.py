@@ -1,4 +1,4 @@
-"""The Dual-MCMC script: its step is the published one, it learns, and its options run (the rest is in test_run.py)."""
+"""The Dual-MCMC script: its step is the published one, it learns, and its options run (the rest is beside it)."""
 
 import copy
 import json
@@ -33,14 +33,6 @@ TINY = {
     "checkpoint_every": 0,
     "num_grid_samples": 4,
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator_state():
-    """Each run in this process may choose its own precision."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def settings(**changes):

@@ -1,0 +1,17 @@
+"""Each training script in turn, and a fresh state of accelerate for every test."""
+
+import pytest
+from training_scripts import SCRIPTS, Script
+
+
+@pytest.fixture(params=sorted(SCRIPTS))
+def script(request):
+    return Script(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator_state():
+    """Each run in this process may choose its own precision."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)

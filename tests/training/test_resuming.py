@@ -1,0 +1,97 @@
+"""Checkpoints of every training script: a resumed run is the whole one to the last bit, or it is refused."""
+
+import json
+
+import pytest
+from training_scripts import Script, assert_same_run
+
+import hf_ebm
+from hf_ebm.training.checkpoints import list_checkpoints
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resume_is_bit_exact(tmp_path, script, processes):
+    """Interrupted after 3 of 5 steps (in the middle of an epoch) and resumed = never interrupted, to the last bit."""
+    config = script.config_file(tmp_path, max_steps=5, checkpoint_every=3)
+    whole = script.launch(["--config", config, f"output_dir={tmp_path / 'whole'}"], processes)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    part = tmp_path / "part"
+    code = (
+        "import os, sys\n"
+        "import hf_ebm.training.run as run\n"
+        f"import hf_ebm.training.train_{script.name} as script\n"
+        "original = run.save_checkpoint\n"
+        "def die_after(*arguments):\n"
+        "    original(*arguments)\n"
+        "    os._exit(9)\n"  # as a kill would, right after the checkpoint of step 3
+        "run.save_checkpoint = die_after\n"
+        "script.main(sys.argv[1:])\n"
+    )
+    killer = tmp_path / "killer.py"
+    killer.write_text(code)
+    killed = script.launch(["--config", config, f"output_dir={part}"], processes, script=killer)
+    assert killed.returncode != 0 and [p.name for p in list_checkpoints(part / "checkpoints")] == ["step_00000003"]
+    state = json.loads((part / "checkpoints" / "step_00000003" / "trainer_state.json").read_text())
+    assert state["num_processes"] == processes
+    (part / "metrics.jsonl").open("a").write('{"step": 4, "energy_real": 1.0}\n{"step": 5, "ene')  # a torn tail
+    (part / "checkpoints" / "tmp_step_00000004").mkdir()  # a half-written checkpoint, which must not be picked
+    resumed = script.launch(["--config", config, f"output_dir={part}", "resume=latest"], processes)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert_same_run(tmp_path / "whole", part)
+    assert json.loads((part / "train_summary.json").read_text())["num_processes"] == processes
+    random_states = sorted((part / "checkpoints" / "step_00000005").glob("random_states_*.pkl"))
+    assert len(random_states) == processes  # each process draws noise of its own
+    assert len({path.read_bytes() for path in random_states}) == processes
+
+
+def test_no_more_checkpoints_than_the_limit(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=5, checkpoint_every=1, checkpoints_total_limit=2)
+    assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step_00000004", "step_00000005"]
+
+
+def test_fewer_steps_than_the_checkpoints_are_refused(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=2)
+    (folder / "model_index.json").unlink()  # as a run that was stopped leaves its folder
+    with pytest.raises(ValueError, match=r"max_steps must be at least 2, the steps of .*step_00000002, got 1"):
+        script.train(tmp_path / "run", max_steps=1, resume="latest")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, script, capsys):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    script.train(tmp_path / "run", max_steps=1, resume="latest")
+    assert "is finished" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_stretches_make_the_whole_run(tmp_path, script, capsys):
+    """A run in three starts, each ended by its time, = one that was never stopped, to the last bit."""
+    whole, part = script.train(tmp_path / "whole", checkpoint_every=0), tmp_path / "part"
+    script.train(part, checkpoint_every=0, stretch_seconds=1e-9)
+    assert "the stretch ended at step 1 of 4; go on with resume=latest" in capsys.readouterr().out
+    assert [path.name for path in list_checkpoints(part / "checkpoints")] == ["step_00000001"]
+    assert len(getattr(hf_ebm, script.pipeline).from_pretrained(part)(1).images) == 1  # a stretch ends as a run does
+    script.train(part, checkpoint_every=0, stretch_seconds=1e-9, resume="latest")
+    script.train(part, checkpoint_every=0, stretch_seconds=1e9, resume="latest")
+    assert "the stretch ended at step 2 of 4" in (printed := capsys.readouterr().out) and "step 4 of" not in printed
+    assert_same_run(whole, part)
+
+
+def test_resume_refuses(tmp_path, script):
+    with pytest.raises(ValueError, match="no checkpoint"):
+        script.train(tmp_path / "run", resume="latest")
+    with pytest.raises(ValueError, match="'latest' or a checkpoint folder"):
+        script.train(tmp_path / "run", resume=str(tmp_path))
+    script.train(tmp_path / "run", max_steps=2)
+    with pytest.raises(ValueError, match="another architecture"):
+        script.train(tmp_path / "run", resume="latest", latent_dim=5)
+
+
+def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):
+    script = Script("ddaebm")
+    script.train(tmp_path, final_learning_rate=2e-5)
+    script.train(tmp_path, final_learning_rate=2e-5, max_steps=7, resume="latest")
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = {record["step"]: record["learning_rate"] for record in records}
+    assert sorted(rates) == [1, 2, 3, 4, 5, 6, 7] and rates[1] > rates[2] > rates[3] > 2e-5
+    assert [rates[step] for step in (4, 5, 6, 7)] == pytest.approx([2e-5] * 4)

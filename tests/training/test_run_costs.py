@@ -1,0 +1,30 @@
+"""What a run notes of its own costs: memory and time, over resumes too."""
+
+import json
+import subprocess
+import sys
+
+
+def test_peak_memory_is_not_that_of_the_parent():
+    held = b"1" * 900_000_000
+    code = "import torch; from hf_ebm.training.loop import peak_memory; print(peak_memory(torch.device('cpu')))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50e6 < int(out.stdout) < len(held)
+
+
+def test_peak_memory_is_written_and_kept_over_resumes(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    read = lambda: json.loads((folder / "train_summary.json").read_text())["peak_memory_bytes"]  # noqa: E731
+    assert 50e6 < read() < 50e9  # of this process, torch included
+    state = folder / "checkpoints" / "step_00000001" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "peak_memory_bytes": 10**12}))
+    script.train(tmp_path / "run", max_steps=2, resume="latest")
+    assert read() == 10**12
+
+
+def test_training_time_adds_up_over_resumes(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=2)
+    state = folder / "checkpoints" / "step_00000002" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "seconds": 1000.0}))
+    script.train(tmp_path / "run", max_steps=3, resume="latest")
+    assert json.loads((folder / "train_summary.json").read_text())["seconds"] > 1000.0

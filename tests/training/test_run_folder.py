@@ -1,0 +1,83 @@
+"""The folder of every training script's run: it ends as a pipeline, and is neither mixed with nor lost to another."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from training_scripts import all_weights
+
+import hf_ebm
+from hf_ebm.training.loop import make_accelerator
+from hf_ebm.training.run_folder import push_checkpoint
+from hf_ebm.training.settings import make_settings
+
+
+def test_a_run_ends_as_a_pipeline_folder(tmp_path, script):
+    folder = script.train(tmp_path / "run", sample_every=2, trackers=["tensorboard"])
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "model_index.json", "generator_model", "energy_model", "inference_model", "scheduler", "settings.yaml",
+        "metrics.jsonl", "samples", "samples.png", "checkpoints", "README.md", "train_summary.json", "logs",
+    }  # fmt: skip
+    assert not [name for name in names if "tmp" in name]
+    pipe = getattr(hf_ebm, script.pipeline).from_pretrained(folder)
+    assert len(pipe(2).images) == 2
+    card = (folder / "README.md").read_text()
+    assert "library_name: hf-ebm" in card and "More information needed" not in card and "`batch_size` | `8`" in card
+    saved = yaml.safe_load((folder / "settings.yaml").read_text())
+    assert make_settings(script.settings_class, saved) == script.settings(
+        tmp_path / "run", sample_every=2, trackers=["tensorboard"]
+    )
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    before = all_weights(folder)
+    with pytest.raises(ValueError, match="overwrite_output_dir=true"):
+        script.train(tmp_path / "run", max_steps=1, seed=1)
+    assert all(torch.equal(value, before[key]) for key, value in all_weights(folder).items())
+    script.train(tmp_path / "run", max_steps=1, seed=1, overwrite_output_dir=True)
+    key = next(key for key in before if key.startswith("generator_model/") and before[key].ndim > 1)
+    assert not torch.equal(all_weights(folder)[key], before[key])
+
+
+def test_the_image_processor_pads_as_the_training_did(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1, padding=1)  # the digits themselves are not padded
+    assert json.loads((folder / "energy_model" / "preprocessor_config.json").read_text())["padding"] == 1
+
+
+def test_new_weights_have_no_facts_of_earlier_ones(tmp_path, script):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    facts = ("calibration.json", "evaluate.json", "ood.json", "roc.png", "histograms.png", "ood.png", "chains.png")
+    for name in facts:
+        (folder / name).write_text("{}")
+    (folder / "metrics.json").write_text('{"auroc": {"noise": 0.123}}')
+    grid = (folder / "samples.png").stat().st_mtime_ns
+    script.train(tmp_path / "run", max_steps=2, resume="latest")
+    assert not [name for name in (*facts, "metrics.json") if (folder / name).exists()]
+    assert (folder / "samples.png").stat().st_mtime_ns > grid and "0.123" not in (folder / "README.md").read_text()
+
+
+def test_facts_alone_make_a_folder_occupied(tmp_path, script):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "calibration.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a run already \(calibration\.json\); choose"):
+        script.train(tmp_path / "run", max_steps=1)
+    script.train(tmp_path / "run", max_steps=1, overwrite_output_dir=True)
+    assert not (tmp_path / "run" / "calibration.json").exists()
+
+
+def test_a_checkpoint_that_cannot_be_pushed_is_a_warning(tmp_path, script, capsys):
+    class Broken:
+        def save_pretrained(self, folder):
+            raise RuntimeError("no room")
+
+    push_checkpoint(Broken(), script.settings(tmp_path), tmp_path, 3)
+    assert "the checkpoint of step 3 is not on the Hub: no room" in capsys.readouterr().out
+
+
+def test_processes_wait_for_an_upload(tmp_path):
+    accelerator = make_accelerator("no", 1, (), tmp_path)
+    assert accelerator.init_handler.timeout.total_seconds() >= 6 * 3600
