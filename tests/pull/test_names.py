@@ -1,0 +1,45 @@
+"""Names that a pull is given: what can be no Hub id or revision is not asked for, and a mistyped folder is answered."""
+
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from hf_ebm import DDAEBMPipeline, UNetEnergyModel, UNetGeneratorModel
+from hf_ebm.pull import download_pipeline
+
+
+def test_a_revision_does_not_lead_out_of_the_cache(tmp_path):
+    outside = tmp_path / "precious"
+    outside.write_text("0" * 40)
+    for revision in (str(outside), "../../precious"):
+        with pytest.raises(ValueError, match="revision must be the name of a branch"):
+            download_pipeline("user/x", revision=revision, cache_dir=tmp_path)
+    assert outside.read_text() == "0" * 40
+
+
+@pytest.mark.parametrize("name", ["outputs/digits/new", "./mistyped", "../x", "/no/such", "~/x", "a\\b", "digits/"])
+def test_the_hub_is_not_asked_for_what_can_be_no_id(name, monkeypatch):
+    monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", None)
+    for loads in (DDAEBMPipeline, UNetGeneratorModel, UNetEnergyModel):
+        with pytest.raises(OSError, match=f"{re.escape(repr(name))} is no folder here, and can be no Hub id"):
+            loads.from_pretrained(name)
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "runs/"])
+def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeypatch, caplog):
+    for name in ("ddaebm-digits", "another"):
+        (tmp_path / prefix / name).mkdir(parents=True)
+    (tmp_path / prefix / "ddaebm-digit").touch()  # is no folder
+    monkeypatch.chdir(tmp_path)
+
+    def unreachable(*args, **kwargs):
+        assert "Did you mean" in caplog.text  # before the Hub is asked
+        raise LocalEntryNotFoundError("no such entry") from ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", unreachable)
+    with pytest.raises(OSError, match="is no folder here") as caught:
+        DDAEBMPipeline.from_pretrained(f"{prefix}ddaebm-digitz")
+    assert str(caught.value).endswith(f". Did you mean {Path(prefix) / 'ddaebm-digits'}?")
+    assert ("could not be reached (is there a network?)" in str(caught.value)) is (prefix != "./")
