@@ -34,7 +34,7 @@ from hf_ebm.training.loop import (
     peak_memory,
     random_flip,
 )
-from hf_ebm.training.run_folder import finish_run, push_checkpoint, push_run, save_samples, start_run
+from hf_ebm.training.run_folder import finish_run, log_samples, push_checkpoint, push_run, save_samples, start_run
 from hf_ebm.training.run_settings import RunSettings
 
 
@@ -203,7 +203,9 @@ def run_training(method: Method, settings: Any) -> Path:
                     accelerator.log(record, step=step)
             if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
                 with averaged_weights(emas, averaged, method.calibrate):
-                    method.save_samples(method.make_pipeline(objects, settings), output_dir / "samples", step, settings)
+                    pipeline = method.make_pipeline(objects, settings)
+                    picture = method.save_samples(pipeline, output_dir / "samples", step, settings)
+                log_samples(accelerator, picture, step)
                 for model in models:
                     model.train()
             if settings.checkpoint_every and step % settings.checkpoint_every == 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
@@ -28,6 +29,7 @@ LEFT_BY_A_RUN = (
     "checkpoints",
     "samples",
     "logs",
+    "wandb",
     "metrics.jsonl",
     "train_summary.json",
     "README.md",
@@ -59,7 +61,8 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed
         flat = {
             key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(settings).items()
         }
-        accelerator.init_trackers("hf-ebm", config=flat)
+        own_options: dict[str, Any] = {"wandb": {"dir": str(output_dir)}}  # tensorboard takes the accelerator's folder
+        accelerator.init_trackers("hf-ebm", config=flat, init_kwargs=own_options)
     accelerator.wait_for_everyone()
 
 
@@ -81,6 +84,16 @@ def save_samples(pipeline: Any, folder: Path, step: int, settings: RunSettings) 
         return path
     save_square_grid(pipeline(batch_size=settings.num_grid_samples, generator=generator).images, path)
     return path
+
+
+def log_samples(accelerator: Accelerator, path: Path, step: int) -> None:
+    """Show the picture of the samples of a step, if one was made, in the run's trackers."""
+    if not accelerator.trackers or not path.is_file():
+        return
+    pixels = np.asarray(PIL.Image.open(path).convert("RGB"))[None]
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # wandb takes no other
+        tracker.log_images({"samples": pixels}, step, **layout)
 
 
 def sample_path(folder: Path, step: int) -> Path:

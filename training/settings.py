@@ -146,6 +146,8 @@ def convert(key: str, value: Any, hint: Any) -> Any:
         if origin is tuple and isinstance(value, list | tuple):
             inner = typing.get_args(option)[0]
             return tuple(convert(key, item, inner) for item in value)
+        if origin is tuple and typing.get_args(option)[0] is str and isinstance(value, str):
+            return (value,)  # one name, as in trackers=wandb
         if option is bool and isinstance(value, bool):
             return value
         if option is int and isinstance(value, int) and not isinstance(value, bool):

@@ -1,10 +1,13 @@
 """The folder of every training script's run: it ends as a pipeline, and is neither mixed with nor lost to another."""
 
+import io
 import json
 
+import PIL.Image
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_scripts import all_weights
 
 import hf_ebm
@@ -30,6 +33,19 @@ def test_a_run_ends_as_a_pipeline_folder(tmp_path, script):
         tmp_path / "run", sample_every=2, trackers=["tensorboard"]
     )
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
+
+
+def test_trackers_get_the_losses_and_the_samples(tmp_path, script):
+    """As tensorboard reads them back: the scalars of ``metrics.jsonl``, and the pictures of ``samples/``."""
+    folder = script.train(tmp_path / "run", sample_every=2, log_every=1, trackers="tensorboard")
+    read = EventAccumulator(str(folder / "logs" / "hf-ebm")).Reload()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    written = [(one.step, one.value) for one in read.Scalars("learning_rate")]
+    assert written == [(line["step"], pytest.approx(line["learning_rate"])) for line in lines]
+    shown = read.Images("samples")
+    assert [one.step for one in shown] == [2, 4]
+    with PIL.Image.open(folder / "samples" / "step_00000004.png") as picture:
+        assert PIL.Image.open(io.BytesIO(shown[1].encoded_image_string)).tobytes() == picture.convert("RGB").tobytes()
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
