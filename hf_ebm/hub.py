@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 
 from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
 from hf_ebm.counting import counted
+from hf_ebm.data import TOY_NAMES
 from hf_ebm.pull import INDEX
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.scoring.score_words import SCORE_WORDS
@@ -220,6 +221,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             repo_id=repo_id or ".",
             index=index,
             settings=settings,
+            unused=() if dataset in TOY_NAMES else ("num_toy_samples",),
             metrics=metrics,
             counted=counted,
             score_words=SCORE_WORDS,

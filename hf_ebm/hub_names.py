@@ -1,11 +1,11 @@
-"""Names of repositories that are written to: whether they can be one, and whose they are."""
+"""Repositories that are written to: whether a name can be one, whose it is, and who sees it."""
 
 from __future__ import annotations
 
 import os
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 
@@ -32,3 +32,23 @@ def needs_login(error: BaseException) -> str:
 def with_owner(api: HfApi, name: str) -> str:
     """``"name"`` as ``"user/name"``, the user being whose token `api` has; with an owner already, as it is."""
     return name if "/" in name else f"{api.whoami()['name']}/{name}"
+
+
+def is_private(api: HfApi, repo_id: str) -> bool | None:
+    """Whether a model's repository is private; None: it is not there, or not for this token."""
+    try:
+        return api.model_info(repo_id).private
+    except RepositoryNotFoundError:
+        return None
+
+
+def check_visibility(argument: str, wanted: bool | None, found: bool | None, repo_id: str) -> None:
+    """Raise a `ValueError` that names the `argument` if a repository that is there is not as `wanted`.
+
+    The Hub itself would leave it as it is, and say nothing: what was to be private would be public.
+    """
+    if wanted is not None and found is not None and wanted != found:
+        raise ValueError(
+            f"{argument} is for a new repository, and {repo_id} is there and {'private' if found else 'public'}; "
+            f"nothing was pushed. Leave {argument} out, or change the repository first, in its settings on the Hub."
+        )

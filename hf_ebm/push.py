@@ -18,10 +18,11 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, public_values, read_settings, render_card
-from hf_ebm.hub_names import check_repo_id, needs_login, with_owner
+from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_login, with_owner
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
 
@@ -58,7 +59,8 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
             ``commit_message``.
 
     Raises:
-        ValueError: If the folder holds no whole pipeline, or its card lacks a value.
+        ValueError: If the folder holds no whole pipeline, its card lacks a value, or the repository is there and not as
+            ``private`` says.
         PushError: If the Hub did not take it.
     """
     folder = Path(folder)
@@ -119,6 +121,8 @@ def commit_folder(
     api = HfApi(token=token)
     with as_push_error(repo_id, again):
         repo_id = with_owner(api, repo_id)
+        found = None if private is None else is_private(api, repo_id)
+    check_visibility("private", private, found, repo_id)
     files = repository_files(folder, repo_id)
     with as_push_error(repo_id, again):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -147,7 +151,7 @@ def where_it_is(commit: CommitInfo) -> str:
         seen_by = "private" if HfApi().model_info(commit.repo_url.repo_id).private else "public"
     except Exception:  # the push is done, whatever happens to this question
         seen_by = "public, or private by your account's settings"
-    return f"{commit.repo_url} ({seen_by}), commit {commit.oid[:8]}"
+    return f"{commit.repo_url} ({seen_by}), commit {commit.oid}"
 
 
 def repository_files(folder: Path, repo_id: str) -> dict[str, str | bytes]:
@@ -221,8 +225,10 @@ def as_push_error(repo_id: str, again: str) -> Iterator[None]:
         reason = str(error) if cause in str(error) else f"{error} {cause}".strip()
         if isinstance(error, httpx.ConnectError):
             reason = f"{reason} (is there a network?)"
+        forbidden = isinstance(error, HfHubHTTPError) and error.response.status_code == 403
+        then = "Once this login may write there, try again" if forbidden else "Try again"
         raise PushError(
             f"the push to {repo_id!r} failed: {reason.rstrip('.')}. {needs_login(error)}\n"
             "The repository is as it was (or has all of it, if only the Hub's answer was lost), and nothing here was "
-            f"changed. Try again: {again}"
+            f"changed. {then}: {again}"
         ) from error

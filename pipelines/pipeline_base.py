@@ -37,7 +37,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
-            kwargs: As for every diffusers pipeline (``revision``, ``variant``, ``torch_dtype``, ``token``,
+            kwargs: As for every diffusers pipeline (``revision``, ``variant``, ``dtype``, ``token``,
                 ``cache_dir``, ``local_files_only``, components, ...), and ``subfolder``, where in it the pipeline is.
 
         Raises:
@@ -63,6 +63,19 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         pipeline = super().from_pretrained(folder, trust_remote_code=trusted, **kwargs)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """Share another pipeline's components, as every diffusers pipeline, in the precision that they have.
+
+        Args:
+            pipeline: Where they are.
+            kwargs: Components in place of its own, and ``dtype``, which changes the shared networks (diffusers would
+                turn them to float32 unasked).
+        """
+        if not {"dtype", "torch_dtype"} & set(kwargs):
+            kwargs["dtype"] = pipeline.dtype
+        return super().from_pipe(pipeline, **kwargs)
 
     @classmethod
     def find_folder(cls, name: Any, kwargs: dict[str, Any]) -> Path:

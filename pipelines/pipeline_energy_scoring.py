@@ -136,7 +136,7 @@ class EnergyScoringPipeline(EBMPipeline):
 
         Args:
             pipeline: Any of our pipelines.
-            kwargs: As for every diffusers pipeline: components in place of its own, ``torch_dtype``, ...
+            kwargs: As for every diffusers pipeline: components in place of its own, ``dtype``, ...
         """
         shared = {name: part for name, part in pipeline.components.items() if name in cls.component_names()}
         if shared.get("latent_scheduler") is None:

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from hf_ebm.hub_names import check_repo_id, needs_login
+from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_login, with_owner
 
 logger = logging.getLogger(__name__)
 
@@ -92,19 +92,22 @@ class RunSettings:
         return self.hub_model_id or Path(self.output_dir).resolve().name
 
     def check_hub(self) -> None:
-        """Raise a `ValueError` if the run is to push and could not: no login, or an id that cannot be."""
+        """Raise a `ValueError` if the run is to push and could not: no login, an impossible id, another visibility."""
         if not (self.push_to_hub or self.push_every_checkpoint):
             return
         check_repo_id("hub_model_id", self.repo_id)
         if get_token() is None:
             raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN.")
+        api, found = HfApi(), None
         try:
-            HfApi().whoami()
+            api.whoami()
+            found = None if self.hub_private is None else is_private(api, with_owner(api, self.repo_id))
         except HfHubHTTPError as error:
             if error.response.status_code == 401:
                 raise ValueError(f"push_to_hub: no push is possible. {needs_login(error)}") from error
         except httpx.TransportError:
             logger.warning("push_to_hub: the Hub cannot be reached now; the push at the end would fail.")
+        check_visibility("hub_private", self.hub_private, found, self.repo_id)
 
     def check_at_least(self, smallest: int, *names: str) -> None:
         """Raise a `ValueError` if one of the settings `names` is below `smallest`."""

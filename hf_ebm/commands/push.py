@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="whether a new repository is private (default: as the account's settings say)",
+        help="whether a new repository is private (default: as your account's settings say); an old one must be so",
     )
     parser.add_argument("--branch", help="to push to, made if it is not there (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
@@ -39,4 +39,7 @@ def run(options: argparse.Namespace) -> None:
         create_pr=options.create_pr,
         commit_message=options.message,
     )
-    print(f"{options.model} is on the Hub: {where_it_is(commit)}")
+    if options.create_pr and commit.pr_url is None:
+        print(f"nothing of {options.model} is new there, so no pull request was opened: {where_it_is(commit)}")
+    else:
+        print(f"{options.model} is on the Hub: {where_it_is(commit)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
@@ -10,6 +11,11 @@ from hf_ebm.config_types import check_config_types
 from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
 from hf_ebm.saved_config import PathlessConfig
+
+# diffusers 0.42 warns of modules that should stay in float32 whenever a dtype is given, also where there are none
+logging.getLogger("diffusers.models.modeling_utils").addFilter(
+    lambda record: "kept in float32: []" not in record.getMessage()
+)
 
 
 class Network(PathlessConfig, ModelMixin, ConfigMixin):

@@ -42,8 +42,8 @@ CHECK = """Give it any picture: does it look like those the model learned from? 
 {size} x {size} pixels and compared."""
 REBUILD = """The model describes your picture by {latents} numbers and draws it again from them: a first guess, then one
 improved step by step. What it does not know it cannot rebuild."""
-BLEND = """A walk from one picture to another, through pictures that the model finds in between. An end without a
-picture is drawn from its seed, any whole number."""
+BLEND = """A walk from one picture to another, through pictures that the model finds in between. The ends are the
+model's own, too: your pictures as it rebuilds them, or, without a picture, drawn from a seed."""
 EXAMPLES = "No file at hand? Three the model drew, one inverted, one shuffled, noise"
 
 
@@ -73,7 +73,8 @@ def queue_after(event: Callable[..., Any], function: Callable[..., Any], inputs:
     called = event(
         plainly(function), inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private"
     )
-    called.failure(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
+    nothing = None if len(outputs) == 1 else [None] * len(outputs)  # Gradio takes a list for one output's value
+    called.failure(lambda: nothing, None, outputs, api_visibility="private", queue=False)
     return called
 
 
@@ -114,7 +115,7 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
             steps = gr.Slider(
                 smallest, high, default, step=1, label="Steps", interactive=low < high, info=about_steps(low, high)
             )
-            seed = gr.Number(0, label="Seed", info="the same seed draws the same pictures", precision=0)
+            seed = gr.Number(0, label="Seed", info="the same seed draws the same pictures")
             button = gr.Button("Draw", variant="primary")
             others = gr.Button("Draw others")
         with gr.Column(scale=3):
@@ -133,8 +134,10 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
             odd = int((drawn.energies[-1] > ordinary.threshold).sum())
             text += (
                 f" Held-out ordinary pictures: {float(ordinary.scores.mean()):.4g}. The check would call {odd} of the "
-                f"{drawn.energies.shape[1]} odd: what a model draws is often a little odder than real pictures."
+                f"{drawn.energies.shape[1]} odd."
             )
+            if odd > 0:
+                text += " What a model draws is often a little odder than real pictures."
         if drawn.acceptance_rate is not None:
             text += f" Proposed steps that were taken: {drawn.acceptance_rate:.0%}."
         return model.pipeline.post_process(drawn.images, "pil"), pictures.filmstrip(drawn, ordinary), text
@@ -193,7 +196,7 @@ def rebuild_tab(model: DemoModel, examples: list[str]) -> None:
             upload = make_upload_field("Your picture", height=240)
             gr.Examples([[path] for path in examples], upload, label=EXAMPLES)
             steps = make_chain_steps(10)
-            seed = gr.Number(0, label="Seed", precision=0)
+            seed = gr.Number(0, label="Seed")
             button = gr.Button("Rebuild", variant="primary")
         with gr.Column(scale=3):
             figure = make_figure("Rebuilt, and the error along the way")
@@ -219,7 +222,7 @@ def blend_tab(model: DemoModel, examples: list[str]) -> None:
             with gr.Column():
                 upload = make_upload_field(f"{which} picture (or none)", height=220)
                 gr.Examples([[path] for path in examples], upload, label="Examples")
-                ends += [upload, gr.Number(seed, label=f"{which} seed, without a picture", precision=0)]
+                ends += [upload, gr.Number(seed, label=f"{which} seed, without a picture")]
     frames = gr.Slider(2, limits.MAX_FRAMES, 6, step=1, label="Frames")
     button = gr.Button("Blend", variant="primary")
     figure = make_figure("From one to the other, and their energy")

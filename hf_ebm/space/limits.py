@@ -24,5 +24,6 @@ def check_whole_number(name: str, value: Any, low: int, high: int) -> int:
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or value != value or not low <= value <= high or int(value) != value:
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}.")
+        got = "nothing" if value is None else repr(value)
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {got}.")
     return int(value)

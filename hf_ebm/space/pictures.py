@@ -82,7 +82,8 @@ def filmstrip(generation: Generation, ordinary: Reference | None = None) -> PIL.
     ticks = shown_points(len(steps))
     axis.set_xticks(ticks, [generation.point_names[tick].removeprefix("step ") for tick in ticks])
     axis.set(xlabel="step", ylabel="energy (low = likely)")
-    axis.legend(*ordered_legend(axis), frameon=False, fontsize=8)
+    handles, labels = ordered_legend(axis)
+    curve.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=len(labels))
     return to_pil(figure)
 
 
@@ -97,7 +98,7 @@ def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.
     """The reference scores as a histogram, the threshold, and this picture's score; far ones are marked at the edge."""
     low, high = float(reference.scores.min()), float(reference.scores.max())
     span = max(high - low, 1e-12)
-    left, right = low - 0.6 * span, high + 0.9 * span
+    left, right = max(low - 0.6 * span, min(low, 0.0)), high + 0.9 * span  # what is never negative has no such axis
     figure = new_figure(WIDTH, 3.0)
     axis = figure.subplots()
     axis.hist(reference.scores.numpy(), bins=24, color=COLOURS[0], alpha=0.7, label=reference.name)
@@ -111,7 +112,8 @@ def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.
         text = f"{score:.3g} {arrow} " if score > right else f" {arrow} {score:.3g}"
         axis.text(place, 0.5 * top, text, color=COLOURS[1], ha=aligned, va="center", fontsize=9)
     margin = 0.03 * (right - left)
-    label = "energy (low = likely)" if score_name == "energy" else f"{score_name} score (low = ordinary)"
+    words = score_name.replace("_", " ")
+    label = "energy (low = likely)" if score_name == "energy" else f"{words} score (low = ordinary)"
     axis.set(xlim=(left - margin, right + margin), ylim=(0, 1.05 * top), xlabel=label, ylabel="pictures")
     figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
     return to_pil(figure)

@@ -152,6 +152,35 @@ def test_where_a_push_went_and_who_sees_it(hub, client, folder, repo):
     assert asked.endswith(f"{repo}-0/discussions/1")
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_repository_that_is_there_is_not_pushed_to_as_what_it_is_not(hub, client, folder, repo, private):
+    push(client, folder, repo, private=private)
+    before = hub.repositories[repo].branches["main"]
+    (folder / "metrics.jsonl").write_text('{"step": 2}\n')
+    is_now = "private" if private else "public"
+    with pytest.raises(ClientError, match=f"ValueError: private is for a new repository, and .* is there and {is_now}"):
+        push(client, folder, repo, private=not private)
+    assert hub.repositories[repo].branches["main"] == before and hub.repositories[repo].private == private
+    push(client, folder, repo, private=private)
+    assert hub.repositories[repo].branches["main"] != before
+
+
+def test_no_pull_request_is_opened_for_nothing(hub, client, folder, repo):
+    code = """
+import contextlib, io
+from hf_ebm.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    main(["push", "--model", folder, "--repo-id", repo, *options])
+result = printed.getvalue()
+"""
+    printed = client(code, folder=str(folder), repo=repo, options=[])
+    commit = hub.repositories[repo].branches["main"]
+    assert printed == f"{folder} is on the Hub: {hub.url}/{repo} (public), commit {commit}\n"
+    printed = client(code, folder=str(folder), repo=repo, options=["--create-pr"])
+    assert printed.startswith(f"nothing of {folder} is new there, so no pull request was opened: ")
+    assert "refs/pr/1" not in hub.repositories[repo].branches
+
+
 def test_a_push_without_a_login_or_to_no_id_asks_nothing_of_the_hub(hub, client, folder):
     code = """
 import os

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from loopback_hub.client import ClientError, environment
+from loopback_hub.repository import Commit, Repository
 from loopback_hub.transfers import push, python_blocks
 
 from hf_ebm.hub import write_card
@@ -74,7 +75,7 @@ def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_p
     assert done.stdout.splitlines()[-1] == "(16, 1, 8, 8) (16,) DDAEBMPipeline UNetEnergyModel"
 
 
-def test_a_run_that_could_not_push_does_not_start(client, tmp_path):
+def test_a_run_that_could_not_push_does_not_start(hub, client, tmp_path):
     code = """
 import contextlib, io, os
 from hf_ebm.training.train_ddaebm import main
@@ -96,4 +97,9 @@ finally:
     code = code.replace('token = "alice-token"', 'token, os.environ["HF_TOKEN"] = "alice-token", "hf_wrong"')
     exit_code, printed = client(code, settings=settings)
     assert exit_code == 2 and "push_to_hub: no push is possible. The Hub may not know the token" in printed
+    hub.repositories["alice/public"] = Repository(private=False)
+    hub.repositories["alice/public"].commit("main", Commit("initial commit", {}))
+    code = code.replace('"hf_wrong"', '"alice-token"')
+    exit_code, printed = client(code, settings=[*settings, "hub_model_id=public", "hub_private=true"])
+    assert exit_code == 2 and "hub_private is for a new repository, and public is there and public" in printed
     assert not (tmp_path / "run").exists()

@@ -39,6 +39,19 @@ def test_the_page_has_the_tabs_that_the_model_allows(name, tabs, tmp_path, reque
     assert len(heavy) == len(tabs) + 1  # "Draw others", too
 
 
+@pytest.mark.parametrize("name", ["ddaebm", "dual"])
+def test_a_failure_empties_all_outputs(name, tmp_path, request):
+    """Gradio takes a list for the value of a single output."""
+    from hf_ebm.space.app import build_page
+
+    page = build_page(request.getfixturevalue(name), tmp_path)
+    numbers = [len(one.outputs) for one in page.fns.values() if one.queue]
+    emptying = [one for one in page.fns.values() if one.trigger_only_on_failure]
+    assert [len(one.outputs) for one in emptying] == numbers
+    for one in emptying:
+        assert one.fn() == (None if len(one.outputs) == 1 else [None] * len(one.outputs))
+
+
 def test_the_page_says_what_the_model_learned_from(tiny_pipeline, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path)
     assert find_subject(tmp_path) == "many pictures"
