@@ -70,7 +70,8 @@ def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -
             seconds = statistics.fmean(1.0 / one["images_per_second"] for one in found)
             distance = statistics.fmean(one["frechet_distance"] for one in found)
             points.append((seconds, distance))
-            left.annotate(sampler, points[-1], fontsize=7, xytext=(4, 3), textcoords="offset points")
+            place = (5, (3, -9, 12)[index % 3])  # neighbours' words beside, below and above
+            left.annotate(sampler, points[-1], fontsize=7, xytext=place, textcoords="offset points", color=colour)
         if points:
             left.plot(*zip(*points, strict=True), marker="o", color=colour)
         runs = [run["looks"] for run in record["runs"].get(name, {}).values()]
@@ -88,6 +89,7 @@ def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -
         axis.axhline(record["floor"]["frechet_distance"], color="gray", linewidth=0.8)
         axis.set(xlabel=label, yscale="log")
     left.set(xscale="log", ylabel="Frechet distance (gray: training images)")
+    left.set_xlim(right=6 * left.get_xlim()[1])  # room for the words
     if right.get_legend_handles_labels()[0]:
         right.legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=110)

@@ -35,7 +35,7 @@ def test_private_repositories_need_their_owners_token(hub, client, folder, repo,
             pull(client, repo, token=token, cache_dir=tmp_path / f"{token}")
         assert not cached(tmp_path / f"{token}")
     for token in ("bob-token", "wrong-token", False):
-        with pytest.raises(ClientError, match=r"PushError: the push to .* failed: (?s:.*)Try again: hf-ebm push"):
+        with pytest.raises(ClientError, match=r"PushError: the push to .* failed: (?s:.*)[Tt]ry again: hf-ebm push"):
             push(client, folder, repo, token=token)
 
 
