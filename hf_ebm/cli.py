@@ -22,6 +22,7 @@ from hf_ebm.commands import (
     train,
 )
 from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED, exit_code
+from hf_ebm.extras import how_to_install
 from hf_ebm.near_names import did_you_mean
 
 COMMANDS = (
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options.run(options)
     except (ValueError, OSError, ImportError) as error:
-        missing = "; pip install 'hf-ebm[train,eval]'" if isinstance(error, ModuleNotFoundError) else ""
+        missing = f"; {how_to_install('train,eval')}" if isinstance(error, ModuleNotFoundError) else ""
         print(f"hf-ebm: error: {error}{missing}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from error
     except KeyboardInterrupt as error:

@@ -64,6 +64,8 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
         PushError: If the Hub did not take it.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder here: give that of a run, or of a saved pipeline.")
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds no {INDEX}: it is no pipeline's folder, or its training has not ended.")
     check_weights(folder, wanted_components(read_index(folder / INDEX), None, ()), None)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.extras import how_to_install
+
 
 def effective_sample_size(chains: Tensor) -> Tensor:
     """Effective number of independent draws among all ``num_chains * num_draws``, by dimension, shape (D,), float64.
@@ -56,5 +58,5 @@ def _arviz() -> Any:
     try:
         import arviz
     except ImportError as error:
-        raise ValueError("chain diagnostics need arviz: pip install 'hf-ebm[diagnostics]'.") from error
+        raise ValueError(f"chain diagnostics need arviz: {how_to_install('diagnostics')}.") from error
     return arviz

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_ebm.extras import how_to_install
 from hf_ebm.scoring.energy import compute_energies
 
 HISTOGRAM_TICKS = (-1000, -100, -10, -3, 0, 3, 10, 100, 1000, 1e4, 1e5, 1e6, 1e7)  # in-distribution standard deviations
+NUM_COLOURS, STYLES = 10, ("-", "--", ":")  # of matplotlib's cycle; more lines than colours differ by their style
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -20,7 +22,7 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'hf-ebm[eval]'.") from error
+        raise ImportError(f"pictures need matplotlib: {how_to_install('eval')}.") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -79,6 +81,10 @@ def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
     """
     from sklearn.metrics import roc_curve
 
+    look = {
+        name: {"color": f"C{i % NUM_COLOURS}", "linestyle": STYLES[i // NUM_COLOURS]} for i, name in enumerate(scores)
+    }
+
     odd_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
     num_columns = min(4, len(odd_sets))
     num_rows = -(-len(odd_sets) // num_columns)
@@ -92,9 +98,9 @@ def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
             inside, odd = found["in_distribution"].double(), found[odd_sets[index]].double()
             labels = np.r_[np.zeros(len(inside)), np.ones(len(odd))]
             fpr, tpr, _ = roc_curve(labels, torch.cat([inside, odd]).numpy())
-            axis.plot(fpr.clip(0.5 / len(inside)), tpr, label=name, linewidth=1.3)
+            axis.plot(fpr.clip(0.5 / len(inside)), tpr, label=name.replace("_", " "), linewidth=1.3, **look[name])
         axis.set_xscale("log")
-        axis.set_title(odd_sets[index], fontsize=10)
+        axis.set_title(odd_sets[index].replace("_", " "), fontsize=10)
     figure.supxlabel("in-distribution images called odd", fontsize=9)
     figure.supylabel("odd images found", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()

@@ -150,7 +150,7 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
     sampler.change(plainly(fit_steps), sampler, steps, api_visibility="private", queue=False)
     on_click(button, draw, inputs, outputs)
     next_seed = others.click(
-        lambda seed: (int(seed or 0) + 1) % limits.MAX_SEED, seed, seed, api_visibility="private", queue=False
+        lambda seed: (int(seed or 0) + 1) % (limits.MAX_SEED + 1), seed, seed, api_visibility="private", queue=False
     )
     queue_after(next_seed.then, draw, inputs, outputs)
 
@@ -168,8 +168,10 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
         with gr.Column(scale=3):
             text = gr.Markdown()
             figure = make_figure("Its place among other pictures")
+            gr.Markdown("#### What the model sees")
             seen = gr.Image(
                 label="What the model sees",
+                show_label=False,
                 format="png",
                 interactive=False,
                 height=160,

@@ -92,7 +92,8 @@ def push_space(
             f"{needs_login(error)}"
         ) from error
     except HfHubHTTPError as error:
-        raise OSError(f"the Space {space} was not made: {error} {needs_login(error)}") from error
+        reason = str(error).rstrip(".\n ")
+        raise OSError(f"the Space {space} was neither made nor renewed: {reason}. {needs_login(error)}") from error
     except httpx.TransportError as error:
         raise OSError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error
     return str(url)

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from hf_ebm.extras import how_to_install
 from hf_ebm.space.limits import KEEP_SECONDS, MAX_FILES, MAX_TOTAL_BYTES, MAX_UPLOAD_BYTES
 
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 2**16  # of any request: one file and what is said about it
@@ -109,7 +110,7 @@ def serve(model: str, host: str | None = None, port: int | None = None, share: b
 
             from hf_ebm.space import app
         except ImportError as error:
-            raise ValueError(f"the demo needs more packages ({error}): pip install 'hf-ebm[demo]'.") from error
+            raise ValueError(f"the demo needs more packages ({error}): {how_to_install('demo')}.") from error
         from hf_ebm.space.demo_models import load_demo_model
 
         examples = Path(folder, "examples")

@@ -30,13 +30,15 @@ def uploaded_path(payload: Any) -> str | None:
 
 
 def make_upload_field(label: str, **options: Any) -> gr.Image:
-    """The field; the function behind a button gets the file's path, or None."""
+    """The field, under its heading; the function behind a button gets the file's path, or None."""
+    gr.Markdown(f"#### {label}")
     field: Any = gr.Image(
         type="filepath",
         image_mode=None,
         format="png",
         sources=["upload", "clipboard"],
         label=label,
+        show_label=False,  # it would lie on the picture
         buttons=[],
         elem_classes="small-picture",
         **options,

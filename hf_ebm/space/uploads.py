@@ -62,6 +62,11 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
     return Upload(x[None], describe_changes(image.size, mode, transparent, sample_shape, padding))
 
 
+def is_gray(mode: str) -> bool:
+    """Whether a picture of this mode (Pillow's) has no colours, whatever its bits and its transparency."""
+    return mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;")
+
+
 def describe_changes(
     size: tuple[int, int], mode: str, transparent: bool, sample_shape: tuple[int, ...], padding: int = 0
 ) -> str:
@@ -75,7 +80,7 @@ def describe_changes(
         changes.append(f"resized from {width} x {height} to {inner} x {inner} pixels")
     if padding:
         changes.append(f"padded by {padding} black pixels on each side")
-    if sample_shape[0] == 1 and mode not in ("L", "1"):
+    if sample_shape[0] == 1 and not is_gray(mode):
         changes.append("turned to gray")
     if transparent:
         changes.append("laid on white where it is transparent")

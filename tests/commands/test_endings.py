@@ -55,7 +55,7 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "hf_ebm.scoring.sample_evaluation", None)
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "--model", "m", "--dataset", "digits"])
-    assert end.value.code == 1 and "pip install 'hf-ebm[train,eval]'" in capsys.readouterr().err
+    assert end.value.code == 1 and "pip install '.[train,eval]' in a clone of hf-ebm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,16 @@ def test_pictures(found, tmp_path):
     assert (tmp_path / "far.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_two_scorers_look_alike(tmp_path, monkeypatch):
+    """Eleven lines, one more than matplotlib has colours, in words."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, *_, **look: drawn.append(look))
+    some = {"in_distribution": torch.randn(9), "noise": torch.randn(9)}
+    plot_roc({f"score_{number}": some for number in range(11)}, tmp_path / "roc.png")
+    assert len({(look["color"], look["linestyle"]) for look in drawn}) == 11
+    assert drawn[10]["label"] == "score 10"
+
+
 def test_each_measure_is_taken_once_per_set_and_scores_are_the_pipelines(tiny_pipeline, monkeypatch):
     scorer = EnergyScoringPipeline.from_pipe(tiny_pipeline)
     scorer.set_progress_bar_config(disable=True)

@@ -121,5 +121,5 @@ def test_without_gradio_the_demo_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "hf_ebm.space.app", raising=False)
     monkeypatch.delattr("hf_ebm.space.app", raising=False)
-    with pytest.raises(ValueError, match=r"pip install 'hf-ebm\[demo\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[demo\]' in a clone"):
         serve("none")

@@ -139,6 +139,8 @@ def test_a_hub_that_cannot_be_reached_is_said_so():
 
 def test_a_space_needs_a_login(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(OSError, match=r"the Space alice/space was not made(?s:.*)may not know the token .*HF_TOKEN"):
+    with pytest.raises(
+        OSError, match=r"the Space alice/space was neither made nor renewed: (?s:.*)may not know the token .*HF_TOKEN"
+    ):
         push_space("alice/model", "alice/space", token="hf_wrong", endpoint=hub.url)
     assert set(hub.repositories) == {"alice/model"}

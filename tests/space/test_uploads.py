@@ -46,6 +46,12 @@ def test_a_photograph_is_turned_upright_cropped_and_resized(tmp_path):
     assert given.changes == "cropped to a square, resized from 40 x 60 to 8 x 8 pixels, turned to gray"
 
 
+def test_a_gray_picture_of_sixteen_bits_is_not_turned_to_gray(tmp_path):
+    """And keeps its values: 65535 is white."""
+    given = read_upload(save_png(tmp_path / "a.png", np.full((8, 8), 65535, dtype=np.uint16)), (1, 8, 8))
+    assert given.changes == "" and given.x.min() == 1.0
+
+
 def test_what_is_transparent_is_said(tmp_path):
     clear = save_png(tmp_path / "a.png", np.zeros((8, 8, 4), dtype=np.uint8))
     assert read_upload(clear, (3, 8, 8)).changes == "laid on white where it is transparent"

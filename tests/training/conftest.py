@@ -1,7 +1,7 @@
 """Each training script in turn, and a fresh state of accelerate for every test."""
 
 import pytest
-from training_scripts import SCRIPTS, Script
+from small_runs import SCRIPTS, Script
 
 
 @pytest.fixture(params=sorted(SCRIPTS))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from training_scripts import Script, assert_same_run
+from small_runs import Script, assert_same_run
 
 import hf_ebm
 from hf_ebm.training.checkpoints import list_checkpoints

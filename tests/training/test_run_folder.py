@@ -7,8 +7,8 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from small_runs import all_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_scripts import all_weights
 
 import hf_ebm
 from hf_ebm.training.loop import make_accelerator

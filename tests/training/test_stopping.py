@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_scripts import Script
+from small_runs import Script
 
 from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.training.loop import TrainingDivergedError
