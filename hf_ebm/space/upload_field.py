@@ -1,11 +1,13 @@
 """A Gradio field for one uploaded picture, which hands on the file's path and nothing else.
 
 Gradio's own image field decodes the file before our limits can look at it, and fetches a URL that a hand-made request
-names; both are replaced on the field itself (a subclass would make Gradio write files beside this one).
+names. Both are replaced in a class: Gradio makes new fields of a field's class in the middle of a session, when an
+example is taken, say.
 """
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,35 @@ def local_path(path: Any) -> str:
     return str(path)
 
 
-def uploaded_path(payload: Any) -> str | None:
+def uploaded_path(self: Any, payload: Any) -> str | None:
     """The path in what the page sent, or None where the field is empty."""
     return None if payload is None else local_path(payload.path)
 
 
-def make_upload_field(label: str, **options: Any) -> gr.Image:
+async def keep_local_file(self: Any, path: Any) -> str | None:
+    """Gradio's cached copy of a file that was uploaded here."""
+    return await gr.Image.async_move_resource_to_block_cache(self, None if path is None else local_path(path))
+
+
+# made without Gradio's own `__new__` of component classes, which would write an interface file beside this one
+UploadField: Any = ABCMeta.__new__(
+    type(gr.Image),
+    "UploadField",
+    (gr.Image,),
+    {
+        "__module__": __name__,
+        "__doc__": "An image field, for the page; a path, for the server.",
+        "is_template": True,  # the page knows it by the name of its base
+        "preprocess": uploaded_path,
+        "async_move_resource_to_block_cache": keep_local_file,
+    },
+)
+
+
+def make_upload_field(label: str, **options: Any) -> Any:
     """The field, under its heading; the function behind a button gets the file's path, or None."""
     gr.Markdown(f"#### {label}")
-    field: Any = gr.Image(
+    return UploadField(
         type="filepath",
         image_mode=None,
         format="png",
@@ -43,11 +65,3 @@ def make_upload_field(label: str, **options: Any) -> gr.Image:
         elem_classes="small-picture",
         **options,
     )
-    to_cache = field.async_move_resource_to_block_cache
-
-    async def local_to_cache(path: Any) -> str | None:
-        return await to_cache(None if path is None else local_path(path))
-
-    field.async_move_resource_to_block_cache = local_to_cache
-    field.preprocess = uploaded_path
-    return field

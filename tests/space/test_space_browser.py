@@ -135,6 +135,8 @@ def check_uploads(visit, files):
         expect(visit.shown(".prose h3")).to_contain_text(verdict, timeout=PATIENCE * 1000)
         shown = visit.shown(".prose h3").count()
         visit.page.get_by_label("Remove Image").click()
+    visit.take_example(0)  # Gradio makes a new field then
+    visit.page.get_by_label("Remove Image").click()
     visit.shown("input[type=file]").set_input_files(files["broken"])
     visit.shown(".small-picture img").first.wait_for(state="attached")
     visit.button("Check this picture").click()
@@ -153,7 +155,7 @@ def write_pictures(pipeline, folder):
     files = {name: str(folder / f"{name}.png") for name in ("ordinary", "odd", "broken")}
     for name, x in (("ordinary", ordered[20]), ("odd", ordered[-1])):
         pipeline.post_process(x[None], "pil")[0].save(files[name])
-    Path(files["broken"]).write_bytes(Path(files["ordinary"]).read_bytes()[:60])
+    Path(files["broken"]).write_text("no picture")
     return files
 
 

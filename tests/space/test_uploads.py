@@ -1,6 +1,8 @@
 """Uploads: what becomes of a file that is given to the page, and which are refused."""
 
 import asyncio
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -105,10 +107,17 @@ def test_no_file_asks_for_one():
 def test_links_are_not_followed(tmp_path):
     import gradio as gr
 
+    from hf_ebm.space import upload_field
     from hf_ebm.space.upload_field import make_upload_field
 
     with gr.Blocks():
         field = make_upload_field("a")
-    for link in ("http://127.0.0.1:9/a.png", "data:image/png;base64,AAAA", str(tmp_path / "none.png")):
-        with pytest.raises(gr.Error, match="links are not followed"):
-            asyncio.run(field.async_move_resource_to_block_cache(link))
+    again = field.__class__(**field.constructor_args, render=False)  # as Gradio does when an example is taken
+    (tmp_path / "text.png").write_text("no picture")
+    for one in (field, again):
+        for link in ("http://127.0.0.1:9/a.png", "data:image/png;base64,AAAA", str(tmp_path / "none.png")):
+            with pytest.raises(gr.Error, match="links are not followed"):
+                asyncio.run(one.async_move_resource_to_block_cache(link))
+        assert one.preprocess(SimpleNamespace(path=str(tmp_path / "text.png"))) == str(tmp_path / "text.png")
+        assert one.preprocess(None) is None and one.get_block_name() == "image"
+    assert not list(Path(upload_field.__file__).parent.glob("*.pyi"))
