@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from changes import SHIPPED
 from measured_data import DATA, MeasuredData
 
 from hf_ebm.training.demo import launch_options
@@ -35,7 +36,7 @@ MOST_SAMPLES, MOST_HELD_OUT = 2000, 1000  # drawn and scored to measure a row
 
 def name_of(changes: Changes) -> str:
     """A row's name, the arguments it passes."""
-    return " ".join(f"{key}={json.dumps(value)}".replace('"', "") for key, value in changes.items()) or "as shipped"
+    return " ".join(f"{key}={json.dumps(value)}".replace('"', "") for key, value in changes.items()) or SHIPPED
 
 
 def run_row(method: str, config: str, arguments: dict[str, Any]) -> bool:

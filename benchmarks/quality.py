@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from changes import SHIPPED
 from measured_data import DATA, MeasuredData
-from quality_methods import CONTENDERS, SHIPPED, Contender, variants
+from quality_methods import CONTENDERS, Contender, variants
 from quality_report import is_finished, write_report
 from tqdm.auto import tqdm
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import baseline_ddpm
 import baseline_short_run
 from baselines import CONFIGS as BASELINE_CONFIGS
 from baselines import Draw, draw_by
+from changes import SHIPPED, split_change
 
 from hf_ebm import DDAEBMPipeline, DualMCMCPipeline
 from hf_ebm.training.settings import CONFIGS
@@ -109,7 +109,6 @@ CONTENDERS = {
         {"short-run EBM": None},
     ),
 }
-SHIPPED = "as shipped"
 
 
 def variants(name: str, changes: list[str]) -> dict[str, Contender]:
@@ -125,14 +124,11 @@ def variants(name: str, changes: list[str]) -> dict[str, Contender]:
     original = CONTENDERS[name]
     found = {}
     for title in (SHIPPED, *changes):
-        pairs = [] if title == SHIPPED else shlex.split(title)
-        if title != SHIPPED and (not pairs or not all("=" in pair for pair in pairs)):
-            raise ValueError(f"--change must be key=value, several in quotes, got {title!r}.")
         several = len(original.samplers) > 1
         found[title] = dataclasses.replace(
             original,
             title=title,
             samplers={f"{title}: {label}" if several else title: steps for label, steps in original.samplers.items()},
-            changes={**original.changes, **dict(pair.split("=", 1) for pair in pairs)},
+            changes={**original.changes, **dict(pair.split("=", 1) for pair in split_change(title))},
         )
     return found

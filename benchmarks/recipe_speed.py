@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from changes import SHIPPED, split_change
 from timing import Spread, alternate, ratio, report
 
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
@@ -33,7 +33,6 @@ METHODS: dict[str, tuple[Any, Any, str]] = {
     "ddaebm": (train_ddaebm.METHOD, train_ddaebm.DDAEBMSettings, train_ddaebm.DEFAULT_CONFIG),
     "dual_mcmc": (train_dual_mcmc.METHOD, train_dual_mcmc.DualMCMCSettings, train_dual_mcmc.DEFAULT_CONFIG),
 }
-SHIPPED = "as shipped"
 
 
 def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: int) -> Callable[[], None]:
@@ -83,8 +82,8 @@ def main() -> None:
         parser.error("--round-steps and --repeats must be >= 1, --warmup >= 0.")
 
     method, cls, default = METHODS[arguments.method]
-    variants = {SHIPPED: [], **{change: shlex.split(change) for change in arguments.change}}
     try:
+        variants = {title: split_change(title) for title in (SHIPPED, *arguments.change)}
         settings = {
             name: load_settings(cls, default, ["--config", arguments.config or default, *change])
             for name, change in variants.items()

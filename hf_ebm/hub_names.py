@@ -31,7 +31,7 @@ def needs_login(error: BaseException) -> str:
 
 def with_owner(api: HfApi, name: str) -> str:
     """``"name"`` as ``"user/name"``, the user being whose token `api` has; with an owner already, as it is."""
-    return name if "/" in name else f"{api.whoami()['name']}/{name}"
+    return name if "/" in name else f"{api.whoami(cache=True)['name']}/{name}"
 
 
 def is_private(api: HfApi, repo_id: str) -> bool | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 # Helpers whose asserts are to say what they compared, as those of a test do.
-pytest.register_assert_rewrite("known_log_z", "known_moments", "small_runs")
+pytest.register_assert_rewrite("known_log_z", "known_moments", "reloading", "small_runs")
 
 TINY = {
     "image_size": 8,

@@ -34,6 +34,16 @@ def run_folder(tmp_path, metrics=None):
     return tmp_path
 
 
+@pytest.mark.parametrize(("dataset", "shown"), [("digits", False), ("25gaussians", True)])
+def test_settings_of_points_are_on_cards_of_points(tmp_path, dataset, shown):
+    folder = run_folder(tmp_path)
+    (folder / "settings.yaml").write_text(
+        yaml.safe_dump({"dataset": dataset, "batch_size": 8, "seed": 0, "num_toy_samples": 100})
+    )
+    text = write_card(folder).read_text()
+    assert ("`num_toy_samples`" in text) == shown and "| `batch_size` | `8` |" in text
+
+
 def test_card_with_metrics(tmp_path):
     path = write_card(run_folder(tmp_path, METRICS))
     card = ModelCard.load(path)

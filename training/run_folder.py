@@ -90,7 +90,8 @@ def log_samples(accelerator: Accelerator, path: Path, step: int) -> None:
     """Show the picture of the samples of a step, if one was made, in the run's trackers."""
     if not accelerator.trackers or not path.is_file():
         return
-    pixels = np.asarray(PIL.Image.open(path).convert("RGB"))[None]
+    with PIL.Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))[None]
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # wandb takes no other
         tracker.log_images({"samples": pixels}, step, **layout)

@@ -100,7 +100,7 @@ class RunSettings:
             raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN.")
         api, found = HfApi(), None
         try:
-            api.whoami()
+            api.whoami(cache=True)
             found = None if self.hub_private is None else is_private(api, with_owner(api, self.repo_id))
         except HfHubHTTPError as error:
             if error.response.status_code == 401:

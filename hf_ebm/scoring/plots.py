@@ -14,7 +14,6 @@ from hf_ebm.extras import how_to_install
 from hf_ebm.scoring.energy import compute_energies
 
 HISTOGRAM_TICKS = (-1000, -100, -10, -3, 0, 3, 10, 100, 1000, 1e4, 1e5, 1e6, 1e7)  # in-distribution standard deviations
-NUM_COLOURS, STYLES = 10, ("-", "--", ":")  # of matplotlib's cycle; more lines than colours differ by their style
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -79,32 +78,33 @@ def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
         path: The PNG to write.
     """
+    from matplotlib import rcParams
+    from matplotlib.rcsetup import cycler
     from sklearn.metrics import roc_curve
 
-    look = {
-        name: {"color": f"C{i % NUM_COLOURS}", "linestyle": STYLES[i // NUM_COLOURS]} for i, name in enumerate(scores)
-    }
-
+    looks = cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"]  # more lines than colours differ by style
     odd_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
     num_columns = min(4, len(odd_sets))
     num_rows = -(-len(odd_sets) // num_columns)
-    figure = new_figure(2.9 * num_columns, 2.6 * num_rows + 0.6)
+    names_in_row = max(2, int(2.9 * num_columns / 1.8))  # of the legend, in inches
+    figure = new_figure(2.9 * num_columns, 2.6 * num_rows + 0.4 + 0.2 * -(-len(scores) // names_in_row))
     axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
     for index, axis in enumerate(axes.flat):
         if index >= len(odd_sets):
             axis.set_axis_off()
             continue
+        axis.set_prop_cycle(looks)
         for name, found in scores.items():
             inside, odd = found["in_distribution"].double(), found[odd_sets[index]].double()
             labels = np.r_[np.zeros(len(inside)), np.ones(len(odd))]
             fpr, tpr, _ = roc_curve(labels, torch.cat([inside, odd]).numpy())
-            axis.plot(fpr.clip(0.5 / len(inside)), tpr, label=name.replace("_", " "), linewidth=1.3, **look[name])
+            axis.plot(fpr.clip(0.5 / len(inside)), tpr, label=name.replace("_", " "), linewidth=1.3)
         axis.set_xscale("log")
         axis.set_title(odd_sets[index].replace("_", " "), fontsize=10)
     figure.supxlabel("in-distribution images called odd", fontsize=9)
     figure.supylabel("odd images found", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=names_in_row, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

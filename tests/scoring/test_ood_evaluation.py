@@ -15,7 +15,7 @@ from hf_ebm.scoring.ood_evaluation import (
     make_odd_sets,
     score_sets,
 )
-from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
+from hf_ebm.scoring.plots import new_figure, plot_roc, plot_score_histograms
 
 
 def test_shuffled_patches_moves_whole_patches():
@@ -66,12 +66,13 @@ def test_pictures(found, tmp_path):
 
 def test_no_two_scorers_look_alike(tmp_path, monkeypatch):
     """Eleven lines, one more than matplotlib has colours, in words."""
-    drawn = []
-    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, *_, **look: drawn.append(look))
+    figure = new_figure(3, 3)
+    monkeypatch.setattr("hf_ebm.scoring.plots.new_figure", lambda *_: figure)
     some = {"in_distribution": torch.randn(9), "noise": torch.randn(9)}
     plot_roc({f"score_{number}": some for number in range(11)}, tmp_path / "roc.png")
-    assert len({(look["color"], look["linestyle"]) for look in drawn}) == 11
-    assert drawn[10]["label"] == "score 10"
+    lines = figure.axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 11
+    assert lines[10].get_label() == "score 10"
 
 
 def test_each_measure_is_taken_once_per_set_and_scores_are_the_pipelines(tiny_pipeline, monkeypatch):
