@@ -18,7 +18,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own, by kind of device
-        found = torch.accelerator.current_accelerator(check_available=True)
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         here = "cpu" if found is None else f"cpu, {found.type}"
         reason = str(error).partition("\n")[0]
         if "at start of device string" in reason:  # followed by the names of twenty kinds
