@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from hf_ebm.content_hash import hash_tensors
+from hf_ebm.content_hash import hash_pictures, hash_tensors
 from hf_ebm.near_names import did_you_mean
 from hf_ebm.pictures import fit_picture, open_picture
 
@@ -25,6 +25,7 @@ TOY_NAMES = ("25gaussians", "pinwheel", "swissroll")
 EMBEDDED_NAMES = ("digits", *TOY_NAMES)
 TOY_MODE_SPACING = 2.0 / 2.828  # 25 Gaussians: distance of neighbouring modes ...
 TOY_MODE_STD = 0.05 / 2.828  # ... and the standard deviation of each
+MOST_HASHED = 10_000  # images of a data set that its fingerprint reads
 
 
 def sample_toy(name: str, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -219,10 +220,17 @@ def draw_rows(number: int, limit: int, seed: int) -> list[int]:
 
 
 def fingerprint(dataset: Any) -> str:
-    """What tells a data set of `load_training_data` from another one: a hash of its content, or `datasets`' own."""
-    if isinstance(dataset, HubImages):
-        return f"{dataset.dataset._fingerprint}:{dataset.column}"
-    return hash_tensors({"samples": dataset.tensors[0]})[:16]
+    """What tells a data set of `load_training_data` from another one: a hash of its content, the same on any machine.
+
+    Of more than `MOST_HASHED` images every second, third, ... is read. `datasets`' own fingerprint would not do: it
+    depends on the dates of local files, and a copy of a folder has another one.
+    """
+    if not isinstance(dataset, HubImages):
+        return hash_tensors({"samples": dataset.tensors[0]})[:16]
+    images, number = dataset.dataset.select_columns([dataset.column]), len(dataset)
+    some = images.select(range(0, number, math.ceil(number / MOST_HASHED)))
+    content = hash_pictures(row[dataset.column] for row in some)
+    return f"{content[:16]}:{number}:{dataset.column}"
 
 
 def load_training_data(

@@ -1,5 +1,8 @@
 """Data: the embedded sets, Hugging Face folders, transforms, and what is refused."""
 
+import os
+import shutil
+
 import datasets
 import numpy as np
 import PIL.Image
@@ -188,3 +191,34 @@ def test_fingerprints_tell_data_sets_apart(tmp_path):
             assert fingerprint(loaded[0]) == fingerprint(loaded[1])
             found.add(fingerprint(loaded[0]))
     assert len(found) == 4
+
+
+def image_folder(path, pixels):
+    path.mkdir()
+    for number, value in enumerate(pixels):
+        PIL.Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(path / f"{number}.png")
+    return path
+
+
+def test_fingerprints_are_of_the_content_and_not_of_place_or_date(tmp_path):
+    def fingerprint_of(folder):
+        return fingerprint(load_training_data(str(folder), (1, 8, 8)))
+
+    folder = image_folder(tmp_path / "a", [1, 2, 3])
+    expected = fingerprint_of(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    for file in (tmp_path / "copy").iterdir():
+        os.utime(file, (0, 0))
+    assert fingerprint_of(tmp_path / "copy") == expected
+    others = [image_folder(tmp_path / "b", [1, 2, 4]), image_folder(tmp_path / "c", [2, 1, 3])]
+    others.append(image_folder(tmp_path / "d", [1, 2, 3, 3]))
+    assert len({expected, *map(fingerprint_of, others)}) == 4
+
+
+def test_a_fingerprint_reads_no_more_images_than_it_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_ebm.data.MOST_HASHED", 3)  # of five: the first, third, fifth
+    found = [
+        fingerprint(load_training_data(str(image_folder(tmp_path / name, pixels)), (1, 8, 8)))
+        for name, pixels in (("a", [1, 2, 3, 4, 5]), ("b", [1, 9, 3, 9, 5]), ("c", [1, 2, 9, 4, 5]))
+    ]
+    assert found[0] == found[1] != found[2]

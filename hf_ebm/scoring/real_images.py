@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from hf_ebm.data import draw_rows
+from hf_ebm.data import HubImages, draw_rows
 from hf_ebm.dataset_names import DatasetName, load_named
 from hf_ebm.scoring.feature_cache import cached_statistics
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
@@ -85,6 +85,8 @@ class RealImages:
             rows, drawn = [rows[place] for place in order.tolist()], True
         description = {
             **self.source,
+            # changes between the rows that the source's hash is of
+            "loaded": self.dataset.dataset._fingerprint if isinstance(self.dataset, HubImages) else None,
             "num_images": number,
             "rows": f"drawn with seed {seed}" if drawn else "all",
             "preparation": preparation,
