@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from hf_ebm.commands.models import load_pipeline
-from hf_ebm.commands.options import add_comparison_options
+from hf_ebm.commands.options import add_comparison_options, add_device_option
 from hf_ebm.run_padding import find_padding
 
 BASES = ("uniform", "diagonal", "low_rank", "full")
@@ -50,6 +50,7 @@ def add_parser(commands: Any) -> None:
         default=0,
         help="DDAEBM: held-out samples along whose noise each step's log Z is bracketed, too (default: %(default)s)",
     )
+    add_device_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.card_tables import public_name
     from hf_ebm.data import TOY_NAMES
     from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.devices import find_device
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.chain_likelihood import check_has_chain, measure_chain_likelihood
     from hf_ebm.scoring.model_likelihood import measure_likelihood
@@ -77,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.num_conditionals < 0:
         raise ValueError(f"--num-conditionals must be >= 0, got {options.num_conditionals}.")
-    pipeline = load_pipeline(options.model)
+    device = find_device(options.device)
+    pipeline = load_pipeline(options.model).to(device)
     if options.num_conditionals:
         try:
             check_has_chain(pipeline)
