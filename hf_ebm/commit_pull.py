@@ -80,8 +80,8 @@ class CommitPull:
                 raise
             self.fetch(patterns)
             logger.warning(
-                "offline: the cache lacks some of what lies beside the model %s (%s), which is left out; a run with "
-                "the network brings it.",
+                "offline: the model %s is in the cache, but not all that may lie beside it (%s); the pipeline goes "
+                "without, and a run with the network brings what there is.",
                 self.repo_id,
                 ", ".join(beside),
             )

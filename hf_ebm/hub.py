@@ -226,6 +226,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             counted=counted,
             score_words=SCORE_WORDS,
             sample_table=sample_table(evaluation),
+            reconstruction_measured=bool(evaluation.get("reconstruction")),
             ood_table=ood_table(ood),
             summary=read_json(folder / SUMMARY),
             calibration=Calibration.load(folder),

@@ -21,11 +21,14 @@ def needs_login(error: BaseException) -> str:
     """What is said to who has no token that the Hub knows; empty for other errors than 401."""
     if not isinstance(error, HfHubHTTPError) or error.response.status_code != 401:
         return ""
-    kept = "HF_TOKEN holds a token" if os.environ.get("HF_TOKEN") else "`hf auth login` keeps one"
-    if get_token() is None:
+    sent = error.response.request.headers.get("authorization")
+    if sent is None:
         return (
             "Without a login (`hf auth login`, or HF_TOKEN) no private repository is seen, and none can be pushed to."
         )
+    if sent != f"Bearer {get_token()}":
+        return "The Hub may not know the token that was given."
+    kept = "HF_TOKEN holds a token" if os.environ.get("HF_TOKEN") else "`hf auth login` keeps one"
     return f"The Hub may not know the token that is used ({kept}): `hf auth whoami` asks it."
 
 
@@ -50,5 +53,5 @@ def check_visibility(argument: str, wanted: bool | None, found: bool | None, rep
     if wanted is not None and found is not None and wanted != found:
         raise ValueError(
             f"{argument} is for a new repository, and {repo_id} is there and {'private' if found else 'public'}; "
-            f"nothing was pushed. Leave {argument} out, or change the repository first, in its settings on the Hub."
+            f"nothing was pushed. Leave that out, or change the repository first, in its settings on the Hub."
         )

@@ -53,6 +53,15 @@ def test_every_help_shows_an_example_that_parses(command, capsys):
         assert make_parser().parse_args(shlex.split(example)[1:]).command == name
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "90"])
+def test_no_line_ends_inside_a_name(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    parser = make_parser()
+    for each in (parser, *parser._subparsers._group_actions[0].choices.values()):
+        shown = each.format_help().split()
+        assert set(each.epilog.split()) <= set(shown), each.prog
+
+
 def test_help_shows_what_every_option_is_its_choices_and_its_default(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     from hf_ebm.scoring.run_settings import SCORE_NAMES

@@ -128,7 +128,7 @@ pipe.calibrate(images, target_fpr=0.1).save(folder)
     names = {"repo": repo, "cache": cache}
     calibrated, told = client(OFFLINE_SCORER, **names, options={"local_files_only": True})
     assert not calibrated and len(told) == 1 and not hub.log
-    assert "offline: the cache lacks some of what lies beside the model" in told[0]
+    assert "is in the cache, but not all that may lie beside it" in told[0]
     hub.fail("GET .*calibration.json", "status", status=403)
     with pytest.raises(ClientError, match="403"):  # with the network it is an error
         client(OFFLINE_SCORER, **names, options={})
