@@ -32,8 +32,9 @@ WHAT = """# {name}
 This model has looked at {subject} and learned what is usual among them. It gives every picture a number, the
 **energy**: low for what looks usual, high for what looks odd. It can also draw new pictures.
 """
-LIMITS = """The energy is not a probability, knows nothing but the kind of picture the model was trained on, and can be
-fooled. What you upload is used for your answer alone and deleted within an hour."""
+LIMITS = f"""The energy is not a probability, knows nothing but the kind of picture the model was trained on, and can
+be fooled. Pictures may be PNG, JPEG, WebP, GIF or BMP files of up to {limits.MAX_UPLOAD_BYTES // 2**20} MB. What you
+upload is used for your answer alone and deleted within an hour."""
 DENOISING = """It starts from noise and cleans it up in a few steps. The strip shows the first pictures on their way,
 the curve how their energy falls."""
 CHAIN = """A network draws a picture at once (*start*); then small steps down the energy, with a little noise, make it
@@ -76,6 +77,11 @@ def queue_after(event: Callable[..., Any], function: Callable[..., Any], inputs:
     nothing = None if len(outputs) == 1 else [None] * len(outputs)  # Gradio takes a list for one output's value
     called.failure(lambda: nothing, None, outputs, api_visibility="private", queue=False)
     return called
+
+
+def empty_on_change(upload: Any, outputs: list[Any]) -> None:
+    """Empty an answer when another picture is chosen: it would seem to be about that."""
+    upload.change(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
 
 
 def make_figure(label: str) -> gr.Image:
@@ -137,9 +143,12 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
                 f"{drawn.energies.shape[1]} odd."
             )
             if odd > 0:
-                text += " What a model draws is often a little odder than real pictures."
+                text += " What a model draws is often odder than real pictures."
         if drawn.acceptance_rate is not None:
-            text += f" Proposed steps that were taken: {drawn.acceptance_rate:.0%}."
+            text += (
+                f" This sampler tries steps and takes those that suit the energy: here {drawn.acceptance_rate:.0%} of "
+                "them. Where it takes few, the pictures hardly change."
+            )
         return model.pipeline.post_process(drawn.images, "pil"), pictures.filmstrip(drawn, ordinary), text
 
     def fit_steps(sampler: Any) -> Any:
@@ -187,7 +196,9 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
         note = f"Before it was looked at, your picture was {given.changes}." if given.changes else ""
         return found.text, figure, model.pipeline.post_process(given.x, "pil")[0], note
 
-    on_click(button, check, [upload, score], [text, figure, seen, note])
+    answer = [text, figure, seen, note]
+    on_click(button, check, [upload, score], answer)
+    empty_on_change(upload, answer)
 
 
 def rebuild_tab(model: DemoModel, examples: list[str]) -> None:
@@ -213,6 +224,7 @@ def rebuild_tab(model: DemoModel, examples: list[str]) -> None:
         return pictures.reconstruction_picture(rebuilt), note
 
     on_click(button, rebuild, [upload, steps, seed], [figure, note])
+    empty_on_change(upload, [figure, note])
 
 
 def blend_tab(model: DemoModel, examples: list[str]) -> None:

@@ -28,7 +28,7 @@ NUM_WATCHED = 3  # samples whose states are kept
 
 DENOISING_SAMPLERS: dict[str, Any] = {
     "DDAEBM (its own)": DDAEBMScheduler,
-    "DDPM": DDPMScheduler,
+    "DDPM (with all steps the same as its own)": DDPMScheduler,
     "DDIM": DDIMScheduler,
 }
 CHAIN_SAMPLERS: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +47,15 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
     if size > MAX_UPLOAD_BYTES:
         raise ValueError(f"The {what} has {size / 2**20:.1f} MB; at most {MAX_UPLOAD_BYTES // 2**20} MB are allowed.")
     try:
-        with PIL.Image.open(path, formats=FORMATS) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit comes next
+            file = PIL.Image.open(path, formats=FORMATS)
+        with file:
             width, height = file.size
             if width * height > MAX_UPLOAD_PIXELS:
                 allowed = f"at most {MAX_UPLOAD_PIXELS // 1_000_000} million are allowed"
                 raise ValueError(f"it has {width} x {height} pixels, and {allowed}")
-            mode, transparent = file.mode, file.has_transparency_data
+            mode, transparent, frames = file.mode, file.has_transparency_data, getattr(file, "n_frames", 1)
             image = PIL.ImageOps.exif_transpose(file)
             x = image_transform(sample_shape[0], sample_shape[-1], padding)(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
@@ -59,7 +63,7 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
         raise ValueError(
             f"The {what} cannot be read: {reason}. Please try another PNG, JPEG, WebP, GIF or BMP file."
         ) from error
-    return Upload(x[None], describe_changes(image.size, mode, transparent, sample_shape, padding))
+    return Upload(x[None], describe_changes(image.size, mode, transparent, sample_shape, padding, frames))
 
 
 def is_gray(mode: str) -> bool:
@@ -68,12 +72,17 @@ def is_gray(mode: str) -> bool:
 
 
 def describe_changes(
-    size: tuple[int, int], mode: str, transparent: bool, sample_shape: tuple[int, ...], padding: int = 0
+    size: tuple[int, int],
+    mode: str,
+    transparent: bool,
+    sample_shape: tuple[int, ...],
+    padding: int = 0,
+    frames: int = 1,
 ) -> str:
-    """What `read_upload` did to a picture of this size, mode and transparency, in words."""
+    """What `read_upload` did to a picture of this size, mode, transparency and number of frames, in words."""
     width, height = size
     inner = sample_shape[-1] - 2 * padding
-    changes = []
+    changes = [] if frames == 1 else [f"taken from the first of {frames} frames"]
     if width != height:
         changes.append("cropped to a square")
     if min(width, height) != inner:

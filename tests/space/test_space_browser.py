@@ -135,6 +135,7 @@ def check_uploads(visit, files):
         expect(visit.shown(".prose h3")).to_contain_text(verdict, timeout=PATIENCE * 1000)
         shown = visit.shown(".prose h3").count()
         visit.page.get_by_label("Remove Image").click()
+        expect(visit.shown(".figure img")).to_have_count(0)  # the answer went with the picture that it was about
     visit.take_example(0)  # Gradio makes a new field then
     visit.page.get_by_label("Remove Image").click()
     visit.shown("input[type=file]").set_input_files(files["broken"])

@@ -61,6 +61,13 @@ def test_what_is_transparent_is_said(tmp_path):
     assert given.changes == "turned to gray, laid on white where it is transparent" and given.x.min() == 1.0
 
 
+def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(tmp_path):
+    frames = [PIL.Image.new("L", (8, 8), value) for value in (255, 0, 128)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    given = read_upload(str(tmp_path / "a.gif"), (1, 8, 8))
+    assert given.x.min() == 1.0 and "taken from the first of 3 frames" in given.changes
+
+
 def broken_files(folder):
     """Name -> (file, what the message must say)."""
     whole = save_png(folder / "whole.png", np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
@@ -84,6 +91,13 @@ def test_a_file_that_cannot_be_taken_is_named_plainly(tmp_path, name):
     with pytest.raises(ValueError, match=words) as error:
         read_upload(path, (1, 8, 8))
     assert str(tmp_path) not in str(error.value)
+
+
+def test_a_bomb_is_refused_without_a_warning_in_the_terminal(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 40_000_000)  # Pillow warns above it
+    with pytest.raises(ValueError, match="8000 x 7000 pixels"):
+        read_upload(broken_files(tmp_path)["bomb"][0], (1, 8, 8))
+    assert not [warning for warning in recwarn if "DecompressionBomb" in str(warning.category)]
 
 
 def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
