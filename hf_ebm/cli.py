@@ -82,6 +82,17 @@ def check_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
         parser.error(f"there is no command {arguments[0]!r}; {near}")
 
 
+def refuse_unknown(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> None:
+    """End the program with the near names of the first option that a command does not know, and its own usage."""
+    (commands,) = parser._subparsers._group_actions  # type: ignore[union-attr]
+    of_command: argparse.ArgumentParser = commands.choices[command]  # type: ignore[index]
+    name = unknown[0].partition("=")[0]
+    if not name.startswith("-"):
+        of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
+    near = did_you_mean(name, list(of_command._option_string_actions), f"see hf-ebm {command} --help.")
+    of_command.error(f"there is no option {name}; {near}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what can be foreseen ends it with one line, anything else with Python's traceback.
 
@@ -90,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     check_command(parser, arguments)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and options.command is not None:
+        refuse_unknown(parser, options.command, unknown)
     if options.command is None:
         parser.print_help(sys.stderr)
         raise SystemExit(CALLERS_MISTAKE)

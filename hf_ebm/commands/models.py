@@ -65,6 +65,11 @@ def check_picture(path: Path) -> None:
 def check_images(paths: Sequence[Path]) -> None:
     """Raise a `ValueError` for the first image file that is not there: at once, not after seconds of imports."""
     for path in paths:
+        if path.is_dir():
+            raise ValueError(
+                f"image {path} is a folder; name its files, or score them all into a table: hf-ebm score --dataset "
+                f"{path} --output FOLDER."
+            )
         if not path.is_file():
             raise ValueError(f"image {path} cannot be read: there is no such file.")
 

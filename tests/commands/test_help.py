@@ -14,6 +14,14 @@ from hf_ebm.cli import COMMANDS, main, make_parser
     [
         (["trian", "--help"], 2, "there is no command 'trian'; did you mean train?"),
         (["zzz"], 2, "there is no command 'zzz'; choose from train, sample"),
+        (
+            ["sample", "--model", "x", "--num-imagse", "4"],
+            2,
+            "hf-ebm sample: error: there is no option --num-imagse; did",
+        ),
+        (["evaluate", "--model", "x", "--dataset", "digits", "--sede=3"], 2, "no option --sede; did you mean --seed"),
+        (["info", "--model", "x", "--zzz"], 2, "hf-ebm info: error: there is no option --zzz; see hf-ebm info --help"),
+        (["info", "--model", "x", "y"], 2, "hf-ebm info: error: unrecognized arguments: y"),
         (["--version"], 0, f"hf-ebm {hf_ebm.__version__}"),
     ],
 )
