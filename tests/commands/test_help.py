@@ -17,7 +17,7 @@ from hf_ebm.cli import COMMANDS, main, make_parser
         (
             ["sample", "--model", "x", "--num-imagse", "4"],
             2,
-            "hf-ebm sample: error: there is no option --num-imagse; did",
+            "hf-ebm sample: error: there is no option --num-imagse",
         ),
         (["evaluate", "--model", "x", "--dataset", "digits", "--sede=3"], 2, "no option --sede; did you mean --seed"),
         (["info", "--model", "x", "--zzz"], 2, "hf-ebm info: error: there is no option --zzz; see hf-ebm info --help"),
