@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.calibration import FILE_NAME
-    from hf_ebm.split_overlap import split_sizes
+    from hf_ebm.split_overlap import share_rows, split_sizes
 
     device = find_device(options.device)
     pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
@@ -84,19 +83,21 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--score: this model allows {pipeline.available_scores}, got {options.score!r}.")
     dataset: Any
     dataset, source = load_named(options.dataset, shape, options.split, options.image_column, padding)
-    trained_on = find_trained_split(source, folder, split_sizes(dataset))
-    if trained_on is not None:
+    trained_split = find_trained_split(source, folder)
+    trained_on = None if trained_split is None else share_rows(trained_split, source["split"], split_sizes(dataset))
+    if trained_on:
         print(
             f"note: split {source['split']} of {source['dataset']} has images that the model was trained on (split "
-            f"{trained_on}), whose energies are lower than those of other images, so that too many others are called "
-            "odd; give a held-out split as name@split.",
+            f"{trained_split}), whose energies are lower than those of other images, so that too many others are "
+            "called odd; give a held-out split as name@split.",
             file=sys.stderr,
         )
     rows = draw_rows(len(dataset), options.num_images, options.seed)
     images = torch.stack([dataset[row][0] for row in rows])
 
     calibration = pipeline.calibrate(images, options.target_fpr, seed=options.seed)
-    calibration = dataclasses.replace(calibration, preprocessing=describe_preparation(shape, padding))
+    preparation = describe_preparation(shape, padding)
+    calibration = dataclasses.replace(calibration, preprocessing=preparation, trained_on=trained_on)
     calibration.save(folder)
     refreshed = refresh_card(folder)
     called_odd = int(pipeline(images, score=options.score).is_ood.sum())
@@ -124,21 +125,18 @@ def run(options: argparse.Namespace) -> None:
         print(CARD_REFRESHED.format(folder))
 
 
-def find_trained_split(source: dict[str, Any], folder: Path, sizes: Mapping[str, int]) -> str | None:
-    """The split that a run was trained on, by its settings, if it has rows of `source`; else None.
+def find_trained_split(source: dict[str, Any], folder: Path) -> str | None:
+    """The split that a run was trained on, by its settings; None if they name another data set, or none.
 
     Args:
         source: See `hf_ebm.dataset_names.load_named`.
         folder: Of the run.
-        sizes: Rows of the data set's splits.
     """
     from hf_ebm.card_tables import public_name
     from hf_ebm.hub import read_settings
-    from hf_ebm.split_overlap import share_rows
 
     settings = read_settings(folder)
     if public_name(settings.get("dataset", "")) != source["dataset"]:
         return None
     configs = {settings.get("dataset_config"), source.get("config")} - {None}  # None = the default one
-    split = settings.get("dataset_split", "train")
-    return split if len(configs) < 2 and share_rows(split, source["split"], sizes) else None
+    return settings.get("dataset_split", "train") if len(configs) < 2 else None

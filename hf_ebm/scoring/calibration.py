@@ -42,6 +42,7 @@ class Calibration:
         statistics: Mean and standard deviation of each measure.
         reference: Sorted calibration scores of each score, at most `MAX_REFERENCE` or 10 / target_fpr of them.
         preprocessing: How the images were prepared, in words.
+        trained_on: Whether the model was trained on some of the samples, which it should not be; None = not known.
     """
 
     target_fpr: float
@@ -50,6 +51,7 @@ class Calibration:
     statistics: Mapping[str, MeasureStatistics]
     reference: Mapping[str, list[float]] = field(default_factory=dict)
     preprocessing: str = ""
+    trained_on: bool | None = None
 
     @classmethod
     def fit(

@@ -137,9 +137,9 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
         first, last = (float(drawn.energies[point].mean()) for point in (0, -1))
         text = f"Mean energy: {first:.4g} at the beginning of the curve, **{last:.4g}** at its end."
         if ordinary.threshold is not None:
-            odd = int((drawn.energies[-1] > ordinary.threshold).sum())
+            odd, usual = int((drawn.energies[-1] > ordinary.threshold).sum()), float(ordinary.scores.mean())
             text += (
-                f" Held-out ordinary pictures: {float(ordinary.scores.mean()):.4g}. The check would call {odd} of the "
+                f" {ordinary.name.capitalize()}: {usual:.4g}. The check would call {odd} of the "
                 f"{drawn.energies.shape[1]} odd."
             )
             if odd > 0:

@@ -12,6 +12,16 @@ from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.space.demo_models import DemoModel
 
 NUM_OWN_SAMPLES = 32  # drawn for comparison where there is no calibration
+REFERENCE_NAMES = {  # by `Calibration.trained_on`
+    False: "ordinary pictures, kept out of training",
+    None: "ordinary pictures",
+    True: "pictures, some of them trained on",
+}
+CALIBRATED_ON = {
+    False: "pictures that were kept out of its training",
+    None: "pictures",
+    True: "pictures, some of which it was trained on: it calls more ordinary pictures odd than that",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
     return {
         name: Reference(
             torch.tensor(calibration.reference[name], dtype=torch.float64),
-            "ordinary pictures, kept out of training",
+            REFERENCE_NAMES[calibration.trained_on],
             calibration.threshold(name),
         )
         for name in available_scores(model)
@@ -105,10 +115,11 @@ def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calib
     number = len(calibration.reference[score])
     at_least_as_odd = round(p_value * (number + 1)) - 1
     share = "none" if at_least_as_odd == 0 else f"{at_least_as_odd} ({at_least_as_odd / number:.1%})"
+    kept = "" if number == calibration.num_samples else f"; {number} of their scores stand for all"
     head = "Odd: unlike the pictures it learned from" if is_ood else "Ordinary: like the pictures it learned from"
     return (
         f"### {head}\n\nAt least as odd as this one, of {number} ordinary pictures: **{share}** (p-value "
         f"{p_value:.3g}). Its energy is **{energy:.4g}** (low = likely).\n\nWhat is among the oddest "
         f"{calibration.target_fpr:.0%} is called odd: so about {calibration.target_fpr:.0%} of ordinary pictures are, "
-        f"too. The model was calibrated on {calibration.num_samples} pictures that were kept out of its training."
+        f"too. The model was calibrated on {calibration.num_samples} {CALIBRATED_ON[calibration.trained_on]}{kept}."
     )

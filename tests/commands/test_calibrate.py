@@ -27,7 +27,7 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     assert record["threshold"] == expected.threshold("typicality")
     assert record["called_odd"] == 35  # the k-th largest of 360 has p = (1 + k) / 361, which is <= 0.1 up to 35
     assert (record["num_images"], record["dataset"], record["split"]) == (360, "digits", "test")
-    assert "Calibrated on 360 held-out" in card.read_text()
+    assert "Calibrated on 360 in-distribution" in card.read_text() and saved.trained_on is None  # no settings tell
 
     main([*arguments, "--num-images", "50", "--seed", "3"])
     expected = scorer.calibrate(digits[draw_rows(360, 50, 3)], target_fpr=0.1, seed=3)
@@ -37,11 +37,21 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     assert f"wrote {card} (the model card) anew" in printed and "note:" not in notes
 
 
-def test_calibrate_warns_of_the_split_that_was_trained_on(folder, tmp_path, capsys):
+def test_calibrate_warns_of_the_split_that_was_trained_on_and_card_and_page_tell(folder, tmp_path, capsys):
+    from hf_ebm.hub import write_card
+    from hf_ebm.scoring.calibration import Calibration
+    from hf_ebm.space.verdict import verdict_text
+
     (tmp_path / "model" / "settings.yaml").write_text("dataset: digits\ndataset_split: train\n")
+    card = write_card(tmp_path / "model")
     for split, warns in (("test", False), ("train", True)):
         main(["calibrate", "--model", folder, "--dataset", "digits", "--split", split, "--num-images", "40"])
         assert ("split train of digits has images that the model was trained on" in capsys.readouterr().err) is warns
+        calibration, text = Calibration.load(folder), " ".join(card.read_text().split())
+        assert calibration.trained_on is warns
+        assert ("40 held-out" in text) is not warns and ("some of which the model was trained on" in text) is warns
+        text = verdict_text(0.0, 0.5, False, calibration, "energy")
+        assert ("kept out of its training" in text) is not warns and ("which it was trained on" in text) is warns
 
 
 def test_calibrate_warns_of_slices_of_what_was_trained_on(folder, tmp_path, capsys, monkeypatch):
