@@ -12,7 +12,8 @@
 | palette, 1 bit, CMYK, YCbCr, HSV, another of gray and RGB | converted by PIL |
 
 Refused means a `ValueError` that says why. The first four rows are `open_picture`, the others `convert_picture`, which
-runs only where a conversion was asked for, mostly as the first step of `fit_picture`.
+runs only where a conversion was asked for, mostly as the first step of `fit_picture`. The demo's page opens its
+uploads itself (`hf_ebm.space.uploads`): it takes an animation's first frame, and says so.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def plot_energy_histograms(
         axis.set_xscale("log")
         axis.legend(frameon=False, fontsize=8)
         axis.set_yticks([])
-    figure.supxlabel("energy / temperature above its minimum + 1, nats (low = likely)", fontsize=9)
+    figure.supxlabel("energy / T in nats, shifted so that the smallest is 1 (low = likely)", fontsize=9)
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

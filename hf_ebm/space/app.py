@@ -23,6 +23,9 @@ CSS = """
 .prose { overflow-wrap: anywhere; }
 .small-picture img, .samples img, .gallery img { image-rendering: pixelated; }
 .small-picture img, .samples img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
+.small-picture img { border: 1px solid var(--neutral-400); background: white; }
+.answer:not(:has(.md > *)) { display: none; }
+input[role=combobox] { padding-right: var(--size-7) !important; text-overflow: ellipsis; }
 .samples .grid-wrap { min-height: 0 !important; max-height: none !important; }
 .samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 .figure img { width: 100%; }
@@ -175,7 +178,7 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
             score = gr.Dropdown(scores, value="energy", label="Score", info="how oddness is measured")
             button = gr.Button("Check this picture", variant="primary")
         with gr.Column(scale=3):
-            text = gr.Markdown()
+            text = gr.Markdown(elem_classes="answer")
             figure = make_figure("Its place among other pictures")
             gr.Markdown("#### What the model sees")
             seen = gr.Image(

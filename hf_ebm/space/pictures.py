@@ -18,6 +18,7 @@ from hf_ebm.space.verdict import Reference
 WIDTH = 5.2  # inches: 9-point letters stay readable when a phone shows it 3.5 inches wide
 DPI = 160
 MAX_SHOWN = 6  # states in a strip
+MAX_TICK_GAPS = 6  # of a histogram's axis: energies may need a sign and five digits
 COLOURS = ("#0b6e99", "#d1495b", "#2e7d32")
 GRAY = "#9aa5ab"
 
@@ -30,12 +31,12 @@ def to_pil(figure: Any) -> PIL.Image.Image:
 
 
 def show_state(axis: Any, x: Tensor, colour: str | None = None) -> None:
-    """One state, shape (C, S, S), in [-1, 1], pixels as squares; in a frame of `colour`."""
+    """One state, shape (C, S, S), in [-1, 1], pixels as squares; in a frame of `colour`, or a thin gray one."""
     pixels = ((x.clamp(-1.0, 1.0) + 1.0) / 2.0).permute(1, 2, 0).numpy()
     axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0.0, vmax=1.0)
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
-        spine.set(visible=colour is not None, color=colour, linewidth=2.0)
+        spine.set(color=colour or GRAY, linewidth=2.0 if colour else 0.8)
 
 
 def shown_points(number: int) -> list[int]:
@@ -114,6 +115,7 @@ def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.
     margin = 0.03 * (right - left)
     words = score_name.replace("_", " ")
     label = "energy (low = likely)" if score_name == "energy" else f"{words} score (low = ordinary)"
+    axis.locator_params(axis="x", nbins=MAX_TICK_GAPS)
     axis.set(xlim=(left - margin, right + margin), ylim=(0, 1.05 * top), xlabel=label, ylabel="pictures")
     figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
     return to_pil(figure)

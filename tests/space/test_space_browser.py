@@ -114,6 +114,13 @@ class Visit:
     def check_width(self):
         assert self.page.evaluate("document.scrollingElement.scrollWidth") <= self.width
 
+    def check_level(self):
+        """Without a verdict the columns begin at one height; a narrow page has them below one another."""
+        if self.width > 1000:
+            headings = [self.shown("h4").nth(index).element_handle() for index in (0, 1)]
+            level = "headings => new Set(headings.map(one => one.getBoundingClientRect().top)).size == 1"
+            self.page.wait_for_function(level, arg=headings)
+
     def close(self):
         self.check_width()
         assert "Traceback" not in self.page.content()
@@ -128,6 +135,7 @@ class Visit:
 def check_uploads(visit, files):
     """A picture like the calibration's, an odd one, a broken file."""
     visit.open_tab("Check")
+    visit.check_level()
     for name, verdict in (("ordinary", "Ordinary: like"), ("odd", "Odd: unlike")):
         visit.shown("input[type=file]").set_input_files(files[name])
         visit.shown(".small-picture img").first.wait_for()
@@ -136,6 +144,7 @@ def check_uploads(visit, files):
         shown = visit.shown(".prose h3").count()
         visit.page.get_by_label("Remove Image").click()
         expect(visit.shown(".figure img")).to_have_count(0)  # the answer went with the picture that it was about
+        visit.check_level()
     visit.take_example(0)  # Gradio makes a new field then
     visit.page.get_by_label("Remove Image").click()
     visit.shown("input[type=file]").set_input_files(files["broken"])

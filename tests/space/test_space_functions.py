@@ -1,5 +1,6 @@
 """The functions behind the demo's tabs: what they compute, and what they refuse."""
 
+import itertools
 import math
 
 import PIL.Image
@@ -14,7 +15,7 @@ from hf_ebm.space.examples import write_examples
 from hf_ebm.space.generation import CHAIN_SAMPLERS, draw
 from hf_ebm.space.reconstruction import blend, rebuild
 from hf_ebm.space.uploads import read_upload
-from hf_ebm.space.verdict import available_scores, judge, references
+from hf_ebm.space.verdict import Reference, available_scores, judge, references
 
 
 def seeded(seed):
@@ -102,6 +103,17 @@ def test_verdict_counts_ordinary_pictures_at_least_as_odd(ddaebm):
     assert reference.threshold == pytest.approx(energies[order[3]].item())
     far = float(energies.max()) + 1e6
     assert pictures.score_histogram(reference, far, "energy").width == round(pictures.WIDTH * pictures.DPI)
+
+
+@pytest.mark.parametrize("low, span", [(-1e-3, 1e-3), (-0.016, 0.0082), (-13.0, 1.0), (-13_000.0, 1000.0)])
+def test_a_histograms_ticks_keep_apart(low, span, monkeypatch):
+    monkeypatch.setattr(pictures, "to_pil", lambda figure: figure)
+    reference = Reference(low + span * torch.linspace(0, 1, 60, dtype=torch.float64), "ordinary", None)
+    figure = pictures.score_histogram(reference, low, "energy")
+    figure.canvas.draw()  # a label has its words and its place only then
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert len(boxes) >= 3
+    assert all(right.x0 - left.x1 > left.height for left, right in itertools.pairwise(boxes))
 
 
 def test_without_a_calibration_there_is_no_verdict(ddaebm):
