@@ -33,6 +33,10 @@ from hf_ebm.missing_models import check_hub_id, not_to_be_had, warn_of_near_fold
 
 logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+LOST = {  # file beside a pipeline -> what there is without it
+    "calibration.json": "no p-values and verdicts",
+    "settings.yaml": "no padding as in training",
+}
 
 
 def check_subfolder(subfolder: str | None) -> str:
@@ -79,11 +83,12 @@ class CommitPull:
             if not self.offline or not beside:
                 raise
             self.fetch(patterns)
+            lacking = [Path(name).name for name in beside if not (self.root / name).is_file()]
             logger.warning(
-                "offline: the model %s is in the cache, but not all that may lie beside it (%s); the pipeline goes "
-                "without, and a run with the network brings what there is.",
+                "offline: the model %s is in the cache, but not all that may lie beside it; %s. A run with the network "
+                "brings what there is.",
                 self.repo_id,
-                ", ".join(beside),
+                ", ".join(f"without {name} {LOST.get(name, 'less is told of the model')}" for name in lacking),
             )
 
     @property

@@ -22,6 +22,11 @@ def needs_login(error: BaseException) -> str:
     if not isinstance(error, HfHubHTTPError) or error.response.status_code != 401:
         return ""
     sent = error.response.request.headers.get("authorization")
+    if os.environ.get("SPACE_ID"):  # the Hub sets it where it runs a Space, in which nobody can log in
+        why = "The Hub may not know the token in this Space's secret HF_TOKEN"
+        if sent is None:
+            why = "This Space has no secret HF_TOKEN, and without one no private model is seen"
+        return f"{why}: put a token there that may read the model, under Settings, Variables and secrets."
     if sent is None:
         return (
             "Without a login (`hf auth login`, or HF_TOKEN) no private repository is seen, and none can be pushed to."

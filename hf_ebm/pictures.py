@@ -66,6 +66,11 @@ def open_picture(source: Any) -> PIL.Image.Image:
         raise ValueError(f"cannot be read ({error or type(error).__name__})") from error
 
 
+def is_url(source: Any) -> bool:
+    """Whether a picture's name is an address on the web, not a path."""
+    return str(source).startswith(("http://", "https://"))
+
+
 def _check_size_and_frames(image: PIL.Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}: a decompression bomb?")
@@ -97,7 +102,7 @@ def _file(source: Any) -> BinaryIO | Any:
             raise ValueError("the row holds no image")
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    if str(source).startswith(("http://", "https://")):
+    if is_url(source):
         with urllib.request.urlopen(str(source), timeout=URL_TIMEOUT) as answer:
             content = _bounded(answer)
             if answer.length:
@@ -162,3 +167,33 @@ def fit_picture(image: PIL.Image.Image, num_channels: int, size: int) -> PIL.Ima
         left, top = (width - side) // 2, (height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     return image if image.size == (size, size) else image.resize((size, size), PIL.Image.Resampling.BICUBIC)
+
+
+def is_gray(mode: str) -> bool:
+    """Whether a picture of this mode (Pillow's) has no colours, whatever its bits and its transparency."""
+    return mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;")
+
+
+def describe_changes(
+    size: tuple[int, int],
+    mode: str,
+    transparent: bool,
+    sample_shape: tuple[int, ...],
+    padding: int = 0,
+    frames: int = 1,
+) -> str:
+    """What fitting a picture of this size, mode, transparency and number of frames to a model changes, in words."""
+    width, height = size
+    inner = sample_shape[-1] - 2 * padding
+    changes = [] if frames == 1 else [f"taken from the first of {frames} frames"]
+    if width != height:
+        changes.append("cropped to a square")
+    if min(width, height) != inner:
+        changes.append(f"resized from {width} x {height} to {inner} x {inner} pixels")
+    if padding:
+        changes.append(f"padded by {padding} black pixels on each side")
+    if sample_shape[0] == 1 and not is_gray(mode):
+        changes.append("turned to gray")
+    if transparent:
+        changes.append("laid on white where it is transparent")
+    return ", ".join(changes)

@@ -7,6 +7,7 @@ Files that the repository has already are not sent again; if none has changed, t
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -26,6 +27,7 @@ from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
 
+logger = logging.getLogger(__name__)
 FACTS = ("*.json", "*.jsonl", "*.png", SETTINGS, CARD)  # at the top of a run folder
 COMPONENT_FILES = ("*.json", "*.safetensors")
 WEIGHTS = re.compile(  # a component's weight files and their lists, with their variant
@@ -45,8 +47,15 @@ FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does
 )
 
 
+LOADS_ITS_FOLDER = re.compile(r"""from_pretrained\(\s*["']\.["']""")  # what a card's code does here, see `hf_ebm.hub`
+LOST_ANSWER = "(or {}, if only the Hub's answer was lost)"
+NOT_MADE = f"Nothing was made there {LOST_ANSWER.format('an empty repository')}"
+MADE_EMPTY = f"The repository was made, and has nothing of it yet {LOST_ANSWER.format('all of it')}"
+AS_IT_WAS = f"The repository is as it was {LOST_ANSWER.format('has all of it')}"
+
+
 class PushError(OSError):
-    """A push that failed; the repository is as it was, or has all of it. It says how to try again."""
+    """A push that failed; what was there is as it was, or has all of it. It says how to try again."""
 
 
 def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
@@ -121,13 +130,14 @@ def commit_folder(
     if token is None and get_token() is None:
         raise PushError(f"the push to {repo_id!r} needs a login: run `hf auth login`, or set HF_TOKEN. Then: {again}")
     api = HfApi(token=token)
-    with as_push_error(repo_id, again):
+    with as_push_error(repo_id, again, "Nothing was made or changed there"):
         repo_id = with_owner(api, repo_id)
-        found = None if private is None else is_private(api, repo_id)
+        found = is_private(api, repo_id)
     check_visibility("private", private, found, repo_id)
     files = repository_files(folder, repo_id)
-    with as_push_error(repo_id, again):
+    with as_push_error(repo_id, again, NOT_MADE if found is None else AS_IT_WAS):
         api.create_repo(repo_id, private=private, exist_ok=True)
+    with as_push_error(repo_id, again, MADE_EMPTY if found is None else AS_IT_WAS):
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision)
@@ -145,15 +155,16 @@ def commit_folder(
         )
 
 
-def where_it_is(commit: CommitInfo) -> str:
-    """The page of a pushed commit's repository and who can see it, or of its pull request."""
+def where_it_is(commit: CommitInfo, branch: str | None = None) -> str:
+    """The page of a pushed commit's repository, who can see it and the `branch`, or the page of its pull request."""
     if commit.pr_url:
         return commit.pr_url
     try:
         seen_by = "private" if HfApi().model_info(commit.repo_url.repo_id).private else "public"
     except Exception:  # the push is done, whatever happens to this question
         seen_by = "public, or private by your account's settings"
-    return f"{commit.repo_url} ({seen_by}), commit {commit.oid}"
+    on_branch = f"branch {branch}, " if branch else ""
+    return f"{commit.repo_url} ({seen_by}), {on_branch}commit {commit.oid}"
 
 
 def repository_files(folder: Path, repo_id: str) -> dict[str, str | bytes]:
@@ -173,7 +184,9 @@ def repository_files(folder: Path, repo_id: str) -> dict[str, str | bytes]:
     if SETTINGS in files:
         files[SETTINGS] = yaml.safe_dump(public_settings(read_settings(folder)), sort_keys=False).encode()
     code = {CODE_FILE: pipeline_code(index["_class_name"]), **component_files(index, components)}
-    return files | {path: text.encode() for path, text in {**code, CARD: str(render_card(folder, repo_id))}.items()}
+    card = str(render_card(folder, repo_id))
+    warn_of_folder_code(card, repo_id)
+    return files | {path: text.encode() for path, text in {**code, CARD: card}.items()}
 
 
 def public_json(path: Path) -> str | bytes:
@@ -217,9 +230,20 @@ def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> l
     return sorted(path for path in there if path not in files and is_ours(path))
 
 
+def warn_of_folder_code(card: str, repo_id: str) -> None:
+    """Say that a card, which is its owner's own and not written anew, has code for the folder that it lies in here."""
+    if LOADS_ITS_FOLDER.search(card):
+        logger.warning(
+            'the %s is your own and goes as it is; its code loads ".", the folder that it lies in here. For those who '
+            'read it on the Hub put from_pretrained("%s") there, and push again.',
+            CARD,
+            repo_id,
+        )
+
+
 @contextmanager
-def as_push_error(repo_id: str, again: str) -> Iterator[None]:
-    """Inside, what goes wrong becomes a `PushError` that says how to try again."""
+def as_push_error(repo_id: str, again: str, left: str) -> Iterator[None]:
+    """Inside, what goes wrong becomes a `PushError` that says what is `left` on the Hub and how to try again."""
     try:
         yield
     except Exception as error:  # the client's errors have no base class of their own
@@ -229,8 +253,8 @@ def as_push_error(repo_id: str, again: str) -> Iterator[None]:
             reason = f"{reason} (is there a network?)"
         forbidden = isinstance(error, HfHubHTTPError) and error.response.status_code == 403
         then = "Once this login may write there, try again" if forbidden else "Try again"
+        whole = isinstance(error, HfHubHTTPError | httpx.TransportError)  # its text says all, and is in ours
         raise PushError(
             f"the push to {repo_id!r} failed: {reason.rstrip('.')}. {needs_login(error)}\n"
-            "The repository is as it was (or has all of it, if only the Hub's answer was lost), and nothing here was "
-            f"changed. {then}: {again}"
-        ) from error
+            f"{left}, and nothing here was changed. {then}: {again}"
+        ) from (None if whole else error)

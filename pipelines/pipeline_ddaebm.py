@@ -74,9 +74,15 @@ class DDAEBMPipeline(EBMPipeline):
         num_correction_steps: int,
         correction_step_size: float,
         callback_on_step_end_tensor_inputs: list[str],
+        num_inference_steps: int | None,
     ) -> None:
         """Raise a `ValueError` that names the argument, before any work is done."""
         self.check_common_inputs(batch_size, generator, output_type)
+        steps = num_inference_steps  # stock schedulers divide by 0, or leave the noise as it is
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise ValueError(
+                f"num_inference_steps must be a whole number >= 1, or None for as many as in training, got {steps!r}."
+            )
         if not isinstance(num_correction_steps, int) or num_correction_steps < 0:
             raise ValueError(f"num_correction_steps must be a whole number >= 0, got {num_correction_steps!r}.")
         if num_correction_steps and self.energy_model is None:
@@ -125,7 +131,8 @@ class DDAEBMPipeline(EBMPipeline):
             ValueError: If an argument cannot be done.
         """
         names = ["x"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
-        self.check_inputs(batch_size, generator, output_type, num_correction_steps, correction_step_size, names)
+        correction = (num_correction_steps, correction_step_size)
+        self.check_inputs(batch_size, generator, output_type, *correction, names, num_inference_steps)
         self.generator_model.eval()
         device = self._execution_device
         num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps

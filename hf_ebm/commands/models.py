@@ -62,23 +62,30 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"--output must end in .png or another picture format, got {path.name!r}.")
 
 
-def check_images(paths: Sequence[Path]) -> None:
-    """Raise a `ValueError` for the first image file that is not there: at once, not after seconds of imports."""
-    for path in paths:
-        if path.is_dir():
+def check_images(images: Sequence[str]) -> None:
+    """Raise a `ValueError` for the first image file that is not there: at once, not after seconds of imports.
+
+    URLs are asked for later.
+    """
+    from hf_ebm.pictures import is_url
+
+    for image in images:
+        if is_url(image):
+            continue
+        if Path(image).is_dir():
             raise ValueError(
-                f"image {path} is a folder; name its files, or score them all into a table: hf-ebm score --dataset "
-                f"{path} --output FOLDER."
+                f"image {image} is a folder; name its files, or score them all into a table: hf-ebm score --dataset "
+                f"{image} --output FOLDER."
             )
-        if not path.is_file():
-            raise ValueError(f"image {path} cannot be read: there is no such file.")
+        if not Path(image).is_file():
+            raise ValueError(f"image {image} cannot be read: there is no such file.")
 
 
-def open_named_picture(path: Path) -> Any:
-    """The PIL image in a file; one that cannot be read is a `ValueError` with its name."""
+def open_named_picture(name: str) -> Any:
+    """The PIL image in a file or at a URL; one that cannot be read is a `ValueError` with its name."""
     from hf_ebm.pictures import open_picture
 
     try:
-        return open_picture(path)
+        return open_picture(name)
     except ValueError as error:
-        raise ValueError(f"image {path} {error}") from error
+        raise ValueError(f"image {name} {error}") from error

@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> None:
         create_pr=options.create_pr,
         commit_message=options.message,
     )
+    where = where_it_is(commit, options.branch)
     if options.create_pr and commit.pr_url is None:
-        print(f"nothing of {options.model} is new there, so no pull request was opened: {where_it_is(commit)}")
+        print(f"nothing of {options.model} is new there, so no pull request was opened: {where}")
     else:
-        print(f"{options.model} is on the Hub: {where_it_is(commit)}")
+        print(f"{options.model} is on the Hub: {where}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm reconstruct --model outputs/dual-mcmc-digits digit.png --output again.png",
     )
     parser.add_argument("--model", required=True, help="a run folder or a Hub id of Dual-MCMC Teaching")
-    parser.add_argument("images", nargs="+", type=Path, help="image files, prepared as in training")
+    parser.add_argument("images", nargs="+", help="image files or URLs, prepared as in training")
     add_padding_option(parser)
     add_device_option(parser)
     parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
@@ -40,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     as_folder = options.output.suffix == ""
     if not as_folder:
         check_picture(options.output)
-    names = [f"{path.stem}.png" for path in options.images]
+    names = [f"{Path(image).stem}.png" for image in options.images]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if as_folder and repeated:
         raise ValueError(f"images of the same name would overwrite each other in {options.output}: {repeated}.")
@@ -63,7 +65,9 @@ def run(options: argparse.Namespace) -> None:
         )
     padding = find_padding(options.model, options.padding)
     transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1], padding)
-    images = torch.stack([transform(open_named_picture(path)) for path in options.images])
+    pictures = [open_named_picture(image) for image in options.images]
+    images = torch.stack([transform(picture) for picture in pictures])
+    tell_changes(options.images, pictures, pipeline.sample_shape, padding)
     inferred, revised = (
         pipeline.reconstruct(
             images, steps, generator=torch.Generator().manual_seed(options.seed), output_type="pt"
@@ -72,14 +76,14 @@ def run(options: argparse.Namespace) -> None:
     )
     found = [reconstruction_metrics(images, recon) for recon in (inferred, revised)]
     errors = {
-        str(path): {
+        image: {
             name: {
                 "inference_model": finite_or_none(found[0][name][index].item()),
                 "z_chain": finite_or_none(found[1][name][index].item()),
             }
             for name in found[0]
         }
-        for index, path in enumerate(options.images)
+        for index, image in enumerate(options.images)
     }
     if as_folder:
         for name, picture in zip(names, pipeline.post_process(revised, "pil"), strict=True):
@@ -96,3 +100,17 @@ def run(options: argparse.Namespace) -> None:
     for name, values in errors.items():
         print(f"{values['mse']['inference_model']:14.6f}{values['mse']['z_chain']:14.6f}  {name}")
     print(f"wrote {options.output}")
+
+
+def tell_changes(names: Sequence[str], pictures: Sequence[Any], sample_shape: tuple[int, ...], padding: int) -> None:
+    """Say on stderr what was done to pictures that are not as the model takes them: one line for those alike."""
+    from hf_ebm.pictures import describe_changes
+
+    inner = (sample_shape[0], *(size - 2 * padding for size in sample_shape[1:]))
+    changed: dict[str, list[str]] = {}
+    for name, picture in zip(names, pictures, strict=True):
+        changes = describe_changes(picture.size, picture.mode, picture.has_transparency_data, inner)
+        changed.setdefault(changes, []).append(name)
+    for changes, those in changed.items():
+        if changes:
+            print(f"{', '.join(those)}: {changes}, to fit the model", file=sys.stderr)

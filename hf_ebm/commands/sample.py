@@ -21,6 +21,7 @@ def add_parser(commands: Any) -> None:
     add_model_option(parser)
     add_device_option(parser)
     parser.add_argument("--num-images", type=int, default=16, help="how many (default: %(default)s)")
+    parser.add_argument("--num-inference-steps", type=int, help="of the sampler; default: as in training")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("samples.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
@@ -40,9 +41,11 @@ def run(options: argparse.Namespace) -> None:
 
     device = find_device(options.device)
     pipeline = load_image_generator(options.model).to(device)
-    images = pipeline(options.num_images, generator=torch.Generator().manual_seed(options.seed)).images
+    generator = torch.Generator().manual_seed(options.seed)
+    images = pipeline(options.num_images, options.num_inference_steps, generator=generator).images
     columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
     with whole_file(options.output) as path:
         save_grid(images, path, options.num_images // columns, scale=max(1, 64 // images[0].width))
-    written = {"output": str(options.output), "num_images": options.num_images, "seed": options.seed}
-    print(json.dumps({"model": options.model, **written}) if options.json else f"wrote {options.output}")
+    asked = {name: getattr(options, name) for name in ("num_images", "num_inference_steps", "seed")}
+    written = {"model": options.model, "output": str(options.output), **asked}
+    print(json.dumps(written) if options.json else f"wrote {options.output}")

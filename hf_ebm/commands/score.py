@@ -1,11 +1,10 @@
-"""``hf-ebm score``: energies of image files, or the scores of a whole data set."""
+"""``hf-ebm score``: energies of images, or the scores of a whole data set."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import sys
-from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import check_images
@@ -27,8 +26,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "images",
         nargs="*",
-        type=Path,
-        help="image files of the model's size (with or without its padding), or with --resize",
+        help="image files or URLs, of the model's size (with or without its padding), or with --resize",
     )
     add_options(parser, required=False)
     parser.add_argument(
@@ -79,7 +77,7 @@ def score_files(options: argparse.Namespace) -> None:
     padding = find_padding(options.model, options.padding)
     try:
         found = pipeline(
-            [str(path) for path in options.images],
+            options.images,
             score=options.score,
             batch_size=options.batch_size,
             resize=options.resize,
@@ -100,13 +98,13 @@ def score_files(options: argparse.Namespace) -> None:
         )
     ]
     if options.json:
-        print(to_json(dict(zip(map(str, options.images), rows, strict=True))))
+        print(to_json(dict(zip(options.images, rows, strict=True))))
         return
     has_other_score, has_verdict = options.score != "energy", pipeline.calibration is not None
     if has_other_score or has_verdict:
         other = f"  {options.score:>20}" if has_other_score else ""
         print(f"{'energy':>14}{other}  {'p_value':>8}  {'is_ood':>6}  file")
-    for path, row in zip(options.images, rows, strict=True):
+    for image, row in zip(options.images, rows, strict=True):
         cells = f"{row['energy']:14.7g}"
         if has_other_score:
             cells += f"  {row['score']:20.7g}"
@@ -114,4 +112,4 @@ def score_files(options: argparse.Namespace) -> None:
             verdict = "-" if row["is_ood"] is None else "yes" if row["is_ood"] else "no"
             p_value = "-" if row["p_value"] is None else f"{row['p_value']:.4f}"
             cells += f"  {p_value:>8}  {verdict:>6}"
-        print(f"{cells}  {path}")
+        print(f"{cells}  {image}")

@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_ebm.near_names import did_you_mean
+
 METHODS = ("ddaebm", "dual_mcmc")
+
+
+def known_method(name: str) -> str:
+    """`name`, if it is a method's; argparse shows the error of any other, which has the near names."""
+    if name not in METHODS:
+        near = did_you_mean(name, METHODS, f"choose from {', '.join(METHODS)}.")
+        raise argparse.ArgumentTypeError(f"there is no method {name!r}; {near}")
+    return name
 
 
 def add_parser(commands: Any) -> None:
@@ -16,7 +26,7 @@ def add_parser(commands: Any) -> None:
         help="start `accelerate launch` on a training script",
         epilog="example: hf-ebm train ddaebm --config ddaebm_digits.yaml max_steps=100",
     )
-    parser.add_argument("method", choices=METHODS, help="whose script is started")
+    parser.add_argument("method", type=known_method, choices=METHODS, help="whose script is started")
     parser.add_argument(
         "arguments",
         nargs=argparse.REMAINDER,

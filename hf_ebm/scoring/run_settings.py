@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from hf_ebm.run_padding import add_padding_option, find_padding
 
 ON_ERROR = ("skip", "stop")
 SCORE_NAMES = ("energy", "gradient_norm", "multiscale", "typicality", "complexity", "reconstruction", "combined")
+
+
+def default_num_workers() -> int:
+    """Two processes that open images, or one where this process may use one core alone."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    return min(2, len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class ScoringSettings:
     score: str = "energy"
     batch_size: int = 256
     shard_size: int = 10_000
-    num_workers: int = 2
+    num_workers: int = field(default_factory=default_num_workers)
     resize: bool = False
     padding: int = 0
     on_error: str = "skip"
@@ -86,7 +93,12 @@ def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--shard-size", type=int, default=10_000, help="rows per Parquet file (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that open images (default: %(default)s)")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=default_num_workers(),
+        help="processes that open images (default: %(default)s, which is 2 or this process's cores if they are fewer)",
+    )
     parser.add_argument("--resize", action="store_true", help="convert, crop square and resize to the model's size")
     add_padding_option(parser)
     parser.add_argument("--on-error", choices=ON_ERROR, default="skip", help="unreadable images (default: %(default)s)")

@@ -11,6 +11,7 @@ import PIL.ImageOps
 from torch import Tensor
 
 from hf_ebm.data import image_transform
+from hf_ebm.pictures import describe_changes
 from hf_ebm.space.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no format that runs a program or a script
@@ -64,33 +65,3 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
             f"The {what} cannot be read: {reason}. Please try another PNG, JPEG, WebP, GIF or BMP file."
         ) from error
     return Upload(x[None], describe_changes(image.size, mode, transparent, sample_shape, padding, frames))
-
-
-def is_gray(mode: str) -> bool:
-    """Whether a picture of this mode (Pillow's) has no colours, whatever its bits and its transparency."""
-    return mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;")
-
-
-def describe_changes(
-    size: tuple[int, int],
-    mode: str,
-    transparent: bool,
-    sample_shape: tuple[int, ...],
-    padding: int = 0,
-    frames: int = 1,
-) -> str:
-    """What `read_upload` did to a picture of this size, mode, transparency and number of frames, in words."""
-    width, height = size
-    inner = sample_shape[-1] - 2 * padding
-    changes = [] if frames == 1 else [f"taken from the first of {frames} frames"]
-    if width != height:
-        changes.append("cropped to a square")
-    if min(width, height) != inner:
-        changes.append(f"resized from {width} x {height} to {inner} x {inner} pixels")
-    if padding:
-        changes.append(f"padded by {padding} black pixels on each side")
-    if sample_shape[0] == 1 and not is_gray(mode):
-        changes.append("turned to gray")
-    if transparent:
-        changes.append("laid on white where it is transparent")
-    return ", ".join(changes)

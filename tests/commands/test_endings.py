@@ -21,6 +21,8 @@ def test_exit_codes():
         (["likelihood", "--model", "FOLDER", "--dataset", "25gaussians"], "2-D points"),
         (["likelihood", "--model", "FOLDER", "--dataset", "digits", "--num-conditionals", "-1"], "--num-conditionals"),
         (["sample", "--model", "FOLDER", "--num-images", "0"], "--num-images"),
+        (["sample", "--model", "FOLDER", "--num-inference-steps", "3"], "num_inference_steps must be 4"),
+        (["sample", "--model", "DUAL", "--num-inference-steps", "-1"], "num_inference_steps must be a whole"),
         (["calibrate", "--model", "user/name", "--dataset", "digits"], "--model must be a run folder"),
         (["calibrate", "--model", ".", "--dataset", "digits"], "model_index.json"),
         (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "0"], "--num-images"),

@@ -22,6 +22,12 @@ from hf_ebm.cli import COMMANDS, main, make_parser
         (["evaluate", "--model", "x", "--dataset", "digits", "--sede=3"], 2, "no option --sede; did you mean --seed"),
         (["info", "--model", "x", "--zzz"], 2, "hf-ebm info: error: there is no option --zzz; see hf-ebm info --help"),
         (["info", "--model", "x", "y"], 2, "hf-ebm info: error: unrecognized arguments: y"),
+        (
+            ["train", "ddebm"],
+            2,
+            "hf-ebm train: error: argument method: there is no method 'ddebm'; did you mean ddaebm",
+        ),
+        (["train", "zzz"], 2, "there is no method 'zzz'; choose from ddaebm, dual_mcmc."),
         (["--version"], 0, f"hf-ebm {hf_ebm.__version__}"),
     ],
 )

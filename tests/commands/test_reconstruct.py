@@ -32,3 +32,22 @@ def test_reconstruct_writes_a_picture_or_a_folder(dual_folder, digit_files, tmp_
         again = PIL.Image.open(tmp_path / "files" / path.rsplit("/", 1)[1])
         difference = (np.asarray(original, dtype=float) - np.asarray(again, dtype=float)) / 127.5
         assert (difference**2).mean() == pytest.approx(errors["z_chain"], rel=0.02)  # files hold 8 bits
+
+
+def test_reconstruct_says_what_it_did_to_pictures_that_do_not_fit(dual_folder, file_server, tmp_path, capsys):
+    for name, mode, size in (("fits", "L", 8), ("big", "L", 28), ("big2", "L", 28), ("red", "RGB", 8)):
+        PIL.Image.new(mode, (size, size)).save(tmp_path / f"{name}.png")
+    fits, big, red = (str(tmp_path / f"{name}.png") for name in ("fits", "big", "red"))
+    big2 = f"{file_server}/big2.png"
+    arguments = ["reconstruct", "--model", dual_folder, "--num-inference-steps", "1"]
+    arguments += ["--output", str(tmp_path / "again.png")]
+    main([*arguments, fits, big, big2, red])
+    printed = capsys.readouterr()
+    assert [line for line in printed.err.splitlines() if "to fit the model" in line] == [
+        f"{big}, {big2}: resized from 28 x 28 to 8 x 8 pixels, to fit the model",
+        f"{red}: turned to gray, to fit the model",
+    ]
+    assert [line.split()[-1] for line in printed.out.splitlines()[2:-1]] == [fits, big, big2, red]
+    PIL.Image.new("L", (4, 4)).save(tmp_path / "small.png")
+    main([*arguments, "--padding", "2", str(tmp_path / "small.png")])  # as in training: nothing to say
+    assert "to fit the model" not in capsys.readouterr().err

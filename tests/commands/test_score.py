@@ -1,12 +1,14 @@
 """hf-ebm score: what the scoring pipeline finds for pictures or a data set, as a table or as JSON."""
 
 import json
+import os
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from hf_ebm.cli import main
+from hf_ebm.cli import main, make_parser
+from hf_ebm.scoring.run_settings import ScoringSettings, default_num_workers, settings_of
 
 
 def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
@@ -73,3 +75,32 @@ def test_score_of_a_data_set_prints_nothing_but_json(folder, tmp_path, capsys):
     for _ in range(2):  # the second finds it complete
         main([*arguments, "--output", str(tmp_path / "scores")])
         assert json.loads(capsys.readouterr().out)["rows"] == 360
+
+
+def test_score_takes_urls_and_prints_them_as_given(folder, file_server, tmp_path, capsys):
+    PIL.Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
+    path, url = str(tmp_path / "a.png"), f"{file_server}/a.png"
+    main(["score", "--model", folder, "--json", path, url])
+    printed = json.loads(capsys.readouterr().out)
+    assert list(printed) == [path, url] and printed[path] == printed[url]
+    main(["score", "--model", folder, url])
+    assert capsys.readouterr().out.split()[-1] == url
+    with pytest.raises(SystemExit):
+        main(["score", "--model", folder, f"{file_server}/none.png"])
+    assert f"image {file_server}/none.png cannot be read (HTTP Error 404" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cores", "expected"), [({3}, 1), ({0, 1}, 2), (set(range(8)), 2)])
+def test_no_more_workers_than_cores_unless_told(cores, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores, raising=False)
+    assert ScoringSettings("model", "digits", tmp_path).num_workers == expected
+    arguments = ["score", "--model", str(tmp_path), "--dataset", "digits", "--padding", "0"]
+    for more, number in (([], expected), (["--num-workers", "5"], 5)):
+        assert settings_of(make_parser().parse_args([*arguments, *more])).num_workers == number
+
+
+def test_where_the_cores_of_a_process_are_not_told_the_machines_count(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for count, expected in ((1, 1), (8, 2), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert default_num_workers() == expected

@@ -98,18 +98,25 @@ def test_what_a_killed_pull_left_is_verified(hub, client, folder, repo, tmp_path
     assert pull(client, repo, cache_dir=cache, local_files_only=True) == energies(tiny_pipeline) and not hub.log
 
 
-OFFLINE_SCORER = """
-import huggingface_hub, logging, hf_ebm
+OFFLINE = """
+import huggingface_hub, logging, hf_ebm, hf_ebm.pull
 told = []
 handler = logging.Handler()
 handler.emit = lambda record: told.append(record.getMessage())
 logging.getLogger("hf_ebm.commit_pull").addHandler(handler)
 try:
-    pipe = hf_ebm.EnergyScoringPipeline.from_pretrained(repo, cache_dir=cache, **options)
+    found = CALL
 finally:
     logging.getLogger("hf_ebm.commit_pull").removeHandler(handler)
-result = [pipe.calibration is not None, told]
+result = [found, told]
 """
+OFFLINE_SCORER = OFFLINE.replace(
+    "CALL",
+    "hf_ebm.EnergyScoringPipeline.from_pretrained(repo, cache_dir=cache, **options).calibration is not None",
+)
+OFFLINE_FACTS = OFFLINE.replace(
+    "CALL", "str(hf_ebm.pull.download_pipeline(repo, (), extra_files=names, cache_dir=cache, local_files_only=True))"
+)
 
 
 def test_offline_a_pipeline_can_be_without_what_lies_beside_it(hub, client, folder, repo, tmp_path):
@@ -128,7 +135,11 @@ pipe.calibrate(images, target_fpr=0.1).save(folder)
     names = {"repo": repo, "cache": cache}
     calibrated, told = client(OFFLINE_SCORER, **names, options={"local_files_only": True})
     assert not calibrated and len(told) == 1 and not hub.log
-    assert "is in the cache, but not all that may lie beside it" in told[0]
+    assert "without calibration.json no p-values and verdicts. A run with the network" in told[0]
+    facts = ("model_index.json", "settings.yaml", "train_summary.json")
+    _, told = client(OFFLINE_FACTS, **names, names=facts)
+    assert len(told) == 1 and "model_index" not in told[0]  # which is there
+    assert "without settings.yaml no padding as in training, without train_summary.json less is told" in told[0]
     hub.fail("GET .*calibration.json", "status", status=403)
     with pytest.raises(ClientError, match="403"):  # with the network it is an error
         client(OFFLINE_SCORER, **names, options={})

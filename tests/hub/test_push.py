@@ -54,6 +54,28 @@ def test_a_push_again_sends_what_changed_and_refreshes_the_metrics(hub, client, 
     assert not hub.count("PUT")
 
 
+def test_code_for_the_folder_in_a_card_of_ones_own_is_told(hub, client, folder, repo):
+    code = """
+import hf_ebm.push as push, logging
+result = []
+handler = logging.Handler()
+handler.emit = lambda record: result.append(record.getMessage())
+push.logger.addHandler(handler)
+push.push_folder(folder, repo)
+push.logger.removeHandler(handler)
+"""
+    assert client(code, folder=str(folder), repo=repo) == []  # ours is written anew
+    card = (folder / "README.md").read_text()
+    assert 'from_pretrained(".")' in card
+    own = re.sub("<!-- .* -->\n", "", card)
+    (folder / "README.md").write_text(own)
+    (told,) = client(code, folder=str(folder), repo=repo)
+    assert told.startswith("the README.md is your own") and f'put from_pretrained("{repo}") there' in told
+    assert b'from_pretrained(".")' in hub.repositories[repo].files()["README.md"]
+    (folder / "README.md").write_text(own.replace('"."', f'"{repo}"'))
+    assert client(code, folder=str(folder), repo=repo) == []
+
+
 def test_a_card_of_ones_own_is_kept_and_its_metrics_are_refreshed(hub, client, folder, repo):
     card = (folder / "README.md").read_text()
     marker = re.search("<!-- .* -->\n", card).group()
@@ -165,18 +187,25 @@ def test_a_repository_that_is_there_is_not_pushed_to_as_what_it_is_not(hub, clie
     assert hub.repositories[repo].branches["main"] != before
 
 
-def test_no_pull_request_is_opened_for_nothing(hub, client, folder, repo):
-    code = """
+PRINTED = """
 import contextlib, io
 from hf_ebm.cli import main
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     main(["push", "--model", folder, "--repo-id", repo, *options])
 result = printed.getvalue()
 """
-    printed = client(code, folder=str(folder), repo=repo, options=[])
-    commit = hub.repositories[repo].branches["main"]
-    assert printed == f"{folder} is on the Hub: {hub.url}/{repo} (public), commit {commit}\n"
-    printed = client(code, folder=str(folder), repo=repo, options=["--create-pr"])
+
+
+def test_the_command_says_where_the_model_is(hub, client, folder, repo):
+    for options, branch, where in (([], "main", ""), (["--branch", "v2"], "v2", "branch v2, ")):
+        printed = client(PRINTED, folder=str(folder), repo=repo, options=options)
+        commit = hub.repositories[repo].branches[branch]
+        assert printed == f"{folder} is on the Hub: {hub.url}/{repo} (public), {where}commit {commit}\n"
+
+
+def test_no_pull_request_is_opened_for_nothing(hub, client, folder, repo):
+    client(PRINTED, folder=str(folder), repo=repo, options=[])
+    printed = client(PRINTED, folder=str(folder), repo=repo, options=["--create-pr"])
     assert printed.startswith(f"nothing of {folder} is new there, so no pull request was opened: ")
     assert "refs/pr/1" not in hub.repositories[repo].branches
 

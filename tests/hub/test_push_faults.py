@@ -4,6 +4,8 @@ import pytest
 from loopback_hub.client import ClientError
 from loopback_hub.transfers import contents, push
 
+from hf_ebm.push import PushError, as_push_error
+
 
 @pytest.mark.parametrize(
     ("pattern", "fault"),
@@ -37,7 +39,8 @@ def test_a_push_that_fails_changes_nothing_and_says_how_to_try_again(hub, client
     (folder / "metrics.jsonl").write_text('{"step": 2}\n')
     hub.fail(pattern, **fault)
     again = "Once this login may write there, try again" if fault.get("status") == 403 else "Try again"
-    said = rf"PushError: (?s:.*)\. {again}: hf-ebm push --model {folder} --repo-id {repo}$"
+    left = r"The repository is as it was \(or has all of it, .*\), and nothing here was changed"
+    said = rf"PushError: (?s:.*)\n{left}\. {again}: hf-ebm push --model {folder} --repo-id {repo}$"
     with pytest.raises(ClientError, match=said):
         push(client, folder, repo)
     assert hub.repositories[repo].files() == before
@@ -57,3 +60,29 @@ def test_the_command_to_try_again_has_all_options_but_the_token(hub, client, fol
     with pytest.raises(ClientError, match=r"push_to_hub\('.*', variant='fp16', private=True\)$"):
         options = {"private": True, "variant": "fp16", "token": "bob-token"}
         client(code, folder=str(folder), repo=repo, options=options)
+
+
+def test_of_a_repository_that_was_not_there_nothing_is_said_to_be_as_it_was(hub, client, folder, repo):
+    code = """
+import traceback, hf_ebm
+try:
+    hf_ebm.DDAEBMPipeline.from_pretrained(folder).push_to_hub(repo, private=True)
+except OSError as error:
+    result = ["".join(traceback.format_exception(error)), str(error)]
+"""
+    for name, pattern, left in (
+        ("bob/model", None, "Nothing was made there (or an empty repository, if only the Hub's answer was lost)"),
+        (repo, "POST .*/commit/", "The repository was made, and has nothing of it yet (or all of it, if only"),
+    ):
+        if pattern:
+            hub.fail(pattern, "status", status=403)
+        shown, said = client(code, folder=str(folder), repo=name)
+        assert left in said and "403" in said and "as it was" not in said
+        assert shown.count("Traceback") == 1  # the Hub's own words are in ours
+    assert "bob/model" not in hub.repositories and set(hub.repositories[repo].files()) == {".gitattributes"}
+
+
+def test_an_error_of_another_kind_is_shown_too():
+    with pytest.raises(PushError, match="failed: 'x'") as raised, as_push_error("a/b", "again", "Nothing was made"):
+        {}["x"]
+    assert isinstance(raised.value.__cause__, KeyError)

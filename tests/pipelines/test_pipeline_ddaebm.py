@@ -237,7 +237,7 @@ def test_score_refuses(tiny_pipeline, images, message):
         ({"batch_size": 2.0}, "batch_size"),
         ({"batch_size": 2, "generator": [torch.Generator()]}, "batch_size=2"),
         ({"output_type": "jpg"}, "output_type"),
-        ({"num_inference_steps": 5}, "num_inference_steps"),
+        ({"num_inference_steps": 5}, "num_inference_steps must be 4"),
         ({"num_correction_steps": -1}, "num_correction_steps"),
         ({"num_correction_steps": 1, "correction_step_size": float("nan")}, "correction_step_size"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, "callback_on_step_end_tensor_inputs"),
@@ -246,6 +246,13 @@ def test_score_refuses(tiny_pipeline, images, message):
 def test_call_refuses(tiny_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline(**arguments)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True])
+def test_a_number_of_steps_that_stock_schedulers_would_take_is_refused(tiny_pipeline, number):
+    tiny_pipeline.scheduler = DDIMScheduler.from_config(tiny_pipeline.scheduler.config)
+    with pytest.raises(ValueError, match=f"num_inference_steps must be a whole number >= 1, .* got {number}"):
+        tiny_pipeline(num_inference_steps=number)
 
 
 def test_constructor_refuses_schedulers_that_do_not_fit(tiny_pipeline):

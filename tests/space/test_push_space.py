@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import RepoCard
-from loopback_hub.client import Client
+from loopback_hub.client import Client, environment
 from loopback_hub.repository import Commit, Repository
 from loopback_hub.server import Hub
 
@@ -144,3 +144,24 @@ def test_a_space_needs_a_login(hub, monkeypatch):
     ):
         push_space("alice/model", "alice/space", token="hf_wrong", endpoint=hub.url)
     assert set(hub.repositories) == {"alice/model"}
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        (None, "This Space has no secret HF_TOKEN, and without one no private model is seen: put a token"),
+        ("hf_wrong", "The Hub may not know the token in this Space's secret HF_TOKEN: put a token"),
+    ],
+)
+def test_a_space_that_may_not_see_its_model_ends_with_one_line_about_its_secret(hub, tmp_path, token, told):
+    hub.repositories["alice/model"].private = True
+    write_space("alice/model", tmp_path / "space")
+    (tmp_path / "home").mkdir()
+    variables = {**environment(hub.url, tmp_path / "home", token), "SPACE_ID": "alice/space"}
+    ended = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path / "space", env=variables, capture_output=True, text=True
+    )
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("hf-ebm: error: 'alice/model' is no folder here, and could not be had from the Hub: ")
+    assert told in last and last.endswith("Settings, Variables and secrets.") and "hf auth login" not in last

@@ -5,4 +5,8 @@ from pathlib import Path
 
 from hf_ebm.space.server import serve
 
-serve(os.environ.get("HF_EBM_MODEL") or Path(__file__).with_name("model.txt").read_text(encoding="utf-8").strip())
+model = os.environ.get("HF_EBM_MODEL") or Path(__file__).with_name("model.txt").read_text(encoding="utf-8").strip()
+try:
+    serve(model)
+except (ValueError, OSError) as error:  # one line in the Space's log, as the command has
+    raise SystemExit(f"hf-ebm: error: {' '.join(str(error).split())}") from error
