@@ -30,6 +30,7 @@ input[role=combobox] { padding-right: var(--size-7) !important; text-overflow: e
 .samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 .figure img { width: 100%; }
 """
+WORDS = gr.I18n(en={"common.complete": "Done"})  # a screen reader says it after a run; Gradio 6.31 lacks the word
 WHAT = """# {name}
 
 This model has looked at {subject} and learned what is usual among them. It gives every picture a number, the
@@ -82,9 +83,9 @@ def queue_after(event: Callable[..., Any], function: Callable[..., Any], inputs:
     return called
 
 
-def empty_on_change(upload: Any, outputs: list[Any]) -> None:
-    """Empty an answer when another picture is chosen: it would seem to be about that."""
-    upload.change(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
+def empty_on_change(field: Any, outputs: list[Any]) -> None:
+    """Empty an answer when another picture or score is chosen: it would seem to be about that."""
+    field.change(lambda: [None] * len(outputs), None, outputs, api_visibility="private", queue=False)
 
 
 def make_figure(label: str) -> gr.Image:
@@ -201,7 +202,8 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
 
     answer = [text, figure, seen, note]
     on_click(button, check, [upload, score], answer)
-    empty_on_change(upload, answer)
+    for field in (upload, score):
+        empty_on_change(field, answer)
 
 
 def rebuild_tab(model: DemoModel, examples: list[str]) -> None:

@@ -131,6 +131,7 @@ def serve(model: str, host: str | None = None, port: int | None = None, share: b
                 app_kwargs={"middleware": limits},
                 theme=app.THEME,
                 css=app.CSS,
+                i18n=app.WORDS,
                 footer_links=[],
                 ssr_mode=False,
                 mcp_server=False,
