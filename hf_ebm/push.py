@@ -11,20 +11,18 @@ import logging
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx
 
 from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, public_values, read_settings, render_card
-from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_login, with_owner
+from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, with_owner
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
+from hf_ebm.push_errors import AS_IT_WAS, MADE_EMPTY, NOT_MADE, PushError, as_push_error
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
 
 logger = logging.getLogger(__name__)
@@ -45,17 +43,7 @@ FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does
     "chains.png",
     "reconstructions.png",
 )
-
-
 LOADS_ITS_FOLDER = re.compile(r"""from_pretrained\(\s*["']\.["']""")  # what a card's code does here, see `hf_ebm.hub`
-LOST_ANSWER = "(or {}, if only the Hub's answer was lost)"
-NOT_MADE = f"Nothing was made there {LOST_ANSWER.format('an empty repository')}"
-MADE_EMPTY = f"The repository was made, and has nothing of it yet {LOST_ANSWER.format('all of it')}"
-AS_IT_WAS = f"The repository is as it was {LOST_ANSWER.format('has all of it')}"
-
-
-class PushError(OSError):
-    """A push that failed; what was there is as it was, or has all of it. It says how to try again."""
 
 
 def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
@@ -239,22 +227,3 @@ def warn_of_folder_code(card: str, repo_id: str) -> None:
             CARD,
             repo_id,
         )
-
-
-@contextmanager
-def as_push_error(repo_id: str, again: str, left: str) -> Iterator[None]:
-    """Inside, what goes wrong becomes a `PushError` that says what is `left` on the Hub and how to try again."""
-    try:
-        yield
-    except Exception as error:  # the client's errors have no base class of their own
-        cause = str(error.__cause__ or "")
-        reason = str(error) if cause in str(error) else f"{error} {cause}".strip()
-        if isinstance(error, httpx.ConnectError):
-            reason = f"{reason} (is there a network?)"
-        forbidden = isinstance(error, HfHubHTTPError) and error.response.status_code == 403
-        then = "Once this login may write there, try again" if forbidden else "Try again"
-        whole = isinstance(error, HfHubHTTPError | httpx.TransportError)  # its text says all, and is in ours
-        raise PushError(
-            f"the push to {repo_id!r} failed: {reason.rstrip('.')}. {needs_login(error)}\n"
-            f"{left}, and nothing here was changed. {then}: {again}"
-        ) from (None if whole else error)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED
-from hf_ebm.push import PushError
+from hf_ebm.push_errors import PushError
 from hf_ebm.training.settings import describe_settings, load_settings, shipped_configs
 
 
