@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     from hf_ebm.card_tables import public_name
-    from hf_ebm.dataset_names import DatasetName
+    from hf_ebm.dataset_names import DatasetName, load_named
     from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
@@ -73,15 +73,17 @@ def run(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     default_extractor = "digits" if DatasetName.parse(options.dataset).name == "digits" else "inception"
     device = find_device(options.device)
-    extractor = load_extractor(options.feature_extractor or default_extractor, device)
     pipeline = load_image_generator(options.model).to(device)
+    padding = find_padding(options.model, options.padding)
+    load_named(options.dataset, pipeline.sample_shape, options.split, options.image_column, padding)  # or its error
+    extractor = load_extractor(options.feature_extractor or default_extractor, device)
     record = evaluate_samples(
         pipeline,
         options.dataset,
         extractor,
         split=options.split,
         image_column=options.image_column,
-        padding=find_padding(options.model, options.padding),
+        padding=padding,
         num_images=options.num_images,
         num_seeds=options.num_seeds,
         batch_size=options.batch_size,

@@ -119,7 +119,8 @@ class Calibration:
         """Raise a `ValueError` if the score was not calibrated."""
         if score not in self.reference:
             raise ValueError(
-                f"score {score!r} was not calibrated, only {sorted(self.reference)}; call calibrate again."
+                f"score {score!r} was not calibrated, only {sorted(self.reference)}; calibrate again, with what that "
+                f"score needs: {how_to_calibrate()}, of a pipeline loaded with load_reconstruction=True."
             )
 
     def _reference_of(self, score: str) -> Tensor:

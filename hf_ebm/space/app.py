@@ -139,11 +139,13 @@ def draw_tab(model: DemoModel, ordinary: verdict.Reference) -> None:
     def draw(number: Any, sampler: Any, steps: Any, seed: Any) -> tuple[Any, Any, str]:
         drawn = generation.draw(model, number, sampler, steps, seed)
         first, last = (float(drawn.energies[point].mean()) for point in (0, -1))
-        text = f"Mean energy: {first:.4g} at the beginning of the curve, **{last:.4g}** at its end."
+        text = f"Mean energy: **{last:#.4g}**."
+        if len(drawn.energies) > 1:
+            text = f"Mean energy: {first:#.4g} at the beginning of the curve, **{last:#.4g}** at its end."
         if ordinary.threshold is not None:
             odd, usual = int((drawn.energies[-1] > ordinary.threshold).sum()), float(ordinary.scores.mean())
             text += (
-                f" {ordinary.name.capitalize()}: {usual:.4g}. The check would call {odd} of the "
+                f" {ordinary.name.capitalize()}: {usual:#.4g}. The check would call {odd} of the "
                 f"{drawn.energies.shape[1]} odd."
             )
             if odd > 0:

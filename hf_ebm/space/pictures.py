@@ -26,6 +26,7 @@ GRAY = "#9aa5ab"
 def to_pil(figure: Any) -> PIL.Image.Image:
     """A matplotlib figure as a picture."""
     file = io.BytesIO()
+    figure.draw_without_rendering()  # the layout makes room for tick labels, and with that room they may be others
     figure.savefig(file, format="png", dpi=DPI)
     return PIL.Image.open(file)
 
@@ -139,6 +140,8 @@ def reconstruction_picture(reconstruction: Reconstruction) -> PIL.Image.Image:
     axis.plot(np.arange(len(errors)), errors.numpy(), marker="o", markersize=3, color=COLOURS[0])
     axis.set(xlabel="step", ylabel="mean squared error")
     axis.xaxis.get_major_locator().set_params(integer=True)
+    if num_steps == 0:
+        axis.set_xticks([0])
     axis.set_ylim(0.0, 1.1 * float(errors.max()))
     return to_pil(figure)
 

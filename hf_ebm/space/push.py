@@ -89,7 +89,7 @@ def push_space(
     except RepositoryNotFoundError as error:
         raise OSError(
             f"--model {model} is not on the Hub, or not for this login: push it first with hf-ebm push. "
-            f"{needs_login(error)}"
+            f"{needs_login(error)}".rstrip()
         ) from error
     except HfHubHTTPError as error:
         reason = str(error).rstrip(".\n ")

@@ -100,7 +100,7 @@ def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
     calibration = model.scorer.calibration
     if calibration is None:
         text = (
-            f"### No verdict: this model was not calibrated\n\nIts energy is **{energy:.4g}** (low = likely), shown "
+            f"### No verdict: this model was not calibrated\n\nIts energy is **{energy:#.4g}** (low = likely), shown "
             "beside the energies of pictures that the model drew itself. To say what is odd, its owner must calibrate "
             "it on pictures that were kept out of its training (`hf-ebm calibrate`), push it again if it is on the "
             "Hub, and start this page again."
@@ -119,7 +119,7 @@ def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calib
     head = "Odd: unlike the pictures it learned from" if is_ood else "Ordinary: like the pictures it learned from"
     return (
         f"### {head}\n\nAt least as odd as this one, of {number} ordinary pictures: **{share}** (p-value "
-        f"{p_value:.3g}). Its energy is **{energy:.4g}** (low = likely).\n\nWhat is among the oddest "
+        f"{p_value:.3g}). Its energy is **{energy:#.4g}** (low = likely).\n\nWhat is among the oddest "
         f"{calibration.target_fpr:.0%} is called odd: so about {calibration.target_fpr:.0%} of ordinary pictures are, "
         f"too. The model was calibrated on {calibration.num_samples} {CALIBRATED_ON[calibration.trained_on]}{kept}."
     )

@@ -36,6 +36,7 @@ def test_exit_codes():
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--resamples", "0"], "--resamples"),
         (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "2"], "num_images"),
         (["evaluate", "--model", "FOLDER", "--dataset", "a/b/c", "--feature-extractor", "digits"], "a/b/c"),
+        (["evaluate", "--model", "FOLDER", "--dataset", "a/b/c"], "a/b/c"),  # and not what its extractor would need
         (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--feature-extractor", "no/such/x"], "no/such/x"),
         (["reconstruct", "--model", "FOLDER", "PICTURE"], "does not reconstruct"),
         (["reconstruct", "--model", "FOLDER", "a.png", "--output", "a.txt"], "--output"),
