@@ -57,25 +57,27 @@ def make_table(record: dict[str, Any], contenders: dict[str, Contender]) -> str:
     return "\n".join(lines) + "\n"
 
 
+LOOKS = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line of a contender's first, second, third sampler
+
+
 def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -> None:
     """Frechet distance against seconds per sampled image, and against seconds of training; lines through means."""
-    figure = new_figure(10.5, 4.2)
+    figure = new_figure(10.5, 4.8)
     left, right = figure.subplots(1, 2, sharey=True)
     for index, (name, contender) in enumerate(contenders.items()):
         colour = f"C{index}"
         looks = last_looks(record, name)
         points = []
-        for sampler in contender.samplers if looks else ():
+        for sampler, (marker, _) in zip(contender.samplers if looks else (), LOOKS, strict=False):
             found = [look["samplers"][sampler] for look in looks]
             seconds = statistics.fmean(1.0 / one["images_per_second"] for one in found)
             distance = statistics.fmean(one["frechet_distance"] for one in found)
             points.append((seconds, distance))
-            place = (5, (3, -9, 12)[index % 3])  # neighbours' words beside, below and above
-            left.annotate(sampler, points[-1], fontsize=7, xytext=place, textcoords="offset points", color=colour)
+            left.plot(*points[-1], marker=marker, color=colour)
         if points:
-            left.plot(*zip(*points, strict=True), marker="o", color=colour)
+            left.plot(*zip(*points, strict=True), color=colour, linewidth=0.8)
         runs = [run["looks"] for run in record["runs"].get(name, {}).values()]
-        for sampler, style in zip(contender.samplers, ("-", "--", ":"), strict=False):
+        for sampler, (marker, style) in zip(contender.samplers, LOOKS, strict=False):
             line = []
             for look in range(max(map(len, runs), default=0)):
                 there = [looks[look] for looks in runs if len(looks) > look]
@@ -84,14 +86,15 @@ def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -
                     distance = statistics.fmean(one["samplers"][sampler]["frechet_distance"] for one in there)
                     line.append((seconds, distance))
             if line:
-                right.plot(*zip(*line, strict=True), style, marker=".", color=colour, label=sampler)
+                right.plot(*zip(*line, strict=True), style, marker=marker, markersize=4, color=colour, label=sampler)
     for axis, label in ((left, "seconds per sampled image"), (right, "seconds of training")):
         axis.axhline(record["floor"]["frechet_distance"], color="gray", linewidth=0.8)
         axis.set(xlabel=label, yscale="log")
     left.set(xscale="log", ylabel="Frechet distance (gray: training images)")
-    left.set_xlim(right=6 * left.get_xlim()[1])  # room for the words
     if right.get_legend_handles_labels()[0]:
-        right.legend(frameon=False, fontsize=7)
+        figure.legend(
+            *right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=5
+        )
     figure.savefig(path, dpi=110)
 
 
