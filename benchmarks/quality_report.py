@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -
         colour = f"C{index}"
         looks = last_looks(record, name)
         points = []
-        for sampler, (marker, _) in zip(contender.samplers if looks else (), LOOKS, strict=False):
+        for sampler, (marker, _) in zip(contender.samplers if looks else (), cycle(LOOKS), strict=False):
             found = [look["samplers"][sampler] for look in looks]
             seconds = statistics.fmean(1.0 / one["images_per_second"] for one in found)
             distance = statistics.fmean(one["frechet_distance"] for one in found)
@@ -77,7 +78,7 @@ def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -
         if points:
             left.plot(*zip(*points, strict=True), color=colour, linewidth=0.8)
         runs = [run["looks"] for run in record["runs"].get(name, {}).values()]
-        for sampler, (marker, style) in zip(contender.samplers, LOOKS, strict=False):
+        for sampler, (marker, style) in zip(contender.samplers, cycle(LOOKS), strict=False):
             line = []
             for look in range(max(map(len, runs), default=0)):
                 there = [looks[look] for looks in runs if len(looks) > look]
@@ -91,10 +92,9 @@ def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -
         axis.axhline(record["floor"]["frechet_distance"], color="gray", linewidth=0.8)
         axis.set(xlabel=label, yscale="log")
     left.set(xscale="log", ylabel="Frechet distance (gray: training images)")
-    if right.get_legend_handles_labels()[0]:
-        figure.legend(
-            *right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=5
-        )
+    handles, labels = right.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=110)
 
 

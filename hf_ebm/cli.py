@@ -82,8 +82,10 @@ def check_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
         parser.error(f"there is no command {arguments[0]!r}; {near}")
 
 
-def refuse_unknown(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> None:
+def refuse_unknown(parser: argparse.ArgumentParser, command: str | None, unknown: Sequence[str]) -> None:
     """End the program with the near names of the first option that a command does not know, and its own usage."""
+    if command is None:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     (commands,) = parser._subparsers._group_actions  # type: ignore[union-attr]
     of_command: argparse.ArgumentParser = commands.choices[command]  # type: ignore[index]
     name = unknown[0].partition("=")[0]
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     check_command(parser, arguments)
     options, unknown = parser.parse_known_args(arguments)
-    if unknown and options.command is not None:
+    if unknown:
         refuse_unknown(parser, options.command, unknown)
     if options.command is None:
         parser.print_help(sys.stderr)

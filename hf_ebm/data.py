@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from hf_ebm.content_hash import hash_pictures, hash_tensors
 from hf_ebm.near_names import did_you_mean
-from hf_ebm.pictures import fit_picture, open_picture
+from hf_ebm.pictures import fit_picture, is_gray, open_picture
 
 TOY_NAMES = ("25gaussians", "pinwheel", "swissroll")
 EMBEDDED_NAMES = ("digits", *TOY_NAMES)
@@ -150,10 +150,10 @@ def describe_change(dataset: Dataset, sample_shape: tuple[int, ...], padding: in
     if not isinstance(dataset, HubImages):
         return None
     image, size = dataset.picture(0), sample_shape[1] - 2 * padding
-    is_gray = image.mode in ("1", "L", "LA", "I", "I;16", "F")
-    if image.size == (size, size) and is_gray == (sample_shape[0] == 1):
+    gray = is_gray(image.mode)
+    if image.size == (size, size) and gray == (sample_shape[0] == 1):
         return None
-    kind = "gray" if is_gray else "colour"
+    kind = "gray" if gray else "colour"
     return f"the images are {image.width}x{image.height} {kind}; they are {describe_preparation(sample_shape, padding)}"
 
 

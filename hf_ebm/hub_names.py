@@ -58,5 +58,5 @@ def check_visibility(argument: str, wanted: bool | None, found: bool | None, rep
     if wanted is not None and found is not None and wanted != found:
         raise ValueError(
             f"{argument} is for a new repository, and {repo_id} is there and {'private' if found else 'public'}; "
-            f"nothing was pushed. Leave that out, or change the repository first, in its settings on the Hub."
+            "nothing was pushed. Leave that out, or change the repository first, in its settings on the Hub."
         )

@@ -71,10 +71,10 @@ class DDAEBMPipeline(EBMPipeline):
         batch_size: int,
         generator: Any,
         output_type: str,
+        num_inference_steps: int | None,
         num_correction_steps: int,
         correction_step_size: float,
         callback_on_step_end_tensor_inputs: list[str],
-        num_inference_steps: int | None,
     ) -> None:
         """Raise a `ValueError` that names the argument, before any work is done."""
         self.check_common_inputs(batch_size, generator, output_type)
@@ -131,8 +131,9 @@ class DDAEBMPipeline(EBMPipeline):
             ValueError: If an argument cannot be done.
         """
         names = ["x"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
-        correction = (num_correction_steps, correction_step_size)
-        self.check_inputs(batch_size, generator, output_type, *correction, names, num_inference_steps)
+        self.check_inputs(
+            batch_size, generator, output_type, num_inference_steps, num_correction_steps, correction_step_size, names
+        )
         self.generator_model.eval()
         device = self._execution_device
         num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps

@@ -75,8 +75,11 @@ def run(options: argparse.Namespace) -> None:
     device = find_device(options.device)
     pipeline = load_image_generator(options.model).to(device)
     padding = find_padding(options.model, options.padding)
-    load_named(options.dataset, pipeline.sample_shape, options.split, options.image_column, padding)  # or its error
-    extractor = load_extractor(options.feature_extractor or default_extractor, device)
+    try:
+        extractor = load_extractor(options.feature_extractor or default_extractor, device)
+    except ImportError:  # a data set that is not there, by whose name the extractor was chosen, is the first mistake
+        load_named(options.dataset, pipeline.sample_shape, options.split, options.image_column, padding)
+        raise
     record = evaluate_samples(
         pipeline,
         options.dataset,

@@ -27,6 +27,7 @@ from hf_ebm.cli import COMMANDS, main, make_parser
             2,
             "hf-ebm train: error: argument method: there is no method 'ddebm'; did you mean ddaebm",
         ),
+        (["--zzz"], 2, "hf-ebm: error: unrecognized arguments: --zzz"),
         (["train", "zzz"], 2, "there is no method 'zzz'; choose from ddaebm, dual_mcmc."),
         (["--version"], 0, f"hf-ebm {hf_ebm.__version__}"),
     ],
