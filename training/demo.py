@@ -191,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     write_card(folder)
     print(format_table(metrics))
-    print(f"wrote {folder}/: the pipeline, samples.png, ood.png, {extra}metrics.json, README.md (the model card)")
+    print(
+        f"measured it, and wrote into {folder}/ besides: ood.png, {extra}metrics.json, and its figures into README.md"
+    )
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.scoring.energy import compute_energies
 from hf_ebm.space import limits, pictures
 from hf_ebm.space.examples import write_examples
-from hf_ebm.space.generation import CHAIN_SAMPLERS, draw
+from hf_ebm.space.generation import CHAIN_SAMPLERS, Generation, draw
 from hf_ebm.space.reconstruction import blend, rebuild
 from hf_ebm.space.uploads import read_upload
 from hf_ebm.space.verdict import Reference, available_scores, judge, references
@@ -114,6 +115,21 @@ def test_a_histograms_ticks_keep_apart(low, span, monkeypatch):
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
     assert len(boxes) >= 3
     assert all(right.x0 - left.x1 > left.height for left, right in itertools.pairwise(boxes))
+
+
+def test_the_curves_tick_labels_are_whole():
+    """The band widens the axis, its ticks change, and the labels need more room than the first layout gave them."""
+    energies = torch.linspace(-0.002312, -0.002803, 11, dtype=torch.float64)[:, None]
+    names = ["start", *(f"step {step}" for step in range(1, 11))]
+    states = torch.zeros(11, 1, 1, 8, 8)
+    drawn = Generation(states[-1], states, energies, names)
+    low, high = -0.0028821804, -0.0016444268
+    width = (high - low) * 0.05 / 0.9
+    scores = torch.linspace(low - width, high + width, 101, dtype=torch.float64)
+    ordinary = Reference(scores, "held out", high)
+    picture = np.asarray(pictures.filmstrip(drawn, ordinary).convert("L"))
+    left_edge = picture[picture.shape[0] // 3 :, :2]  # below the strip
+    assert not (left_edge < 200).any()
 
 
 def test_without_a_calibration_there_is_no_verdict(ddaebm):
