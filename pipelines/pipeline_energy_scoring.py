@@ -22,21 +22,14 @@ from torch import Tensor
 from hf_ebm.models.energy import EnergyModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
-from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline  # noqa: F401 (the same)
 from hf_ebm.pull import INDEX, read_index, wanted_components
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
-from hf_ebm.scoring.energy import compute_energies
+from hf_ebm.scoring.measures import make_measure
 from hf_ebm.scoring.sample_batches import sample_batches
-from hf_ebm.scoring.scores import (
-    SCORES,
-    measure_compressed_size,
-    measure_denoising_error,
-    measure_energies,
-    measure_gradient_norm,
-    measure_reconstruction_error,
-)
+from hf_ebm.scoring.scores import SCORES
 
 RECONSTRUCTION = ("generator_model", "inference_model", "latent_scheduler")
 
@@ -311,7 +304,7 @@ class EnergyScoringPipeline(EBMPipeline):
     def make_measure(self, names: Collection[str], seed: int | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """``x -> the named measures``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
 
-        See `hf_ebm.scoring.scores`. What all batches share is made once.
+        See `hf_ebm.scoring.measures`. What all batches share is made once.
 
         Args:
             names: Which measures.
@@ -319,28 +312,7 @@ class EnergyScoringPipeline(EBMPipeline):
         """
         if seed is None:
             seed = 0 if self.calibration is None else self.calibration.seed
-        model = self.energy_model
-        coefficients = self.coefficients if "energies" in names else None
-        measures: dict[str, Callable[[Tensor], Tensor]] = {
-            "energy": lambda x: compute_energies(model, x, 0, len(x)),
-            "energies": lambda x: measure_energies(model, x, coefficients, seed, len(x)),
-            "gradient_norm": lambda x: measure_gradient_norm(model, x, len(x)),
-            "compressed_size": measure_compressed_size,
-        }
-        if "reconstruction_error" in names:
-            measures["reconstruction_error"] = self.make_reconstruction_measure(seed)
-        chosen = {name: measures[name] for name in names}
-        return lambda x: {name: measure(x) for name, measure in chosen.items()}
-
-    def make_reconstruction_measure(self, seed: int) -> Callable[[Tensor], Tensor]:
-        """``x -> reconstruction errors``, (B,): by the z-chain where there is its scheduler, else by a DDAEBM."""
-        if self.latent_scheduler is None:
-            q = self.coefficients
-            return lambda x: measure_denoising_error(self.generator_model, x, q, seed=seed)
-        scheduler = self.latent_scheduler
-        pipe = DualMCMCPipeline(self.generator_model, scheduler, None, self.inference_model, scheduler)
-        pipe.set_progress_bar_config(disable=True)
-        return lambda x: measure_reconstruction_error(pipe, x, seed)
+        return make_measure(self, names, seed)
 
     @property
     def coefficients(self) -> Any:

@@ -14,11 +14,11 @@ import PIL.Image
 import torch
 from accelerate import Accelerator
 
-from hf_ebm.data import TOY_NAMES, sample_toy
 from hf_ebm.hub import SETTINGS, hardware_name
 from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder, where_it_is
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
+from hf_ebm.toy_data import TOY_NAMES, sample_toy
 from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.training.loop import save_grid
 from hf_ebm.training.run_settings import RunSettings

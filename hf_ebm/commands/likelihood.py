@@ -59,13 +59,13 @@ def run(options: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     from hf_ebm.card_tables import public_name
-    from hf_ebm.data import TOY_NAMES
     from hf_ebm.dataset_names import DatasetName
     from hf_ebm.devices import find_device
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.chain_likelihood import check_has_chain, measure_chain_likelihood
     from hf_ebm.scoring.model_likelihood import measure_likelihood
     from hf_ebm.scoring.model_log_z import LikelihoodSettings
+    from hf_ebm.toy_data import TOY_NAMES
 
     settings = LikelihoodSettings(
         num_chains=options.num_chains,
@@ -104,8 +104,8 @@ def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...], padd
     """Training and held-out samples; of the 2-D sets, two draws that are not the one trained on."""
     import torch
 
-    from hf_ebm.data import TOY_NAMES, sample_toy
     from hf_ebm.scoring.ood_evaluation import load_train_and_test
+    from hf_ebm.toy_data import TOY_NAMES, sample_toy
 
     if options.dataset in TOY_NAMES:
         if sample_shape != (2,):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ebm.data import TOY_MODE_SPACING, TOY_MODE_STD
 from hf_ebm.scoring.plots import density_on_grid
+from hf_ebm.toy_data import TOY_MODE_SPACING, TOY_MODE_STD
 
 GRID_LIMIT = 2.2  # the modes reach 1.41; what the density does outside them is part of the question
 GRID_RESOLUTION = 512

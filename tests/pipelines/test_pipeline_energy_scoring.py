@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from hf_ebm import DualMCMCPipeline, EnergyScoringPipeline
 from hf_ebm.data import load_digits
 from hf_ebm.pipelines.pipeline_energy_scoring import RECONSTRUCTION
-from hf_ebm.scoring.scores import NUM_DENOISING_DRAWS
+from hf_ebm.scoring.measures import NUM_DENOISING_DRAWS
 
 
 @pytest.fixture
@@ -207,12 +207,10 @@ def test_a_calibration_without_the_score_is_told(scorer, tiny_pipeline, digits):
 
 
 def test_the_reconstructions_pipeline_is_made_once(dual_scorer, digits, monkeypatch):
-    from hf_ebm.pipelines import pipeline_energy_scoring
+    from hf_ebm.scoring import measures
 
     made = []
-    monkeypatch.setattr(
-        pipeline_energy_scoring, "DualMCMCPipeline", lambda *parts: made.append(parts) or DualMCMCPipeline(*parts)
-    )
+    monkeypatch.setattr(measures, "DualMCMCPipeline", lambda *parts: made.append(parts) or DualMCMCPipeline(*parts))
     dual_scorer(digits[:12], score="reconstruction", batch_size=3)
     assert len(made) == 1
     dual_scorer(digits[:12], batch_size=3)

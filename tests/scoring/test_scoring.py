@@ -94,8 +94,8 @@ def test_mode_metrics_on_perfect_and_broken_samples():
 
 
 def test_density_metrics_of_the_true_mixture():
-    from hf_ebm.data import TOY_MODE_STD
     from hf_ebm.scoring.modes import density_metrics, mode_centres
+    from hf_ebm.toy_data import TOY_MODE_STD
 
     class Mixture(torch.nn.Module):
         device, dtype, centres = torch.device("cpu"), torch.float32, mode_centres()

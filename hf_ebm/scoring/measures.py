@@ -1,0 +1,169 @@
+"""Measures: numbers of a sample that any energy model gives and that need no data set. Scores are made of them.
+
+    energy                E(x, 0)
+    energies              E(x_t, t) of all noise levels
+    gradient_norm         ||grad_x E(x, 0)||
+    compressed_size       bits of the image as a lossless PNG
+    reconstruction_error  mean squared error of what the model makes of x, against x
+
+Dual-MCMC Teaching reconstructs by its z-chain, g(z_revised) (Cui & Han 2023). A DDAEBM is given x with its first noise,
+x_1 ~ q(x_1 | x), and its generator makes a clean image of it, for several x_1 and latents. That a diffusion's
+reconstructions tell odd images is from Graham et al., CVPR workshops 2023, who use more noise as well.
+
+Noise is one tensor for all samples, given by a seed: what is measured of a sample does not depend on its neighbours,
+its place or the process.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from hf_ebm.diffusion import DiffusionCoefficients
+from hf_ebm.langevin import energy_grad
+from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.scoring.energy import compute_energies
+
+NUM_DENOISING_DRAWS = 8  # of x_1 and latent for a DDAEBM's reconstruction error
+
+
+def make_measure(pipeline: Any, names: Collection[str], seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
+    """``x -> the named measures``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
+
+    What all batches share is made once.
+
+    Args:
+        pipeline: An `EnergyScoringPipeline`.
+        names: Which measures.
+        seed: Of their noise.
+    """
+    model = pipeline.energy_model
+    coefficients = pipeline.coefficients if "energies" in names else None
+    measures: dict[str, Callable[[Tensor], Tensor]] = {
+        "energy": lambda x: compute_energies(model, x, 0, len(x)),
+        "energies": lambda x: measure_energies(model, x, coefficients, seed, len(x)),
+        "gradient_norm": lambda x: measure_gradient_norm(model, x, len(x)),
+        "compressed_size": measure_compressed_size,
+    }
+    if "reconstruction_error" in names:
+        measures["reconstruction_error"] = make_reconstruction_measure(pipeline, seed)
+    chosen = {name: measures[name] for name in names}
+    return lambda x: {name: measure(x) for name, measure in chosen.items()}
+
+
+def make_reconstruction_measure(pipeline: Any, seed: int) -> Callable[[Tensor], Tensor]:
+    """``x -> reconstruction errors``, (B,): by the z-chain where there is its scheduler, else by a DDAEBM."""
+    generator_model, scheduler = pipeline.generator_model, pipeline.latent_scheduler
+    if scheduler is None:
+        q = pipeline.coefficients
+        return lambda x: measure_denoising_error(generator_model, x, q, seed=seed)
+    pipe = DualMCMCPipeline(generator_model, scheduler, None, pipeline.inference_model, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return lambda x: measure_reconstruction_error(pipe, x, seed)
+
+
+def measure_energies(
+    energy_model: Any, x: Tensor, coefficients: DiffusionCoefficients | None, seed: int = 0, batch_size: int = 256
+) -> Tensor:
+    """``E(x_t, t)`` of every noise level, shape (N, T), with one noise tensor for all samples.
+
+    Args:
+        energy_model: An energy with noise levels; one without gives T = 1 and ``E(x)``.
+        x: Clean samples, shape (N, ...).
+        coefficients: The chain the energy was trained on; None only for an energy without noise levels.
+        seed: Of the noise.
+        batch_size: Samples per forward pass.
+    """
+    if coefficients is None:
+        return compute_energies(energy_model, x, 0, batch_size)[:, None]
+    q = coefficients.to("cpu")
+    noise = torch.randn(q.num_timesteps, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
+    columns = []
+    for t in range(q.num_timesteps):
+        times = torch.full((x.shape[0],), t)
+        x_t = q.q_sample(x.cpu(), times, noise[t].expand(x.shape))
+        columns.append(compute_energies(energy_model, x_t, t, batch_size))
+    return torch.stack(columns, dim=1)
+
+
+def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
+    """``||grad_x E(x, 0)||``, shape (N,), float32, on the CPU."""
+    with energy_model.chain_in_eval():
+        parts = []
+        for part in x.split(batch_size):
+            part = part.to(device=energy_model.device, dtype=energy_model.dtype)
+            grad = energy_grad(lambda x: energy_model(x, 0).energy, part)
+            parts.append(grad.float().flatten(1).norm(dim=1).cpu())
+    return torch.cat(parts)
+
+
+def measure_compressed_size(x: Tensor) -> Tensor:
+    """Bits of each image as a lossless PNG of 8 bits per value, without the fixed part of the file, shape (N,).
+
+    Args:
+        x: Images in [-1, 1], shape (N, C, H, W); channels beyond gray and RGB are compressed one by one.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"the compressed size is one of images (N, C, H, W), got shape {tuple(x.shape)}.")
+    pixels = ((x.cpu().float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    sizes = []
+    for image in pixels:
+        layers = [image] if image.shape[-1] == 3 else [image[..., channel] for channel in range(image.shape[-1])]
+        sizes.append(8.0 * sum(_png_bytes(layer) - _png_bytes(layer[:1, :1] * 0) for layer in layers))
+    return torch.tensor(sizes)
+
+
+def measure_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
+    """Mean squared error per pixel of each sample's revised reconstruction, shape (N,), float32, on the CPU.
+
+    Args:
+        pipe: A `DualMCMCPipeline`.
+        x: Samples in the models' range, shape (N, ...).
+        seed: Of the chains' noise, the same for each sample, so that its error depends on nothing but itself.
+    """
+    generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
+    recon = pipe.reconstruct(
+        x, sample_latents=False, generator=generators, output_type="pt", output_squared_errors=True
+    )
+    return recon.squared_errors[-1].float().cpu()
+
+
+@torch.no_grad()
+def measure_denoising_error(
+    generator_model: Any,
+    x: Tensor,
+    coefficients: DiffusionCoefficients,
+    num_draws: int = NUM_DENOISING_DRAWS,
+    seed: int = 0,
+) -> Tensor:
+    """Mean squared error per pixel of a DDAEBM's clean images from ``x_1 ~ q(x_1 | x)``, shape (N,), on the CPU.
+
+    Args:
+        generator_model: Its generator.
+        x: Clean samples in the models' range, shape (N, ...).
+        coefficients: The chain it was trained on.
+        num_draws: Noises and latents to average over; all samples get the same ones.
+        seed: Of those.
+    """
+    generator_model.eval()
+    q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
+    x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
+    device, dtype, errors = generator_model.device, generator_model.dtype, torch.zeros(len(x))
+    for _ in range(num_draws):
+        noise = torch.randn(1, *x.shape[1:], generator=random)
+        z = torch.randn(1, generator_model.config.latent_dim, generator=random)
+        x_1 = q.q_sample(x, first, noise.expand(x.shape)).to(device=device, dtype=dtype)
+        clean = generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype)).sample
+        errors += (clean.float().cpu() - x).square().flatten(1).mean(dim=1)
+    return errors / num_draws
+
+
+def _png_bytes(pixels: Any) -> int:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, format="png", optimize=True)
+    return file.tell()
