@@ -23,7 +23,7 @@ import torch
 from changes import SHIPPED
 from measured_data import DATA, MeasuredData
 
-from hf_ebm.training.demo import launch_options
+from hf_ebm.training.digits_demo import launch_options
 from hf_ebm.training.settings import CONFIGS
 from hf_ebm.whole_files import whole_file
 

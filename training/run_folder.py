@@ -33,6 +33,7 @@ LEFT_BY_A_RUN = (
     "metrics.jsonl",
     "train_summary.json",
     "README.md",
+    "model_index.json",  # without it, old weights are no pipeline beside new settings
     *FACTS_ABOUT_WEIGHTS,
 )
 

@@ -19,6 +19,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="to listen on (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
+    parser.add_argument(
+        "--device",
+        help="where the model runs: cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one, else cpu",
+    )
     parser.set_defaults(run=run)
 
 
@@ -26,4 +30,4 @@ def run(options: argparse.Namespace) -> None:
     """Serve until stopped."""
     from hf_ebm.space.server import serve
 
-    serve(options.model, options.host, options.port, options.share)
+    serve(options.model, options.host, options.port, options.share, options.device)

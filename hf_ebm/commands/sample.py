@@ -21,7 +21,12 @@ def add_parser(commands: Any) -> None:
     add_model_option(parser)
     add_device_option(parser)
     parser.add_argument("--num-images", type=int, default=16, help="how many (default: %(default)s)")
-    parser.add_argument("--num-inference-steps", type=int, help="of the sampler; default: as in training")
+    parser.add_argument(
+        "--num-inference-steps",
+        type=int,
+        help="updates of the x-chain of Dual-MCMC Teaching, 0 = the generator alone; a DDAEBM takes as many as its "
+        "training had noise levels; default: as in training",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("samples.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from hf_ebm.commands.models import check_images
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import add_options, settings_of
+
+if TYPE_CHECKING:
+    from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput
+    from hf_ebm.scoring.rows import Batch
 
 
 def add_parser(commands: Any) -> None:
@@ -74,37 +79,29 @@ def score_files(options: argparse.Namespace) -> None:
         raise ValueError(
             f"model {options.model} was not calibrated, so nothing is called odd: {how_to_calibrate(options.model)}."
         )
-    padding = find_padding(options.model, options.padding)
-    try:
-        found = pipeline(
-            options.images,
-            score=options.score,
-            batch_size=options.batch_size,
-            resize=options.resize,
-            padding=padding,
-        )
-    except ValueError as error:
-        hint = "; --resize converts and resizes pictures" if "does not fit" in str(error) else ""
-        raise ValueError(f"{error}{hint}") from error
-    count = len(options.images)
-    rows = [
-        {"energy": energy, "score": score, "p_value": p_value, "is_ood": is_ood}
-        for energy, score, p_value, is_ood in zip(
-            found.energies.tolist(),
-            found.scores.tolist(),
-            [None] * count if found.p_values is None else found.p_values.tolist(),
-            [None] * count if found.is_ood is None else found.is_ood.tolist(),
-            strict=True,
-        )
-    ]
+    pipeline.check_score(options.score)
+    files, rows, unreadable = [], [], []
+    measure = pipeline.make_measure(pipeline.needed(options.score))
+    for batch in batches_of(options, pipeline.sample_shape):
+        for bad in batch.unreadable:
+            hint = "; --resize converts and resizes pictures" if "does not fit" in bad.reason else ""
+            unreadable.append((options.images[bad.row], f"{bad.reason}{hint}"))
+        if unreadable and (options.on_error == "stop" or len(unreadable) == len(options.images)):
+            raise ValueError("image {} {}".format(*unreadable[0]))
+        if batch.ids:
+            files += [options.images[place] for place in batch.ids]
+            rows += rows_of(pipeline.judge(measure(batch.x), options.score))
+    for name, reason in unreadable:
+        print(f"hf-ebm: skipped: image {name} {reason}", file=sys.stderr)
     if options.json:
-        print(to_json(dict(zip(options.images, rows, strict=True))))
+        errors = {name: {"error": reason} for name, reason in unreadable}
+        print(to_json({**dict(zip(files, rows, strict=True)), **errors}))
         return
     has_other_score, has_verdict = options.score != "energy", pipeline.calibration is not None
     if has_other_score or has_verdict:
         other = f"  {options.score:>20}" if has_other_score else ""
         print(f"{'energy':>14}{other}  {'p_value':>8}  {'is_ood':>6}  file")
-    for image, row in zip(options.images, rows, strict=True):
+    for image, row in zip(files, rows, strict=True):
         cells = f"{row['energy']:14.7g}"
         if has_other_score:
             cells += f"  {row['score']:20.7g}"
@@ -113,3 +110,26 @@ def score_files(options: argparse.Namespace) -> None:
             p_value = "-" if row["p_value"] is None else f"{row['p_value']:.4f}"
             cells += f"  {p_value:>8}  {verdict:>6}"
         print(f"{cells}  {image}")
+
+
+def batches_of(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> Iterator[Batch]:
+    """The files as batches for a model of that size."""
+    from hf_ebm.scoring.rows import ListRows, prepared_batches, spans_of
+
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, got {options.batch_size}.")
+    rows, padding = ListRows(options.images), find_padding(options.model, options.padding)
+    spans = spans_of(0, len(rows), options.batch_size)
+    return prepared_batches(rows, spans, sample_shape, options.resize, num_workers=0, padding=padding)
+
+
+def rows_of(found: EnergyScoringOutput) -> list[dict[str, Any]]:
+    """A dictionary for each image; without a calibration, p-value and verdict are None."""
+    absent = [None] * len(found.energies)
+    columns = {
+        "energy": found.energies.tolist(),
+        "score": found.scores.tolist(),
+        "p_value": absent if found.p_values is None else found.p_values.tolist(),
+        "is_ood": absent if found.is_ood is None else found.is_ood.tolist(),
+    }
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -110,8 +110,8 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
         if num_inference_steps is not None and num_inference_steps != num_timesteps:
             raise ValueError(
                 f"num_inference_steps must be {num_timesteps}, the number of steps this model was trained for, got "
-                f"{num_inference_steps}; leave it out, or swap in DDIMScheduler.from_config(pipe.scheduler.config) "
-                "for fewer steps."
+                f"{num_inference_steps}; leave it out. (In Python DDIMScheduler.from_config(pipe.scheduler.config) as "
+                "pipe.scheduler takes fewer.)"
             )
         self.num_inference_steps = num_timesteps
         self.timesteps = torch.arange(num_timesteps - 1, -1, -1, device=device)

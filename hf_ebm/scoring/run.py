@@ -210,7 +210,7 @@ def describe(summary: dict[str, Any], output: Path) -> str:
     where = f"in {counted(summary['shards'], 'file')} of {output / 'scores'}"
     lines = [f"{summary['scored']:,} of {summary['rows']:,} rows have a score, {where}"]
     if summary["protocol"]["calibrated"]:
-        lines.append(f"{summary['called_ood']:,} are called out of distribution")
+        lines.append(f"called out of distribution: {summary['called_ood']:,}")
     else:
         hint = how_to_calibrate(summary["protocol"]["model"])
         lines.append(f"the model was not calibrated, so p_value and is_ood are null: {hint}")

@@ -10,6 +10,7 @@ import torch
 
 from hf_ebm.card_tables import public_name
 from hf_ebm.commands.models import load_pipeline, model_folder
+from hf_ebm.devices import find_device
 from hf_ebm.hub import SETTINGS, SUMMARY, read_json, read_settings
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
@@ -52,19 +53,24 @@ class DemoModel:
         return self.pipeline.sample_shape
 
 
-def load_demo_model(model: str) -> DemoModel:
-    """The model in a run folder or a Hub repository, on a GPU where there is one.
+def load_demo_model(model: str, device: str | None = None) -> DemoModel:
+    """The model in a run folder or a Hub repository.
+
+    Args:
+        model: Which.
+        device: As torch names it; None = a GPU where there is one, else the CPU.
 
     Raises:
-        ValueError: If it makes vectors, or has no energy.
+        ValueError: If it makes vectors, or has no energy, or there is no such device.
     """
+    where = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline = load_pipeline(model)
     shape = pipeline.sample_shape
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise ValueError(f"--model {model} has samples of shape {shape}; the demo shows square gray or RGB images.")
     if pipeline.energy_model is None:
         raise ValueError(f"--model {model} has no energy model; the demo is about its energy. Push it with one.")
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(where)
     folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY, FILE_NAME))
     scorer = EnergyScoringPipeline.from_pipe(pipeline)
     scorer.calibration = Calibration.load(folder)

@@ -101,6 +101,7 @@ def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.
     low, high = float(reference.scores.min()), float(reference.scores.max())
     span = max(high - low, 1e-12)
     left, right = max(low - 0.6 * span, min(low, 0.0)), high + 0.9 * span  # what is never negative has no such axis
+    left, right = max(left, min(low, score)), min(right, max(high, score))  # no further than there is something to see
     figure = new_figure(WIDTH, 3.0)
     axis = figure.subplots()
     axis.hist(reference.scores.numpy(), bins=24, color=COLOURS[0], alpha=0.7, label=reference.name)
@@ -113,7 +114,7 @@ def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.
         arrow, aligned = ("\u2192", "right") if score > right else ("\u2190", "left")
         text = f"{score:.3g} {arrow} " if score > right else f" {arrow} {score:.3g}"
         axis.text(place, 0.5 * top, text, color=COLOURS[1], ha=aligned, va="center", fontsize=9)
-    margin = 0.03 * (right - left)
+    margin = 0.03 * max(right - left, span)
     words = score_name.replace("_", " ")
     label = "energy (low = likely)" if score_name == "energy" else f"{words} score (low = ordinary)"
     axis.locator_params(axis="x", nbins=MAX_TICK_GAPS)

@@ -88,7 +88,9 @@ def check_port(host: str, port: int) -> None:
         raise ValueError(f"--port {port} of {host} cannot be listened on ({error}); choose another --port.") from error
 
 
-def serve(model: str, host: str | None = None, port: int | None = None, share: bool = False) -> None:
+def serve(
+    model: str, host: str | None = None, port: int | None = None, share: bool = False, device: str | None = None
+) -> None:
     """Serve the demo of a model until the process is stopped.
 
     Args:
@@ -96,6 +98,7 @@ def serve(model: str, host: str | None = None, port: int | None = None, share: b
         host: Address to listen on; None = ``GRADIO_SERVER_NAME``, which a Space sets, or this machine alone.
         port: Port; None = ``GRADIO_SERVER_PORT``, or the first free one from 7860.
         share: Whether to open a public link through gradio.live.
+        device: Where the model runs, as torch names it; None = a GPU where there is one, else the CPU.
 
     Raises:
         ValueError: If the model cannot be shown, gradio is missing, or `port` is taken.
@@ -115,7 +118,7 @@ def serve(model: str, host: str | None = None, port: int | None = None, share: b
 
         examples = Path(folder, "examples")
         examples.mkdir()
-        page = app.build_page(load_demo_model(model), examples)
+        page = app.build_page(load_demo_model(model, device), examples)
         own_files = [path for path in Path(folder).rglob("*") if path.is_file()]
         limits = [
             Middleware(BodyLimit, max_bytes=MAX_BODY_BYTES),

@@ -117,6 +117,8 @@ def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calib
     share = "none" if at_least_as_odd == 0 else f"{at_least_as_odd} ({at_least_as_odd / number:.1%})"
     kept = "" if number == calibration.num_samples else f"; {number} of their scores stand for all"
     head = "Odd: unlike the pictures it learned from" if is_ood else "Ordinary: like the pictures it learned from"
+    if score != "energy":
+        head += f", by {score.replace('_', ' ')}"
     return (
         f"### {head}\n\nAt least as odd as this one, of {number} ordinary pictures: **{share}** (p-value "
         f"{p_value:.3g}). Its energy is **{energy:#.4g}** (low = likely).\n\nWhat is among the oddest "

@@ -28,6 +28,32 @@ def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
     assert [line[1] for line in lines] == paths
 
 
+def test_score_skips_and_names_unreadable_files_unless_told_to_stop(folder, tmp_path, capsys):
+    good, text, large = (str(tmp_path / name) for name in ("good.png", "text.png", "large.png"))
+    PIL.Image.new("L", (8, 8), 200).save(good)
+    PIL.Image.new("L", (20, 20)).save(large)
+    with open(text, "w") as file:
+        file.write("no picture")
+    main(["score", "--model", folder, good])
+    alone = capsys.readouterr().out
+    for batch_size in ("1", "256"):
+        main(["score", "--model", folder, "--batch-size", batch_size, text, good, large])
+        printed = capsys.readouterr()
+        assert printed.out == alone
+        first, second = printed.err.splitlines()[-2:]
+        assert first.startswith(f"hf-ebm: skipped: image {text} cannot be read")
+        assert second.startswith(f"hf-ebm: skipped: image {large} does not fit") and "; --resize" in second
+    main(["score", "--model", folder, "--json", text, good])
+    found = json.loads(capsys.readouterr().out)
+    assert list(found[text]) == ["error"] and found[good]["energy"] == pytest.approx(float(alone.split()[0]), rel=1e-5)
+    for arguments in (["--on-error", "stop", good, text], [text], [large, text], ["--batch-size", "0", good]):
+        with pytest.raises(SystemExit) as end:
+            main(["score", "--model", folder, *arguments])
+        printed = capsys.readouterr()
+        assert end.value.code == 2 and printed.out == ""
+        assert printed.err.splitlines()[-1].startswith("hf-ebm: error: ") and "skipped" not in printed.err
+
+
 def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data import load_digits

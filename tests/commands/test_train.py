@@ -38,19 +38,65 @@ def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monke
     assert end.value.code == expected
 
 
-def test_the_demo_ends_with_the_scripts_code_and_adds_nothing(monkeypatch, capsys):
+def test_the_demo_ends_with_the_scripts_code_and_adds_nothing(monkeypatch, tmp_path, capsys):
     from accelerate.commands import launch
 
     from hf_ebm.training import demo
 
     def stop(options):
-        assert options.training_script_args[-2:] == ["overwrite_output_dir=true", "max_steps=1"]
+        assert options.training_script_args[-1] == "max_steps=1"
         raise subprocess.CalledProcessError(130, "python")
 
     monkeypatch.setattr(launch, "launch_command", stop)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         demo.main(["max_steps=1"])
     assert end.value.code == 130 and capsys.readouterr() == ("", "")
+
+
+def test_a_demo_made_again_keeps_the_earlier_run(monkeypatch, tmp_path, capsys):
+    from hf_ebm.training import demo, digits_demo
+
+    folder, code = tmp_path / "run", 130
+
+    def stop(method, launcher, arguments):
+        assert not any("overwrite" in argument for argument in arguments)
+        if code == 130:
+            folder.mkdir()
+            (folder / "settings.yaml").write_text("new")
+        return code
+
+    monkeypatch.setattr(digits_demo, "launch", stop)
+    folder.mkdir()
+    (folder / "settings.yaml").write_text("old")
+    (tmp_path / "run-1").mkdir()  # somebody's
+    with pytest.raises(SystemExit):
+        demo.main([f"output_dir={folder}"])
+    assert (tmp_path / "run-2" / "settings.yaml").read_text() == "old" and not any((tmp_path / "run-1").iterdir())
+    assert capsys.readouterr().out == f"the earlier run of {folder} is kept in {tmp_path / 'run-2'}\n"
+    code = 2  # a mistake in the settings: nothing was begun
+    with pytest.raises(SystemExit):
+        demo.main([f"output_dir={folder}"])
+    assert (folder / "settings.yaml").read_text() == "new" and not (tmp_path / "run-3").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_ends_the_demo_with_one_line_also_while_it_imports(monkeypatch, capsys):
+    import importlib.abc
+
+    from hf_ebm.training import demo
+
+    class Interrupted(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "hf_ebm.training.digits_demo":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "hf_ebm.training.digits_demo", raising=False)
+    monkeypatch.delattr("hf_ebm.training.digits_demo", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as end:
+        demo.main([])
+    assert end.value.code == 130 and capsys.readouterr() == ("", "hf-ebm: stopped by the user.\n")
 
 
 @pytest.mark.parametrize(

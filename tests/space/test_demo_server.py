@@ -82,7 +82,9 @@ def test_hf_ebm_demo_serves_this_machine_alone_unless_told(monkeypatch):
     monkeypatch.setattr("hf_ebm.space.server.serve", lambda *values: calls.append(values))
     main(["demo", "--model", "a"])
     main(["demo", "--model", "a", "--host", "0.0.0.0", "--port", "80", "--share"])
-    assert calls == [("a", "127.0.0.1", 7860, False), ("a", "0.0.0.0", 80, True)]
+    main(["demo", "--model", "a", "--device", "cpu"])
+    local = ("a", "127.0.0.1", 7860, False)
+    assert calls == [(*local, None), ("a", "0.0.0.0", 80, True, None), (*local, "cpu")]
 
 
 def test_a_busy_port_is_told_before_the_model_is_loaded(monkeypatch, capsys):

@@ -100,6 +100,9 @@ def test_verdict_counts_ordinary_pictures_at_least_as_odd(ddaebm):
         share = f"{count} ({count / 40:.1%})" if count else "none"
         assert f"At least as odd as this one, of 40 ordinary pictures: **{share}**" in found.text
         assert ("Odd:" in found.text) == found.is_ood != ("Ordinary:" in found.text)
+        assert "\n" in found.text.partition("it learned from")[2][:1]  # nothing after the heading
+    by_slope = judge(ddaebm, held_out[:1], "gradient_norm").text
+    assert by_slope.partition("\n")[0].endswith("the pictures it learned from, by gradient norm")
     reference = references(ddaebm, held_out)["energy"]
     assert reference.threshold == pytest.approx(energies[order[3]].item())
     far = float(energies.max()) + 1e6

@@ -64,6 +64,14 @@ def test_the_image_processor_pads_as_the_training_did(tmp_path, script):
     assert json.loads((folder / "energy_model" / "preprocessor_config.json").read_text())["padding"] == 1
 
 
+def test_a_run_that_replaces_another_leaves_no_pipeline_of_both(tmp_path, script, monkeypatch):
+    folder = script.train(tmp_path / "run", max_steps=1)
+    monkeypatch.setattr("hf_ebm.training.run.finish_run", lambda *_, **__: 1 / 0)  # it breaks off before it saves
+    with pytest.raises(ZeroDivisionError):
+        script.train(folder, max_steps=2, overwrite_output_dir=True)
+    assert not (folder / "model_index.json").exists() and (folder / "settings.yaml").exists()
+
+
 def test_new_weights_have_no_facts_of_earlier_ones(tmp_path, script):
     folder = script.train(tmp_path / "run", max_steps=1)
     facts = ("calibration.json", "evaluate.json", "ood.json", "roc.png", "histograms.png", "ood.png", "chains.png")
