@@ -86,9 +86,8 @@ def main() -> None:
     change = (images - alone).square().mean().sqrt().item()
     aurocs = data.odd_aurocs(pipe, MOST_HELD_OUT)
     print(f"| none, noise of {std:.4f} | 0 | {data.frechet_distance(images):.2f} | {change:.4f} |\n")
-    print(
-        f"mean AUROC of the energy, embedded odd sets: {statistics.fmean(aurocs.values()):.3f}; noise {aurocs['noise']:.3f}"
-    )
+    mean = statistics.fmean(aurocs.values())
+    print(f"AUROC of the energy, mean of the embedded odd sets: {mean:.3f}; noise: {aurocs['noise']:.3f}")
 
 
 if __name__ == "__main__":
