@@ -10,9 +10,10 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_ebm.hub_names import needs_login
-from hf_ebm.near_names import near_folders
+from hf_ebm.near_names import folders_in, near_folders
 
 logger = logging.getLogger(__name__)
+MOST_NAMED = 5  # folders in a message
 
 
 def check_hub_id(name: str) -> None:
@@ -45,6 +46,8 @@ def not_to_be_had(name: str, error: Exception) -> OSError:
 
 
 def meant(name: str) -> str:
-    """A sentence with the folders here that may have been meant; empty where there are none."""
-    near = near_folders(Path(name))
-    return f" Did you mean {', '.join(near)}?" if near else ""
+    """A sentence with the folders here that may have been meant, or are beside; empty where there are none."""
+    if near := near_folders(Path(name)):
+        return f" Did you mean {', '.join(near)}?"
+    beside = folders_in(Path(name).parent) if "/" in name else []
+    return f" The folder {Path(name).parent} here has {', '.join(beside[:MOST_NAMED])}." if beside else ""

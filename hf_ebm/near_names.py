@@ -15,11 +15,15 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
 
 def near_folders(path: Path) -> list[str]:
     """Folders beside `path`, which is not there, whose names are like its own."""
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, folders_in(path.parent), n=3)]
+
+
+def folders_in(path: Path) -> list[str]:
+    """Names of the folders in `path`, in their order; none where it is no folder."""
     try:
-        beside = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
+        return sorted(folder.name for folder in path.iterdir() if folder.is_dir())
     except OSError:
         return []
-    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside, n=3)]
 
 
 def check_known(owner: str, names: Collection[str], known: Collection[str]) -> None:

@@ -92,6 +92,8 @@ def _opened(source: Any) -> Iterator[PIL.Image.Image]:
             image = PIL.Image.open(file)
         except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
             raise ValueError("it is no picture of a kind that PIL knows") from error
+        except PIL.Image.DecompressionBombError as error:  # its own words name PIL's limit, twice ours
+            raise ValueError(f"its pixels are more than {MAX_PIXELS:,}: a decompression bomb?") from error
         yield image
 
 

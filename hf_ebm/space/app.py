@@ -46,7 +46,7 @@ more likely (a *Langevin chain*). The strip shows the first pictures on their wa
 CHECK = """Give it any picture: does it look like those the model learned from? It is cropped to a square, shrunk to
 {size} x {size} pixels and compared."""
 REBUILD = """The model describes your picture by {latents} numbers and draws it again from them: a first guess, then one
-improved step by step. What it does not know it cannot rebuild."""
+that small steps with a little noise make better, as a rule. What it does not know it cannot rebuild."""
 BLEND = """A walk from one picture to another, through pictures that the model finds in between. The ends are the
 model's own, too: your pictures as it rebuilds them, or, without a picture, drawn from a seed."""
 EXAMPLES = "No file at hand? Three the model drew, one inverted, one shuffled, noise"
@@ -60,7 +60,7 @@ def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*values)
         except ValueError as error:
-            raise gr.Error(str(error), duration=15, print_exception=False) from error
+            raise gr.Error(str(error), duration=8, print_exception=False) from error
 
     return call
 

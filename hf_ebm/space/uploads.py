@@ -47,6 +47,7 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
     size = Path(path).stat().st_size
     if size > MAX_UPLOAD_BYTES:
         raise ValueError(f"The {what} has {size / 2**20:.1f} MB; at most {MAX_UPLOAD_BYTES // 2**20} MB are allowed.")
+    allowed = f"at most {MAX_UPLOAD_PIXELS // 1_000_000} million are allowed"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit comes next
@@ -54,13 +55,14 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
         with file:
             width, height = file.size
             if width * height > MAX_UPLOAD_PIXELS:
-                allowed = f"at most {MAX_UPLOAD_PIXELS // 1_000_000} million are allowed"
                 raise ValueError(f"it has {width} x {height} pixels, and {allowed}")
             mode, transparent, frames = file.mode, file.has_transparency_data, getattr(file, "n_frames", 1)
             image = PIL.ImageOps.exif_transpose(file)
             x = image_transform(sample_shape[0], sample_shape[-1], padding)(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         reason = "it is broken, or no picture of a known kind" if not isinstance(error, ValueError) else str(error)
+        if isinstance(error, PIL.Image.DecompressionBombError):
+            reason = f"it has too many pixels, {allowed}"
         raise ValueError(
             f"The {what} cannot be read: {reason}. Please try another PNG, JPEG, WebP, GIF or BMP file."
         ) from error

@@ -93,6 +93,12 @@ def test_a_file_that_cannot_be_taken_is_named_plainly(tmp_path, name):
     assert str(tmp_path) not in str(error.value)
 
 
+def test_more_pixels_than_pillow_opens_are_not_called_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1_000_000)  # Pillow refuses above twice as many
+    with pytest.raises(ValueError, match="it has too many pixels, at most 50 million are allowed"):
+        read_upload(broken_files(tmp_path)["bomb"][0], (1, 8, 8))
+
+
 def test_a_bomb_is_refused_without_a_warning_in_the_terminal(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 40_000_000)  # Pillow warns above it
     with pytest.raises(ValueError, match="8000 x 7000 pixels"):
