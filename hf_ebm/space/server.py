@@ -85,7 +85,12 @@ def check_port(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:  # taken, not this machine's, or no port at all
-        raise ValueError(f"--port {port} of {host} cannot be listened on ({error}); choose another --port.") from error
+        raise port_error(host, port, error) from error
+
+
+def port_error(host: str, port: int, reason: object) -> ValueError:
+    """What is said where `port` cannot be listened on."""
+    return ValueError(f"--port {port} of {host} cannot be listened on ({reason}); choose another --port.")
 
 
 def serve(
@@ -144,5 +149,10 @@ def serve(
             )
             print(f"the demo is at {page.local_url} until Ctrl-C", flush=True)
             page.block_thread()
+        except OSError as error:
+            if port is None or "empty port" not in str(error):
+                raise
+            reason = "another program took it while the model was loaded"
+            raise port_error(host or "127.0.0.1", port, reason) from error
         finally:
             page.close(verbose=False)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -99,6 +100,22 @@ def test_a_busy_port_is_told_before_the_model_is_loaded(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["demo", "--model", "a", "--port", "70000"])
     assert "--port 70000" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_while_the_model_is_loaded_is_told_alike(tiny_pipeline, tmp_path, monkeypatch, capsys):
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("hf_ebm.space.server.check_port", lambda *_: None)  # it was free when it was asked
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit) as end:
+            main(["demo", "--model", str(tmp_path / "model"), "--port", port])
+    signal.signal(signal.SIGTERM, before)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and last.startswith(f"hf-ebm: error: --port {port} of 127.0.0.1 cannot be listened on")
+    assert last.endswith("choose another --port.") and "GRADIO" not in last
 
 
 def test_the_demo_prints_its_address_alone(tiny_pipeline, tmp_path):
