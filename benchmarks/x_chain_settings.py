@@ -78,7 +78,7 @@ def main() -> None:
     for title, settings in tqdm(rows.items(), "settings"):
         pipe.scheduler = type(shipped).from_config(shipped.config, **settings)
         for num_steps in options.num_steps:
-            images = draw(num_steps)
+            images = draw(num_steps) if num_steps else alone
             change = (images - alone).square().mean().sqrt().item()
             tqdm.write(f"| {title} | {num_steps} | {data.frechet_distance(images):.2f} | {change:.4f} |")
     std = shipped.config["noise_std"] * max(options.num_steps) ** 0.5

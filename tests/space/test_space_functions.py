@@ -120,6 +120,19 @@ def test_a_histograms_ticks_keep_apart(low, span, monkeypatch):
     assert all(right.x0 - left.x1 > left.height for left, right in itertools.pairwise(boxes))
 
 
+@pytest.mark.parametrize(
+    ("score", "left", "right"), [(1.5, 1.0, 2.0), (2.4, 1.0, 2.4), (9.0, 1.0, 2.9), (0.1, 0.4, 2.0)]
+)
+def test_a_histograms_axis_goes_as_far_as_there_is_something_to_see(score, left, right, monkeypatch):
+    """Scores of 1 to 2: a picture's has 0.6 of their width to the left, 0.9 to the right; further is an arrow."""
+    monkeypatch.setattr(pictures, "to_pil", lambda figure: figure)
+    reference = Reference(torch.linspace(1.0, 2.0, 60, dtype=torch.float64), "ordinary", None)
+    axis = pictures.score_histogram(reference, score, "energy").axes[0]
+    margin = 0.03 * (right - left)
+    assert axis.get_xlim() == pytest.approx((left - margin, right + margin))
+    assert bool(axis.texts) == (not left <= score <= right)
+
+
 def test_the_curves_tick_labels_are_whole():
     """The band widens the axis, its ticks change, and the labels need more room than the first layout gave them."""
     energies = torch.linspace(-0.002312, -0.002803, 11, dtype=torch.float64)[:, None]
