@@ -220,6 +220,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             title=title,
             repo_id=repo_id or ".",
             index=index,
+            scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             settings=settings,
             unused=() if dataset in TOY_NAMES else ("num_toy_samples",),
             metrics=metrics,

@@ -46,8 +46,14 @@ def not_to_be_had(name: str, error: Exception) -> OSError:
 
 
 def meant(name: str) -> str:
-    """A sentence with the folders here that may have been meant, or are beside; empty where there are none."""
+    """A sentence with the folders here that may have been meant, or the models beside; empty where there are none."""
     if near := near_folders(Path(name)):
         return f" Did you mean {', '.join(near)}?"
-    beside = folders_in(Path(name).parent) if "/" in name else []
-    return f" The folder {Path(name).parent} here has {', '.join(beside[:MOST_NAMED])}." if beside else ""
+    parent = Path(name).parent
+    beside = [folder for folder in folders_in(parent) if is_model(parent / folder)] if "/" in name else []
+    return f" The folder {parent} here has {', '.join(beside[:MOST_NAMED])}." if beside else ""
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a pipeline or a model was saved there, by the file that either has."""
+    return any((folder / name).is_file() for name in ("model_index.json", "config.json"))

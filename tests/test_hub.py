@@ -134,6 +134,8 @@ def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
         }
         (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**settings, **chain}))
         (tmp_path / "samples.png").touch()
+        (tmp_path / "scheduler").mkdir()
+        (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"num_train_timesteps": 8}')
     (tmp_path / "model_index.json").write_text(json.dumps({**INDEX, "_class_name": name}))
     card = str(render_card(tmp_path, "user/name"))
     assert card_errors(card) == []
@@ -153,6 +155,8 @@ def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
     assert ("1.0 minutes on a test" in card) == ("`batch_size` | `8`" in card) == known
     assert "no threshold yet" in card and "The threshold holds" not in card
     assert ("x 1 process, seed" in card) == known
+    if template == "ddaebm.md":
+        assert f"a generator that samples in {'8' if known else 'few'} network calls" in card
     if template == "dual_mcmc.md":
         assert "exp(-E(x) / temperature)" in card and ("trained with, is 0.01." in card) == known
 

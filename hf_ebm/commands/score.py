@@ -98,9 +98,9 @@ def score_files(options: argparse.Namespace) -> None:
         print(to_json({**dict(zip(files, rows, strict=True)), **errors}))
         return
     has_other_score, has_verdict = options.score != "energy", pipeline.calibration is not None
-    if has_other_score or has_verdict:
-        other = f"  {options.score:>20}" if has_other_score else ""
-        print(f"{'energy':>14}{other}  {'p_value':>8}  {'is_ood':>6}  file")
+    other = f"  {options.score:>20}" if has_other_score else ""
+    verdicts = f"  {'p_value':>8}  {'is_ood':>6}" if has_other_score or has_verdict else ""
+    print(f"{'energy':>14}{other}{verdicts}  file")
     for image, row in zip(files, rows, strict=True):
         cells = f"{row['energy']:14.7g}"
         if has_other_score:

@@ -23,7 +23,8 @@ def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
         assert printed[path]["energy"] == pytest.approx(energy, rel=1e-4) == printed[path]["score"]
         assert printed[path]["p_value"] is None and printed[path]["is_ood"] is None
     main(["score", "--model", folder, *paths])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    head, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head == ["energy", "file"]
     assert [float(line[0]) for line in lines] == pytest.approx(expected, rel=1e-4)
     assert [line[1] for line in lines] == paths
 
@@ -45,7 +46,7 @@ def test_score_skips_and_names_unreadable_files_unless_told_to_stop(folder, tmp_
         assert second.startswith(f"hf-ebm: skipped: image {large} does not fit") and "; --resize" in second
     main(["score", "--model", folder, "--json", text, good])
     found = json.loads(capsys.readouterr().out)
-    assert list(found[text]) == ["error"] and found[good]["energy"] == pytest.approx(float(alone.split()[0]), rel=1e-5)
+    assert list(found[text]) == ["error"] and found[good]["energy"] == pytest.approx(float(alone.split()[2]), rel=1e-5)
     for arguments in (["--on-error", "stop", good, text], [text], [large, text], ["--batch-size", "0", good]):
         with pytest.raises(SystemExit) as end:
             main(["score", "--model", folder, *arguments])

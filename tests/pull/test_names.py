@@ -48,7 +48,10 @@ def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["runs/nothing", "runs/deeper/nothing"])
 def test_a_folder_that_is_not_there_is_answered_with_those_beside_it(name, tmp_path, monkeypatch):
     for number in range(7):
-        (tmp_path / name).parent.joinpath(f"m{number}").mkdir(parents=True)
+        folder = (tmp_path / name).parent / f"m{number}"
+        folder.mkdir(parents=True)
+        (folder / ("config.json" if number == 2 else "model_index.json")).touch()
+    (tmp_path / name).parent.joinpath("a-folder-of-scores").mkdir()
     monkeypatch.chdir(tmp_path)
 
     def unreachable(*args, **kwargs):
