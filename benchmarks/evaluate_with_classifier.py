@@ -1,0 +1,64 @@
+"""``hf-ebm evaluate`` in the features of a small classifier of the model's own data, trained here if it is not there.
+
+    python benchmarks/evaluate_with_classifier.py --data cifar10_small --model outputs/ddaebm-cifar10-cpu
+
+For data that no shipped network fits, on a machine where the standard Inception's weights are not to be had. Into the
+run folder goes ``evaluate.json`` with the protocol and the classifier's name, accuracy and hash; its card takes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+import torch
+from measured_data import DATA, MeasuredData
+from tqdm.auto import tqdm
+
+from hf_ebm.card_tables import public_name
+from hf_ebm.commands.evaluate import format_table
+from hf_ebm.commands.models import load_image_generator
+from hf_ebm.devices import find_device
+from hf_ebm.hub import refresh_card
+from hf_ebm.json_text import to_json
+from hf_ebm.scoring.sample_evaluation import evaluate_samples
+from hf_ebm.whole_files import whole_file
+
+
+def main() -> None:
+    """Measure each model, print its table, write it into its folder."""
+    parser = argparse.ArgumentParser(description="Evaluate models in the features of a classifier of their data.")
+    parser.add_argument("--model", type=Path, nargs="+", required=True, help="run folders")
+    parser.add_argument("--data", choices=sorted(DATA), required=True)
+    parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
+    parser.add_argument("--num-images", type=int, default=2000, help="samples (default: %(default)s)")
+    parser.add_argument("--num-seeds", type=int, default=1, help="sets of so many samples (default: %(default)s)")
+    parser.add_argument("--features", type=Path, help="folder of the classifier; default: outputs/quality-DATA")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device = find_device(options.device)
+    chosen, folder = DATA[options.data], options.features or Path(f"outputs/quality-{options.data}")
+    dataset = options.dataset or chosen.dataset
+    extractor = MeasuredData.open(chosen, dataset, folder, str(device)).extractor
+    for model in options.model:
+        record = evaluate_samples(
+            load_image_generator(str(model)).to(device),
+            dataset,
+            extractor,
+            padding=chosen.padding,
+            num_images=options.num_images,
+            num_seeds=options.num_seeds,
+            cache=folder / "features",
+            progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),
+        )
+        record["protocol"] = {"model": public_name(str(model)), **record["protocol"]}
+        with whole_file(model / "evaluate.json") as path:
+            path.write_text(to_json(record, indent=2), encoding="utf-8")
+        refresh_card(model)
+        print(f"{model}\n{format_table(record)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
