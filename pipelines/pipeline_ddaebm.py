@@ -134,7 +134,8 @@ class DDAEBMPipeline(EBMPipeline):
         self.check_inputs(
             batch_size, generator, output_type, num_inference_steps, num_correction_steps, correction_step_size, names
         )
-        self.generator_model.eval()
+        if self.generator_model.training:  # eval() goes through all modules, 1 % of the digits' time
+            self.generator_model.eval()
         device = self._execution_device
         num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(num_steps, device=device)

@@ -180,6 +180,15 @@ def test_score_is_the_energy_at_t0_and_all_levels_on_request(tiny_pipeline):
     assert tiny_pipeline.score(x).energies_all_timesteps is None
 
 
+def test_sampling_drops_nothing_out(tiny_pipeline):
+    expected = tiny_pipeline(batch_size=2, generator=seeded(), output_type="pt").images
+    dropouts = [m for m in tiny_pipeline.generator_model.modules() if isinstance(m, torch.nn.Dropout)]
+    for dropout in dropouts:
+        dropout.p = 0.5
+    tiny_pipeline.generator_model.train()
+    assert dropouts and tiny_pipeline(2, generator=seeded(), output_type="pt").images.equal(expected)
+
+
 def test_score_drops_nothing_out():
     from hf_ebm import UNetEnergyConfig, UNetEnergyModel
     from hf_ebm.scoring.energy import compute_energies
