@@ -163,9 +163,12 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error).rstrip(".")
             reason = reason.replace(" (LocalEntryNotFoundError)", " (is there a network?)")  # the client's own class
+            meant = did_you_mean(name, EMBEDDED_NAMES, f"embedded are {EMBEDDED_NAMES}.")
+            if "@" in name:
+                meant = "name its split apart (training: dataset_split=...), not after an @."
             raise ValueError(
                 f"dataset {name!r} (split {split!r}) cannot be loaded: {reason}. Give a Hub id, or a folder of parquet "
-                f"or image files; {did_you_mean(name, EMBEDDED_NAMES, f'embedded are {EMBEDDED_NAMES}.')}"
+                f"or image files; {meant}"
             ) from error
     if len(loaded) == 0:
         raise ValueError(f"dataset {name!r} (split {split!r}) is empty; choose another split or folder.")

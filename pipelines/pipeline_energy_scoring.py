@@ -179,9 +179,9 @@ class EnergyScoringPipeline(EBMPipeline):
             raise ValueError(f"score must be one of {list(SCORES)}, got {score!r}.")
         if score not in self.available_scores:
             raise ValueError(
-                f"score {score!r} cannot be computed from this model's components; it has {self.available_scores}. "
-                "Scores with a reconstruction need load_reconstruction=True and a repository with a generator, "
-                "'multiscale' needs an energy with noise levels, 'complexity' needs images."
+                f"score {score!r} cannot be computed from this model's components; they allow {self.available_scores}. "
+                "'reconstruction' and 'combined' need its generator (in Python load_reconstruction=True, where it has "
+                "one; the commands do so), 'multiscale' an energy with noise levels, 'complexity' images."
             )
         if SCORES[score].needs_statistics and self.calibration is None:
             raise ValueError(f"score {score!r} needs in-distribution statistics: {how_to_calibrate()}.")

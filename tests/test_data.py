@@ -126,6 +126,8 @@ def test_corrupt_images_and_missing_folders(tmp_path):
         load_training_data(str(tmp_path / "q"), (1, 4, 4))
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_training_data(str(tmp_path / "nothing-here"), (1, 4, 4))
+    with pytest.raises(ValueError, match=r"name its split apart \(training: dataset_split="):
+        load_training_data("digits@train", (1, 8, 8))
 
 
 def test_training_images_follow_the_rules_of_pictures(tmp_path):

@@ -24,6 +24,7 @@ def says_where_it_stopped(checkpoints: Path, step: Callable[[], int]) -> Iterato
         resume = (
             f"the last checkpoint is {found[-1]}: go on with resume=latest"
             if found
-            else ("there is no checkpoint yet (checkpoint_every): begin again with overwrite_output_dir=true")
+            else "there is no checkpoint yet (checkpoint_every): begin again, with overwrite_output_dir=true (make "
+            "demo needs no setting)"
         )
         raise KeyboardInterrupt(f"stopped by the user at step {step()}; {resume}.") from error

@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
         "folder as calibration.json, which score, the demo and the model card read.",
         epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
     )
-    add_comparison_options(parser)
+    add_comparison_options(parser, hub=False)
     add_device_option(parser)
     parser.add_argument(
         "--dataset",
@@ -116,9 +116,10 @@ def run(options: argparse.Namespace) -> None:
         print(to_json(record, indent=2))
         return
     share = f"{100 * options.target_fpr:g} %"
+    others = "others that it was trained on" if trained_on else "others like them"
     print(
         f"{options.score} above {threshold:.6g} is called odd: {called_odd} of the {len(images)} images of "
-        f"{source['dataset']}, split {source['split']}, and on average at most {share} of others like them"
+        f"{source['dataset']}, split {source['split']}, and on average at most {share} of {others}"
     )
     print(f"wrote {folder / FILE_NAME} (thresholds of {', '.join(sorted(calibration.reference))})")
     if refreshed:

@@ -9,9 +9,9 @@ from hf_ebm.run_padding import add_padding_option
 CARD_REFRESHED = "wrote {}/README.md (the model card) anew"
 
 
-def add_model_option(parser: argparse.ArgumentParser) -> None:
-    """``--model``."""
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+def add_model_option(parser: argparse.ArgumentParser, hub: bool = True) -> None:
+    """``--model``; `hub`: whether it may be on the Hub."""
+    parser.add_argument("--model", required=True, help="a run folder" + " or a Hub id" * hub)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +21,9 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_comparison_options(parser: argparse.ArgumentParser) -> None:
+def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:
     """What the commands share that compare a model with data sets: calibrate, eval-ood, evaluate, likelihood."""
-    add_model_option(parser)
+    add_model_option(parser, hub)
     parser.add_argument("--image-column", help="of the data sets; default: their only image column")
     add_padding_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ebm.commands.models import check_images
 from hf_ebm.run_padding import find_padding
-from hf_ebm.scoring.run_settings import add_options, settings_of
+from hf_ebm.scoring.run_settings import add_options, refuse_dataset_options, settings_of
 
 if TYPE_CHECKING:
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
     if bool(options.images) == (options.dataset is not None):
         raise ValueError("give either image files or --dataset with --output.")
     if options.images:
+        refuse_dataset_options(options)
         score_files(options)
         return
     if options.output is None:

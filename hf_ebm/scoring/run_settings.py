@@ -72,12 +72,17 @@ class ScoringSettings:
 def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
     """The options of a run; `required`: whether a data set must be given."""
     parser.add_argument("--model", required=True, help="a run folder or a Hub id")
-    parser.add_argument("--dataset", required=required, help="digits, a Hub id, or a folder of parquet files or images")
+    parser.add_argument(
+        "--dataset",
+        required=required,
+        help="digits, or a Hub id or a folder of parquet files or images, name[:config][@split]",
+    )
     parser.add_argument("--output", required=required, type=Path, help="folder for the Parquet shards of a data set")
     parser.add_argument(
         "--split",
         default="train",
-        help="of the data set (default: %(default)s, which a folder of images always has; evaluate and eval-ood: test)",
+        help="of the data set, where --dataset names none (default: %(default)s, which a folder of images always has; "
+        "evaluate and eval-ood: test)",
     )
     parser.add_argument("--config-name", help="of a Hub data set; default: its only one")
     parser.add_argument("--revision", help="of a Hub data set; default: its newest")
@@ -113,8 +118,27 @@ def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
 def settings_of(options: argparse.Namespace) -> ScoringSettings:
     """The settings that the options say; the padding is looked up where they say none.
 
+    A split and a configuration in the data set's name, ``name[:config][@split]``, go before the options of their own.
+
     Raises:
         ValueError: If one is out of its range.
     """
+    from hf_ebm.dataset_names import DatasetName  # with torch
+
     values = {field.name: getattr(options, field.name) for field in fields(ScoringSettings)}
-    return ScoringSettings(**{**values, "padding": find_padding(options.model, options.padding)})
+    named = DatasetName.parse(options.dataset)
+    values |= {"dataset": named.name, "config_name": named.config or options.config_name}
+    values |= {"split": named.split or options.split, "padding": find_padding(options.model, options.padding)}
+    return ScoringSettings(**values)
+
+
+def refuse_dataset_options(options: argparse.Namespace) -> None:
+    """Raise a `ValueError` for the first option that single files have no use for."""
+    parser = argparse.ArgumentParser()
+    add_options(parser, required=False)
+    for name in ("output", "split", "config_name", "revision", "image_column", "id_column"):
+        if getattr(options, name) != parser.get_default(name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for a data set (--dataset), and image files were given; leave it out. "
+                "What is printed of files goes elsewhere by > FILE, as JSON with --json."
+            )

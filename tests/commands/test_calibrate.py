@@ -46,7 +46,9 @@ def test_calibrate_warns_of_the_split_that_was_trained_on_and_card_and_page_tell
     card = write_card(tmp_path / "model")
     for split, warns in (("test", False), ("train", True)):
         main(["calibrate", "--model", folder, "--dataset", "digits", "--split", split, "--num-images", "40"])
-        assert ("split train of digits has images that the model was trained on" in capsys.readouterr().err) is warns
+        printed = capsys.readouterr()
+        assert ("split train of digits has images that the model was trained on" in printed.err) is warns
+        assert f"% of others {'that it was trained on' if warns else 'like them'}" in printed.out
         calibration, text = Calibration.load(folder), " ".join(card.read_text().split())
         assert calibration.trained_on is warns
         assert ("40 held-out" in text) is not warns and ("some of which the model was trained on" in text) is warns

@@ -131,3 +131,28 @@ def test_where_the_cores_of_a_process_are_not_told_the_machines_count(monkeypatc
     for count, expected in ((1, 1), (8, 2), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
         assert default_num_workers() == expected
+
+
+def test_a_data_sets_name_may_hold_its_split(folder, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    arguments = ["score", "--model", folder, "--output", str(tmp_path)]
+    for name, more, expected in (
+        ("digits", [], ("digits", None, "train")),
+        ("digits@test", [], ("digits", None, "test")),
+        ("user/set:large@train[90%:]", ["--split", "test"], ("user/set", "large", "train[90%:]")),
+        ("user/set", ["--split", "test", "--config-name", "large"], ("user/set", "large", "test")),
+        (f"{pictures}@test", [], (str(pictures), None, "test")),
+    ):
+        settings = settings_of(make_parser().parse_args([*arguments, "--dataset", name, *more]))
+        assert (settings.dataset, settings.config_name, settings.split) == expected
+
+
+@pytest.mark.parametrize("option", [["--output", "scores"], ["--split", "test"], ["--id-column", "id"]])
+def test_options_of_data_sets_are_refused_for_files(folder, tmp_path, capsys, option):
+    picture = str(tmp_path / "a.png")
+    PIL.Image.new("L", (8, 8)).save(picture)
+    with pytest.raises(SystemExit) as end:
+        main(["score", "--model", folder, picture, *option])
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.out == "" and f"{option[0]} is for a data set" in printed.err
