@@ -14,17 +14,13 @@ import sys
 from pathlib import Path
 
 import torch
-from measured_data import DATA, MeasuredData
+from measured_data import DATA, open_extractor
 from tqdm.auto import tqdm
 
-from hf_ebm.card_tables import public_name
-from hf_ebm.commands.evaluate import format_table
+from hf_ebm.commands.evaluate import format_table, write_record
 from hf_ebm.commands.models import load_image_generator
 from hf_ebm.devices import find_device
-from hf_ebm.hub import refresh_card
-from hf_ebm.json_text import to_json
 from hf_ebm.scoring.sample_evaluation import evaluate_samples
-from hf_ebm.whole_files import whole_file
 
 
 def main() -> None:
@@ -41,7 +37,7 @@ def main() -> None:
     device = find_device(options.device)
     chosen, folder = DATA[options.data], options.features or Path(f"outputs/quality-{options.data}")
     dataset = options.dataset or chosen.dataset
-    extractor = MeasuredData.open(chosen, dataset, folder, str(device)).extractor
+    extractor = open_extractor(chosen, dataset, folder, str(device))
     for model in options.model:
         record = evaluate_samples(
             load_image_generator(str(model)).to(device),
@@ -53,10 +49,7 @@ def main() -> None:
             cache=folder / "features",
             progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),
         )
-        record["protocol"] = {"model": public_name(str(model)), **record["protocol"]}
-        with whole_file(model / "evaluate.json") as path:
-            path.write_text(to_json(record, indent=2), encoding="utf-8")
-        refresh_card(model)
+        write_record(record, str(model), model)
         print(f"{model}\n{format_table(record)}\n", flush=True)
 
 

@@ -42,6 +42,15 @@ DATA = {
 }
 
 
+def open_extractor(data: Data, dataset: str, folder: Path, device: str) -> FeatureExtractor:
+    """What measures samples of `dataset`: the shipped network, or the classifier in `folder`, trained if not there."""
+    if data.classifier is None:
+        return digits_extractor(device)
+    return classifier_extractor(
+        dataset, data.sample_shape, folder / "classifier", data.padding, device=device, **data.classifier
+    )[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class MeasuredData:
     """A data set that is there, with what measures samples of it.
@@ -71,12 +80,7 @@ class MeasuredData:
             device: Where the classifier runs.
         """
         dataset = dataset or data.dataset
-        if data.classifier is None:
-            extractor = digits_extractor(device)
-        else:
-            extractor, _ = classifier_extractor(
-                dataset, data.sample_shape, folder / "classifier", data.padding, device=device, **data.classifier
-            )
+        extractor = open_extractor(data, dataset, folder, device)
         loading: dict[str, Any] = {"image_column": None, "padding": data.padding, "batch_size": 1000}
         return cls(
             extractor,

@@ -49,6 +49,16 @@ class DatasetName:
             raise ValueError(f"the embedded data set {name!r} has no configurations, got {text!r}.")
         return cls(name, config or None, split or None)
 
+    def choose_split(self, asked: str | None, default: str) -> str:
+        """The name's split, or the one that an option asks for, or the `default`.
+
+        Raises:
+            ValueError: If name and option say different ones.
+        """
+        if self.split and asked and self.split != asked:
+            raise ValueError(f"--split {asked} and the data set's name, {self.name}@{self.split}, differ; give one.")
+        return self.split or asked or default
+
     def of_split(self, split: str) -> DatasetName:
         """Another split of the same data set."""
         return replace(self, split=split)

@@ -26,9 +26,9 @@ def check_hub_id(name: str) -> None:
 
 
 def warn_of_near_folder(name: str) -> None:
-    """Say at once that a folder here may have been meant: without a network the Hub's silence takes its time."""
-    if found := meant(name):
-        logger.warning("%r is no folder here; the Hub is asked.%s", name, found)
+    """Say that the Hub is asked where a folder here may have been meant: without a network its silence takes time."""
+    if meant(name):
+        logger.warning("%r is no folder here; the Hub is asked for it.", name)
 
 
 def not_to_be_had(name: str, error: Exception) -> OSError:
@@ -42,7 +42,9 @@ def not_to_be_had(name: str, error: Exception) -> OSError:
             f"{error.__cause__}. With HF_HUB_OFFLINE=1 the cache alone is asked, at once"
         )
     reason = f"{reason.rstrip('.')}. {needs_login(error)}".rstrip()
-    return OSError(f"{name!r} is no folder here, and could not be had from the Hub: {reason}{meant(name)}")
+    if hint := meant(name):  # first, as the Hub's answer to a name that it does not know is long
+        return OSError(f"{name!r} is no folder here.{hint} It could not be had from the Hub either: {reason}")
+    return OSError(f"{name!r} is no folder here, and could not be had from the Hub: {reason}")
 
 
 def meant(name: str) -> str:

@@ -32,9 +32,7 @@ def add_parser(commands: Any) -> None:
         required=True,
         help="images that the model was not trained on: digits, or a Hub id or a folder, name[:config][@split]",
     )
-    parser.add_argument(
-        "--split", default="test", help="of the data set, where --dataset names none (default: %(default)s)"
-    )
+    parser.add_argument("--split", help="of the data set, where --dataset names none (default: test)")
     parser.add_argument(
         "--score", choices=SCORE_NAMES, default="energy", help="whose threshold is printed (default: %(default)s)"
     )
@@ -66,14 +64,15 @@ def run(options: argparse.Namespace) -> None:
 
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data import describe_preparation, draw_rows
-    from hf_ebm.dataset_names import load_named
+    from hf_ebm.dataset_names import DatasetName, load_named
     from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.scoring.calibration import FILE_NAME
     from hf_ebm.split_overlap import share_rows, split_sizes
 
-    device = find_device(options.device)
+    named = DatasetName.parse(options.dataset)
+    split, device = named.choose_split(options.split, "test"), find_device(options.device)
     pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
     pipeline.set_progress_bar_config(disable=True)
     shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     if options.score not in pipeline.available_scores:
         raise ValueError(f"--score: this model allows {pipeline.available_scores}, got {options.score!r}.")
     dataset: Any
-    dataset, source = load_named(options.dataset, shape, options.split, options.image_column, padding)
+    dataset, source = load_named(named, shape, split, options.image_column, padding)
     trained_split = find_trained_split(source, folder)
     trained_on = None if trained_split is None else share_rows(trained_split, source["split"], split_sizes(dataset))
     if trained_on:

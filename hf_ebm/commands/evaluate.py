@@ -27,8 +27,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dataset", required=True, help="digits, or a Hub id or a folder, name[:config][@split]")
     parser.add_argument(
         "--split",
-        default="test",
-        help="whose images samples are compared with, where --dataset names none (default: %(default)s)",
+        help="whose images samples are compared with, where --dataset names none (default: test)",
     )
     parser.add_argument("--num-images", type=int, help="samples; default: as many as the other split, at most 10,000")
     parser.add_argument(
@@ -60,31 +59,29 @@ def run(options: argparse.Namespace) -> None:
     """
     from tqdm.auto import tqdm
 
-    from hf_ebm.card_tables import public_name
     from hf_ebm.dataset_names import DatasetName, load_named
     from hf_ebm.devices import find_device
-    from hf_ebm.hub import refresh_card
-    from hf_ebm.json_text import to_json
     from hf_ebm.scoring.feature_cache import default_cache_folder
     from hf_ebm.scoring.feature_extractors import load_extractor
     from hf_ebm.scoring.sample_evaluation import evaluate_samples
-    from hf_ebm.whole_files import whole_file
 
     started = time.perf_counter()
-    default_extractor = "digits" if DatasetName.parse(options.dataset).name == "digits" else "inception"
+    named = DatasetName.parse(options.dataset)
+    split = named.choose_split(options.split, "test")
+    default_extractor = "digits" if named.name == "digits" else "inception"
     device = find_device(options.device)
     pipeline = load_image_generator(options.model).to(device)
     padding = find_padding(options.model, options.padding)
     try:
         extractor = load_extractor(options.feature_extractor or default_extractor, device)
     except ImportError:  # a data set that is not there, by whose name the extractor was chosen, is the first mistake
-        load_named(options.dataset, pipeline.sample_shape, options.split, options.image_column, padding)
+        load_named(named, pipeline.sample_shape, split, options.image_column, padding)
         raise
     record = evaluate_samples(
         pipeline,
         options.dataset,
         extractor,
-        split=options.split,
+        split=split,
         image_column=options.image_column,
         padding=padding,
         num_images=options.num_images,
@@ -97,17 +94,27 @@ def run(options: argparse.Namespace) -> None:
         cache=options.cache or default_cache_folder(),
         progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),
     )
-    record["protocol"] = {"model": public_name(options.model), **record["protocol"]}
     record["seconds"] = round(time.perf_counter() - started, 1)
-    text = to_json(record, indent=2)
-    with whole_file(options.output / "evaluate.json") as path:
-        path.write_text(text, encoding="utf-8")
-    refreshed = refresh_card(options.output)
+    text, refreshed = write_record(record, options.model, options.output)
     print(text if options.json else format_table(record))
     if not options.json:
         print(f"wrote {options.output}/evaluate.json (these figures and the protocol)")
         if refreshed:
             print(CARD_REFRESHED.format(options.output))
+
+
+def write_record(record: dict[str, Any], model: str, folder: Path) -> tuple[str, bool]:
+    """Write ``evaluate.json`` with the model's public name into `folder`: its text, and whether a card was renewed."""
+    from hf_ebm.card_tables import public_name
+    from hf_ebm.hub import refresh_card
+    from hf_ebm.json_text import to_json
+    from hf_ebm.whole_files import whole_file
+
+    record["protocol"] = {"model": public_name(model), **record["protocol"]}
+    text = to_json(record, indent=2)
+    with whole_file(folder / "evaluate.json") as path:
+        path.write_text(text, encoding="utf-8")
+    return text, refresh_card(folder)
 
 
 def format_table(record: dict[str, Any]) -> str:

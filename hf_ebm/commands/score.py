@@ -98,15 +98,16 @@ def score_files(options: argparse.Namespace) -> None:
         errors = {name: {"error": reason} for name, reason in unreadable}
         print(to_json({**dict(zip(files, rows, strict=True)), **errors}))
         return
-    has_other_score, has_verdict = options.score != "energy", pipeline.calibration is not None
+    has_other_score = options.score != "energy"
+    shows_verdict = has_other_score or pipeline.calibration is not None
     other = f"  {options.score:>20}" if has_other_score else ""
-    verdicts = f"  {'p_value':>8}  {'is_ood':>6}" if has_other_score or has_verdict else ""
+    verdicts = f"  {'p_value':>8}  {'is_ood':>6}" if shows_verdict else ""
     print(f"{'energy':>14}{other}{verdicts}  file")
     for image, row in zip(files, rows, strict=True):
         cells = f"{row['energy']:14.7g}"
         if has_other_score:
             cells += f"  {row['score']:20.7g}"
-        if has_other_score or has_verdict:
+        if shows_verdict:
             verdict = "-" if row["is_ood"] is None else "yes" if row["is_ood"] else "no"
             p_value = "-" if row["p_value"] is None else f"{row['p_value']:.4f}"
             cells += f"  {p_value:>8}  {verdict:>6}"

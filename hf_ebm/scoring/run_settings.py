@@ -80,8 +80,7 @@ def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--output", required=required, type=Path, help="folder for the Parquet shards of a data set")
     parser.add_argument(
         "--split",
-        default="train",
-        help="of the data set, where --dataset names none (default: %(default)s, which a folder of images always has; "
+        help="of the data set, where --dataset names none (default: train, which a folder of images always has; "
         "evaluate and eval-ood: test)",
     )
     parser.add_argument("--config-name", help="of a Hub data set; default: its only one")
@@ -118,26 +117,26 @@ def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
 def settings_of(options: argparse.Namespace) -> ScoringSettings:
     """The settings that the options say; the padding is looked up where they say none.
 
-    A split and a configuration in the data set's name, ``name[:config][@split]``, go before the options of their own.
+    The data set's name, ``name[:config][@split]``, may hold its configuration and split.
 
     Raises:
-        ValueError: If one is out of its range.
+        ValueError: If one is out of its range, or the name and an option differ.
     """
     from hf_ebm.dataset_names import DatasetName  # with torch
 
     values = {field.name: getattr(options, field.name) for field in fields(ScoringSettings)}
     named = DatasetName.parse(options.dataset)
+    if named.config and options.config_name not in (None, named.config):
+        raise ValueError(f"--config-name {options.config_name} and --dataset {options.dataset} differ; give one.")
     values |= {"dataset": named.name, "config_name": named.config or options.config_name}
-    values |= {"split": named.split or options.split, "padding": find_padding(options.model, options.padding)}
-    return ScoringSettings(**values)
+    values |= {"split": named.choose_split(options.split, ScoringSettings.split)}
+    return ScoringSettings(**{**values, "padding": find_padding(options.model, options.padding)})
 
 
 def refuse_dataset_options(options: argparse.Namespace) -> None:
     """Raise a `ValueError` for the first option that single files have no use for."""
-    parser = argparse.ArgumentParser()
-    add_options(parser, required=False)
     for name in ("output", "split", "config_name", "revision", "image_column", "id_column"):
-        if getattr(options, name) != parser.get_default(name):
+        if getattr(options, name) is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is for a data set (--dataset), and image files were given; leave it out. "
                 "What is printed of files goes elsewhere by > FILE, as JSON with --json."

@@ -140,12 +140,29 @@ def test_a_data_sets_name_may_hold_its_split(folder, tmp_path):
     for name, more, expected in (
         ("digits", [], ("digits", None, "train")),
         ("digits@test", [], ("digits", None, "test")),
-        ("user/set:large@train[90%:]", ["--split", "test"], ("user/set", "large", "train[90%:]")),
+        ("user/set:large@train[90%:]", ["--split", "train[90%:]"], ("user/set", "large", "train[90%:]")),
         ("user/set", ["--split", "test", "--config-name", "large"], ("user/set", "large", "test")),
         (f"{pictures}@test", [], (str(pictures), None, "test")),
     ):
         settings = settings_of(make_parser().parse_args([*arguments, "--dataset", name, *more]))
         assert (settings.dataset, settings.config_name, settings.split) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "dataset", "option"),
+    [
+        ("score", "digits@test", ["--split", "train"]),
+        ("score", "user/set:large", ["--config-name", "small"]),
+        ("calibrate", "digits@test", ["--split", "train"]),
+        ("evaluate", "digits@train", ["--split", "test"]),
+    ],
+)
+def test_a_name_and_an_option_that_differ_are_refused(folder, tmp_path, capsys, command, dataset, option):
+    output = [] if command == "calibrate" else ["--output", str(tmp_path / "new")]
+    with pytest.raises(SystemExit) as end:
+        main([command, "--model", folder, "--dataset", dataset, *option, *output])
+    assert end.value.code == 2 and f"{option[0]} {option[1]} and " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("option", [["--output", "scores"], ["--split", "test"], ["--id-column", "id"]])
