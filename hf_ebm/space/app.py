@@ -27,7 +27,8 @@ CSS = """
 .answer:not(:has(.md > *)) { display: none; }
 input[role=combobox] { padding-right: var(--size-7) !important; text-overflow: ellipsis; }
 .samples .grid-wrap { min-height: 0 !important; max-height: none !important; }
-.samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+.samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; grid-auto-rows: auto; }
+.samples .gallery-item, .samples .thumbnail-lg { aspect-ratio: 1 / 1; height: auto !important; min-height: 0; }
 .figure img { width: 100%; }
 """
 WORDS = gr.I18n(en={"common.complete": "Done"})  # a screen reader says it after a run; Gradio 6.31 lacks the word

@@ -76,7 +76,7 @@ def filmstrip(generation: Generation, ordinary: Reference | None = None) -> PIL.
             color=COLOURS[index] if watched else GRAY,
             linewidth=1.6 if watched else 0.8,
             alpha=1.0 if watched else 0.6,
-            label=f"sample {index + 1}" if watched else None,
+            label=f"sample {index + 1}" if watched else "the others" if index == num_rows else None,
         )
     if ordinary is not None and ordinary.threshold is not None:
         low, high = ordinary.scores.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
@@ -85,7 +85,8 @@ def filmstrip(generation: Generation, ordinary: Reference | None = None) -> PIL.
     axis.set_xticks(ticks, [generation.point_names[tick].removeprefix("step ") for tick in ticks])
     axis.set(xlabel="step", ylabel="energy (low = likely)")
     handles, labels = ordered_legend(axis)
-    curve.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=len(labels))
+    layout = {"ncols": len(labels), "handlelength": 1.2, "columnspacing": 1.0}
+    curve.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", **layout)
     return to_pil(figure)
 
 

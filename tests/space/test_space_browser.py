@@ -184,6 +184,8 @@ def test_the_space_in_a_browser(tiny_dual_mcmc_pipeline, tmp_path):
             visit = Visit(browser, port, width)
             visit.click_for_figure("Draw")
             expect(visit.shown(".samples button img")).to_have_count(8)
+            cell = visit.shown(".samples .gallery-item").first.bounding_box()
+            assert abs(cell["width"] - cell["height"]) < 8  # square, as its picture
             check_uploads(visit, files)
             visit.open_tab("Rebuild")
             visit.take_example(0)
