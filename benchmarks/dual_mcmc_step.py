@@ -23,11 +23,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from literal_dual_mcmc import LiteralDualMCMC
-from timing import alternate, make_parser, parse, ratio, report
+from timing import add_winograd, alternate, make_parser, parse, ratio, report
 from torch import Tensor
 
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
-from hf_ebm.training.run import prepare_models
+from hf_ebm.training.run import prepare_models, training_convolutions
 from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, make_model_settings, make_objects, train_step
 
 BATCH_SIZES = {"digits": 64, "cifar10": 2}
@@ -42,10 +42,12 @@ class Package:
         self.settings = settings
         prepare_models(models, settings)
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
+        self.convolutions = training_convolutions(settings, accelerator.device)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on the batch `x`; the terms of the losses."""
-        return train_step(x, 0, self.objects, self.settings)
+        with self.convolutions:
+            return train_step(x, 0, self.objects, self.settings)
 
 
 def agreement(models: Any, x: Tensor, settings: DualMCMCSettings, accelerator: Accelerator) -> dict[str, float]:
@@ -84,6 +86,7 @@ def agreement(models: Any, x: Tensor, settings: DualMCMCSettings, accelerator: A
 def main() -> None:
     """Check, time, report."""
     parser = make_parser("The package's Dual-MCMC train step against a literal one.", BATCH_SIZES, repeats=8)
+    add_winograd(parser)
     arguments = parse(parser)
     settings = DualMCMCSettings(
         preset=arguments.preset,
@@ -91,6 +94,7 @@ def main() -> None:
         mixed_precision=arguments.mixed_precision,
         channels_last=arguments.channels_last,
         compile=arguments.compile,
+        winograd=arguments.winograd,
     )
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.device == "cpu")
     device = accelerator.device
@@ -115,7 +119,8 @@ def main() -> None:
     if device.type == "cpu":
         results["speed-up (CPU seconds)"] = ratio(cpu, SIDES[1], SIDES[0])
     options = {"precision": settings.mixed_precision, "channels_last": settings.channels_last}
-    results |= {"batch": arguments.batch_size, **options, "compile": settings.compile, "agreement": found}
+    results |= {"batch": arguments.batch_size, **options, "compile": settings.compile, "winograd": settings.winograd}
+    results |= {"agreement": found}
     report(f"Dual-MCMC train step, {arguments.preset} preset, on {device}", arguments, wall, cpu, results)
 
 

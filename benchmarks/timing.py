@@ -93,6 +93,11 @@ def make_parser(description: str, batch_sizes: dict[str, int], repeats: int) -> 
     return parser
 
 
+def add_winograd(parser: argparse.ArgumentParser) -> None:
+    """The option of what trains."""
+    parser.add_argument("--winograd", action="store_true", help="wide fp32 convolutions on a CPU by this algorithm")
+
+
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The parsed arguments, checked, with the preset's batch size where none was given."""
     arguments = parser.parse_args()

@@ -23,12 +23,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from literal_ddaebm import LiteralDDAEBM, draw
-from timing import alternate, make_parser, parse, ratio, report
+from timing import add_winograd, alternate, make_parser, parse, ratio, report
 from torch import Tensor, nn
 
 from hf_ebm.models.presets import build_ddaebm_models
 from hf_ebm.training.averaging import make_emas
-from hf_ebm.training.run import prepare_models
+from hf_ebm.training.run import prepare_models, training_convolutions
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_objects, train_step
 
 BATCH_SIZES = {"digits": 64, "cifar10": 8}
@@ -50,10 +50,12 @@ class Package:
         prepare_models(models, settings)
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
         self.emas = make_emas(models[:2], settings.ema_decay, accelerator.device)
+        self.convolutions = training_convolutions(settings, accelerator.device)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on clean images `x`; the terms of the losses."""
-        terms = train_step(x, 0, self.objects, self.settings)
+        with self.convolutions:
+            terms = train_step(x, 0, self.objects, self.settings)
         for ema, model in zip(self.emas, self.models[:2], strict=True):
             ema.step(model.parameters())
         return terms
@@ -138,6 +140,7 @@ def agreement(
 def main() -> None:
     """Check, time, report."""
     parser = make_parser("The package's train step against a literal one.", BATCH_SIZES, repeats=10)
+    add_winograd(parser)
     parser.add_argument("--check-steps", type=int, default=3, help="of the agreement check (default: %(default)s)")
     parser.add_argument("--check-batch-size", type=int, help="default: 4; with --compile the timed batch size")
     arguments = parse(parser)
@@ -147,6 +150,7 @@ def main() -> None:
         mixed_precision=arguments.mixed_precision,
         channels_last=arguments.channels_last,
         compile=arguments.compile,
+        winograd=arguments.winograd,
     )
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.device == "cpu")
     device = accelerator.device
@@ -173,7 +177,8 @@ def main() -> None:
     if device.type == "cpu":
         results["speed-up (CPU seconds)"] = ratio(cpu, SIDES["literal"], SIDES["package"])
     options = {"precision": settings.mixed_precision, "channels_last": settings.channels_last}
-    results |= {"batch": arguments.batch_size, **options, "compile": settings.compile, "agreement": found}
+    results |= {"batch": arguments.batch_size, **options, "compile": settings.compile, "winograd": settings.winograd}
+    results |= {"agreement": found}
     report(f"train step, {arguments.preset} preset, on {device}", arguments, wall, cpu, results)
 
 

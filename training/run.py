@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from hf_ebm.training.loop import (
 )
 from hf_ebm.training.run_folder import finish_run, log_samples, push_checkpoint, push_run, save_samples, start_run
 from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.winograd import WinogradConvolutions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +169,8 @@ def run_training(method: Method, settings: Any) -> Path:
     batches = endless_batches(loader, position)
     limits = method.term_limits(settings)
     started, start_step = time.perf_counter(), step
-    with says_where_it_stopped(output_dir / "checkpoints", lambda: step), progress:
+    convolutions = training_convolutions(settings, accelerator.device)
+    with says_where_it_stopped(output_dir / "checkpoints", lambda: step), progress, convolutions:
         while step < settings.max_steps:
             x = next(batches)
             if settings.horizontal_flip:
@@ -245,6 +248,12 @@ def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
         model.train()
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def training_convolutions(settings: RunSettings, device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, convolutions are done as `settings` say."""
+    eager = device.type == "cpu" and settings.mixed_precision == "no" and not settings.compile
+    return WinogradConvolutions() if settings.winograd and eager else nullcontext()
 
 
 def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: Any, settings: RunSettings) -> None:

@@ -57,6 +57,7 @@ class RunSettings:
     mixed_precision: str = "no"  # "no" (fp32), "bf16", "fp16"
     compile: bool = False  # torch.compile the networks where the method allows it
     channels_last: bool = False
+    winograd: bool = False  # wide fp32 convolutions on a CPU by Winograd's algorithm, if not compiled
 
     # records
     log_every: int = 10
