@@ -55,7 +55,7 @@ class TransformedWeight:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight, self.version = weight.detach(), weight._version
+        self.weight = weight.detach().clone()
         self.transforms: dict[bool, Tensor] = {}
 
     def get(self, transposed: bool) -> Tensor:
@@ -209,7 +209,7 @@ class WinogradConvolutions(TorchFunctionMode):
     def conv2d(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         """``torch.nn.functional.conv2d`` with padding 1."""
         transformed = self.transformed.get(weight)
-        if transformed is None or transformed.version != weight._version:
+        if transformed is None or not torch.equal(transformed.weight, weight):  # fused optimizers raise no `_version`
             transformed = self.transformed[weight] = TransformedWeight(weight)
         result = winograd_convolution(input, weight, transformed, False)
         return result if bias is None else result + bias[:, None, None]

@@ -62,11 +62,13 @@ def test_a_weight_that_changes_is_transformed_anew_and_one_that_is_gone_forgotte
     with torch.no_grad(), convolutions:
         first = layer(x)
         assert torch.equal(layer(x), first) and len(calls) == 1
-        layer.weight.mul_(-1.0)
-        layer.bias.mul_(-1.0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=2.0, fused=True)  # which raises no tensor's version
+    ((layer.weight.square().sum() + layer.bias.square().sum()) / 2).backward()
+    optimizer.step()  # w - 2 w
+    with torch.no_grad(), convolutions:
         assert largest_difference(layer(x), -first) < 1e-5 and len(calls) == 2
     assert len(convolutions.transformed) == 1
-    del layer
+    del layer, optimizer
     gc.collect()
     assert len(convolutions.transformed) == 0
 
