@@ -14,14 +14,13 @@ Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -103,7 +102,7 @@ class WeightGradient(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, x: Tensor, shape: tuple[int, ...], transposed: bool) -> Tensor:
         """Zeros in the result's `shape` without its memory."""
         ctx.save_for_backward(x)
-        ctx.weight_shape, ctx.transposed = weight.shape, transposed
+        ctx.transposed = transposed
         return x.new_zeros(()).expand(shape)
 
     @staticmethod
@@ -112,23 +111,69 @@ class WeightGradient(torch.autograd.Function):
         """The weight's gradient."""
         (x,) = ctx.saved_tensors
         data, grad = (grad, x) if ctx.transposed else (x, grad)
-        return conv2d_weight(data, ctx.weight_shape, grad, padding=1), None, None, None
+        return weight_gradient(data, grad), None, None, None
 
 
 def convolve(x: Tensor, transform: Tensor) -> Tensor:
     """The convolution of `x`, shape (B, in, H, W), H and W divisible by 4, with a `TransformedWeight`'s transform."""
-    batch_size, _, height, width = x.shape
-    rows, columns = height // 4, width // 4
-    padded = pad(x)
-    result = x.new_empty(batch_size, rows, 4, columns, 4, transform.shape[2])
-    images_at_once = max(1, TILES_AT_ONCE // (rows * columns))
-    rows_at_once = min(rows, max(1, TILES_AT_ONCE // columns))
-    work = Workspace(images_at_once * rows_at_once * columns, transform)
+    batch_size, num_in, height, width = x.shape
+    padded, num_out, buffer = pad(x), transform.shape[2], Buffers(x)
+    result = x.new_empty(batch_size, height // 4, 4, width // 4, 4, num_out)
+    for images, rows in pieces(batch_size, height // 4, width // 4, TILES_AT_ONCE):
+        part = result[images, rows]
+        data = transform_data(padded, images, rows, buffer)
+        products = buffer("products", 36, data.shape[2], num_out)
+        torch.bmm(data.view(36, -1, num_in), transform, out=products)
+        values = transform_tiles(RESULT, products.view(6, 6, -1), buffer)
+        part.copy_(values.view(4, 4, *part[:, :, 0, :, 0].shape).permute(2, 3, 0, 4, 1, 5))
+    return result.view(batch_size, height, width, num_out).permute(0, 3, 1, 2)
+
+
+def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the weight, shape (out, in, 3, 3), of ``conv2d(x, weight, padding=1)`` by the result's, `grad`.
+
+    Args:
+        x: Shape (B, in, H, W), H and W divisible by 4.
+        grad: Shape (B, out, H, W).
+    """
+    batch_size, num_in, height, width = x.shape
+    padded, num_out, buffer = pad(x), grad.shape[1], Buffers(x)
+    tiles = grad.permute(0, 2, 3, 1).unflatten(2, (width // 4, 4)).unflatten(1, (height // 4, 4))
+    total = x.new_zeros(36, num_in, num_out)
+    for images, rows in pieces(batch_size, height // 4, width // 4, 4 * TILES_AT_ONCE):
+        part = tiles[images, rows]
+        values = buffer("tiles", 4, 4, part[:, :, 0, :, 0].numel())
+        values.view(4, 4, *part[:, :, 0, :, 0].shape).copy_(part.permute(2, 4, 0, 1, 3, 5))
+        grads = transform_tiles(RESULT.T, values, buffer, "grads")
+        data = transform_data(padded, images, rows, buffer)
+        total.baddbmm_(data.view(36, -1, num_in).transpose(1, 2), grads.view(36, -1, num_out))
+    return (FILTER_2D.T @ total.view(36, -1)).view(3, 3, num_in, num_out).permute(3, 2, 0, 1)
+
+
+class Buffers:
+    """Memory that is used again for the next piece: fresh memory costs as much as the work.
+
+    Args:
+        like: A tensor of the same kind.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like, self.kept = like, dict[str, Tensor]()
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """The memory of that name, in this shape, not filled."""
+        if name not in self.kept or self.kept[name].numel() < math.prod(shape):
+            self.kept[name] = self.like.new_empty(math.prod(shape))
+        return self.kept[name][: math.prod(shape)].view(shape)
+
+
+def pieces(batch_size: int, rows: int, columns: int, num_tiles: int) -> Iterator[tuple[slice, slice]]:
+    """Of all tiles, by images and rows of tiles, `num_tiles` at a time, or one row's."""
+    images_at_once = max(1, num_tiles // (rows * columns))
+    rows_at_once = min(rows, max(1, num_tiles // columns))
     for image in range(0, batch_size, images_at_once):
         for row in range(0, rows, rows_at_once):
-            part = result[image : image + images_at_once, row : row + rows_at_once]
-            work.convolve(padded[image : image + images_at_once, 4 * row :], part)
-    return result.view(batch_size, height, width, -1).permute(0, 3, 1, 2)
+            yield slice(image, image + images_at_once), slice(row, row + rows_at_once)
 
 
 def pad(x: Tensor) -> Tensor:
@@ -141,49 +186,27 @@ def pad(x: Tensor) -> Tensor:
     return padded
 
 
-class Workspace:
-    """Memory for the transforms of some tiles, used again for the next: fresh memory costs as much as the work.
-
-    Args:
-        num_tiles: At most.
-        transform: Of the weight.
-    """
-
-    def __init__(self, num_tiles: int, transform: Tensor) -> None:
-        _, num_in, num_out = transform.shape
-        self.transform = transform
-        self.tiles, self.half, self.data = (transform.new_empty(36 * num_tiles * num_in) for _ in range(3))
-        self.products, self.half_values = (transform.new_empty(n * num_tiles * num_out) for n in (36, 24))
-        self.values = transform.new_empty(16 * num_tiles * num_out)
-
-    def convolve(self, padded: Tensor, result: Tensor) -> None:
-        """Fill `result`, shape (B, rows, 4, columns, 4, out), from `padded`, (B, >= 4 rows + 2, 4 columns + 2, in)."""
-        images, rows, _, columns, _, num_out = result.shape
-        num_in, num_tiles = padded.shape[3], images * rows * columns
-        by_image, by_row, by_column, by_channel = padded.stride()
-        tiles = first(self.tiles, 6, 6, images, rows, columns, num_in)
-        tiles.copy_(
-            padded.as_strided(
-                tiles.shape,
-                (by_row, by_column, by_image, 4 * by_row, 4 * by_column, by_channel),
-                padded.storage_offset(),
-            )
-        )
-        # down the columns of each tile, along its rows; per place in the tile a product over channels; and back
-        half = torch.mm(DATA, tiles.view(6, -1), out=first(self.half, 6, 6 * num_tiles * num_in))
-        data = first(self.data, 6, 6, num_tiles * num_in)
-        torch.bmm(DATA.expand(6, 6, 6), half.view(6, 6, -1), out=data)
-        products = first(self.products, 36, num_tiles, num_out)
-        torch.bmm(data.view(36, num_tiles, num_in), self.transform, out=products)
-        half = torch.mm(RESULT, products.view(6, -1), out=first(self.half_values, 4, 6 * num_tiles * num_out))
-        values = first(self.values, 4, 4, num_tiles * num_out)
-        torch.bmm(RESULT.expand(4, 4, 6), half.view(4, 6, -1), out=values)
-        result.copy_(values.view(4, 4, images, rows, columns, num_out).permute(2, 3, 0, 4, 1, 5))
+def transform_data(padded: Tensor, images: slice, rows: slice, buffer: Buffers) -> Tensor:
+    """The transforms of some images' and rows' tiles of 6x6 pixels, which overlap by 2, shape (6, 6, tiles, C)."""
+    by_image, by_row, by_column, by_channel = padded.stride()
+    batch_size, height, width, channels = padded.shape
+    tiles = padded.as_strided(
+        (batch_size, height // 4, width // 4, 6, 6, channels),
+        (by_image, 4 * by_row, 4 * by_column, by_row, by_column, by_channel),
+    )[images, rows]
+    num_images, num_rows, columns = tiles.shape[:3]
+    values = buffer("tiles", 6, 6, num_images, num_rows, columns, channels)
+    values.copy_(tiles.permute(3, 4, 0, 1, 2, 5))
+    transformed = transform_tiles(DATA, values.view(6, 6, -1), buffer, "data")
+    return transformed.view(6, 6, -1, channels)
 
 
-def first(memory: Tensor, *shape: int) -> Tensor:
-    """The beginning of `memory`, one-dimensional, in this shape."""
-    return memory[: math.prod(shape)].view(shape)
+def transform_tiles(matrix: Tensor, tiles: Tensor, buffer: Buffers, name: str = "values") -> Tensor:
+    """``matrix @ tile @ matrix.T`` of each: shape (k, k, N) -> (m, m, N) for an (m, k) matrix."""
+    size, old_size = matrix.shape
+    half = torch.mm(matrix, tiles.reshape(old_size, -1), out=buffer("half", size, old_size * tiles.shape[2]))
+    out = buffer(name, size, size, tiles.shape[2])
+    return torch.bmm(matrix.expand(size, size, old_size), half.view(size, old_size, -1), out=out)
 
 
 class WinogradConvolutions(TorchFunctionMode):
