@@ -46,14 +46,29 @@ MIN_TILES = 32  # in a batch; below, the transformed weights, four times as larg
 TILES_AT_ONCE = 64  # their transforms stay in the cache
 
 
+class Buffers:
+    """Memory that is used again and again: on a CPU fresh memory costs as much as the work."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """The memory of that name, float32, in this shape, not filled."""
+        if name not in self.kept or self.kept[name].numel() < math.prod(shape):
+            self.kept[name] = torch.empty(math.prod(shape), dtype=torch.float32)
+        return self.kept[name][: math.prod(shape)].view(shape)
+
+
 class TransformedWeight:
     """A weight's transforms, made when first asked for: of the convolution and of its transpose.
 
     Args:
         weight: Shape (out, in, 3, 3).
+        buffer: Memory for the convolutions by it.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, buffer: Buffers) -> None:
+        self.buffer = buffer
         self.weight = weight.detach().clone()
         self.transforms: dict[bool, Tensor] = {}
 
@@ -73,8 +88,10 @@ def winograd_convolution(x: Tensor, weight: Tensor, transformed: TransformedWeig
     Differentiable by `x` as often as wanted, by `weight` once and last, as training has it.
     """
     shape = (len(x), weight.shape[1 if transposed else 0], *x.shape[2:])
-    weight_gradient = WeightGradient.apply(weight, x.detach(), shape, transposed) if weight.requires_grad else None
-    return WinogradConvolution.apply(x, weight_gradient, weight, transformed, transposed)
+    later = None  # the weight's gradient
+    if weight.requires_grad:
+        later = WeightGradient.apply(weight, x.detach(), shape, transformed.buffer, transposed)
+    return WinogradConvolution.apply(x, later, weight, transformed, transposed)
 
 
 class WinogradConvolution(torch.autograd.Function):
@@ -84,7 +101,7 @@ class WinogradConvolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, _: Tensor | None, *convolution: Any) -> Tensor:
         """The convolution of `x`; the second argument is where the result's gradient is handed on to."""
         ctx.weight, ctx.transformed, ctx.transposed = convolution
-        return convolve(x, ctx.transformed.get(ctx.transposed))
+        return convolve(x, ctx.transformed.get(ctx.transposed), ctx.transformed.buffer)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,10 +116,10 @@ class WeightGradient(torch.autograd.Function):
     """A part of the graph of its own, since a chain's passes, which want no weight's gradient, shall not compute it."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, x: Tensor, shape: tuple[int, ...], transposed: bool) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, x: Tensor, shape: tuple[int, ...], *convolution: Any) -> Tensor:
         """Zeros in the result's `shape` without its memory."""
         ctx.save_for_backward(x)
-        ctx.transposed = transposed
+        ctx.buffer, ctx.transposed = convolution
         return x.new_zeros(()).expand(shape)
 
     @staticmethod
@@ -111,13 +128,13 @@ class WeightGradient(torch.autograd.Function):
         """The weight's gradient."""
         (x,) = ctx.saved_tensors
         data, grad = (grad, x) if ctx.transposed else (x, grad)
-        return weight_gradient(data, grad), None, None, None
+        return weight_gradient(data, grad, ctx.buffer), None, None, None, None
 
 
-def convolve(x: Tensor, transform: Tensor) -> Tensor:
+def convolve(x: Tensor, transform: Tensor, buffer: Buffers) -> Tensor:
     """The convolution of `x`, shape (B, in, H, W), H and W divisible by 4, with a `TransformedWeight`'s transform."""
     batch_size, num_in, height, width = x.shape
-    padded, num_out, buffer = pad(x), transform.shape[2], Buffers(x)
+    padded, num_out = pad(x, buffer), transform.shape[2]
     result = x.new_empty(batch_size, height // 4, 4, width // 4, 4, num_out)
     for images, rows in pieces(batch_size, height // 4, width // 4, TILES_AT_ONCE):
         part = result[images, rows]
@@ -129,17 +146,18 @@ def convolve(x: Tensor, transform: Tensor) -> Tensor:
     return result.view(batch_size, height, width, num_out).permute(0, 3, 1, 2)
 
 
-def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+def weight_gradient(x: Tensor, grad: Tensor, buffer: Buffers) -> Tensor:
     """The gradient of the weight, shape (out, in, 3, 3), of ``conv2d(x, weight, padding=1)`` by the result's, `grad`.
 
     Args:
         x: Shape (B, in, H, W), H and W divisible by 4.
         grad: Shape (B, out, H, W).
+        buffer: Memory.
     """
     batch_size, num_in, height, width = x.shape
-    padded, num_out, buffer = pad(x), grad.shape[1], Buffers(x)
+    padded, num_out = pad(x, buffer), grad.shape[1]
     tiles = grad.permute(0, 2, 3, 1).unflatten(2, (width // 4, 4)).unflatten(1, (height // 4, 4))
-    total = x.new_zeros(36, num_in, num_out)
+    total = buffer("total", 36, num_in, num_out).zero_()
     for images, rows in pieces(batch_size, height // 4, width // 4, 4 * TILES_AT_ONCE):
         part = tiles[images, rows]
         values = buffer("tiles", 4, 4, part[:, :, 0, :, 0].numel())
@@ -148,23 +166,6 @@ def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
         data = transform_data(padded, images, rows, buffer)
         total.baddbmm_(data.view(36, -1, num_in).transpose(1, 2), grads.view(36, -1, num_out))
     return (FILTER_2D.T @ total.view(36, -1)).view(3, 3, num_in, num_out).permute(3, 2, 0, 1)
-
-
-class Buffers:
-    """Memory that is used again for the next piece: fresh memory costs as much as the work.
-
-    Args:
-        like: A tensor of the same kind.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self.like, self.kept = like, dict[str, Tensor]()
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """The memory of that name, in this shape, not filled."""
-        if name not in self.kept or self.kept[name].numel() < math.prod(shape):
-            self.kept[name] = self.like.new_empty(math.prod(shape))
-        return self.kept[name][: math.prod(shape)].view(shape)
 
 
 def pieces(batch_size: int, rows: int, columns: int, num_tiles: int) -> Iterator[tuple[slice, slice]]:
@@ -176,10 +177,10 @@ def pieces(batch_size: int, rows: int, columns: int, num_tiles: int) -> Iterator
             yield slice(image, image + images_at_once), slice(row, row + rows_at_once)
 
 
-def pad(x: Tensor) -> Tensor:
+def pad(x: Tensor, buffer: Buffers) -> Tensor:
     """`x`, shape (B, C, H, W), with a border of zeros and the channels last, (B, H + 2, W + 2, C)."""
     batch_size, channels, height, width = x.shape
-    padded = x.new_empty(batch_size, height + 2, width + 2, channels)
+    padded = buffer("padded", batch_size, height + 2, width + 2, channels)
     padded[:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
     for border in (padded[:, 0], padded[:, -1], padded[:, :, 0], padded[:, :, -1]):
         border.zero_()
@@ -220,6 +221,7 @@ class WinogradConvolutions(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.transformed: Any = WeakIdKeyDictionary()
+        self.buffer = Buffers()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -233,7 +235,7 @@ class WinogradConvolutions(TorchFunctionMode):
         """``torch.nn.functional.conv2d`` with padding 1."""
         transformed = self.transformed.get(weight)
         if transformed is None or not torch.equal(transformed.weight, weight):  # fused optimizers raise no `_version`
-            transformed = self.transformed[weight] = TransformedWeight(weight)
+            transformed = self.transformed[weight] = TransformedWeight(weight, self.buffer)
         result = winograd_convolution(input, weight, transformed, False)
         return result if bias is None else result + bias[:, None, None]
 
