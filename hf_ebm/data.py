@@ -122,7 +122,10 @@ def find_image_column(dataset: Any, column: str | None) -> str:
 
     if column is not None:
         if column not in dataset.column_names:
-            raise ValueError(f"image_column {column!r} is not in the data set; it has {dataset.column_names}.")
+            raise ValueError(
+                f"image_column {column!r} is not in the data set; it has {dataset.column_names}. A data set with one "
+                "column of images, as a folder of image files, needs no image_column."
+            )
         return column
     found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     if len(found) != 1:
@@ -231,7 +234,7 @@ def load_training_data(
         if tuple(samples.shape[1:]) != tuple(sample_shape):
             raise ValueError(
                 f"dataset {name!r} has samples of shape {tuple(samples.shape[1:])}, but the models take "
-                f"{tuple(sample_shape)}; set the sizes of the models to match."
+                f"{tuple(sample_shape)}; set preset={'digits' if name == 'digits' else 'toy'}, or the models' sizes."
             )
         return TensorDataset(samples)
     if len(sample_shape) != 3:

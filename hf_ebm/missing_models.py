@@ -49,9 +49,12 @@ def not_to_be_had(name: str, error: Exception) -> OSError:
 
 def meant(name: str) -> str:
     """A sentence with the folders here that may have been meant, or the models beside; empty where there are none."""
-    if near := near_folders(Path(name)):
-        return f" Did you mean {', '.join(near)}?"
     parent = Path(name).parent
+    near = near_folders(Path(name))
+    if not near and not parent.is_dir():
+        near = [str(found) for other in near_folders(parent) if (found := Path(other, Path(name).name)).is_dir()]
+    if near:
+        return f" Did you mean {', '.join(near)}?"
     beside = [folder for folder in folders_in(parent) if is_model(parent / folder)] if "/" in name else []
     return f" The folder {parent} here has {', '.join(beside[:MOST_NAMED])}." if beside else ""
 

@@ -35,6 +35,7 @@ import PIL.ImageOps
 from PIL.ExifTags import Base as ExifTag
 
 MAX_PIXELS = 89_478_485  # the size at which PIL warns; a quarter of a gigabyte of RGB
+UNKNOWN_RANGE = ("I", "F", "LAB")  # modes that are not converted
 PICTURE_TYPES = (str, Path, bytes, dict, PIL.Image.Image)
 URL_TIMEOUT = 30.0  # seconds without an answer
 MAX_BYTES = 2**28  # of a picture that is not on this machine
@@ -143,7 +144,7 @@ def convert_picture(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Imag
         raise ValueError(f"num_channels must be 1 or 3 to read images, got {num_channels}.")
     mode = {1: "L", 3: "RGB"}[num_channels]
     transparent = image.has_transparency_data
-    if image.mode in ("I", "F", "LAB") or (image.mode.startswith("I;") and transparent):
+    if image.mode in UNKNOWN_RANGE or (image.mode.startswith("I;") and transparent):
         raise ValueError(
             f"pictures of mode {image.mode!r}{' with transparency' if transparent else ''} are not converted, as their "
             "range is not known; save them with 8 bits per value."

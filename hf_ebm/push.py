@@ -21,6 +21,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, public_values, read_settings, render_card
 from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, with_owner
+from hf_ebm.missing_models import meant
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.push_errors import AS_IT_WAS, MADE_EMPTY, NOT_MADE, PushError, as_push_error
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
@@ -62,7 +63,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder here: give that of a run, or of a saved pipeline.")
+        raise ValueError(f"{folder} is no folder here: give that of a run, or of a saved pipeline.{meant(str(folder))}")
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds no {INDEX}: it is no pipeline's folder, or its training has not ended.")
     check_weights(folder, wanted_components(read_index(folder / INDEX), None, ()), None)

@@ -43,7 +43,7 @@ RESULT = torch.tensor(
 FILTER_2D = torch.kron(FILTER, FILTER)
 MIN_CHANNELS = 128  # of input and output; narrower layers spend as much on the transforms as they save
 MIN_TILES = 32  # in a batch; below, the transformed weights, four times as large, take as long to read
-TILES_AT_ONCE = 64  # their transforms stay in the cache
+TILES_AT_ONCE = 128  # their transforms stay in the cache
 
 
 class Buffers:

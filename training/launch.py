@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 from collections.abc import Sequence
+
+import psutil
 
 from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE, INTERRUPTED
 
@@ -12,7 +15,8 @@ from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE, INTERRUPTED
 def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> int:
     """Run a training script and return its exit code: 0, 2 or 130, or 1 for any other.
 
-    Ctrl-C, which the script gets too, is the script's to answer: this process waits for it.
+    Ctrl-C, which the script gets too, is the script's to answer: this process waits for it. A SIGTERM, which the script
+    does not get, is passed on: the script would train on alone.
 
     Args:
         method: Whose script: ``hf_ebm.training.train_<method>``.
@@ -25,7 +29,8 @@ def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> in
 
     script = ["-m", f"hf_ebm.training.train_{method}", *arguments]
     options = accelerate_launch.launch_command_parser().parse_args([*launcher, *script])
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # a handler, unlike SIG_IGN, is not the script's too
+    answers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: end_children}  # handlers, unlike SIG_IGN, stay here
+    before = {number: signal.signal(number, answer) for number, answer in answers.items()}
     try:
         accelerate_launch.launch_command(options)
     except subprocess.CalledProcessError as error:  # of one process
@@ -37,5 +42,13 @@ def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> in
     else:
         return 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, answer in before.items():
+            signal.signal(number, answer)
     return code if code in (CALLERS_MISTAKE, INTERRUPTED) else FAILURE
+
+
+def end_children(*_: object) -> None:
+    """Send a SIGTERM to the processes that this one has started."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()

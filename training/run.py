@@ -6,6 +6,7 @@ A script gives its parts as plain functions (`Method`); the order of updates is 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,8 +36,16 @@ from hf_ebm.training.loop import (
     peak_memory,
     random_flip,
 )
-from hf_ebm.training.run_folder import finish_run, log_samples, push_checkpoint, push_run, save_samples, start_run
-from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training.run_folder import (
+    finish_run,
+    log_samples,
+    only_run,
+    push_checkpoint,
+    push_run,
+    save_samples,
+    start_run,
+)
+from hf_ebm.training.run_settings import NOT_LEARNED_FROM, RunSettings
 from hf_ebm.winograd import WinogradConvolutions
 
 
@@ -90,6 +99,12 @@ def run_training(method: Method, settings: Any) -> Path:
     accelerator = make_accelerator(
         settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
     )
+    with only_run(output_dir) if accelerator.is_main_process else nullcontext():
+        return _run(method, settings, accelerator, output_dir)
+
+
+def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Path) -> Path:
+    """See `run_training`."""
     model_settings = method.make_model_settings(settings)
     checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
     set_seed(settings.seed)
@@ -136,6 +151,7 @@ def run_training(method: Method, settings: Any) -> Path:
     accelerator.register_for_checkpointing(*schedules, *emas)
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
     step, position, earlier_seconds, earlier_memory = 0, Position(), 0.0, 0
+    changes: list[str] = []
     if checkpoint is not None:
         state = read_state(checkpoint)
         accelerator.load_state(str(checkpoint))
@@ -146,6 +162,13 @@ def run_training(method: Method, settings: Any) -> Path:
                 f"note: the checkpoint was made by {state['num_processes']} processes, this run has "
                 f"{accelerator.num_processes}: it goes on, but not bit for bit."
             )
+        changes = state.get("changes", [])
+        if found := changed_settings(state.get("settings", {}), settings):
+            changes = [*changes, f"up to step {step}: {', '.join(found)}"]
+            accelerator.print(f"note: other settings than before, which were {', '.join(found)}.")
+        if step >= state.get("settings", {}).get("max_steps", settings.max_steps):
+            rate = schedules[0].get_last_lr()[0]
+            accelerator.print(f"note: the run was finished and is extended; its learning rate goes on at {rate:g}.")
     metrics = MetricsFile(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
 
     def checkpoint_now() -> None:
@@ -153,6 +176,8 @@ def run_training(method: Method, settings: Any) -> Path:
             "position": dataclasses.asdict(position),
             "num_processes": accelerator.num_processes,
             "models": model_settings,
+            "settings": dataclasses.asdict(settings),
+            "changes": changes,
             "seconds": earlier_seconds + time.perf_counter() - started,
             "peak_memory_bytes": max(earlier_memory, peak_memory(accelerator.device)),
         }
@@ -229,6 +254,7 @@ def run_training(method: Method, settings: Any) -> Path:
                 memory=max(earlier_memory, peak_memory(accelerator.device)),
                 num_images=len(loader.dataset),
                 num_processes=accelerator.num_processes,
+                changes=changes,
                 save_samples=method.save_samples,
                 write_card=method.write_card,
             )
@@ -240,6 +266,18 @@ def run_training(method: Method, settings: Any) -> Path:
     if settings.push_to_hub and accelerator.is_main_process and step >= settings.max_steps:
         push_run(settings, output_dir)
     return output_dir
+
+
+def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
+    """Settings that decide what is learned and were others before, as ``name value``; none where nothing is known.
+
+    Args:
+        earlier: By name, from JSON.
+        settings: The present ones.
+    """
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
+    return [f"{name} {earlier[name]}" for name in names if earlier[name] != now[name]]
 
 
 def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:

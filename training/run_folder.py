@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from hf_ebm.hub import SETTINGS, hardware_name
 from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder, where_it_is
@@ -36,6 +40,28 @@ LEFT_BY_A_RUN = (
     "model_index.json",  # without it, old weights are no pipeline beside new settings
     *FACTS_ABOUT_WEIGHTS,
 )
+
+
+@contextlib.contextmanager
+def only_run(output_dir: Path) -> Iterator[None]:
+    """Inside, no other run on this machine writes to `output_dir`; a killed one no longer does.
+
+    Raises:
+        ValueError: If one does.
+    """
+    name = hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:16]
+    lock = FileLock(Path(gettempdir(), f"hf-ebm-run-{getpass.getuser()}-{name}.lock"))  # nothing is left in the folder
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"output_dir {output_dir} is being written by another run; wait for its end or stop it (pgrep -f "
+            "hf_ebm.training lists the processes), or choose another output_dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed: bool) -> None:
@@ -118,6 +144,7 @@ def finish_run(
     memory: int,
     num_images: int,
     num_processes: int,
+    changes: list[str],
     save_samples: Callable[..., Path],
     write_card: Callable[[Path], Any] | None,
 ) -> None:
@@ -165,6 +192,7 @@ def finish_run(
         "peak_memory_bytes": memory,  # of the first process: on its GPU, or in RAM where there is none
         "num_images": num_images,
         "num_processes": num_processes,
+        "changed_settings": changes,  # the values of before, of a run that was resumed with others
         "hardware": hardware_name(),
         "torch_version": torch.__version__,
         "parameters": parameters,

@@ -14,6 +14,14 @@ from huggingface_hub.utils import httpx
 from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_login, with_owner
 
 logger = logging.getLogger(__name__)
+NOT_LEARNED_FROM = frozenset(
+    {
+        "output_dir", "overwrite_output_dir", "num_workers", "max_steps", "stretch_seconds", "loss_limit", "compile",
+        "channels_last", "winograd", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
+        "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "push_every_checkpoint", "hub_model_id",
+        "hub_private",
+    }
+)  # fmt: skip  # settings that leave the training's course as it is
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Calibration:
     num_samples: int
     seed: int
     statistics: Mapping[str, MeasureStatistics]
-    reference: Mapping[str, list[float]] = field(default_factory=dict)
+    reference: Mapping[str, list[float]] = field(default_factory=dict, repr=False)
     preprocessing: str = ""
     trained_on: bool | None = None
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_ebm.data import find_image_column, undecoded
 from hf_ebm.image_inputs import PIL_MODES, images_to_tensor
-from hf_ebm.pictures import fit_picture, open_picture
+from hf_ebm.pictures import UNKNOWN_RANGE, fit_picture, open_picture
 
 Row = tuple[Any, Any]  # (id, picture)
 Span = tuple[int, int]  # rows start..stop-1
@@ -154,6 +154,13 @@ def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool, pa
         return _padded(fit_picture(image, sample_shape[0], sample_shape[-1] - 2 * padding), padding)
     except ValueError as error:
         raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
+
+
+def resizing_helps(reason: str, sample_shape: tuple[int, ...], resize: bool) -> bool:
+    """Whether a picture that was refused for this `reason` of `prepare_sample` would be taken with ``resize=True``."""
+    hopeless = ("PIL", *(f"got {mode!r}" for mode in UNKNOWN_RANGE))  # and vectors
+    misfit = "does not fit" in reason and not any(words in reason for words in hopeless)
+    return misfit and len(sample_shape) == 3 and not resize
 
 
 def _padded(image: Any, padding: int) -> np.ndarray:

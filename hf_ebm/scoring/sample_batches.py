@@ -11,7 +11,16 @@ from torch import Tensor
 from hf_ebm.data import find_image_column, undecoded
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.pictures import PICTURE_TYPES
-from hf_ebm.scoring.rows import Batch, HubRows, ListRows, Rows, prepare_rows, prepared_batches, spans_of
+from hf_ebm.scoring.rows import (
+    Batch,
+    HubRows,
+    ListRows,
+    Rows,
+    prepare_rows,
+    prepared_batches,
+    resizing_helps,
+    spans_of,
+)
 
 
 def sample_batches(
@@ -38,7 +47,8 @@ def sample_batches(
             if num_workers:
                 raise ValueError("num_workers must be 0 for a streaming data set, which is read in its own order.")
             pictures = column_of(undecoded(images, column), column)
-            yield from _whole(streamed_batches(pictures, batch_size, sample_shape, resize, padding))
+            batches = streamed_batches(pictures, batch_size, sample_shape, resize, padding)
+            yield from _whole(batches, sample_shape, resize)
             return
     elif isinstance(images, list | tuple) and images and isinstance(images[0], PICTURE_TYPES):
         rows = ListRows(images)
@@ -46,7 +56,8 @@ def sample_batches(
         yield from images_to_tensor(images, sample_shape).split(batch_size)
         return
     spans = spans_of(0, len(rows), batch_size)
-    yield from _whole(prepared_batches(rows, spans, sample_shape, resize, num_workers, padding))
+    batches = prepared_batches(rows, spans, sample_shape, resize, num_workers, padding)
+    yield from _whole(batches, sample_shape, resize)
 
 
 def streamed_batches(
@@ -84,10 +95,12 @@ def column_of(rows: Iterable[dict[str, Any]], column: str) -> Iterator[Any]:
         yield row[column]
 
 
-def _whole(batches: Iterable[Batch]) -> Iterator[Tensor]:
+def _whole(batches: Iterable[Batch], sample_shape: tuple[int, ...], resize: bool) -> Iterator[Tensor]:
     """The samples of batches that must all be readable."""
     for batch in batches:
         if batch.unreadable:
             first = batch.unreadable[0]
-            raise ValueError(f"image {first.name} {first.reason}")
+            helps = resizing_helps(first.reason, sample_shape, resize)
+            hint = "; resize=True converts and resizes pictures" if helps else ""
+            raise ValueError(f"image {first.name} {first.reason}{hint}")
         yield batch.x

@@ -67,6 +67,12 @@ def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["score", "--model", folder, path])
     assert "convert_picture(image, 1)); --resize converts" in capsys.readouterr().err
+    values = str(tmp_path / "values.tiff")
+    PIL.Image.new("F", (20, 20)).save(values)  # which resizing would not help
+    for option in ([], ["--resize"]):
+        with pytest.raises(SystemExit):
+            main(["score", "--model", folder, values, *option])
+        assert "--resize converts" not in capsys.readouterr().err
     main(["score", "--model", folder, "--score", "typicality", "--resize", "--json", path])
     row = json.loads(capsys.readouterr().out)[path]
     expected = scorer(path, score="typicality", resize=True)

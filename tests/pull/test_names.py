@@ -7,7 +7,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from hf_ebm import DDAEBMPipeline, UNetEnergyModel, UNetGeneratorModel
+from hf_ebm.missing_models import meant
 from hf_ebm.pull import download_pipeline
+from hf_ebm.push import push_folder
 
 
 def test_a_revision_does_not_lead_out_of_the_cache(tmp_path):
@@ -44,6 +46,15 @@ def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeyp
     assert f" Did you mean {Path(prefix) / 'ddaebm-digits'}?" in str(caught.value)
     assert "Did you mean" not in caplog.text  # said once
     assert ("could not be reached (is there a network?)" in str(caught.value)) is (prefix != "./")
+
+
+def test_a_folder_of_another_parent_is_found(tmp_path, monkeypatch):
+    (tmp_path / "outputs" / "ddaebm-digits").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert meant("output/ddaebm-digits") == f" Did you mean {Path('outputs', 'ddaebm-digits')}?"
+    assert meant("output/another") == meant("user/ddaebm-digits") == ""
+    with pytest.raises(ValueError, match=r"give that of a run, or of a saved pipeline\. Did you mean outputs"):
+        push_folder("output/ddaebm-digits", "user/x")
 
 
 @pytest.mark.parametrize("name", ["runs/nothing", "runs/deeper/nothing"])

@@ -7,6 +7,7 @@ from small_runs import Script, assert_same_run
 
 import hf_ebm
 from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training.run_folder import only_run
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -95,3 +96,23 @@ def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):
     rates = {record["step"]: record["learning_rate"] for record in records}
     assert sorted(rates) == [1, 2, 3, 4, 5, 6, 7] and rates[1] > rates[2] > rates[3] > 2e-5
     assert [rates[step] for step in (4, 5, 6, 7)] == pytest.approx([2e-5] * 4)
+
+
+def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, capsys):
+    folder = script.train(tmp_path / "run", max_steps=2)
+    script.train(folder, max_steps=4, resume="latest", log_every=2)
+    printed = capsys.readouterr().out
+    assert "the run was finished and is extended; its learning rate goes on at" in printed
+    assert "other settings" not in printed and "on the way" not in (folder / "README.md").read_text()
+    script.train(folder, max_steps=5, resume="latest", batch_size=4, seed=0)
+    assert "note: other settings than before, which were batch_size 8." in capsys.readouterr().out
+    script.train(folder, max_steps=6, resume="latest", batch_size=4, seed=1)
+    card = " ".join((folder / "README.md").read_text().split())
+    assert "Settings were changed on the way: up to step 4: batch_size 8; up to step 5: seed 0." in card
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path, script):
+    with only_run(tmp_path / "run"), pytest.raises(ValueError, match=r"output_dir .*run is being written by another"):
+        script.train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    script.train(tmp_path / "run", max_steps=1)

@@ -83,6 +83,27 @@ def test_ctrl_c_under_hf_ebm_train(tmp_path):
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
+def test_a_terminated_hf_ebm_train_leaves_no_script_behind(tmp_path):
+    """A SIGTERM reaches the launcher alone, as from `kill`: the script ends with it, and the folder is free again."""
+    script, run = Script("ddaebm"), tmp_path / "run"
+    config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=1)
+    command = [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "--config", config, f"output_dir={run}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "home")}
+    started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list_checkpoints(run / "checkpoints") and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with pytest.raises(ValueError, match="is being written by another run"):
+        script.train(run, max_steps=100_000, resume="latest")
+    started.terminate()
+    assert started.wait(timeout=120) == 1
+    with pytest.raises(ProcessLookupError):  # nobody is left of its session
+        os.killpg(started.pid, 0)
+    step = int(list_checkpoints(run / "checkpoints")[-1].name.removeprefix("step_"))
+    script.train(run, max_steps=step + 1, resume="latest")
+
+
 def test_the_script_reports_mistakes_in_one_line(tmp_path, script):
     out = script.launch([f"output_dir={tmp_path / 'run'}", "max_stpes=3"])
     assert out.returncode != 0 and "unknown setting 'max_stpes'; did you mean max_steps" in out.stderr
