@@ -5,7 +5,7 @@
 
 A tile of 4x4 results takes 36 multiplications per pair of channels, where the direct way takes 144; what remains is one
 batched matrix product. PyTorch's CPU convolutions (oneDNN on AVX2) are direct ones, and its Winograd kernel, NNPACK's,
-transforms the weights anew at each call and was slower than they in all that we measured. Results differ from the
+transforms the weights anew at each call and is slower than they (`benchmarks/convolutions.py`). Results differ from the
 direct ones by rounding: some 1e-5 of the largest value, where the direct ones have some 2e-6.
 
 Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, F(4x4, 3x3).
