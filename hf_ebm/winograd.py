@@ -36,14 +36,16 @@ DATA = torch.tensor(
     ],
     dtype=torch.float32,
 )
-FILTER = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+FILTER = torch.tensor(
+    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float32
+).div(24)
 RESULT = torch.tensor(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float32
 )
 FILTER_2D = torch.kron(FILTER, FILTER)
 MIN_CHANNELS = 128  # of input and output; narrower layers spend as much on the transforms as they save
 MIN_TILES = 32  # in a batch; below, the transformed weights, four times as large, take as long to read
-TILES_AT_ONCE = 128  # their transforms stay in the cache
+TILES_AT_ONCE = 128  # fewer make small matrices, more leave the cache
 
 
 class Buffers:
@@ -55,7 +57,7 @@ class Buffers:
     def __call__(self, name: str, *shape: int) -> Tensor:
         """The memory of that name, float32, in this shape, not filled."""
         if name not in self.kept or self.kept[name].numel() < math.prod(shape):
-            self.kept[name] = torch.empty(math.prod(shape), dtype=torch.float32)
+            self.kept[name] = torch.empty(math.prod(shape), dtype=torch.float32, device="cpu")
         return self.kept[name][: math.prod(shape)].view(shape)
 
 
@@ -89,7 +91,7 @@ def winograd_convolution(x: Tensor, weight: Tensor, transformed: TransformedWeig
     """
     shape = (len(x), weight.shape[1 if transposed else 0], *x.shape[2:])
     later = None  # the weight's gradient
-    if weight.requires_grad:
+    if weight.requires_grad and torch.is_grad_enabled():
         later = WeightGradient.apply(weight, x.detach(), shape, transformed.buffer, transposed)
     return WinogradConvolution.apply(x, later, weight, transformed, transposed)
 
@@ -157,14 +159,15 @@ def weight_gradient(x: Tensor, grad: Tensor, buffer: Buffers) -> Tensor:
     batch_size, num_in, height, width = x.shape
     padded, num_out = pad(x, buffer), grad.shape[1]
     tiles = grad.permute(0, 2, 3, 1).unflatten(2, (width // 4, 4)).unflatten(1, (height // 4, 4))
-    total = buffer("total", 36, num_in, num_out).zero_()
-    for images, rows in pieces(batch_size, height // 4, width // 4, 4 * TILES_AT_ONCE):
+    total = buffer("total", 36, num_in, num_out)
+    for number, (images, rows) in enumerate(pieces(batch_size, height // 4, width // 4, 4 * TILES_AT_ONCE)):
         part = tiles[images, rows]
         values = buffer("tiles", 4, 4, part[:, :, 0, :, 0].numel())
         values.view(4, 4, *part[:, :, 0, :, 0].shape).copy_(part.permute(2, 4, 0, 1, 3, 5))
         grads = transform_tiles(RESULT.T, values, buffer, "grads")
         data = transform_data(padded, images, rows, buffer)
-        total.baddbmm_(data.view(36, -1, num_in).transpose(1, 2), grads.view(36, -1, num_out))
+        before = 0 if number == 0 else 1  # with 0 what the memory holds is not read
+        total.baddbmm_(data.view(36, -1, num_in).transpose(1, 2), grads.view(36, -1, num_out), beta=before)
     return (FILTER_2D.T @ total.view(36, -1)).view(3, 3, num_in, num_out).permute(3, 2, 0, 1)
 
 

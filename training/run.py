@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import describe_change, load_training_data
-from hf_ebm.hub import write_card
+from hf_ebm.hub import public_values, write_card
 from hf_ebm.training.averaging import averaged_weights, make_emas
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
 from hf_ebm.training.interruption import says_where_it_stopped
@@ -271,13 +271,15 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
 def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
     """Settings that decide what is learned and were others before, as ``name value``; none where nothing is known.
 
+    They go on the card, so that of a path only its last part is told.
+
     Args:
         earlier: By name, from JSON.
         settings: The present ones.
     """
     now = json.loads(json.dumps(dataclasses.asdict(settings)))
     names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
-    return [f"{name} {earlier[name]}" for name in names if earlier[name] != now[name]]
+    return [f"{name} {public_values(earlier[name])}" for name in names if earlier[name] != now[name]]
 
 
 def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:

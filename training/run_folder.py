@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +50,8 @@ def only_run(output_dir: Path) -> Iterator[None]:
         ValueError: If one does.
     """
     name = hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:16]
-    lock = FileLock(Path(gettempdir(), f"hf-ebm-run-{getpass.getuser()}-{name}.lock"))  # nothing is left in the folder
+    user = os.getuid() if hasattr(os, "getuid") else "user"  # whose file another user could not open
+    lock = FileLock(Path(gettempdir(), f"hf-ebm-run-{user}-{name}.lock"))  # nothing is left in the folder
     try:
         lock.acquire(blocking=False)
     except Timeout as error:

@@ -69,7 +69,6 @@ def score_files(options: argparse.Namespace) -> None:
     from hf_ebm.json_text import to_json
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.calibration import how_to_calibrate
-    from hf_ebm.scoring.rows import resizing_helps
     from hf_ebm.scoring.scores import SCORES
 
     needs_reconstruction = "reconstruction_error" in SCORES[options.score].measures
@@ -86,8 +85,7 @@ def score_files(options: argparse.Namespace) -> None:
     measure = pipeline.make_measure(pipeline.needed(options.score))
     for batch in batches_of(options, pipeline.sample_shape):
         for bad in batch.unreadable:
-            helps = resizing_helps(bad.reason, pipeline.sample_shape, options.resize)
-            hint = "; --resize converts and resizes pictures" if helps else ""
+            hint = "; --resize converts and resizes pictures" if bad.resizable else ""
             unreadable.append((options.images[bad.row], f"{bad.reason}{hint}"))
         if unreadable and (options.on_error == "stop" or len(unreadable) == len(options.images)):
             raise ValueError("image {} {}".format(*unreadable[0]))

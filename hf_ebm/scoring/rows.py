@@ -32,6 +32,11 @@ class Unreadable:
     id: Any
     name: str
     reason: str
+    resizable: bool = False  # it would have a score with resize=True
+
+
+class ResizableError(ValueError):
+    """A picture of another size or mode than the model's, which ``resize=True`` would make fit."""
 
 
 @dataclass(frozen=True)
@@ -149,18 +154,16 @@ def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool, pa
             return np.asarray(image)
         if fits and padding and image.size[::-1] == tuple(size - 2 * padding for size in sample_shape[1:]):
             return _padded(image, padding)
-        return _fitting(image, sample_shape)  # which says what does not fit
+        try:
+            return _fitting(image, sample_shape)  # which says what does not fit
+        except ValueError as error:
+            if sample_shape[0] in (1, 3) and len(sample_shape) == 3 and image.mode not in UNKNOWN_RANGE:
+                raise ResizableError(str(error)) from error
+            raise
     try:
         return _padded(fit_picture(image, sample_shape[0], sample_shape[-1] - 2 * padding), padding)
     except ValueError as error:
         raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
-
-
-def resizing_helps(reason: str, sample_shape: tuple[int, ...], resize: bool) -> bool:
-    """Whether a picture that was refused for this `reason` of `prepare_sample` would be taken with ``resize=True``."""
-    hopeless = ("PIL", *(f"got {mode!r}" for mode in UNKNOWN_RANGE))  # and vectors
-    misfit = "does not fit" in reason and not any(words in reason for words in hopeless)
-    return misfit and len(sample_shape) == 3 and not resize
 
 
 def _padded(image: Any, padding: int) -> np.ndarray:
@@ -199,7 +202,8 @@ def prepare_rows(
             samples.append(prepare_sample(picture, sample_shape, resize, padding))
             ids.append(id_)
         except ValueError as error:
-            unreadable.append(Unreadable(number, id_, picture_name(picture, number, id_), str(error)))
+            name, resizable = picture_name(picture, number, id_), isinstance(error, ResizableError)
+            unreadable.append(Unreadable(number, id_, name, str(error), resizable))
     return Batch(start + len(rows), ids, _one_batch(samples, sample_shape), unreadable)
 
 

@@ -18,7 +18,6 @@ from hf_ebm.scoring.rows import (
     Rows,
     prepare_rows,
     prepared_batches,
-    resizing_helps,
     spans_of,
 )
 
@@ -48,7 +47,7 @@ def sample_batches(
                 raise ValueError("num_workers must be 0 for a streaming data set, which is read in its own order.")
             pictures = column_of(undecoded(images, column), column)
             batches = streamed_batches(pictures, batch_size, sample_shape, resize, padding)
-            yield from _whole(batches, sample_shape, resize)
+            yield from _whole(batches)
             return
     elif isinstance(images, list | tuple) and images and isinstance(images[0], PICTURE_TYPES):
         rows = ListRows(images)
@@ -57,7 +56,7 @@ def sample_batches(
         return
     spans = spans_of(0, len(rows), batch_size)
     batches = prepared_batches(rows, spans, sample_shape, resize, num_workers, padding)
-    yield from _whole(batches, sample_shape, resize)
+    yield from _whole(batches)
 
 
 def streamed_batches(
@@ -95,12 +94,11 @@ def column_of(rows: Iterable[dict[str, Any]], column: str) -> Iterator[Any]:
         yield row[column]
 
 
-def _whole(batches: Iterable[Batch], sample_shape: tuple[int, ...], resize: bool) -> Iterator[Tensor]:
+def _whole(batches: Iterable[Batch]) -> Iterator[Tensor]:
     """The samples of batches that must all be readable."""
     for batch in batches:
         if batch.unreadable:
             first = batch.unreadable[0]
-            helps = resizing_helps(first.reason, sample_shape, resize)
-            hint = "; resize=True converts and resizes pictures" if helps else ""
+            hint = "; resize=True converts and resizes pictures" if first.resizable else ""
             raise ValueError(f"image {first.name} {first.reason}{hint}")
         yield batch.x

@@ -7,6 +7,7 @@ from small_runs import Script, assert_same_run
 
 import hf_ebm
 from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training.run import changed_settings
 from hf_ebm.training.run_folder import only_run
 
 
@@ -109,6 +110,12 @@ def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, ca
     script.train(folder, max_steps=6, resume="latest", batch_size=4, seed=1)
     card = " ".join((folder / "README.md").read_text().split())
     assert "Settings were changed on the way: up to step 4: batch_size 8; up to step 5: seed 0." in card
+
+
+def test_of_a_changed_path_only_its_last_part_is_told():
+    settings = Script("ddaebm").settings("run", dataset="/new/place/images", batch_size=8)
+    earlier = {"dataset": "/home/somebody/photos", "batch_size": 8, "output_dir": "/home/somebody/run"}
+    assert changed_settings(earlier, settings) == ["dataset photos"]
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path, script):

@@ -62,38 +62,35 @@ def test_ctrl_c_ends_a_script_with_one_line_and_130(tmp_path, script, monkeypatc
     assert last.startswith(f"hf-ebm: stopped by the user at step {number - 1}; ") and said in last
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
-def test_ctrl_c_under_hf_ebm_train(tmp_path):
-    """The launcher and the script both get it, as from a terminal: the script's line is all that is said."""
+def start_and_wait(tmp_path):
+    """`hf-ebm train` in a session of its own, as from a shell, once it has a checkpoint; what it says is in `log`."""
     script, run = Script("ddaebm"), tmp_path / "run"
     config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=1)
     command = [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "--config", config, f"output_dir={run}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "home")}
-    log = tmp_path / "log"
-    with log.open("w") as file:
+    with (tmp_path / "log").open("w") as file:
         started = subprocess.Popen(command, env=environment, stderr=file, start_new_session=True)
     deadline = time.monotonic() + 300
     while not list_checkpoints(run / "checkpoints") and started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
+    return script, run, started
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
+def test_ctrl_c_under_hf_ebm_train(tmp_path):
+    """The launcher and the script both get it, as from a terminal: the script's line is all that is said."""
+    _, _, started = start_and_wait(tmp_path)
     os.killpg(started.pid, signal.SIGINT)
     assert started.wait(timeout=120) == 130
-    assert re.search(
-        r"\nhf-ebm: stopped by the user at step \d+; the last checkpoint is .*latest\.\n$", log.read_text()
-    )
-    assert "Traceback" not in log.read_text()
+    said = (tmp_path / "log").read_text()
+    assert re.search(r"\nhf-ebm: stopped by the user at step \d+; the last checkpoint is .*latest\.\n$", said)
+    assert "Traceback" not in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
 def test_a_terminated_hf_ebm_train_leaves_no_script_behind(tmp_path):
     """A SIGTERM reaches the launcher alone, as from `kill`: the script ends with it, and the folder is free again."""
-    script, run = Script("ddaebm"), tmp_path / "run"
-    config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=1)
-    command = [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "--config", config, f"output_dir={run}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "home")}
-    started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not list_checkpoints(run / "checkpoints") and started.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    script, run, started = start_and_wait(tmp_path)
     with pytest.raises(ValueError, match="is being written by another run"):
         script.train(run, max_steps=100_000, resume="latest")
     started.terminate()
