@@ -54,7 +54,7 @@ def make_accelerator(
     """An `Accelerator` whose data order can be resumed, with trackers that are there.
 
     Raises:
-        ValueError: If a tracker is unknown or its package is not installed.
+        ValueError: If a tracker is unknown or its package is not installed, or the device cannot do the precision.
     """
     for tracker in trackers:
         if tracker not in TRACKERS:
@@ -63,7 +63,7 @@ def make_accelerator(
             raise ValueError(f"trackers names {tracker!r}, which is not installed: pip install {tracker}.")
     # newer torch calls the option forward_sync_buffers, which accelerate cannot pass on yet
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
         log_with=list(trackers) or None,
@@ -76,6 +76,12 @@ def make_accelerator(
             InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
         ],
     )
+    if mixed_precision != "no" and not accelerator.native_amp:  # accelerate would train in fp32 without a word
+        raise ValueError(
+            f"mixed_precision must be 'no' or 'bf16' on {accelerator.device.type!r}, got {mixed_precision!r}, which "
+            "needs a GPU."
+        )
+    return accelerator
 
 
 def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int) -> DataLoader:

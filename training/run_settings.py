@@ -62,7 +62,7 @@ class RunSettings:
 
     # machine
     seed: int = 0
-    mixed_precision: str = "no"  # "no" (fp32), "bf16", "fp16"
+    mixed_precision: str = "no"  # "no" (fp32), "bf16", or "fp16" on a GPU
     compile: bool = False  # torch.compile the networks where the method allows it
     channels_last: bool = False
     winograd: bool = False  # wide fp32 convolutions on a CPU by Winograd's algorithm, if not compiled

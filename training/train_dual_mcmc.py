@@ -215,8 +215,8 @@ def make_objects(
     if settings.compile:
         for model in models:
             model.compile()
-    prepared = accelerator.prepare(*models, *optimizers)
     schedules = [make_schedule(optimizer, settings, steps_per_epoch) for optimizer in optimizers]
+    prepared = accelerator.prepare(*models, *optimizers)
     return Objects(accelerator, *prepared), schedules
 
 
