@@ -1,12 +1,13 @@
-"""3x3 convolutions by Winograd's minimal filtering: on a CPU two times as fast where a layer is wide.
+"""3x3 convolutions by Winograd's minimal filtering: two times as fast where a layer is wide, on a CPU without AVX-512.
 
     with WinogradConvolutions():
         images = pipe(batch_size=4).images  # or a train step: any forward and its backward
 
 A tile of 4x4 results takes 36 multiplications per pair of channels, where the direct way takes 144; what remains is one
-batched matrix product. PyTorch's CPU convolutions (oneDNN on AVX2) are direct ones, and its Winograd kernel, NNPACK's,
-transforms the weights anew at each call and is slower than they (`benchmarks/convolutions.py`). Results differ from the
-direct ones by rounding: some 1e-5 of the largest value, where the direct ones have some 2e-6.
+batched matrix product. PyTorch's CPU convolutions (oneDNN's) are direct ones, and its Winograd kernel, NNPACK's,
+transforms the weights anew at each call and is slower than they (`benchmarks/convolutions.py`). With AVX-512 the direct
+ones are so fast that layers of 512 channels alone gain, by a fifth; where such a CPU has bf16 units, they give more.
+Results differ from the direct ones by rounding: some 1e-5 of the largest value, where the direct ones have some 2e-6.
 
 Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, F(4x4, 3x3).
 """
@@ -43,7 +44,9 @@ RESULT = torch.tensor(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float32
 )
 FILTER_2D = torch.kron(FILTER, FILTER)
-MIN_CHANNELS = 128  # of input and output; narrower layers spend as much on the transforms as they save
+# Of input and output; narrower layers spend as much on the transforms as they save, and the faster the multiplications
+# are, the wider a layer must be.
+MIN_CHANNELS = 512 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 128
 MIN_TILES = 32  # in a batch; below, the transformed weights, four times as large, take as long to read
 TILES_AT_ONCE = 128  # fewer make small matrices, more leave the cache
 

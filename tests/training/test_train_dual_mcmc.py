@@ -184,6 +184,7 @@ def test_wide_layers_by_winograds_algorithm(tmp_path, monkeypatch, changes, want
     """Where it is asked for, in float32, it does the convolutions, and the run is the same but for rounding."""
     calls = []
     convolve = winograd.convolve
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 128)  # as on a CPU without AVX-512
     monkeypatch.setattr(winograd, "convolve", lambda *arguments: (calls.append(1), convolve(*arguments))[1])
     wide = {**TINY["models"], "energy": {"block_out_channels": [192, 192], "patch_size": 1}}
     lines = []
