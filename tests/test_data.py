@@ -11,7 +11,6 @@ import torch
 from torch.testing import assert_close
 
 from hf_ebm.data import (
-    TOY_NAMES,
     describe_change,
     draw_rows,
     fingerprint,
@@ -20,6 +19,8 @@ from hf_ebm.data import (
     load_training_data,
     sample_toy,
 )
+from hf_ebm.hub_datasets import load_hub_dataset
+from hf_ebm.toy_data import TOY_NAMES
 
 
 @pytest.mark.parametrize("name", TOY_NAMES)
@@ -196,7 +197,7 @@ def test_fingerprints_tell_data_sets_apart(tmp_path):
 
 
 def image_folder(path, pixels):
-    path.mkdir()
+    path.mkdir(parents=True)
     for number, value in enumerate(pixels):
         PIL.Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(path / f"{number}.png")
     return path
@@ -224,3 +225,18 @@ def test_a_fingerprint_reads_no_more_images_than_it_says(tmp_path, monkeypatch):
         for name, pixels in (("a", [1, 2, 3, 4, 5]), ("b", [1, 9, 3, 9, 5]), ("c", [1, 2, 9, 4, 5]))
     ]
     assert found[0] == found[1] != found[2]
+
+
+def test_a_slice_that_leaves_out_whole_classes_says_so(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        image_folder(tmp_path / "pictures" / name, [10, 20])
+    whole = load_hub_dataset(str(tmp_path / "pictures"), "train")
+    load_hub_dataset(str(tmp_path / "pictures"), "train[1:3]")
+    assert not caplog.records
+    load_hub_dataset(str(tmp_path / "pictures"), "train[:50%]")
+    (record,) = caplog.records
+    assert "'train[:50%]'" in record.getMessage() and "no image of the class dog" in record.getMessage()
+
+    whole.train_test_split(0.5, seed=0).save_to_disk(tmp_path / "split")  # what it advises
+    halves = [load_hub_dataset(str(tmp_path / "split"), split) for split in ("train", "test")]
+    assert [len(half) for half in halves] == [2, 2] and len(caplog.records) == 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_ebm.data import find_image_column, undecoded
+from hf_ebm.hub_datasets import find_image_column, undecoded
 from hf_ebm.image_inputs import PIL_MODES, images_to_tensor
 from hf_ebm.pictures import UNKNOWN_RANGE, fit_picture, open_picture
 

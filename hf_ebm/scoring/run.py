@@ -33,8 +33,9 @@ from transformers import PreTrainedConfig
 import hf_ebm
 from hf_ebm.content_hash import hash_tensors
 from hf_ebm.counting import counted
-from hf_ebm.data import load_digits, load_hub_dataset
+from hf_ebm.data import load_digits
 from hf_ebm.devices import find_device
+from hf_ebm.hub_datasets import load_hub_dataset
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.scoring.calibration import how_to_calibrate
 from hf_ebm.scoring.rows import HubRows, ListRows, Rows, prepare_rows, spans_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_ebm.data import find_image_column, undecoded
+from hf_ebm.hub_datasets import find_image_column, undecoded
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.pictures import PICTURE_TYPES
 from hf_ebm.scoring.rows import (

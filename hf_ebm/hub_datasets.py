@@ -1,0 +1,97 @@
+"""A `datasets.Dataset` of images: which split is loaded from where, its column of images, and rows left undecoded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.near_names import did_you_mean
+from hf_ebm.toy_data import TOY_NAMES
+
+logger = logging.getLogger(__name__)
+EMBEDDED_NAMES = ("digits", *TOY_NAMES)  # which need no `datasets`: see `hf_ebm.data`
+
+
+def load_hub_dataset(name: str, split: str, config_name: str | None = None, revision: str | None = None) -> Any:
+    """A split of a Hub data set, a local folder of parquet files, an image folder, or a `save_to_disk` folder."""
+    import datasets
+
+    path = Path(name)
+    if path.is_dir() and any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+        loaded = datasets.load_from_disk(name)
+        if isinstance(loaded, datasets.DatasetDict):
+            if split not in loaded:
+                raise ValueError(f"split {split!r} is not in {name}; it has {sorted(loaded)}.")
+            loaded = loaded[split]
+    else:
+        try:
+            loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error).rstrip(".")
+            reason = reason.replace(" (LocalEntryNotFoundError)", " (is there a network?)")  # the client's own class
+            meant = did_you_mean(name, EMBEDDED_NAMES, f"embedded are {EMBEDDED_NAMES}.")
+            if "@" in name:
+                meant = "name its split apart (training: dataset_split=...), not after an @."
+            raise ValueError(
+                f"dataset {name!r} (split {split!r}) cannot be loaded: {reason}. Give a Hub id, or a folder of parquet "
+                f"or image files; {meant}"
+            ) from error
+    if len(loaded) == 0:
+        raise ValueError(f"dataset {name!r} (split {split!r}) is empty; choose another split or folder.")
+    if missing := missing_classes(loaded) if "[" in split else []:
+        logger.warning(
+            "The rows %r of %s hold no image of the %s %s, as where rows are in the order of their classes. To hold "
+            "out some at random: load_dataset(...).train_test_split(0.1, seed=0).save_to_disk(folder), and its splits "
+            "train and test.",
+            split,
+            name,
+            "class" if len(missing) == 1 else "classes",
+            ", ".join(missing),
+        )
+    return loaded
+
+
+def missing_classes(dataset: Any) -> list[str]:
+    """The names of a labelled `datasets.Dataset`'s classes that none of its rows has."""
+    from datasets import ClassLabel
+
+    missing: list[str] = []
+    for column, feature in dataset.features.items():
+        if isinstance(feature, ClassLabel):
+            present = set(dataset.unique(column))
+            missing += [label for number, label in enumerate(feature.names) if number not in present]
+    return missing
+
+
+def find_image_column(dataset: Any, column: str | None) -> str:
+    """The image column of a `datasets.Dataset`: the named one, or the only one of type Image."""
+    from datasets import Image
+
+    if column is not None:
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"image_column {column!r} is not in the data set; it has {dataset.column_names}. A data set with one "
+                "column of images, as a folder of image files, needs no image_column."
+            )
+        return column
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the data set has {len(found)} image columns among {dataset.column_names}; name one with image_column=..."
+        )
+    return found[0]
+
+
+def undecoded(dataset: Any, column: str) -> Any:
+    """A `datasets.Dataset` or `IterableDataset` whose images stay bytes and paths, for `hf_ebm.pictures.open_picture`.
+
+    Whoever reads a row then meets a corrupt image by itself, and opens it by our rules. A data set with a format or a
+    transform of its own is left as it is.
+    """
+    from datasets import Image
+
+    formatted = (getattr(dataset, "format", None) or {}).get("type") is not None
+    if formatted or not isinstance((dataset.features or {}).get(column), Image):
+        return dataset
+    return dataset.cast_column(column, Image(decode=False))
