@@ -78,7 +78,7 @@ def ratio(times: Times, numerator: str, denominator: str) -> Spread:
 def make_parser(description: str, batch_sizes: dict[str, int], repeats: int) -> argparse.ArgumentParser:
     """The arguments that all benchmarks share; `batch_sizes` are the presets' defaults."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--preset", choices=sorted(batch_sizes), default="digits")
+    parser.add_argument("--preset", choices=sorted(batch_sizes), default=next(iter(batch_sizes)))
     default = ", ".join(f"{name} {size}" for name, size in batch_sizes.items())
     parser.add_argument("--batch-size", type=int, help=f"default: {default}")
     parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds (default: %(default)s)")

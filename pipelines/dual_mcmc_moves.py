@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hf_ebm.chains import ChainResult, run_chain
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.losses.dual_mcmc import posterior_energy, squared_error
+from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 
@@ -190,7 +191,7 @@ class DualMCMCMoves(EBMPipeline):
         dtype = self.energy_model.dtype
 
         def energy_fn(x: Tensor) -> Tensor:
-            return self.energy_model((x if known is None else known(x)).to(dtype)).energy
+            return self.energy_model(channels_last_on_cpu((x if known is None else known(x)).to(dtype))).energy
 
         with self.energy_model.chain_in_eval():
             return run_chain(

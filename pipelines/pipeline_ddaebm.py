@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain
+from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.mlp_energy import MLPEnergyModel
 from hf_ebm.models.mlp_generator import MLPGeneratorModel
 from hf_ebm.models.mlp_pair_inference import MLPPairInferenceModel
@@ -149,7 +150,7 @@ class DDAEBMPipeline(EBMPipeline):
         for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             # 1. predict the clean sample with a random latent
             z = draw((batch_size, latent_dim))
-            x0_pred = self.generator_model(x, t, z).sample
+            x0_pred = self.generator_model(channels_last_on_cpu(x), t, z).sample
 
             # 2. draw x_t ~ q(x_t | x_next, x0_pred)
             x_next = x

@@ -12,6 +12,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyModel
 
 
@@ -44,10 +45,10 @@ def compute_energies(energy_model: EnergyModel, x: Tensor, timestep: int = 0, ba
     if any(module.training for module in energy_model.modules()):  # setting the mode costs more than looking at it
         energy_model.eval()
     try:
-        parts = [
-            energy_model(part.to(device=energy_model.device, dtype=energy_model.dtype), timestep).energy.float().cpu()
-            for part in x.split(batch_size)
-        ]
+        parts = []
+        for part in x.split(batch_size):
+            part = channels_last_on_cpu(part.to(device=energy_model.device, dtype=energy_model.dtype))
+            parts.append(energy_model(part, timestep).energy.float().cpu())
     finally:
         if training:
             energy_model.train()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import energy_grad
+from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.scoring.energy import compute_energies
 
@@ -96,7 +97,7 @@ def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -
     with energy_model.chain_in_eval():
         parts = []
         for part in x.split(batch_size):
-            part = part.to(device=energy_model.device, dtype=energy_model.dtype)
+            part = channels_last_on_cpu(part.to(device=energy_model.device, dtype=energy_model.dtype))
             grad = energy_grad(lambda x: energy_model(x, 0).energy, part)
             parts.append(grad.float().flatten(1).norm(dim=1).cpu())
     return torch.cat(parts)
