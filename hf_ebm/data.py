@@ -60,9 +60,10 @@ class HubImages(Dataset):
         try:
             return (self.transform(self.picture(index)),)
         except ValueError as error:
-            raise ValueError(
-                f"image {index} of column {self.column!r} {error}; mend it, or remove it from the data set."
-            ) from error
+            source = self.dataset[index][self.column]
+            path = source.get("path") if isinstance(source, dict) else None
+            name = f"image {index} of column {self.column!r}" + (f" ({path})" if path else "")
+            raise ValueError(f"{name} {error}; mend it, or remove it from the data set.") from error
 
 
 def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Callable[[PIL.Image.Image], Tensor]:
@@ -163,6 +164,8 @@ def load_training_data(
         ValueError: If the data set is missing, empty, lacks the column, or its samples do not fit `sample_shape`.
     """
     if name in EMBEDDED_NAMES:
+        if padding:
+            raise ValueError(f"padding must be 0 for the embedded data set {name!r}, got {padding}.")
         if name == "digits":
             samples = load_digits(split)[0]
         else:

@@ -33,9 +33,10 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
             meant = did_you_mean(name, EMBEDDED_NAMES, f"embedded are {EMBEDDED_NAMES}.")
             if "@" in name:
                 meant = "name its split apart (training: dataset_split=...), not after an @."
+            what = "cannot be loaded" if path.exists() else "is no folder here, and cannot be loaded from the Hub"
             raise ValueError(
-                f"dataset {name!r} (split {split!r}) cannot be loaded: {reason}. Give a Hub id, or a folder of parquet "
-                f"or image files; {meant}"
+                f"dataset {name!r} (split {split!r}) {what}: {reason}. Give a Hub id, or a folder of parquet or image "
+                f"files; {meant}"
             ) from error
     if len(loaded) == 0:
         raise ValueError(f"dataset {name!r} (split {split!r}) is empty; choose another split or folder.")
@@ -72,7 +73,8 @@ def find_image_column(dataset: Any, column: str | None) -> str:
         if column not in dataset.column_names:
             raise ValueError(
                 f"image_column {column!r} is not in the data set; it has {dataset.column_names}. A data set with one "
-                "column of images, as a folder of image files, needs no image_column."
+                "column of images, as a folder of image files, needs no image_column: where a config sets one, "
+                "image_column=null."
             )
         return column
     found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import CommitInfo
@@ -183,6 +184,13 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """Raise a `ValueError` for a batch size, generator list or output type that cannot be done."""
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
+        generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
+        for one in generators:
+            if not isinstance(one, torch.Generator):
+                raise ValueError(
+                    f"generator must be a torch.Generator, a list of them, or None, got {one!r}; from a seed: "
+                    "torch.Generator().manual_seed(0)."
+                )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"generator must be one torch.Generator or a list of batch_size={batch_size} of them, got a list of "

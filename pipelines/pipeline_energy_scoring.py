@@ -271,8 +271,8 @@ class EnergyScoringPipeline(EBMPipeline):
         Raises:
             ValueError: If there are too few images for `target_fpr`, or one cannot be read.
         """
-        if not 0.0 < target_fpr < 1.0:
-            raise ValueError(f"target_fpr must be between 0 and 1, got {target_fpr!r}.")
+        if isinstance(target_fpr, bool) or not isinstance(target_fpr, int | float) or not 0.0 < target_fpr < 1.0:
+            raise ValueError(f"target_fpr must be a number between 0 and 1, got {target_fpr!r}.")
         needed = {measure for name in self.available_scores for measure in SCORES[name].measures}
         measures = self.measure_all(images, needed, batch_size, image_column, resize, num_workers, seed, padding)
         preprocessing = "converted, cropped square, resized" if resize else "as given"

@@ -106,7 +106,7 @@ def test_transform_values():
 
 def test_missing_column_several_columns_and_empty(tmp_path):
     folder = save_parquet(tmp_path / "p", {"a": pictures(2), "b": pictures(2)})
-    with pytest.raises(ValueError, match="image_column 'c' is not in the data set"):
+    with pytest.raises(ValueError, match=r"image_column 'c' is not in the data set.*image_column=null"):
         load_training_data(folder, (3, 8, 8), image_column="c")
     with pytest.raises(ValueError, match="2 image columns"):
         load_training_data(folder, (3, 8, 8))
@@ -125,7 +125,7 @@ def test_corrupt_images_and_missing_folders(tmp_path):
     (tmp_path / "q" / "train-00000.parquet").write_bytes(b"PAR1 broken")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_training_data(str(tmp_path / "q"), (1, 4, 4))
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match=r"nothing-here.*is no folder here, and cannot be loaded from the Hub"):
         load_training_data(str(tmp_path / "nothing-here"), (1, 4, 4))
     with pytest.raises(ValueError, match=r"name its split apart \(training: dataset_split="):
         load_training_data("digits@train", (1, 8, 8))
@@ -140,7 +140,7 @@ def test_training_images_follow_the_rules_of_pictures(tmp_path):
     (tmp_path / "moving").mkdir()
     first, second = pictures(2)
     first.save(tmp_path / "moving" / "0.gif", save_all=True, append_images=[second])
-    with pytest.raises(ValueError, match=r"image 0 of column 'image' cannot be read \(it has 2 frames"):
+    with pytest.raises(ValueError, match=r"image 0 of column 'image' \(.*/0\.gif\) cannot be read \(it has 2 frames"):
         load_training_data(str(tmp_path / "moving"), (3, 4, 4))
 
 

@@ -120,7 +120,7 @@ def format_table(metrics: dict[str, Any]) -> str:
         *([f"  before the x-chain             {frechet[key]:8.2f}"] if (key := "generator_alone") in frechet else []),
         f"  training images (the floor)    {frechet['floor']:8.2f}",
         f"  a pixel Gaussian               {frechet['pixel_gaussian']:8.2f}",
-        "of one draw of samples; `hf-ebm evaluate` makes another, with --num-seeds 5 it tells how far draws differ",
+        "(This is one draw of samples; `hf-ebm evaluate --num-seeds 5` tells how far draws differ.)",
         "AUROC of the energy, held-out digits against",
     ]
     lines += [f"  {name:<30} {value:8.4f}" for name, value in metrics["auroc"].items()]

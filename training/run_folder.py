@@ -56,8 +56,8 @@ def only_run(output_dir: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise ValueError(
-            f"output_dir {output_dir} is being written by another run; wait for its end or stop it (pgrep -f "
-            "hf_ebm.training lists the processes), or choose another output_dir."
+            f"output_dir {output_dir} is being written by another run; wait for its end or stop it (pgrep -fa "
+            "train_ lists the processes), or choose another output_dir."
         ) from error
     try:
         yield

@@ -85,9 +85,14 @@ class RunSettings:
     def __post_init__(self) -> None:
         """Raise a `ValueError` that names the setting, before any work."""
         self.check_at_least(1, "max_steps", "batch_size", "gradient_accumulation_steps", "log_every")
+        self.check_at_least(0, "padding", "num_workers", "sample_every", "checkpoint_every", "seed")
+        self.check_at_least(1, "num_grid_samples", "num_toy_samples")
+        self.check_positive("energy_learning_rate", "generator_learning_rate", "loss_limit")
         self.check_choice("mixed_precision", ("no", "bf16", "fp16"))
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be under 2**32, got {self.seed}.")
         if len(self.adam_betas) != 2:
             raise ValueError(f"adam_betas must be two numbers, got {self.adam_betas}.")
         if self.stretch_seconds is not None and not 0.0 < self.stretch_seconds < math.inf:

@@ -72,7 +72,7 @@ class DDAEBMSettings(RunSettings):
     def __post_init__(self) -> None:
         """Raise a `ValueError` that names the setting, before any work."""
         super().__post_init__()
-        self.check_at_least(1, "r1_interval")
+        self.check_at_least(1, "r1_interval", "num_timesteps")
         self.check_choice("reconstruction_latent", ("posterior", "prior"))
         self.check_choice("reconstruction_loss", ("squared_error", "gaussian_nll", "lsun_nll"))
         self.check_choice("spacing", SPACINGS)
@@ -81,7 +81,11 @@ class DDAEBMSettings(RunSettings):
             raise ValueError(f"r1_weight must be one number >= 0, or num_timesteps of them, got {self.r1_weight}.")
         weights = self.timestep_weights or (1.0,) * self.num_timesteps
         if len(weights) != self.num_timesteps or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-            raise ValueError(f"timestep_weights must be num_timesteps numbers >= 0, got {self.timestep_weights}.")
+            raise ValueError(
+                f"timestep_weights must be num_timesteps = {self.num_timesteps} numbers >= 0, got "
+                f"{self.timestep_weights}."
+            )
+        DiffusionCoefficients.vp(self.num_timesteps, self.beta_min, self.beta_max, self.spacing)  # which checks them
 
 
 @dataclasses.dataclass

@@ -70,7 +70,7 @@ class DualMCMCSettings(RunSettings):
         super().__post_init__()
         self.check_at_least(0, "x_num_steps", "z_num_steps")
         self.check_positive("x_step_size", "x_noise_std", "z_step_size", "z_noise_std", "likelihood_std")
-        self.check_positive("learning_rate_decay", "energy_gap_limit")
+        self.check_positive("learning_rate_decay", "energy_gap_limit", "inference_learning_rate")
         self.check_choice("energy_negatives", ("second_chain", "first_chain", "generator"))
         self.check_choice("z_start", ("inference", "noise"))
         self.check_choice("learning_rate_schedule", ("exponential", "cosine"))

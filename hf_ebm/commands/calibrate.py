@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data import describe_preparation, draw_rows
+    from hf_ebm.data import describe_change, describe_preparation, draw_rows
     from hf_ebm.dataset_names import DatasetName, load_named
     from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
@@ -91,6 +91,8 @@ def run(options: argparse.Namespace) -> None:
             "called odd; give a held-out split as name@split.",
             file=sys.stderr,
         )
+    if change := describe_change(dataset, shape, padding):
+        print(f"note: {change}. Is it the data set that you mean?", file=sys.stderr)
     rows = draw_rows(len(dataset), options.num_images, options.seed)
     images = torch.stack([dataset[row][0] for row in rows])
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
 
@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--no-baselines", action="store_true", help="of the model's scores alone")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=output_folder,
         default=Path("ood"),
         help="folder for ood.json, roc.png and histograms.png; the card of a run folder takes ood.json over at once "
         "(default: %(default)s)",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import load_image_generator
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
 from hf_ebm.counting import counted
 from hf_ebm.run_padding import find_padding
 
@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--cache", type=Path, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=output_folder,
         default=Path("evaluation"),
         help="folder for evaluate.json; the card of a run folder takes it over at once (default: %(default)s)",
     )

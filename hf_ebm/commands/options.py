@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from hf_ebm.run_padding import add_padding_option
 
@@ -19,6 +20,13 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps, ... (default: %(default)s)"
     )
+
+
+def output_folder(text: str) -> Path:
+    """The folder that an option names, which need not be there; argparse tells of one that is a file."""
+    if Path(text).exists() and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a folder, and {text!r} is a file")
+    return Path(text)
 
 
 def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:

@@ -46,8 +46,15 @@ def check_sample(name: str, x: Any, sample_shape: tuple[int, ...]) -> None:
         )
 
 
-def expand_timestep(t: Tensor | int | None, x: Tensor) -> Tensor:
-    """`t` as an integer tensor of shape (B,) on the device of `x`; None means 0, a number goes to every sample."""
+def expand_timestep(t: Tensor | int | None, x: Tensor, num_timesteps: int) -> Tensor:
+    """`t` as an integer tensor of shape (B,) on the device of `x`; None means 0, a number goes to every sample.
+
+    Raises:
+        ValueError: If one is not in ``0..num_timesteps-1``; a tensor on a GPU is not looked at, that would wait for it.
+    """
+    looked_at = not isinstance(t, Tensor) or (t.device.type == "cpu" and not torch.compiler.is_compiling())
+    if t is not None and looked_at and not torch.as_tensor((t >= 0) & (t < num_timesteps)).all():
+        raise ValueError(f"timestep must be in 0..{num_timesteps - 1}, the noise levels of this model, got {t}.")
     t = torch.as_tensor(0 if t is None else t, device=x.device)
     return t.expand(x.shape[0]) if t.ndim == 0 else t
 

@@ -64,7 +64,7 @@ class MLPEnergyModel(EnergyModel):
             `EnergyOutput` with ``energy`` of shape (B,), float32.
         """
         check_sample("pixel_values", pixel_values, self.sample_shape)
-        u = self.mlp(self.features(pixel_values), expand_timestep(timestep, pixel_values))
+        u = self.mlp(self.features(pixel_values), expand_timestep(timestep, pixel_values, self.config.num_timesteps))
         return EnergyOutput(energy=half_squared_norm(u, u.new_zeros(())))
 
 

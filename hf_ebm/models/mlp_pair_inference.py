@@ -79,7 +79,7 @@ class MLPPairInferenceModel(Network):
         """
         check_sample("x_t", x_t, self.sample_shape)
         check_sample("x_next", x_next, self.sample_shape)
-        t = expand_timestep(timestep, x_t)
+        t = expand_timestep(timestep, x_t, self.config.num_timesteps)
         beta = self.betas.index_select(0, t)[:, None]
         noise = (x_next - (1.0 - beta).sqrt() * x_t) / beta.sqrt()
         mean, logvar = self.mlp(torch.cat([self.features(x_next), noise], dim=1), t).float().chunk(2, dim=1)

@@ -92,7 +92,7 @@ class PairInferenceModel(Network):
         """
         check_sample("x_t", x_t, self.sample_shape)
         check_sample("x_next", x_next, self.sample_shape)
-        embedding = self.time_proj(expand_timestep(timestep, x_t)).to(self.dtype)
+        embedding = self.time_proj(expand_timestep(timestep, x_t, self.config.num_timesteps)).to(self.dtype)
         embedding = F.silu(self.time_embedding(embedding))
         hidden = self.conv_in(torch.cat([x_t, x_next], dim=1))
         for conv, time_bias in zip(self.convs, self.time_biases, strict=True):

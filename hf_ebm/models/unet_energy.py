@@ -97,7 +97,7 @@ class UNetEnergyModel(EnergyModel):
             `EnergyOutput` with ``energy`` of shape (B,), float32.
         """
         check_sample("pixel_values", pixel_values, self.sample_shape)
-        t = expand_timestep(timestep, pixel_values)
+        t = expand_timestep(timestep, pixel_values, self.config.num_timesteps)
         predicted = run_unet(self.unet, pixel_values, t, self.config.patch_size)
         return EnergyOutput(energy=half_squared_norm(pixel_values, predicted))
 

@@ -105,6 +105,6 @@ class UNetGeneratorModel(Network):
         """
         check_sample("x_next", x_next, self.sample_shape)
         embedding = self.latent_mapping(z)
-        t = expand_timestep(timestep, x_next)
+        t = expand_timestep(timestep, x_next, self.config.num_timesteps)
         x0_pred = torch.tanh(run_unet(self.unet, x_next, t, self.config.patch_size, embedding))
         return GeneratorOutput(sample=x0_pred) if return_dict else (x0_pred,)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from hf_ebm.hub_datasets import find_image_column, undecoded
@@ -36,6 +37,10 @@ def sample_batches(
     Raises:
         ValueError: If an image cannot be read or does not fit; it names the image.
     """
+    if not isinstance(resize, bool):
+        raise ValueError(f"resize must be True or False, got {resize!r}.")
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise ValueError(f"padding must be a whole number >= 0, got {padding!r}.")
     if isinstance(images, PICTURE_TYPES):
         images = [images]
     if hasattr(images, "column_names") and hasattr(images, "features"):
@@ -49,8 +54,13 @@ def sample_batches(
             batches = streamed_batches(pictures, batch_size, sample_shape, resize, padding)
             yield from _whole(batches)
             return
-    elif isinstance(images, list | tuple) and images and isinstance(images[0], PICTURE_TYPES):
+    elif isinstance(images, list | tuple) and any(isinstance(image, PICTURE_TYPES) for image in images):
         rows = ListRows(images)
+    elif not isinstance(images, list | tuple | np.ndarray | Tensor):
+        raise ValueError(
+            "images must be PIL images, paths, URLs, arrays, tensors or a datasets.Dataset, got "
+            f"{type(images).__name__}."
+        )
     else:
         yield from images_to_tensor(images, sample_shape).split(batch_size)
         return

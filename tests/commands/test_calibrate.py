@@ -77,6 +77,17 @@ def test_calibrate_warns_of_slices_of_what_was_trained_on(folder, tmp_path, caps
         assert (note in capsys.readouterr().err) is warns, split
 
 
+def test_calibrate_says_where_the_pictures_are_not_of_the_models_kind(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "colour").mkdir()
+    for index in range(20):
+        pixels = np.random.default_rng(index).integers(0, 1 + 12 * index, (16, 16, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / "colour" / f"{index:02}.png")
+    main(["calibrate", "--model", folder, "--dataset", str(tmp_path / "colour"), "--target-fpr", "0.2"])
+    notes = capsys.readouterr().err
+    assert "note: the images are 16x16 colour; they are converted to gray" in notes and "that you mean?" in notes
+
+
 def test_a_model_without_a_calibration_is_told_the_command(folder, tmp_path, capsys):
     path, command = str(tmp_path / "a.png"), f"hf-ebm calibrate --model {folder} --dataset NAME"
     PIL.Image.new("L", (8, 8)).save(path)

@@ -161,3 +161,15 @@ def test_bad_sizes(call, message):
 def test_energy_refuses_wrong_inputs(tiny_pipeline, x, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline.energy_model(x, 0)
+
+
+@pytest.mark.parametrize("t", [-1, 4, torch.tensor([0, 4]), torch.tensor(-1)])
+def test_noise_levels_that_a_model_does_not_have_are_refused(tiny_pipeline, t):
+    x, z = torch.zeros(2, 1, 8, 8), torch.zeros(2, tiny_pipeline.generator_model.config.latent_dim)
+    for call in (
+        lambda: tiny_pipeline.energy_model(x, t),
+        lambda: tiny_pipeline.generator_model(x, t, z),
+        lambda: tiny_pipeline.inference_model(x, x, t),
+    ):
+        with pytest.raises(ValueError, match=r"timestep must be in 0\.\.3, the noise levels of this model, got"):
+            call()

@@ -245,6 +245,7 @@ def test_score_refuses(tiny_pipeline, images, message):
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 2.0}, "batch_size"),
         ({"batch_size": 2, "generator": [torch.Generator()]}, "batch_size=2"),
+        ({"generator": 0}, "generator must be a torch.Generator, a list of them, or None, got 0"),
         ({"output_type": "jpg"}, "output_type"),
         ({"num_inference_steps": 5}, "num_inference_steps must be 4"),
         ({"num_correction_steps": -1}, "num_correction_steps"),

@@ -62,6 +62,10 @@ def test_every_kind_of_input_gives_the_same_energies(scorer, tiny_pipeline, digi
     assert_close(scorer(table, image_column="picture", return_dict=False)[0], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_tensors_and_pictures_in_one_list(scorer, digits, pictures):
+    assert_close(scorer([digits[0], pictures[1]]).energies, scorer(digits[:2]).energies)
+
+
 def test_workers_and_urls_change_nothing(scorer, digits, pictures, tmp_path, file_server):
     paths = [tmp_path / f"{index}.png" for index in range(20)]
     for picture, path in zip(pictures[:20], paths, strict=True):
@@ -245,6 +249,9 @@ def test_odd_images_are_found_by_a_known_energy(scorer, digits):
         ((torch.zeros(2, 1, 8, 8).numpy(), np.zeros(2, int)), {}, "got a pair of images and labels"),
         ((torch.zeros(2, 1, 8, 8), torch.zeros(3).long()), {}, "must be floats"),
         (["a.png"], {"num_workers": -1}, "num_workers"),
+        (None, {}, "images must be PIL images, paths, URLs, arrays, tensors or a datasets.Dataset, got NoneType"),
+        (torch.zeros(2, 1, 8, 8), {"resize": "yes"}, "resize must be True or False, got 'yes'"),
+        (torch.zeros(2, 1, 8, 8), {"padding": -1}, "padding must be a whole number >= 0, got -1"),
         ("no-such-file.png", {}, "no-such-file.png"),
     ],
 )
@@ -266,6 +273,8 @@ def test_more_mistakes(scorer, tmp_path, pictures):
         scorer([tmp_path / "broken.png"])
     with pytest.raises(ValueError, match="at least 19"):
         scorer.calibrate(torch.zeros(5, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"target_fpr must be a number between 0 and 1, got '0\.05'"):
+        scorer.calibrate(torch.zeros(50, 1, 8, 8), target_fpr="0.05")
     table = datasets.Dataset.from_dict({"picture": pictures[:2]}).cast_column("picture", datasets.Image())
     with pytest.raises(ValueError, match="photo"):
         scorer(table, image_column="photo")

@@ -116,6 +116,15 @@ def test_saved_weights_are_the_emas(tmp_path):
         ({"dataset": "25gaussians"}, "samples of shape"),
         ({"checkpoints_total_limit": 0}, "checkpoints_total_limit"),
         ({"stretch_seconds": 0.0}, "stretch_seconds"),
+        ({"padding": -1}, "padding must be >= 0"),
+        ({"padding": 2}, "padding must be 0 for the embedded data set 'digits'"),
+        ({"checkpoint_every": -1}, "checkpoint_every"),
+        ({"energy_learning_rate": float("nan")}, "energy_learning_rate must be positive"),
+        ({"generator_learning_rate": -1.0}, "generator_learning_rate must be positive"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"seed": 2**32}, "seed must be under"),
+        ({"num_timesteps": 0}, "num_timesteps must be >= 1"),
+        ({"beta_min": 30.0}, "beta_min < beta_max"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(tmp_path, changes, message):
