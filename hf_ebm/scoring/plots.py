@@ -43,9 +43,11 @@ def plot_energy_histograms(
     num_rows = -(-len(odd) // num_columns)
     figure = new_figure(10.2, 2.2 * num_rows + 0.5)
     everything = torch.cat([in_distribution, *odd.values()])
-    # odd sets may reach very far: the axis is logarithmic above the lowest energy seen
-    offset = everything.min() - 1.0
-    edges = np.geomspace(1.0, float(everything.max() - offset) * 1.01, 50)
+    # odd sets may reach very far: the axis is logarithmic, from the lowest energy seen, in view of the held-out spread
+    low, high = in_distribution.quantile(torch.tensor([0.25, 0.75], dtype=in_distribution.dtype)).tolist()
+    start = high - low or 1.0
+    offset = everything.min() - start
+    edges = np.geomspace(start, float(everything.max() - offset) * 1.01, 50)
     axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
     for index, axis in enumerate(axes.flat):
         if index >= len(odd):
@@ -65,7 +67,7 @@ def plot_energy_histograms(
         axis.set_xscale("log")
         axis.legend(frameon=False, fontsize=8)
         axis.set_yticks([])
-    figure.supxlabel("energy / T in nats, shifted so that the smallest is 1 (low = likely)", fontsize=9)
+    figure.supxlabel("energy / T in nats, shifted so that all are positive (low = likely)", fontsize=9)
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
