@@ -6,10 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hf_ebm.near_names import did_you_mean
 from hf_ebm.toy_data import TOY_NAMES
 
 logger = logging.getLogger(__name__)
+FEW_ROWS = 10  # so few may be in order by chance
 EMBEDDED_NAMES = ("digits", *TOY_NAMES)  # which need no `datasets`: see `hf_ebm.data`
 
 
@@ -25,6 +28,8 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
                 raise ValueError(f"split {split!r} is not in {name}; it has {sorted(loaded)}.")
             loaded = loaded[split]
     else:
+        if not path.exists() and "/" in name and path.parent.is_dir():
+            logger.warning("%r is no folder here; the Hub is asked for it.", name)
         try:
             loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -40,29 +45,28 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
             ) from error
     if len(loaded) == 0:
         raise ValueError(f"dataset {name!r} (split {split!r}) is empty; choose another split or folder.")
-    if missing := missing_classes(loaded) if "[" in split else []:
+    if "[" in split and (column := column_in_order(loaded)) is not None:
         logger.warning(
-            "The rows %r of %s hold no image of the %s %s, as where rows are in the order of their classes. To hold "
-            "out some at random: load_dataset(...).train_test_split(0.1, seed=0).save_to_disk(folder), and its splits "
-            "train and test.",
+            "The rows %r of %s are in the order of their column %r: such a slice holds few or none of some classes, or "
+            "what it leaves out does. To hold out some at random: load_dataset(...).train_test_split(0.1, seed=0)"
+            ".save_to_disk(folder), and its splits train and test.",
             split,
             name,
-            "class" if len(missing) == 1 else "classes",
-            ", ".join(missing),
+            column,
         )
     return loaded
 
 
-def missing_classes(dataset: Any) -> list[str]:
-    """The names of a labelled `datasets.Dataset`'s classes that none of its rows has."""
+def column_in_order(dataset: Any) -> str | None:
+    """The column of class labels that a `datasets.Dataset`'s rows are sorted by; None: there is none, or few rows."""
     from datasets import ClassLabel
 
-    missing: list[str] = []
     for column, feature in dataset.features.items():
-        if isinstance(feature, ClassLabel):
-            present = set(dataset.unique(column))
-            missing += [label for number, label in enumerate(feature.names) if number not in present]
-    return missing
+        if isinstance(feature, ClassLabel) and feature.num_classes > 1 and len(dataset) >= FEW_ROWS:
+            labels = np.asarray(dataset[column])
+            if (labels[1:] >= labels[:-1]).all():
+                return column
+    return None
 
 
 def find_image_column(dataset: Any, column: str | None) -> str:

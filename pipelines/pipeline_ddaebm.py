@@ -50,22 +50,28 @@ class DDAEBMPipeline(EBMPipeline):
         inference_model: PairInferenceModel | MLPPairInferenceModel | None = None,
     ) -> None:
         super().__init__()
-        if scheduler.config.get("prediction_type") != "sample":
-            raise ValueError(
-                "scheduler must take a predicted clean sample (prediction_type='sample'), got prediction_type="
-                f"{scheduler.config.get('prediction_type')!r}; make it with from_config(pipe.scheduler.config)."
-            )
-        if scheduler.config.num_train_timesteps != generator_model.config.num_timesteps:
-            raise ValueError(
-                f"scheduler has {scheduler.config.num_train_timesteps} steps and generator_model was built for "
-                f"{generator_model.config.num_timesteps}; make the scheduler with from_config(pipe.scheduler.config)."
-            )
+        self.check_scheduler(scheduler, generator_model)
         self.register_modules(
             generator_model=generator_model,
             scheduler=scheduler,
             energy_model=energy_model,
             inference_model=inference_model,
         )
+
+    @staticmethod
+    def check_scheduler(scheduler: Any, generator_model: Any) -> None:
+        """Raise a `ValueError` if the scheduler takes no clean sample, or was made for another number of steps."""
+        if scheduler.config.get("prediction_type") != "sample":
+            raise ValueError(
+                "scheduler must take a predicted clean sample (prediction_type='sample'), got "
+                f"{type(scheduler).__name__} with prediction_type={scheduler.config.get('prediction_type')!r}; make a "
+                "DDAEBMScheduler, DDPMScheduler or DDIMScheduler with from_config(pipe.scheduler.config)."
+            )
+        if scheduler.config.num_train_timesteps != generator_model.config.num_timesteps:
+            raise ValueError(
+                f"scheduler has {scheduler.config.num_train_timesteps} steps and generator_model was built for "
+                f"{generator_model.config.num_timesteps}; make the scheduler with from_config(pipe.scheduler.config)."
+            )
 
     def check_inputs(
         self,
@@ -79,6 +85,7 @@ class DDAEBMPipeline(EBMPipeline):
     ) -> None:
         """Raise a `ValueError` that names the argument, before any work is done."""
         self.check_common_inputs(batch_size, generator, output_type)
+        self.check_scheduler(self.scheduler, self.generator_model)  # which may have been swapped
         steps = num_inference_steps  # stock schedulers divide by 0, or leave the noise as it is
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(

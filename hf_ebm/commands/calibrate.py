@@ -48,6 +48,11 @@ def add_parser(commands: Any) -> None:
         default=MAX_IMAGES,
         help="at most so many, drawn with the seed (default: %(default)s)",
     )
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="convert pictures of another size or mode than the model's, also of a data set that it was not trained on",
+    )
     parser.set_defaults(run=run)
 
 
@@ -92,13 +97,19 @@ def run(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     if change := describe_change(dataset, shape, padding):
-        print(f"note: {change}. Is it the data set that you mean?", file=sys.stderr)
+        if trained_split is None and not options.resize:
+            raise ValueError(
+                f"--dataset {options.dataset}: {change}, and the model was trained on another data set. If this is the "
+                "one that you mean, add --resize; nothing was written."
+            )
+        print(f"note: {change}.", file=sys.stderr)
     rows = draw_rows(len(dataset), options.num_images, options.seed)
     images = torch.stack([dataset[row][0] for row in rows])
 
     calibration = pipeline.calibrate(images, options.target_fpr, seed=options.seed)
     preparation = describe_preparation(shape, padding)
-    calibration = dataclasses.replace(calibration, preprocessing=preparation, trained_on=trained_on)
+    shown = f"{source['dataset']}, split {source['split']}"
+    calibration = dataclasses.replace(calibration, preprocessing=preparation, trained_on=trained_on, dataset=shown)
     calibration.save(folder)
     refreshed = refresh_card(folder)
     called_odd = int(pipeline(images, score=options.score).is_ood.sum())
@@ -119,8 +130,8 @@ def run(options: argparse.Namespace) -> None:
     share = f"{100 * options.target_fpr:g} %"
     others = "others that it was trained on" if trained_on else "others like them"
     print(
-        f"{options.score} above {threshold:.6g} is called odd: {called_odd} of the {len(images)} images of "
-        f"{source['dataset']}, split {source['split']}, and on average at most {share} of {others}"
+        f"{options.score} above {threshold:.6g} is called odd: {called_odd} of the {len(images)} images of {shown}, "
+        f"and on average at most {share} of {others}"
     )
     print(f"wrote {folder / FILE_NAME} (thresholds of {', '.join(sorted(calibration.reference))})")
     if refreshed:

@@ -70,6 +70,7 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
         and {
             "target_fpr": calibration.target_fpr,
             "num_samples": calibration.num_samples,
+            "dataset": calibration.dataset,
             "scores": sorted(calibration.reference),
         },
         "training": json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
@@ -89,14 +90,15 @@ def format_text(found: dict[str, Any]) -> str:
         lines.append(f"  {name:<18}{part['class']}({settings})")
     calibration, training = found["calibration"], found["training"]
     lines.append(
-        f"  calibrated on {calibration['num_samples']} samples, target_fpr={calibration['target_fpr']}"
+        f"  calibrated on {calibration['num_samples']} samples"
+        f"{' of ' + calibration['dataset'] if calibration['dataset'] else ''}, target_fpr={calibration['target_fpr']}"
         if calibration
         else "  not calibrated"
     )
     if training:
         lines.append(
             f"  trained for {training['steps']:,} steps on {training['num_images']:,} samples in "
-            f"{training['seconds'] / 60:.1f} minutes ({training['hardware']}, "
+            f"{training['seconds'] / 60:.2g} minutes ({training['hardware']}, "
             f"{counted(training['num_processes'], 'process', 'processes')})"
         )
     if found["measured"]:

@@ -43,6 +43,7 @@ class Calibration:
         reference: Sorted calibration scores of each score, at most `MAX_REFERENCE` or 10 / target_fpr of them.
         preprocessing: How the images were prepared, in words.
         trained_on: Whether the model was trained on some of the samples, which it should not be; None = not known.
+        dataset: Where the samples are from, such as ``"digits, split test"``; None = not known.
     """
 
     target_fpr: float
@@ -52,6 +53,7 @@ class Calibration:
     reference: Mapping[str, list[float]] = field(default_factory=dict, repr=False)
     preprocessing: str = ""
     trained_on: bool | None = None
+    dataset: str | None = None
 
     @classmethod
     def fit(

@@ -83,9 +83,17 @@ def test_calibrate_says_where_the_pictures_are_not_of_the_models_kind(folder, tm
     for index in range(20):
         pixels = np.random.default_rng(index).integers(0, 1 + 12 * index, (16, 16, 3), dtype=np.uint8)
         PIL.Image.fromarray(pixels).save(tmp_path / "colour" / f"{index:02}.png")
-    main(["calibrate", "--model", folder, "--dataset", str(tmp_path / "colour"), "--target-fpr", "0.2"])
-    notes = capsys.readouterr().err
-    assert "note: the images are 16x16 colour; they are converted to gray" in notes and "that you mean?" in notes
+    command = ["calibrate", "--model", folder, "--dataset", str(tmp_path / "colour"), "--target-fpr", "0.2"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    refusal = capsys.readouterr().err
+    assert "the images are 16x16 colour; they are converted to gray" in refusal and "add --resize" in refusal
+    assert not (tmp_path / "model" / "calibration.json").exists()
+    main([*command, "--resize"])
+    assert "note: the images are 16x16 colour" in capsys.readouterr().err
+    main(["info", "--model", folder])
+    assert "calibrated on 20 samples of colour, split train, target_fpr=0.2" in capsys.readouterr().out
 
 
 def test_a_model_without_a_calibration_is_told_the_command(folder, tmp_path, capsys):

@@ -8,10 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch.testing import assert_close
 
-from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline
+from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, MALAScheduler
 from hf_ebm.langevin import conditional_energy_grad, langevin_step
 
 
@@ -271,3 +271,17 @@ def test_constructor_refuses_schedulers_that_do_not_fit(tiny_pipeline):
         DDAEBMPipeline(*models, DDPMScheduler(num_train_timesteps=4))
     with pytest.raises(ValueError, match="3 steps"):
         DDAEBMPipeline(*models, DDAEBMScheduler(num_train_timesteps=3))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (MALAScheduler(), r"must take a predicted clean sample.*got MALAScheduler"),
+        (EulerDiscreteScheduler(), r"must take a predicted clean sample.*got EulerDiscreteScheduler"),
+        (DDIMScheduler(prediction_type="sample"), "scheduler has 1000 steps and generator_model was built for 4"),
+    ],
+)
+def test_a_scheduler_that_was_swapped_in_is_checked(tiny_pipeline, scheduler, message):
+    tiny_pipeline.scheduler = scheduler
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline(batch_size=2)
