@@ -164,8 +164,6 @@ def load_training_data(
         ValueError: If the data set is missing, empty, lacks the column, or its samples do not fit `sample_shape`.
     """
     if name in EMBEDDED_NAMES:
-        if padding:
-            raise ValueError(f"padding must be 0 for the embedded data set {name!r}, got {padding}.")
         if name == "digits":
             samples = load_digits(split)[0]
         else:

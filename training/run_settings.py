@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
+from hf_ebm.hub_datasets import EMBEDDED_NAMES
 from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_login, with_owner
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ class RunSettings:
         self.check_choice("mixed_precision", ("no", "bf16", "fp16"))
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
+        if self.padding and self.dataset in EMBEDDED_NAMES:
+            raise ValueError(f"padding must be 0 for the embedded data set {self.dataset!r}, got {self.padding}.")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be under 2**32, got {self.seed}.")
         if len(self.adam_betas) != 2:

@@ -40,7 +40,7 @@ def sample_batches(
     if not isinstance(resize, bool):
         raise ValueError(f"resize must be True or False, got {resize!r}.")
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"padding must be a whole number >= 0, got {padding!r}.")
+        raise ValueError(f"padding must be >= 0 and a whole number, got {padding!r}.")
     if isinstance(images, PICTURE_TYPES):
         images = [images]
     if hasattr(images, "column_names") and hasattr(images, "features"):

@@ -222,8 +222,8 @@ def test_mistakes(digits, tmp_path, monkeypatch):
         evaluate_samples(pipeline, folder_of_images(tmp_path / "few", {"test": 4, "train": 30}), digits)
     name = folder_of_images(tmp_path / "images", {"test": 25, "train": 25})
     (tmp_path / "images" / "test" / "7.png").write_bytes(b"\x89PNG but no more")
-    with pytest.raises(ValueError, match=r"image \d+ of column 'image' cannot be read"):
+    with pytest.raises(ValueError, match=r"image \d+ of column 'image' \(.*7\.png\) cannot be read"):
         evaluate_samples(pipeline, name, digits, cache=tmp_path / "features")
-    with pytest.raises(ValueError, match=r"^image \d+ of column 'image' cannot be read"):
+    with pytest.raises(ValueError, match=r"^image \d+ of column 'image' \(.*7\.png\) cannot be read"):
         evaluate_samples(pipeline, name, digits, num_workers=1)
     assert not list((tmp_path / "features").glob("*"))

@@ -60,7 +60,10 @@ def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
 
 
 def test_the_image_processor_pads_as_the_training_did(tmp_path, script):
-    folder = script.train(tmp_path / "run", max_steps=1, padding=1)  # the digits themselves are not padded
+    (tmp_path / "pictures").mkdir()
+    for index in range(8):
+        PIL.Image.new("L", (6, 6), 30 * index).save(tmp_path / "pictures" / f"{index}.png")
+    folder = script.train(tmp_path / "run", max_steps=1, padding=1, dataset=str(tmp_path / "pictures"))
     assert json.loads((folder / "energy_model" / "preprocessor_config.json").read_text())["padding"] == 1
 
 
