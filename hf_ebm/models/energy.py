@@ -52,10 +52,12 @@ def expand_timestep(t: Tensor | int | None, x: Tensor, num_timesteps: int) -> Te
     Raises:
         ValueError: If one is not in ``0..num_timesteps-1``; a tensor on a GPU is not looked at, that would wait for it.
     """
-    looked_at = not isinstance(t, Tensor) or (t.device.type == "cpu" and not torch.compiler.is_compiling())
-    if t is not None and looked_at and not torch.as_tensor((t >= 0) & (t < num_timesteps)).all():
-        raise ValueError(f"timestep must be in 0..{num_timesteps - 1}, the noise levels of this model, got {t}.")
-    t = torch.as_tensor(0 if t is None else t, device=x.device)
+    t = torch.as_tensor(0 if t is None else t)
+    looked_at = t.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looked_at and not ((t >= 0) & (t < num_timesteps)).all():
+        levels = f"0..{num_timesteps - 1}, the noise levels of this model"
+        raise ValueError(f"timestep must be in {levels}, got {t.tolist()}.")
+    t = t.to(x.device)
     return t.expand(x.shape[0]) if t.ndim == 0 else t
 
 
