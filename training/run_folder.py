@@ -71,7 +71,9 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed
     Raises:
         ValueError: If the folder holds another run, which would be lost.
     """
-    occupied = [name for name in LEFT_BY_A_RUN if (output_dir / name).exists()]
+    paths = [output_dir / name for name in LEFT_BY_A_RUN]
+    # an empty metrics.jsonl is of a run that made no step
+    occupied = [path.name for path in paths if path.is_dir() or (path.is_file() and path.stat().st_size > 0)]
     accelerator.wait_for_everyone()  # all have looked before one writes
     if occupied and not resumed and not settings.overwrite_output_dir:
         goes_on = "go on with resume=latest, " if list_checkpoints(output_dir / "checkpoints") else ""

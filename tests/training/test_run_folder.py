@@ -59,6 +59,19 @@ def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
     assert not torch.equal(all_weights(folder)[key], before[key])
 
 
+def test_a_run_that_made_no_step_does_not_occupy_the_folder(tmp_path, script):
+    (tmp_path / "pictures").mkdir()
+    for index in range(8):
+        PIL.Image.new("L", (8, 8), 30 * index).save(tmp_path / "pictures" / f"{index}.png")
+    whole = (tmp_path / "pictures" / "7.png").read_bytes()
+    (tmp_path / "pictures" / "7.png").write_bytes(whole[:40])
+    settings = {"max_steps": 1, "dataset": str(tmp_path / "pictures")}
+    with pytest.raises(ValueError, match=r"\(.*7\.png\) cannot be read"):
+        script.train(tmp_path / "run", **settings)
+    (tmp_path / "pictures" / "7.png").write_bytes(whole)
+    assert (script.train(tmp_path / "run", **settings) / "model_index.json").is_file()
+
+
 def test_the_image_processor_pads_as_the_training_did(tmp_path, script):
     (tmp_path / "pictures").mkdir()
     for index in range(8):
