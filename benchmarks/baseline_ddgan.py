@@ -208,6 +208,7 @@ METHOD = Method(
     make_pipeline=make_pipeline,
     shown_terms=("logit_real", "logit_fake", "gradient_penalty"),
     num_averaged=1,
+    step_kind=lambda step, settings: step % settings.r1_interval == 0,
     write_card=None,
 )
 

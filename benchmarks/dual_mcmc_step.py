@@ -23,12 +23,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from literal_dual_mcmc import LiteralDualMCMC
-from timing import add_winograd, alternate, make_parser, parse, ratio, report
+from timing import add_training_options, alternate, make_parser, parse, ratio, report
 from torch import Tensor
 
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
-from hf_ebm.training.run import prepare_models, training_convolutions
-from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, make_model_settings, make_objects, train_step
+from hf_ebm.training.cuda_graph import NUM_EAGER
+from hf_ebm.training.run import make_train_step, prepare_models, training_convolutions
+from hf_ebm.training.train_dual_mcmc import METHOD, DualMCMCSettings, make_model_settings, make_objects
 
 BATCH_SIZES = {"digits": 64, "cifar10": 2}
 TOLERANCES = {"no": 1e-3, "bf16": 5e-2}
@@ -43,11 +44,12 @@ class Package:
         prepare_models(models, settings)
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
         self.convolutions = training_convolutions(settings, accelerator.device)
+        self.train_step = make_train_step(METHOD, settings, self.objects, accelerator.device)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on the batch `x`; the terms of the losses."""
         with self.convolutions:
-            return train_step(x, 0, self.objects, self.settings)
+            return self.train_step(x, 0, self.objects, self.settings)
 
 
 def agreement(models: Any, x: Tensor, settings: DualMCMCSettings, accelerator: Accelerator) -> dict[str, float]:
@@ -57,6 +59,10 @@ def agreement(models: Any, x: Tensor, settings: DualMCMCSettings, accelerator: A
         SystemExit: If one is above its tolerance.
     """
     settings = dataclasses.replace(settings, x_num_steps=3, z_num_steps=1)
+    num_steps = 1
+    if settings.cuda_graph:  # the step to compare is the first one after the eager ones; no weight may move before it
+        rates = dict.fromkeys((f"{name}_learning_rate" for name in ("generator", "energy", "inference")), 1e-30)
+        settings, num_steps = dataclasses.replace(settings, **rates), NUM_EAGER + 1
     models = copy.deepcopy(models)
     models[1].train()
     with torch.no_grad():  # the literal side's energy update has two forwards, so two power iterations: converge first
@@ -67,9 +73,11 @@ def agreement(models: Any, x: Tensor, settings: DualMCMCSettings, accelerator: A
         LiteralDualMCMC(copy.deepcopy(models), settings, power_iteration_in_chain=False),
     )
     terms = []
-    for side in sides:
-        torch.manual_seed(0)
-        terms.append(side.step(x))
+    for side, number in zip(sides, (num_steps, 1), strict=True):
+        for _ in range(number):
+            torch.manual_seed(0)
+            found_terms = side.step(x)
+        terms.append(found_terms)
     got, want = terms
     scale = {name: value.abs() for name, value in want.items()}
     scale["energy_data"] = scale["energy_revised"] = torch.maximum(scale["energy_data"], scale["energy_revised"])
@@ -86,7 +94,7 @@ def agreement(models: Any, x: Tensor, settings: DualMCMCSettings, accelerator: A
 def main() -> None:
     """Check, time, report."""
     parser = make_parser("The package's Dual-MCMC train step against a literal one.", BATCH_SIZES, repeats=8)
-    add_winograd(parser)
+    add_training_options(parser)
     arguments = parse(parser)
     settings = DualMCMCSettings(
         preset=arguments.preset,
@@ -94,6 +102,7 @@ def main() -> None:
         mixed_precision=arguments.mixed_precision,
         channels_last=arguments.channels_last,
         compile=arguments.compile,
+        cuda_graph=arguments.cuda_graph,
         winograd=arguments.winograd,
     )
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.device == "cpu")
@@ -119,7 +128,8 @@ def main() -> None:
     if device.type == "cpu":
         results["speed-up (CPU seconds)"] = ratio(cpu, SIDES[1], SIDES[0])
     options = {"precision": settings.mixed_precision, "channels_last": settings.channels_last}
-    results |= {"batch": arguments.batch_size, **options, "compile": settings.compile, "winograd": settings.winograd}
+    results |= {"batch": arguments.batch_size, **options, "compile": settings.compile}
+    results |= {"cuda_graph": settings.cuda_graph, "winograd": settings.winograd}
     results |= {"agreement": found}
     report(f"Dual-MCMC train step, {arguments.preset} preset, on {device}", arguments, wall, cpu, results)
 

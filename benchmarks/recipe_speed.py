@@ -26,7 +26,7 @@ from timing import Spread, alternate, ratio, report
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
 from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.loop import advance
-from hf_ebm.training.run import prepare_models
+from hf_ebm.training.run import make_train_step, prepare_models
 from hf_ebm.training.settings import load_settings
 
 METHODS: dict[str, tuple[Any, Any, str]] = {
@@ -50,13 +50,14 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     steps = itertools.count()
+    train_step = make_train_step(method, settings, objects, accelerator.device)
 
     def run() -> None:
         for _, step in zip(range(round_steps), steps, strict=False):
             x = torch.rand(settings.batch_size, *models[0].sample_shape, device=accelerator.device) * 2 - 1
             if settings.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            method.train_step(x, step, objects, settings)
+            train_step(x, step, objects, settings)
             for schedule in schedules:
                 advance(schedule)
             for ema, model in zip(emas, averaged, strict=True):

@@ -23,13 +23,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from literal_ddaebm import LiteralDDAEBM, draw
-from timing import add_winograd, alternate, make_parser, parse, ratio, report
+from timing import add_training_options, alternate, make_parser, parse, ratio, report
 from torch import Tensor, nn
 
 from hf_ebm.models.presets import build_ddaebm_models
 from hf_ebm.training.averaging import make_emas
-from hf_ebm.training.run import prepare_models, training_convolutions
-from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_objects, train_step
+from hf_ebm.training.cuda_graph import NUM_EAGER
+from hf_ebm.training.run import make_train_step, prepare_models, training_convolutions
+from hf_ebm.training.train_ddaebm import METHOD, DDAEBMSettings, make_model_settings, make_objects
 
 BATCH_SIZES = {"digits": 64, "cifar10": 8}
 # of relative differences; "gradient": at the first step, "update", "average": after the last one
@@ -51,11 +52,12 @@ class Package:
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
         self.emas = make_emas(models[:2], settings.ema_decay, accelerator.device)
         self.convolutions = training_convolutions(settings, accelerator.device)
+        self.train_step = make_train_step(METHOD, settings, self.objects, accelerator.device)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on clean images `x`; the terms of the losses."""
         with self.convolutions:
-            terms = train_step(x, 0, self.objects, self.settings)
+            terms = self.train_step(x, 0, self.objects, self.settings)
         for ema, model in zip(self.emas, self.models[:2], strict=True):
             ema.step(model.parameters())
         return terms
@@ -140,8 +142,8 @@ def agreement(
 def main() -> None:
     """Check, time, report."""
     parser = make_parser("The package's train step against a literal one.", BATCH_SIZES, repeats=10)
-    add_winograd(parser)
-    parser.add_argument("--check-steps", type=int, default=3, help="of the agreement check (default: %(default)s)")
+    add_training_options(parser)
+    parser.add_argument("--check-steps", type=int, help="of the agreement check (default: 3, with --cuda-graph 5)")
     parser.add_argument("--check-batch-size", type=int, help="default: 4; with --compile the timed batch size")
     arguments = parse(parser)
     settings = DDAEBMSettings(
@@ -150,6 +152,7 @@ def main() -> None:
         mixed_precision=arguments.mixed_precision,
         channels_last=arguments.channels_last,
         compile=arguments.compile,
+        cuda_graph=arguments.cuda_graph,
         winograd=arguments.winograd,
     )
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.device == "cpu")
@@ -161,8 +164,9 @@ def main() -> None:
     # another batch size would make torch.compile look for code that fits any
     num_checked = arguments.check_batch_size or (arguments.batch_size if arguments.compile else 4)
     x_check = torch.rand(num_checked, *models[0].sample_shape, device=device) * 2 - 1
+    num_steps = arguments.check_steps or (NUM_EAGER + 2 if settings.cuda_graph else 3)
     with torch.backends.cudnn.flags(allow_tf32=False):
-        found = agreement(models, x_check, settings, accelerator, arguments.check_steps)
+        found = agreement(models, x_check, settings, accelerator, num_steps)
 
     literal = LiteralDDAEBM(copy.deepcopy(models), settings)
     package = Package(models, settings, accelerator)
@@ -177,7 +181,8 @@ def main() -> None:
     if device.type == "cpu":
         results["speed-up (CPU seconds)"] = ratio(cpu, SIDES["literal"], SIDES["package"])
     options = {"precision": settings.mixed_precision, "channels_last": settings.channels_last}
-    results |= {"batch": arguments.batch_size, **options, "compile": settings.compile, "winograd": settings.winograd}
+    results |= {"batch": arguments.batch_size, **options, "compile": settings.compile}
+    results |= {"cuda_graph": settings.cuda_graph, "winograd": settings.winograd}
     results |= {"agreement": found}
     report(f"train step, {arguments.preset} preset, on {device}", arguments, wall, cpu, results)
 

@@ -87,7 +87,12 @@ class ChainGuard:
         self.num_finite = self.num_finite + self.finite
 
     def check(self) -> None:
-        """Raise a `ChainDivergedError` if a state was not finite."""
+        """Raise a `ChainDivergedError` if a state was not finite.
+
+        A CUDA graph that is being recorded cannot be asked: what a diverged chain gives is not finite there.
+        """
+        if self.finite.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
         if not self.finite.item():
             raise ChainDivergedError(int(self.num_finite.item()), self.last_state)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hf_ebm.data import describe_change, load_training_data
 from hf_ebm.hub import public_values, write_card
 from hf_ebm.training.averaging import averaged_weights, make_emas
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
+from hf_ebm.training.cuda_graph import GraphedStep, check_cuda_graph
 from hf_ebm.training.interruption import says_where_it_stopped
 from hf_ebm.training.loop import (
     MetricsFile,
@@ -64,6 +65,7 @@ class Method:
         shown_terms: Terms on the progress bar.
         term_limits: Limits of single terms' size; ``loss_limit`` for the others.
         num_averaged: How many of the networks get the EMA: generator and energy of our two methods.
+        step_kind: ``(step, settings) -> kind``; steps of one kind do the same work, see `hf_ebm.training.cuda_graph`.
         calibrate: What averaged weights need beyond their values (statistics, singular values), ``models -> None``.
         sample_shape: ``(networks, model settings) -> shape of one sample``, which the data are brought to.
         save_samples: ``(pipeline, folder, step, settings) -> picture``, as `run_folder.save_samples`.
@@ -79,6 +81,7 @@ class Method:
     shown_terms: tuple[str, ...]
     term_limits: Callable[[Any], dict[str, float]] = lambda settings: {}
     num_averaged: int = 2
+    step_kind: Callable[[int, Any], Hashable] = lambda step, settings: None
     calibrate: Callable[..., None] = lambda *models: None
     sample_shape: Callable[..., tuple[int, ...]] = lambda models, model_settings: models[0].sample_shape
     save_samples: Callable[..., Path] = save_samples
@@ -99,6 +102,7 @@ def run_training(method: Method, settings: Any) -> Path:
     accelerator = make_accelerator(
         settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
     )
+    check_cuda_graph(settings, accelerator)
     with only_run(output_dir) if accelerator.is_main_process else nullcontext():
         return _run(method, settings, accelerator, output_dir)
 
@@ -195,6 +199,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     limits = method.term_limits(settings)
     started, start_step = time.perf_counter(), step
     convolutions = training_convolutions(settings, accelerator.device)
+    train_step = make_train_step(method, settings, objects, accelerator.device)
     with says_where_it_stopped(output_dir / "checkpoints", lambda: step), progress, convolutions:
         while step < settings.max_steps:
             x = next(batches)
@@ -203,7 +208,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
             if settings.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             with accelerator.accumulate(*objects.models):
-                losses = method.train_step(x, step, objects, settings)
+                losses = train_step(x, step, objects, settings)
             spent = torch.tensor(time.perf_counter() - started, device=accelerator.device)
             terms = gather_terms(accelerator, {**losses, "seconds": spent})
             stretch_seconds = terms.pop("seconds")  # the same on all processes, so that they stop at one step
@@ -288,6 +293,15 @@ def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
         model.train()
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def make_train_step(
+    method: Method, settings: RunSettings, objects: Any, device: torch.device
+) -> Callable[..., dict[str, Tensor]]:
+    """The method's train step, launched as `settings` say."""
+    if settings.cuda_graph:
+        return GraphedStep(method.train_step, method.step_kind, objects, device)
+    return method.train_step
 
 
 def training_convolutions(settings: RunSettings, device: torch.device) -> AbstractContextManager[Any]:

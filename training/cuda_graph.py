@@ -1,0 +1,98 @@
+"""A train step as a CUDA graph: what one iteration launches is recorded once and then launched as a whole.
+
+A step of small networks is thousands of short kernels, and a GPU waits for Python between them. A graph takes that wait
+away and changes nothing else: the same kernels, in the same order, with random numbers of the same generator.
+
+Source: PyTorch's "CUDA graphs" notes, whole-network capture; here the optimizers' steps are in the graph as well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hf_ebm.training.run_settings import RunSettings
+
+NUM_EAGER = 3  # iterations of each kind before the recording: libraries choose their kernels, `torch.compile` compiles
+
+
+def check_cuda_graph(settings: RunSettings, accelerator: Accelerator) -> None:
+    """Raise a `ValueError` that names the setting if this run cannot be a graph."""
+    if not settings.cuda_graph:
+        return
+    if accelerator.device.type != "cuda":
+        raise ValueError(f"cuda_graph must be false on {accelerator.device.type!r}: it needs a CUDA GPU.")
+    if settings.mixed_precision == "fp16":
+        raise ValueError("cuda_graph must be false with mixed_precision=fp16, which decides from step to step; use bf16.")
+    if accelerator.num_processes > 1 or settings.gradient_accumulation_steps > 1:
+        raise ValueError(
+            "cuda_graph must be false with several processes or gradient_accumulation_steps > 1, got "
+            f"{accelerator.num_processes} processes and {settings.gradient_accumulation_steps} steps."
+        )
+
+
+def with_rates_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """The optimizer's learning rates as tensors on `device`, which a recorded step reads anew at each launch."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        group["capturable"] = True
+
+
+class GraphedStep:
+    """A train step, eager at first, from then on launched as a graph.
+
+    Args:
+        train_step: ``(x, step, objects, settings) -> terms``, on batches of one shape.
+        step_kind: ``(step, settings) -> kind``; the steps of one kind do the same, each kind has its own graph.
+        objects: As for `train_step`; its optimizers' learning rates become tensors on the device.
+        device: Of the models.
+    """
+
+    def __init__(
+        self,
+        train_step: Callable[..., dict[str, Tensor]],
+        step_kind: Callable[[int, Any], Hashable],
+        objects: Any,
+        device: torch.device,
+    ) -> None:
+        self.train_step, self.step_kind = train_step, step_kind
+        for value in vars(objects).values():
+            if isinstance(value, torch.optim.Optimizer):
+                with_rates_on_device(value, device)
+        self.stream = torch.cuda.Stream(device)
+        self.num_eager: Counter[Hashable] = Counter()
+        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
+
+    def __call__(self, x: Tensor, step: int, objects: Any, settings: Any) -> dict[str, Tensor]:
+        """One iteration; the terms are overwritten by the next one of the same kind."""
+        kind = self.step_kind(step, settings)
+        if kind not in self.graphs and self.num_eager[kind] < NUM_EAGER:
+            self.num_eager[kind] += 1
+            current = torch.cuda.current_stream(x.device)
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                terms = self.train_step(x, step, objects, settings)
+            current.wait_stream(self.stream)
+            return terms
+        if kind not in self.graphs:
+            self.graphs[kind] = self.record(x, step, objects, settings)
+        graph, given, terms = self.graphs[kind]
+        given.copy_(x)
+        graph.replay()
+        return terms
+
+    def record(
+        self, x: Tensor, step: int, objects: Any, settings: Any
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]:
+        """The graph of one iteration, the tensor it reads its batch from, and those it writes its terms to."""
+        given, graph = x.clone(), torch.cuda.CUDAGraph()
+        # other threads, which bring the data to the device, may go on meanwhile
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            terms = self.train_step(given, step, objects, settings)
+            terms = {name: term.detach() for name, term in terms.items()}
+        return graph, given, terms
