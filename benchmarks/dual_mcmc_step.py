@@ -44,7 +44,7 @@ class Package:
         prepare_models(models, settings)
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
         self.convolutions = training_convolutions(settings, accelerator.device)
-        self.train_step = make_train_step(METHOD, settings, self.objects, accelerator.device)
+        self.train_step = make_train_step(METHOD, settings, self.objects)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on the batch `x`; the terms of the losses."""

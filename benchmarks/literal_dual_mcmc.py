@@ -2,19 +2,30 @@
 
 The published order of updates, one call of a network wherever the algorithm names it: each chain step is a forward in
 training mode, in which spectral norm moves its estimate (`power_iteration_in_chain`), nothing is computed once for two
-uses, parameters are never frozen, and data and revised samples have a forward each. It imports no loss and no chain of
+uses, parameters are never frozen, and data and revised samples have a forward each, and
+the energy averages pixels after its convolutions. It imports no loss and no chain of
 the package.
 """
 
 from __future__ import annotations
 
 import math
+import types
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from hf_ebm.models.resnet_energy import EnergyBlock
 from hf_ebm.training.train_dual_mcmc import DualMCMCSettings
+
+
+def block_as_written(block: EnergyBlock, x: Tensor) -> Tensor:
+    """The energy's residual block as the paper has it: convolutions, then the average over 2x2 pixels."""
+    hidden = block.conv2(F.relu(block.conv1(x if block.first else F.relu(x))))
+    x = x if block.shortcut is None else block.shortcut(x)
+    return F.avg_pool2d(hidden + x, 2) if block.downsample else hidden + x
 
 
 class LiteralDualMCMC:
@@ -34,6 +45,9 @@ class LiteralDualMCMC:
         self.generator, self.energy, self.inference = models
         for model in models:
             model.train()
+        for module in self.energy.modules():
+            if isinstance(module, EnergyBlock):
+                module.forward = types.MethodType(block_as_written, module)  # type: ignore[method-assign]
         rates = (
             (settings.generator_learning_rate, settings.weight_decay),
             (settings.energy_learning_rate, 0.0),

@@ -50,7 +50,7 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     steps = itertools.count()
-    train_step = make_train_step(method, settings, objects, accelerator.device)
+    train_step = make_train_step(method, settings, objects)
 
     def run() -> None:
         for _, step in zip(range(round_steps), steps, strict=False):

@@ -52,7 +52,7 @@ class Package:
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
         self.emas = make_emas(models[:2], settings.ema_decay, accelerator.device)
         self.convolutions = training_convolutions(settings, accelerator.device)
-        self.train_step = make_train_step(METHOD, settings, self.objects, accelerator.device)
+        self.train_step = make_train_step(METHOD, settings, self.objects)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on clean images `x`; the terms of the losses."""

@@ -21,19 +21,17 @@ from hf_ebm.training.run_settings import RunSettings
 NUM_EAGER = 3  # iterations of each kind before the recording: libraries choose their kernels, `torch.compile` compiles
 
 
-def check_cuda_graph(settings: RunSettings, accelerator: Accelerator) -> None:
-    """Raise a `ValueError` that names the setting if this run cannot be a graph."""
-    if not settings.cuda_graph:
-        return
+def why_no_cuda_graph(settings: RunSettings, accelerator: Accelerator) -> str | None:
+    """Why a run of these settings cannot be launched as graphs; None: it can."""
     if accelerator.device.type != "cuda":
-        raise ValueError(f"cuda_graph must be false on {accelerator.device.type!r}: it needs a CUDA GPU.")
+        return f"it needs a CUDA GPU, and this run is on {accelerator.device.type!r}"
+    if accelerator.num_processes > 1:
+        return f"it needs one process, and there are {accelerator.num_processes}"
     if settings.mixed_precision == "fp16":
-        raise ValueError("cuda_graph must be false with mixed_precision=fp16, which decides from step to step; use bf16.")
-    if accelerator.num_processes > 1 or settings.gradient_accumulation_steps > 1:
-        raise ValueError(
-            "cuda_graph must be false with several processes or gradient_accumulation_steps > 1, got "
-            f"{accelerator.num_processes} processes and {settings.gradient_accumulation_steps} steps."
-        )
+        return "mixed_precision=fp16 decides from step to step whether to update; bf16 does not"
+    if settings.gradient_accumulation_steps > 1:
+        return f"it needs gradient_accumulation_steps=1, got {settings.gradient_accumulation_steps}"
+    return None
 
 
 def with_rates_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

@@ -23,7 +23,7 @@ from hf_ebm.data import describe_change, load_training_data
 from hf_ebm.hub import public_values, write_card
 from hf_ebm.training.averaging import averaged_weights, make_emas
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
-from hf_ebm.training.cuda_graph import GraphedStep, check_cuda_graph
+from hf_ebm.training.cuda_graph import GraphedStep, why_no_cuda_graph
 from hf_ebm.training.interruption import says_where_it_stopped
 from hf_ebm.training.loop import (
     MetricsFile,
@@ -102,7 +102,6 @@ def run_training(method: Method, settings: Any) -> Path:
     accelerator = make_accelerator(
         settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
     )
-    check_cuda_graph(settings, accelerator)
     with only_run(output_dir) if accelerator.is_main_process else nullcontext():
         return _run(method, settings, accelerator, output_dir)
 
@@ -159,6 +158,8 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     if checkpoint is not None:
         state = read_state(checkpoint)
         accelerator.load_state(str(checkpoint))
+        for ema in emas:  # accelerate loads what it does not know to the CPU
+            ema.to(accelerator.device)
         step, position = state["step"], Position(**state["position"])
         earlier_seconds, earlier_memory = state.get("seconds", 0.0), state.get("peak_memory_bytes", 0)
         if state["num_processes"] != accelerator.num_processes:
@@ -199,7 +200,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     limits = method.term_limits(settings)
     started, start_step = time.perf_counter(), step
     convolutions = training_convolutions(settings, accelerator.device)
-    train_step = make_train_step(method, settings, objects, accelerator.device)
+    train_step = make_train_step(method, settings, objects)
     with says_where_it_stopped(output_dir / "checkpoints", lambda: step), progress, convolutions:
         while step < settings.max_steps:
             x = next(batches)
@@ -295,13 +296,15 @@ def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def make_train_step(
-    method: Method, settings: RunSettings, objects: Any, device: torch.device
-) -> Callable[..., dict[str, Tensor]]:
-    """The method's train step, launched as `settings` say."""
-    if settings.cuda_graph:
-        return GraphedStep(method.train_step, method.step_kind, objects, device)
-    return method.train_step
+def make_train_step(method: Method, settings: RunSettings, objects: Any) -> Callable[..., dict[str, Tensor]]:
+    """The method's train step, launched as `settings` say; where it cannot be a graph, a note says why."""
+    if not settings.cuda_graph:
+        return method.train_step
+    accelerator: Accelerator = objects.accelerator
+    if why_not := why_no_cuda_graph(settings, accelerator):
+        accelerator.print(f"note: cuda_graph has no effect here: {why_not}.")
+        return method.train_step
+    return GraphedStep(method.train_step, method.step_kind, objects, accelerator.device)
 
 
 def training_convolutions(settings: RunSettings, device: torch.device) -> AbstractContextManager[Any]:

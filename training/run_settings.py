@@ -66,7 +66,7 @@ class RunSettings:
     mixed_precision: str = "no"  # "no" (fp32), "bf16", or "fp16" on a GPU
     compile: bool = False  # torch.compile the networks where the method allows it
     channels_last: bool = False
-    cuda_graph: bool = False  # on one GPU: launch each step as a whole, which pays where the networks are small
+    cuda_graph: bool = False  # on one GPU, but for fp16: each step launched as a whole, up to 5 times as fast
     winograd: bool = False  # wide fp32 convolutions on a CPU by Winograd's algorithm, if not compiled
 
     # records

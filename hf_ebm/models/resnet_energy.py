@@ -48,6 +48,27 @@ class ResNetEnergyConfig(PreTrainedConfig):
     padding: int = 0
 
 
+WIDE = 64  # channels from which `convolve_and_average` is faster on a CPU, too; narrower layers lose by it there
+
+
+def convolve_and_average(x: Tensor, weight: Tensor) -> Tensor:
+    """``avg_pool2d(conv2d(x, weight), 2)`` as one convolution: half the size, less than half of the multiplications.
+
+    A mean over 2x2 places of a 3x3 convolution is a 4x4 one at every second place, its weight the mean of the four ways
+    to shift the 3x3 one: 16 products instead of 36. Equal to rounding.
+
+    Args:
+        x: Shape (B, in, H, W), H and W even.
+        weight: Shape (out, in, K, K), K odd; the convolution is padded to keep the size.
+
+    Returns:
+        Shape (B, out, H/2, W/2).
+    """
+    wide = F.pad(weight, (1, 1, 1, 1))
+    shifts = wide[..., :-1, :-1] + wide[..., 1:, :-1] + wide[..., :-1, 1:] + wide[..., 1:, 1:]
+    return F.conv2d(x, 0.25 * shifts, stride=2, padding=weight.shape[-1] // 2)
+
+
 class EnergyBlock(nn.Module):
     """A residual block of two 3x3 convolutions, with a 1x1 one beside it where width or size change.
 
@@ -63,16 +84,19 @@ class EnergyBlock(nn.Module):
         self.first, self.downsample = first, downsample
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.shortcut: nn.Module | None = None
+        self.shortcut: nn.Conv2d | None = None
         if in_channels != out_channels or downsample:
             self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, in, H, W) -> (B, out, H, W), or half of H and W."""
-        hidden = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
-        if self.downsample:  # averaging and a 1x1 convolution commute: average first, there is less to do
-            hidden, x = F.avg_pool2d(hidden, 2), F.avg_pool2d(x, 2)
-        return hidden + (x if self.shortcut is None else self.shortcut(x))
+        hidden = F.relu(self.conv1(x if self.first else F.relu(x)))
+        if self.downsample and self.shortcut is not None:
+            if self.conv2.out_channels >= WIDE:
+                return convolve_and_average(hidden, self.conv2.weight) + convolve_and_average(x, self.shortcut.weight)
+            # averaging and a 1x1 convolution commute: average first, there is less to do
+            return F.avg_pool2d(self.conv2(hidden), 2) + self.shortcut(F.avg_pool2d(x, 2))
+        return self.conv2(hidden) + (x if self.shortcut is None else self.shortcut(x))
 
 
 class ResNetEnergyModel(EnergyModel):

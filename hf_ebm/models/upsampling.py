@@ -20,7 +20,8 @@ def double_size(x: Tensor) -> Tensor:
         batch_size, channels, height, width = x.shape
         repeated = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
         return repeated.reshape(batch_size, channels, 2 * height, 2 * width)
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    with torch.autocast(x.device.type, enabled=False):  # copies are exact in any type, and autocast would make float32
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Upsample(nn.Module):

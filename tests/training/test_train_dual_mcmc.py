@@ -186,7 +186,7 @@ def test_wide_layers_by_winograds_algorithm(tmp_path, monkeypatch, changes, want
     convolve = winograd.convolve
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 128)  # as on a CPU without AVX-512
     monkeypatch.setattr(winograd, "convolve", lambda *arguments: (calls.append(1), convolve(*arguments))[1])
-    wide = {**TINY["models"], "energy": {"block_out_channels": [192, 192], "patch_size": 1}}
+    wide = {**TINY["models"], "energy": {"block_out_channels": [192, 192], "patch_size": 1, "num_downsamples": 0}}
     lines = []
     for name, used in (("winograd", True), ("direct", False)):
         folder = train(settings(output_dir=str(tmp_path / name), models=wide, winograd=used, max_steps=2, **changes))
