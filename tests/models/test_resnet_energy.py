@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
 from hf_ebm import ResNetEnergyConfig, ResNetEnergyModel
 from hf_ebm.langevin import energy_and_grad
+from hf_ebm.models.resnet_energy import WIDE, EnergyBlock, convolve_and_average
 
 
 def normed_layers(energy_model):
@@ -129,3 +131,21 @@ def test_chain_changes_no_value(energy_model):
             parameter += 0.1 * torch.randn_like(parameter)
     with energy_model.chain():
         assert not torch.allclose(energy_and_grad(energy_fn, x)[1], outside[1])
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_one_convolution_that_averages(kernel_size):
+    x = torch.randn(2, 3, 8, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, kernel_size, kernel_size, dtype=torch.float64, requires_grad=True)
+    direct = F.avg_pool2d(F.conv2d(x, weight, padding=kernel_size // 2), 2)
+    at_once = convolve_and_average(x, weight)
+    assert_close(at_once, direct)
+    grad = torch.randn_like(direct)
+    assert_close(torch.autograd.grad(at_once, (x, weight), grad), torch.autograd.grad(direct, (x, weight), grad))
+
+
+@pytest.mark.parametrize("width", [WIDE // 2, WIDE])
+def test_a_block_is_what_the_paper_writes(width):
+    block, x = EnergyBlock(3, width, first=False, downsample=True).double(), torch.randn(2, 3, 8, 8).double()
+    written = block.conv2(F.relu(block.conv1(F.relu(x)))) + block.shortcut(x)
+    assert_close(block(x), F.avg_pool2d(written, 2))

@@ -19,6 +19,12 @@ def test_double_size_repeats_every_pixel():
         assert torch.equal(doubled[:, :, row::2, column::2], x)
 
 
+def test_double_size_keeps_the_type_under_autocast():
+    x = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert double_size(x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_upsample_is_upsample_2d_with_its_weights_and_keeps_the_memory_format(memory_format):
     theirs = Upsample2D(8, use_conv=True)

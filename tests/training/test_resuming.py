@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from diffusers.training_utils import EMAModel
 from small_runs import Script, assert_same_run
 
 import hf_ebm
@@ -44,6 +45,18 @@ def test_resume_is_bit_exact(tmp_path, script, processes):
     random_states = sorted((part / "checkpoints" / "step_00000005").glob("random_states_*.pkl"))
     assert len(random_states) == processes  # each process draws noise of its own
     assert len({path.read_bytes() for path in random_states}) == processes
+
+
+def test_the_averages_are_brought_back_to_the_device(tmp_path, script, monkeypatch):
+    """accelerate loads them to the CPU, where a GPU's weights cannot be averaged into them."""
+    script.train(tmp_path / "run", max_steps=2)
+    calls, load, to = [], EMAModel.load_state_dict, EMAModel.to
+    monkeypatch.setattr(EMAModel, "load_state_dict", lambda ema, *values: (calls.append("load"), load(ema, *values))[1])
+    monkeypatch.setattr(
+        EMAModel, "to", lambda ema, *values, **named: (calls.append("to"), to(ema, *values, **named))[1]
+    )
+    script.train(tmp_path / "run", max_steps=4, resume="latest")
+    assert calls[-4:] == ["load", "load", "to", "to"]
 
 
 def test_no_more_checkpoints_than_the_limit(tmp_path, script):
