@@ -1,4 +1,4 @@
-"""A step launched as a CUDA graph: when it is, how often, and from what. It needs no GPU: torch's recorder is replaced."""
+"""A step launched as a CUDA graph: when it is, how often, and from what. No GPU is needed: the recorder is replaced."""
 
 import contextlib
 from types import SimpleNamespace
