@@ -20,8 +20,10 @@ def double_size(x: Tensor) -> Tensor:
         batch_size, channels, height, width = x.shape
         repeated = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
         return repeated.reshape(batch_size, channels, 2 * height, 2 * width)
-    with torch.autocast(x.device.type, enabled=False):  # copies are exact in any type, and autocast would make float32
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    if torch.is_autocast_enabled(x.device.type):  # copies are exact in any type, and autocast would make float32
+        with torch.autocast(x.device.type, enabled=False):
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Upsample(nn.Module):
