@@ -1,7 +1,8 @@
 """The package's Dual-MCMC train step against a literal fp32 eager one (`literal_dual_mcmc.py`), on the same networks.
 
     python benchmarks/dual_mcmc_step.py --preset digits
-    python benchmarks/dual_mcmc_step.py --preset cifar10 --device cuda --mixed-precision bf16 --channels-last --compile
+    python benchmarks/dual_mcmc_step.py --preset cifar10 --device cuda --batch-size 100 --mixed-precision bf16 \\
+        --channels-last --cuda-graph
 
 Published chains: 30 steps on images, twice, and 10 on latents. Before anything is timed the two sides take one step
 from equal weights on equal random numbers, spectral norm's estimate fixed along the chains on both, and their loss
@@ -23,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from literal_dual_mcmc import LiteralDualMCMC
-from timing import add_training_options, alternate, make_parser, parse, ratio, report
+from timing import add_training_options, alternate, make_parser, parse, ratio, report, warmup_rounds
 from torch import Tensor
 
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
@@ -122,7 +123,7 @@ def main() -> None:
         SIDES[1]: lambda: literal.step(x),
         SIDES[2]: lambda: no_iteration.step(x),
     }
-    wall, cpu = alternate(sides, arguments.repeats, arguments.warmup, device)
+    wall, cpu = alternate(sides, arguments.repeats, warmup_rounds(arguments), device)
     results: dict[str, Any] = {"speed-up (wall clock)": ratio(wall, SIDES[1], SIDES[0])}
     results["speed-up over the literal one without power iteration"] = ratio(wall, SIDES[2], SIDES[0])
     if device.type == "cpu":

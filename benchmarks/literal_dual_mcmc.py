@@ -2,9 +2,8 @@
 
 The published order of updates, one call of a network wherever the algorithm names it: each chain step is a forward in
 training mode, in which spectral norm moves its estimate (`power_iteration_in_chain`), nothing is computed once for two
-uses, parameters are never frozen, and data and revised samples have a forward each, and
-the energy averages pixels after its convolutions. It imports no loss and no chain of
-the package.
+uses, parameters are never frozen, data and revised samples have a forward each, and the energy averages pixels after
+its convolutions. It imports no loss and no chain of the package.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from hf_ebm.training.cuda_graph import NUM_EAGER
+
 Times = dict[str, list[float]]
 
 
@@ -97,6 +99,11 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     """The options of what trains."""
     parser.add_argument("--cuda-graph", action="store_true", help="launch the package's step as a CUDA graph")
     parser.add_argument("--winograd", action="store_true", help="wide fp32 convolutions on a CPU by this algorithm")
+
+
+def warmup_rounds(arguments: argparse.Namespace) -> int:
+    """Rounds that are not kept: with ``--cuda-graph`` at least until the step is recorded."""
+    return max(arguments.warmup, NUM_EAGER + 1) if arguments.cuda_graph else int(arguments.warmup)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

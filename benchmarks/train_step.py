@@ -1,7 +1,7 @@
 """The package's train step against a literal fp32 eager one (`literal_ddaebm.py`), on the same networks.
 
     python benchmarks/train_step.py --preset digits
-    python benchmarks/train_step.py --preset cifar10 --device cuda --mixed-precision bf16 --channels-last --compile
+    python benchmarks/train_step.py --preset cifar10 --device cuda --batch-size 64 --mixed-precision bf16 --cuda-graph
 
 Both sides end with the EMA of generator and energy. Before anything is timed they are run from equal weights on equal
 random numbers and have to agree, or the script stops: in fp32 every loss term and all updated and averaged weights to
@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from literal_ddaebm import LiteralDDAEBM, draw
-from timing import add_training_options, alternate, make_parser, parse, ratio, report
+from timing import add_training_options, alternate, make_parser, parse, ratio, report, warmup_rounds
 from torch import Tensor, nn
 
 from hf_ebm.models.presets import build_ddaebm_models
@@ -176,7 +176,7 @@ def main() -> None:
         SIDES["literal"]: lambda: literal.step(x, draw(x, settings.num_timesteps, latent_dim)),
         SIDES["package"]: lambda: package.step(x_package),
     }
-    wall, cpu = alternate(sides, arguments.repeats, arguments.warmup, device)
+    wall, cpu = alternate(sides, arguments.repeats, warmup_rounds(arguments), device)
     results = {"speed-up (wall clock)": ratio(wall, SIDES["literal"], SIDES["package"])}
     if device.type == "cpu":
         results["speed-up (CPU seconds)"] = ratio(cpu, SIDES["literal"], SIDES["package"])

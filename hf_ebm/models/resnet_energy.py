@@ -48,7 +48,7 @@ class ResNetEnergyConfig(PreTrainedConfig):
     padding: int = 0
 
 
-WIDE = 64  # channels from which `convolve_and_average` is faster on a CPU, too; narrower layers lose by it there
+MIN_SIZE = 16  # width in pixels from which `convolve_and_average` is faster; below it the wider weight costs more
 
 
 def convolve_and_average(x: Tensor, weight: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class EnergyBlock(nn.Module):
         """Shape (B, in, H, W) -> (B, out, H, W), or half of H and W."""
         hidden = F.relu(self.conv1(x if self.first else F.relu(x)))
         if self.downsample and self.shortcut is not None:
-            if self.conv2.out_channels >= WIDE:
+            if x.shape[-1] >= MIN_SIZE:
                 return convolve_and_average(hidden, self.conv2.weight) + convolve_and_average(x, self.shortcut.weight)
             # averaging and a 1x1 convolution commute: average first, there is less to do
             return F.avg_pool2d(self.conv2(hidden), 2) + self.shortcut(F.avg_pool2d(x, 2))

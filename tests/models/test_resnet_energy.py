@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from hf_ebm import ResNetEnergyConfig, ResNetEnergyModel
 from hf_ebm.langevin import energy_and_grad
-from hf_ebm.models.resnet_energy import WIDE, EnergyBlock, convolve_and_average
+from hf_ebm.models.resnet_energy import MIN_SIZE, EnergyBlock, convolve_and_average
 
 
 def normed_layers(energy_model):
@@ -144,8 +144,8 @@ def test_one_convolution_that_averages(kernel_size):
     assert_close(torch.autograd.grad(at_once, (x, weight), grad), torch.autograd.grad(direct, (x, weight), grad))
 
 
-@pytest.mark.parametrize("width", [WIDE // 2, WIDE])
-def test_a_block_is_what_the_paper_writes(width):
-    block, x = EnergyBlock(3, width, first=False, downsample=True).double(), torch.randn(2, 3, 8, 8).double()
+@pytest.mark.parametrize("size", [MIN_SIZE // 2, MIN_SIZE])
+def test_a_block_is_what_the_paper_writes(size):
+    block, x = EnergyBlock(3, 8, first=False, downsample=True).double(), torch.randn(2, 3, size, size).double()
     written = block.conv2(F.relu(block.conv1(F.relu(x)))) + block.shortcut(x)
     assert_close(block(x), F.avg_pool2d(written, 2))
