@@ -1,8 +1,9 @@
-"""The device that somebody names for a model: one that is here and computes."""
+"""The device that somebody names for a model, one that is here and computes, and sending samples to it."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def find_device(name: str) -> torch.device:
@@ -25,3 +26,13 @@ def find_device(name: str) -> torch.device:
             reason = "PyTorch knows no such kind of device"
         raise ValueError(f"--device must be one that is available here ({here}), got {name!r}: {reason}.") from error
     return device
+
+
+def send(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`x` on the device of a model, in its dtype; a GPU's work on what was sent before is not waited for.
+
+    From memory that the system may page out torch copies only when the GPU has done all it was given.
+    """
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True).to(dtype)

@@ -146,7 +146,7 @@ class DDAEBMPipeline(EBMPipeline):
             self.generator_model.eval()
         device = self._execution_device
         num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
-        self.scheduler.set_timesteps(num_steps, device=device)
+        self.scheduler.set_timesteps(num_steps)  # on the CPU, as diffusers' DDPMPipeline: read there, not waited for
         latent_dim = self.generator_model.config.latent_dim
         step_kwargs: dict[str, Any] = {}
         if "generator" in inspect.signature(self.scheduler.step).parameters:
@@ -186,12 +186,12 @@ class DDAEBMPipeline(EBMPipeline):
     ) -> Tensor:
         """`num_steps` Langevin steps at noise ``step_size`` on ``E(x_t, t) - log q(x_next | x_t)``, from `x`."""
         self.energy_model.eval()
-        timesteps = t.expand(x.shape[0])
+        timesteps = torch.full((x.shape[0],), int(t), device=x.device)
         coefficients = self.coefficients
         posterior_std = (0.5 * coefficients.posterior_log_variance[int(t)]).exp().item()
         return langevin_chain(
             x,
-            conditional_energy_grad(self.energy_model, x_next, timesteps, coefficients),
+            conditional_energy_grad(self.energy_model, x_next, timesteps, coefficients.to(x.device)),
             num_steps,
             relative_step_size * posterior_std,
             generator=generator,

@@ -27,7 +27,7 @@ from hf_ebm.pull import INDEX, read_index, wanted_components
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
-from hf_ebm.scoring.measures import make_measure
+from hf_ebm.scoring.measures import make_measure, measure_batches
 from hf_ebm.scoring.sample_batches import sample_batches
 from hf_ebm.scoring.scores import SCORES
 
@@ -296,7 +296,7 @@ class EnergyScoringPipeline(EBMPipeline):
             raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
         measure = self.make_measure(names, seed)
         batches = sample_batches(images, batch_size, self.sample_shape, image_column, resize, num_workers, padding)
-        parts = [measure(x) for x in self.progress_bar(batches)]
+        parts = [measures for _, measures in measure_batches(self.progress_bar(batches), measure)]
         if not parts:
             raise ValueError("images is empty; give at least one image.")
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -4,7 +4,7 @@ Importing this module registers it, for the whole process: torch's PrivateUse1 b
 and whose kernels are the CPU's. As on a GPU, an operation on tensors of both devices raises, and so do ``numpy()`` and
 a random number generator of the other device. Numbers are the CPU's, random ones too, but for what torch does
 in another order on devices (optimizers). What made the host wait for the device is counted in `WAITS`, by operation:
-values read (``item``, ``tolist``, ``if tensor``) and copies to the CPU.
+values read (``item``, ``tolist``, ``if tensor``) and copies to the CPU or from it.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     to_second = bool(seconds) if target is None else torch.device(target).type == NAME
     if seconds and (not to_second or function is _aten._local_scalar_dense.default):
         WAITS[str(function)] += 1
+    elif tensors and not seconds and to_second and function is _aten._to_copy.default:
+        WAITS["from the CPU"] += 1
     on_cpu = tree_map(lambda x: x.data_on_cpu if isinstance(x, SecondTensor) else x, (args, kwargs))
     cpu_kwargs = {**on_cpu[1], **({"device": torch.device("cpu")} if target is not None else {})}
     with torch.no_grad():
@@ -104,6 +106,8 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if function is _aten.copy_.default:
         if seconds and not isinstance(args[0], SecondTensor):
             WAITS[str(function)] += 1
+        elif seconds and not isinstance(args[1], SecondTensor):
+            WAITS["from the CPU"] += 1
         return args[0]
     if seconds and torch.Tag.inplace_view in function.tags:  # the wrapper's shape changes, too
         with no_dispatch():

@@ -69,6 +69,7 @@ def score_files(options: argparse.Namespace) -> None:
     from hf_ebm.json_text import to_json
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.calibration import how_to_calibrate
+    from hf_ebm.scoring.measures import measure_batches
     from hf_ebm.scoring.scores import SCORES
 
     needs_reconstruction = "reconstruction_error" in SCORES[options.score].measures
@@ -83,7 +84,8 @@ def score_files(options: argparse.Namespace) -> None:
     pipeline.check_score(options.score)
     files, rows, unreadable = [], [], []
     measure = pipeline.make_measure(pipeline.needed(options.score))
-    for batch in batches_of(options, pipeline.sample_shape):
+    batches = batches_of(options, pipeline.sample_shape)
+    for batch, measures in measure_batches(batches, lambda batch: measure(batch.x) if batch.ids else {}):
         for bad in batch.unreadable:
             hint = "; --resize converts and resizes pictures" if bad.resizable else ""
             unreadable.append((options.images[bad.row], f"{bad.reason}{hint}"))
@@ -91,7 +93,7 @@ def score_files(options: argparse.Namespace) -> None:
             raise ValueError("image {} {}".format(*unreadable[0]))
         if batch.ids:
             files += [options.images[place] for place in batch.ids]
-            rows += rows_of(pipeline.judge(measure(batch.x), options.score))
+            rows += rows_of(pipeline.judge(measures, options.score))
     for name, reason in unreadable:
         print(f"hf-ebm: skipped: image {name} {reason}", file=sys.stderr)
     if options.json:

@@ -49,6 +49,8 @@ def check_sample(name: str, x: Any, sample_shape: tuple[int, ...]) -> None:
 def expand_timestep(t: Tensor | int | None, x: Tensor, num_timesteps: int) -> Tensor:
     """`t` as an integer tensor of shape (B,) on the device of `x`; None means 0, a number goes to every sample.
 
+    A number, and a CPU tensor that holds one, is filled in on the device: copying it there would wait for the GPU.
+
     Raises:
         ValueError: If one is not in ``0..num_timesteps-1``; a tensor on a GPU is not looked at, that would wait for it.
     """
@@ -57,6 +59,8 @@ def expand_timestep(t: Tensor | int | None, x: Tensor, num_timesteps: int) -> Te
     if looked_at and not ((t >= 0) & (t < num_timesteps)).all():
         levels = f"0..{num_timesteps - 1}, the noise levels of this model"
         raise ValueError(f"timestep must be in {levels}, got {t.tolist()}.")
+    if looked_at and t.ndim == 0:
+        return torch.full((x.shape[0],), t.item(), dtype=t.dtype, device=x.device)
     t = t.to(x.device)
     return t.expand(x.shape[0]) if t.ndim == 0 else t
 

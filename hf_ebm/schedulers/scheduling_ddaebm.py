@@ -82,7 +82,7 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
             clip_sample=clip_sample,
             trained_betas=[first, *coefficients.betas[2:].tolist()],
         )
-        self.coefficients = coefficients
+        self.coefficients = self.placed_coefficients = coefficients
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
@@ -145,10 +145,16 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
         else:
             noise = torch.zeros_like(sample)
-        prev_sample = self.coefficients.posterior_sample(model_output, sample, t, noise)
+        prev_sample = self.coefficients_on(sample.device).posterior_sample(model_output, sample, t, noise)
         if not return_dict:
             return (prev_sample,)
         return DDAEBMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=model_output)
+
+    def coefficients_on(self, device: torch.device) -> DiffusionCoefficients:
+        """`coefficients` on a device, copied there once: at every step that would wait for a GPU."""
+        if self.placed_coefficients.betas.device != device:
+            self.placed_coefficients = self.coefficients.to(device)
+        return self.placed_coefficients
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``x_next`` of the pair with index `timesteps`, drawn from its marginal: what the generator sees there."""

@@ -12,6 +12,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hf_ebm.devices import send
 from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyModel
 
@@ -29,9 +30,16 @@ class ScoreOutput(BaseOutput):
     energies_all_timesteps: Tensor | None = None
 
 
-@torch.no_grad()
 def compute_energies(energy_model: EnergyModel, x: Tensor, timestep: int = 0, batch_size: int = 256) -> Tensor:
-    """``E(x, timestep)``, shape (N,), float32, on the CPU; deterministic (eval mode), the model's mode is put back.
+    """``E(x, timestep)``, shape (N,), float32, on the CPU; otherwise as `energies_on_device`."""
+    return energies_on_device(energy_model, x, timestep, batch_size).cpu()
+
+
+@torch.no_grad()
+def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, batch_size: int = 256) -> Tensor:
+    """``E(x, timestep)``, shape (N,), float32, where the model is; a GPU may still be computing it.
+
+    Deterministic (eval mode); the model's mode is put back.
 
     Args:
         energy_model: Any model of the energy contract.
@@ -47,8 +55,8 @@ def compute_energies(energy_model: EnergyModel, x: Tensor, timestep: int = 0, ba
     try:
         parts = []
         for part in x.split(batch_size):
-            part = channels_last_on_cpu(part.to(device=energy_model.device, dtype=energy_model.dtype))
-            parts.append(energy_model(part, timestep).energy.float().cpu())
+            part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
+            parts.append(energy_model(part, timestep).energy.float())
     finally:
         if training:
             energy_model.train()

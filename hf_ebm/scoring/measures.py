@@ -17,26 +17,45 @@ its place or the process.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
 
 import PIL.Image
 import torch
 from torch import Tensor
 
+from hf_ebm.devices import send
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import energy_grad
 from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
-from hf_ebm.scoring.energy import compute_energies
+from hf_ebm.scoring.energy import energies_on_device
 
+B = TypeVar("B")
 NUM_DENOISING_DRAWS = 8  # of x_1 and latent for a DDAEBM's reconstruction error
+
+
+def measure_batches(
+    batches: Iterable[B], measure: Callable[[B], dict[str, Tensor]]
+) -> Iterator[tuple[B, dict[str, Tensor]]]:
+    """Each batch with its measures, on the CPU.
+
+    Those of a batch are read when the next batch is under way, so that a GPU computes while that is prepared.
+    """
+    waiting: tuple[B, dict[str, Tensor]] | None = None
+    for batch in batches:
+        begun = (batch, measure(batch))
+        if waiting is not None:
+            yield waiting[0], {name: values.cpu() for name, values in waiting[1].items()}
+        waiting = begun
+    if waiting is not None:
+        yield waiting[0], {name: values.cpu() for name, values in waiting[1].items()}
 
 
 def make_measure(pipeline: Any, names: Collection[str], seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
     """``x -> the named measures``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
 
-    What all batches share is made once.
+    What all batches share is made once. Measures are where they were computed; a GPU may not be done with them yet.
 
     Args:
         pipeline: An `EnergyScoringPipeline`.
@@ -46,14 +65,14 @@ def make_measure(pipeline: Any, names: Collection[str], seed: int) -> Callable[[
     model = pipeline.energy_model
     coefficients = pipeline.coefficients if "energies" in names else None
     measures: dict[str, Callable[[Tensor], Tensor]] = {
-        "energy": lambda x: compute_energies(model, x, 0, len(x)),
+        "energy": lambda x: energies_on_device(model, x, 0, len(x)),
         "energies": lambda x: measure_energies(model, x, coefficients, seed, len(x)),
         "gradient_norm": lambda x: measure_gradient_norm(model, x, len(x)),
         "compressed_size": measure_compressed_size,
     }
     if "reconstruction_error" in names:
         measures["reconstruction_error"] = make_reconstruction_measure(pipeline, seed)
-    chosen = {name: measures[name] for name in names}
+    chosen = {name: measure for name, measure in measures.items() if name in names}  # a GPU's first
     return lambda x: {name: measure(x) for name, measure in chosen.items()}
 
 
@@ -71,7 +90,7 @@ def make_reconstruction_measure(pipeline: Any, seed: int) -> Callable[[Tensor], 
 def measure_energies(
     energy_model: Any, x: Tensor, coefficients: DiffusionCoefficients | None, seed: int = 0, batch_size: int = 256
 ) -> Tensor:
-    """``E(x_t, t)`` of every noise level, shape (N, T), with one noise tensor for all samples.
+    """``E(x_t, t)`` of every noise level, shape (N, T), where the model is, with one noise tensor for all samples.
 
     Args:
         energy_model: An energy with noise levels; one without gives T = 1 and ``E(x)``.
@@ -81,25 +100,25 @@ def measure_energies(
         batch_size: Samples per forward pass.
     """
     if coefficients is None:
-        return compute_energies(energy_model, x, 0, batch_size)[:, None]
+        return energies_on_device(energy_model, x, 0, batch_size)[:, None]
     q = coefficients.to("cpu")
     noise = torch.randn(q.num_timesteps, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
     columns = []
     for t in range(q.num_timesteps):
         times = torch.full((x.shape[0],), t)
         x_t = q.q_sample(x.cpu(), times, noise[t].expand(x.shape))
-        columns.append(compute_energies(energy_model, x_t, t, batch_size))
+        columns.append(energies_on_device(energy_model, x_t, t, batch_size))
     return torch.stack(columns, dim=1)
 
 
 def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
-    """``||grad_x E(x, 0)||``, shape (N,), float32, on the CPU."""
+    """``||grad_x E(x, 0)||``, shape (N,), float32, where the model is."""
     with energy_model.chain_in_eval():
         parts = []
         for part in x.split(batch_size):
-            part = channels_last_on_cpu(part.to(device=energy_model.device, dtype=energy_model.dtype))
+            part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
             grad = energy_grad(lambda x: energy_model(x, 0).energy, part)
-            parts.append(grad.float().flatten(1).norm(dim=1).cpu())
+            parts.append(grad.float().flatten(1).norm(dim=1))
     return torch.cat(parts)
 
 

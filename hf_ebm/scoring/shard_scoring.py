@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput, EnergyScoringPipeline
+from hf_ebm.scoring.measures import measure_batches
 from hf_ebm.scoring.rows import Rows, Span, Unreadable, prepared_batches, spans_of
 from hf_ebm.scoring.run_settings import ScoringSettings
 from hf_ebm.scoring.shards import ShardFolder
@@ -84,18 +85,19 @@ def score_shards(
     measure = pipeline.make_measure(pipeline.needed(settings.score))
     spans = ShardSpans(folder, shards, settings.batch_size)
     preparation = (pipeline.sample_shape, settings.resize, settings.num_workers, settings.padding)
-    batches = prepared_batches(rows, spans, *preparation)
+    prepared = prepared_batches(rows, spans, *preparation)
+    batches = measure_batches(prepared, lambda batch: measure(batch.x) if batch.ids else {})
     for shard in shards:
         scored = ScoredRows(folder.size(shard), schema)
         unreadable: list[Unreadable] = []
         start, stop = folder.span(shard)
-        for batch in batches:
+        for batch, measures in batches:
             if batch.unreadable and settings.on_error == "stop":
                 first = batch.unreadable[0]
                 raise ValueError(f"image {first.name} {first.reason}; on_error=skip lists such images and goes on.")
             unreadable += batch.unreadable
             if batch.ids:
-                scored.add(batch.ids, pipeline.judge(measure(batch.x), settings.score))
+                scored.add(batch.ids, pipeline.judge(measures, settings.score))
             yield batch.stop - start
             start = batch.stop
             if batch.stop == stop:

@@ -68,3 +68,11 @@ def test_what_waits_for_the_device_is_counted(read):
     assert not WAITS
     read(x)
     assert sum(WAITS.values()) == 1
+
+
+@pytest.mark.parametrize("write", [lambda x, value: value.to(SECOND), lambda x, value: x.copy_(value)])
+def test_so_is_a_copy_to_it(write):
+    x, value = torch.ones((), device=SECOND), torch.zeros(())
+    WAITS.clear()
+    write(x, value)
+    assert sum(WAITS.values()) == 1

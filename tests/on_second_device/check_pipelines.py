@@ -73,6 +73,14 @@ def test_a_chain_of_any_length_waits_as_often(tiny_dual_mcmc_pipeline):
     assert counts[0] == counts[1] > 0  # is it finite, and the energies
 
 
+def test_ddaebm_waits_once_for_all_its_images(tiny_pipeline):
+    there = moved(tiny_pipeline)
+    there(2, output_type="pt")
+    WAITS.clear()
+    there(2, output_type="pt")
+    assert sum(WAITS.values()) == 1  # are they finite
+
+
 @pytest.mark.parametrize("fixture", ["tiny_pipeline", "tiny_dual_mcmc_pipeline"])
 @pytest.mark.parametrize("with_reconstruction", [False, True])
 def test_scores(request, tmp_path, fixture, with_reconstruction):

@@ -10,7 +10,12 @@ from torch.testing import assert_close
 
 from hf_ebm import DiffusionCoefficients
 from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
-from hf_ebm.scoring.measures import measure_compressed_size, measure_energies, measure_gradient_norm
+from hf_ebm.scoring.measures import (
+    measure_batches,
+    measure_compressed_size,
+    measure_energies,
+    measure_gradient_norm,
+)
 
 
 def test_gradient_norm_is_autograds_and_touches_nothing():
@@ -48,3 +53,23 @@ def test_compressed_size_is_a_pngs():
     assert measure_compressed_size(torch.zeros(2, 5, 4, 4)).shape == (2,)
     with pytest.raises(ValueError, match="compressed size"):
         measure_compressed_size(torch.zeros(2, 3))
+
+
+def test_a_batch_is_read_when_the_next_one_is_under_way():
+    events = []
+
+    class OnAGPU:
+        def __init__(self, batch):
+            self.batch = batch
+
+        def cpu(self):
+            events.append(f"read {self.batch}")
+            return self.batch
+
+    def measure(batch):
+        events.append(f"begin {batch}")
+        return {"energy": OnAGPU(batch)}
+
+    assert list(measure_batches(iter("abc"), measure)) == [(batch, {"energy": batch}) for batch in "abc"]
+    assert events == ["begin a", "begin b", "read a", "begin c", "read b", "read c"]
+    assert list(measure_batches([], measure)) == []
