@@ -5,7 +5,8 @@
 
 The bare side takes as many gradients of the same energy, its normalised weights made once, and subtracts each from the
 state: no noise, no generator, no images. The pipeline draws latents, generates, adds noise, guards the chain against
-divergence and makes images; its progress bar is switched off. Random weights.
+divergence and makes images; its progress bar is switched off. What its steps alone take is the pipeline's time less
+that of the same pipeline without a chain, ``num_inference_steps=0``, in the same round. Random weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from hf_ebm.chains import run_chain
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 
 BATCH_SIZES = {"digits": 256, "cifar10": 2}
-SIDES = {"pipeline": "DualMCMCPipeline", "chain": "run_chain with LangevinScheduler", "bare": "gradients of the energy"}
+SIDES = {
+    "pipeline": "DualMCMCPipeline",
+    "no chain": "DualMCMCPipeline, no chain",
+    "chain": "run_chain with LangevinScheduler",
+    "bare": "gradients of the energy",
+}
+STEPS = "DualMCMCPipeline's steps alone"
 
 
 def main() -> None:
@@ -50,13 +57,20 @@ def main() -> None:
         with energy_model.chain():
             return run_chain(pipe.scheduler, lambda x: energy_model(x.to(dtype)).energy, start, arguments.steps).sample
 
-    sides = {SIDES["pipeline"]: lambda: pipe(arguments.batch_size), SIDES["chain"]: chain, SIDES["bare"]: bare}
-    wall, cpu = alternate(sides, arguments.repeats, arguments.warmup, device)
-    results = {
-        f"{SIDES[name]} / bare (wall clock)": ratio(wall, SIDES[name], SIDES["bare"]) for name in ("pipeline", "chain")
+    sides = {
+        SIDES["pipeline"]: lambda: pipe(arguments.batch_size),
+        SIDES["no chain"]: lambda: pipe(arguments.batch_size, num_inference_steps=0),
+        SIDES["chain"]: chain,
+        SIDES["bare"]: bare,
     }
+    wall, cpu = alternate(sides, arguments.repeats, arguments.warmup, device)
+    for times in (wall, cpu):
+        both = zip(times[SIDES["pipeline"]], times[SIDES["no chain"]], strict=True)
+        times[STEPS] = [whole - without for whole, without in both]
+    names = (SIDES["pipeline"], STEPS, SIDES["chain"])
+    results = {f"{name} / bare (wall clock)": ratio(wall, name, SIDES["bare"]) for name in names}
     if device.type == "cpu":
-        results["pipeline / bare (CPU seconds)"] = ratio(cpu, SIDES["pipeline"], SIDES["bare"])
+        results |= {f"{name} / bare (CPU seconds)": ratio(cpu, name, SIDES["bare"]) for name in names[:2]}
     rates = sorted(arguments.steps * arguments.batch_size / seconds for seconds in wall[SIDES["pipeline"]])
     results |= {"image updates per second (pipeline, median)": round(rates[len(rates) // 2], 1)}
     results |= {"batch": arguments.batch_size, "steps": arguments.steps, "dtype": str(dtype)}
