@@ -51,6 +51,13 @@ SCRIPTS = {  # module, its settings, the pipeline, tiny settings, a loss functio
 }
 
 
+def launcher(processes):
+    """The module and options of `accelerate launch` for so many CPU processes."""
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--multi_gpu"]
+    options += ["--main_process_port", "0"]  # the next free one: tests run beside each other
+    return ["accelerate.commands.launch", *options, "--num_processes", str(processes)]
+
+
 class Script:
     """One training script with tiny settings."""
 
@@ -73,9 +80,7 @@ class Script:
         """The script file as a user starts it: by `accelerate launch`, and with one process by `python` too."""
         command = [sys.executable]
         if processes > 1:
-            command += ["-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-            command += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", str(processes)]
-            command += ["--main_process_port", "0"]  # the next free one: tests run beside each other
+            command += ["-m", *launcher(processes)]
         command += [str(script or ROOT / "training" / f"train_{self.name}.py"), *arguments]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -26,6 +26,8 @@ from accelerate.utils import (
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hf_ebm.training.interruption import ignore_interrupts
+
 TRACKERS = ("tensorboard", "wandb")
 PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait so long for the first, which draws samples and uploads
 
@@ -100,6 +102,7 @@ def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int) 
         drop_last=True,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=ignore_interrupts,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
     )

@@ -6,7 +6,9 @@ A script gives its parts as plain functions (`Method`); the order of updates is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -201,7 +203,9 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     started, start_step = time.perf_counter(), step
     convolutions = training_convolutions(settings, accelerator.device)
     train_step = make_train_step(method, settings, objects)
-    with says_where_it_stopped(output_dir / "checkpoints", lambda: step), progress, convolutions:
+    say = functools.partial(tqdm.write, file=sys.stderr) if accelerator.is_main_process else lambda _: None
+    stops = says_where_it_stopped(output_dir / "checkpoints", lambda: step, say)
+    with stops as interruption, progress, convolutions:
         while step < settings.max_steps:
             x = next(batches)
             if settings.horizontal_flip:
@@ -210,9 +214,12 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
                 x = x.contiguous(memory_format=torch.channels_last)
             with accelerator.accumulate(*objects.models):
                 losses = train_step(x, step, objects, settings)
-            spent = torch.tensor(time.perf_counter() - started, device=accelerator.device)
-            terms = gather_terms(accelerator, {**losses, "seconds": spent})
-            stretch_seconds = terms.pop("seconds")  # the same on all processes, so that they stop at one step
+            spent, asked = torch.tensor(
+                [time.perf_counter() - started, float(interruption.asked)], device=accelerator.device
+            )
+            terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
+            # the same on all processes, so that they stop at one step
+            stretch_seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
             check_terms(terms, step, settings.loss_limit, limits)
             if not accelerator.sync_gradients:
                 continue
@@ -242,8 +249,10 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
                 log_samples(accelerator, picture, step)
                 for model in models:
                     model.train()
-            if settings.checkpoint_every and step % settings.checkpoint_every == 0:
+            if interrupted or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
                 checkpoint_now()
+            if interrupted:
+                raise KeyboardInterrupt
             if settings.stretch_seconds is not None and stretch_seconds >= settings.stretch_seconds:
                 break
     if not settings.checkpoint_every or step % settings.checkpoint_every:

@@ -10,9 +10,10 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import Script
+from small_runs import Script, assert_same_run, launcher
 
-from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training import interruption
+from hf_ebm.training.checkpoints import list_checkpoints, read_state
 from hf_ebm.training.loop import TrainingDivergedError
 
 
@@ -35,70 +36,107 @@ def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
         script.train(tmp_path / "other", loss_limit=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("number", "said"), [(4, "step_00000002: go on with resume=latest."), (1, "no checkpoint yet")]
-)
-def test_ctrl_c_ends_a_script_with_one_line_and_130(tmp_path, script, monkeypatch, capsys, number, said):
-    config, (function, _) = script.config_file(tmp_path), script.loss
+def stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, presses=1, **changes):
+    """Run the script's `main`, pressing Ctrl-C while it works on its `step`-th step; the last line that it says."""
+    config, (function, _) = script.config_file(tmp_path, **changes), script.loss
     original, calls = getattr(script.module, function), []
 
     def interrupt(*arguments):
         calls.append(1)
-        if len(calls) == number:
+        for _ in range(presses if len(calls) == step else 0):
             signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
-    monkeypatch.setattr(script.module, function, interrupt)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may have it ignored
     try:
-        with pytest.raises(SystemExit) as end:
-            script.module.main(["--config", config, f"output_dir={tmp_path / 'run'}"])
+        with monkeypatch.context() as patch:
+            patch.setattr(script.module, function, interrupt)
+            patch.setenv("ACCELERATE_USE_CPU", "true")
+            with pytest.raises(SystemExit) as end:
+                script.module.main(["--config", config, f"output_dir={tmp_path / 'run'}"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     printed = capsys.readouterr().err
-    assert end.value.code == 130 and "Traceback" not in printed
-    last = printed.splitlines()[-1]
-    assert last.startswith(f"hf-ebm: stopped by the user at step {number - 1}; ") and said in last
+    assert end.value.code == 130 and "Traceback" not in printed and "stopping after this step" in printed
+    return printed.splitlines()[-1]
 
 
-def start_and_wait(tmp_path):
-    """`hf-ebm train` in a session of its own, as from a shell, once it has a checkpoint; what it says is in `log`."""
+@pytest.mark.parametrize("step", [1, 3])
+def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path, script, monkeypatch, capsys, step):
+    run = tmp_path / "run"
+    last = stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, num_workers=1)
+    checkpoint = run / "checkpoints" / f"step_{step:08}"
+    assert last == (
+        f"hf-ebm: stopped by the user at step {step}; the last checkpoint is {checkpoint}: go on with resume=latest."
+    )
+    script.train(run, resume="latest")
+    script.train(tmp_path / "whole")
+    assert_same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("step", "said"), [(4, "step_00000002: go on with resume=latest."), (1, "no checkpoint yet")])
+def test_ctrl_c_again_ends_it_at_once(tmp_path, script, monkeypatch, capsys, step, said):
+    monkeypatch.setattr(interruption, "ONE_PRESS", -1.0)
+    last = stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, presses=2)
+    assert last.startswith(f"hf-ebm: stopped by the user at step {step - 1}; ") and said in last
+
+
+def start_and_wait(tmp_path, *command):
+    """A training in a session of its own, as from a shell, once it has made a step; what it says is in `log`."""
     script, run = Script("ddaebm"), tmp_path / "run"
-    config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=1)
-    command = [sys.executable, "-m", "hf_ebm.cli", "train", "ddaebm", "--config", config, f"output_dir={run}"]
+    config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=0)
+    command = [sys.executable, "-m", *command, "--config", config, f"output_dir={run}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "home")}
     with (tmp_path / "log").open("w") as file:
         started = subprocess.Popen(command, env=environment, stderr=file, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not list_checkpoints(run / "checkpoints") and started.poll() is None and time.monotonic() < deadline:
+    deadline, metrics = time.monotonic() + 300, run / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size) and started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     return script, run, started
 
 
+HF_EBM_TRAIN = ("hf_ebm.cli", "train", "ddaebm")
+
+
+def assert_stopped_with_a_checkpoint(tmp_path, run, processes):
+    said = (tmp_path / "log").read_text()
+    (step,) = re.findall(r"hf-ebm: stopped by the user at step (\d+); the last checkpoint is .*latest\.\n", said)
+    (checkpoint,) = list_checkpoints(run / "checkpoints")
+    assert checkpoint.name == f"step_{int(step):08}" and read_state(checkpoint)["num_processes"] == processes
+    return said
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
 def test_ctrl_c_under_hf_ebm_train(tmp_path):
-    """The launcher and the script both get it, as from a terminal: the script's line is all that is said."""
-    _, _, started = start_and_wait(tmp_path)
+    """The launcher and the script both get it, as from a terminal: the script's lines are all that is said."""
+    _, run, started = start_and_wait(tmp_path, *HF_EBM_TRAIN)
     os.killpg(started.pid, signal.SIGINT)
     assert started.wait(timeout=120) == 130
-    said = (tmp_path / "log").read_text()
-    assert re.search(r"\nhf-ebm: stopped by the user at step \d+; the last checkpoint is .*latest\.\n$", said)
-    assert "Traceback" not in said
+    assert "Traceback" not in assert_stopped_with_a_checkpoint(tmp_path, run, processes=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
+def test_ctrl_c_stops_two_processes_at_one_step(tmp_path):
+    """Each gets it twice, from the terminal and from the launcher."""
+    command = [*launcher(2), "-m", "hf_ebm.training.train_ddaebm"]
+    _, run, started = start_and_wait(tmp_path, *command)
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.wait(timeout=120) != 0
+    assert_stopped_with_a_checkpoint(tmp_path, run, processes=2)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
 def test_a_terminated_hf_ebm_train_leaves_no_script_behind(tmp_path):
     """A SIGTERM reaches the launcher alone, as from `kill`: the script ends with it, and the folder is free again."""
-    script, run, started = start_and_wait(tmp_path)
+    script, run, started = start_and_wait(tmp_path, *HF_EBM_TRAIN)
     with pytest.raises(ValueError, match="is being written by another run"):
         script.train(run, max_steps=100_000, resume="latest")
     started.terminate()
     assert started.wait(timeout=120) == 1
     with pytest.raises(ProcessLookupError):  # nobody is left of its session
         os.killpg(started.pid, 0)
-    step = int(list_checkpoints(run / "checkpoints")[-1].name.removeprefix("step_"))
-    script.train(run, max_steps=step + 1, resume="latest")
+    script.train(run, max_steps=1, overwrite_output_dir=True)
 
 
 def test_the_script_reports_mistakes_in_one_line(tmp_path, script):
