@@ -6,7 +6,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import hf_ebm
 from hf_ebm.commands import (
@@ -58,6 +58,21 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **kwargs)
+        self.given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; what was given is kept, for `error`."""
+        self.given = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program; where an option is missing because its name is misspelt, that is what it says."""
+        options = list(self._option_string_actions)
+        names = [text.partition("=")[0] for text in self.given if text.startswith("--")]
+        strange = [name for name in names if not any(option.startswith(name) for option in options)]
+        if message.startswith("the following arguments are required") and strange:
+            message = f"there is no option {strange[0]}; {did_you_mean(strange[0], options, message)}"
+        super().error(message)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -111,8 +111,8 @@ def describe_change(dataset: Dataset, sample_shape: tuple[int, ...], padding: in
     gray = is_gray(image.mode)
     if image.size == (size, size) and gray == (sample_shape[0] == 1):
         return None
-    kind = "gray" if gray else "colour"
-    return f"the images are {image.width}x{image.height} {kind}; they are {describe_preparation(sample_shape, padding)}"
+    first = f"{image.width}x{image.height} {'gray' if gray else 'colour'}"
+    return f"the first image is {first}; all are {describe_preparation(sample_shape, padding)}"
 
 
 def draw_rows(number: int, limit: int, seed: int) -> list[int]:

@@ -17,13 +17,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 
 from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
 from hf_ebm.counting import counted
-from hf_ebm.pull import INDEX
+from hf_ebm.pull import INDEX, SETTINGS
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.scoring.score_words import SCORE_WORDS
 from hf_ebm.toy_data import TOY_NAMES
 from hf_ebm.whole_files import whole_file
 
-CARD, SETTINGS, SUMMARY = "README.md", "settings.yaml", "train_summary.json"
+CARD, SUMMARY = "README.md", "train_summary.json"
 TEMPLATES = Path(__file__).parent / "model_cards"
 TEMPLATE_OF = {  # a pipeline's class -> the template of its card
     "DDAEBMPipeline": "ddaebm.md",

@@ -28,6 +28,8 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
                 raise ValueError(f"split {split!r} is not in {name}; it has {sorted(loaded)}.")
             loaded = loaded[split]
     else:
+        if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+            raise ValueError(f"dataset {name!r} is no folder here, and a path can be no Hub id; check the path.")
         if not path.exists() and "/" in name and path.parent.is_dir():
             logger.warning("%r is no folder here; the Hub is asked for it.", name)
         try:

@@ -20,10 +20,21 @@ from transformers import PreTrainedModel
 from hf_ebm.commit_pull import HUB_OPTIONS, check_subfolder, pull_commit
 
 INDEX = "model_index.json"
+SETTINGS = "settings.yaml"  # which a run writes at its start, and the index at its end
 NAME = re.compile(r"[A-Za-z_]\w*")  # of a component, which is a folder's name
 LIBRARIES = re.compile(r"diffusers|transformers|hf_ebm\.(models|schedulers)\.\w+")
 WEIGHT_STEMS = ("model", "diffusion_pytorch_model")  # of transformers and diffusers
 CONFIGS = ("config.json", "scheduler_config.json")  # of networks and schedulers
+
+
+def no_pipeline(folder: Path) -> str:
+    """What is said of a folder without an `INDEX`: of a run's before its end, how to go on."""
+    if (folder / SETTINGS).is_file():
+        return (
+            f"{folder} holds no {INDEX}: its training has not ended; go on with it by resume=latest (or begin again), "
+            "or give a run folder whose training has ended."
+        )
+    return f"{folder} holds no {INDEX}: it is no pipeline's folder; give a run folder or a Hub id."
 
 
 def read_index(path: Path, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -15,7 +15,15 @@ from torch import Tensor
 import hf_ebm
 from hf_ebm.commit_pull import HUB_OPTIONS
 from hf_ebm.image_inputs import images_to_tensor
-from hf_ebm.pull import INDEX, check_classes, check_weights, download_pipeline, read_index, wanted_components
+from hf_ebm.pull import (
+    INDEX,
+    check_classes,
+    check_weights,
+    download_pipeline,
+    no_pipeline,
+    read_index,
+    wanted_components,
+)
 from hf_ebm.push import push_pipeline
 from hf_ebm.remote_code import CODE_FILE, holds_own_code, pipeline_code
 from hf_ebm.safetensors_only import require_safetensors
@@ -86,7 +94,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         if Path(name).is_dir():
             folder = Path(name) / (subfolder or "")
             if not (folder / INDEX).is_file():
-                raise OSError(f"{folder} holds no {INDEX}: it is no pipeline's folder; give a run folder or a Hub id.")
+                raise OSError(no_pipeline(folder))
             return folder
         wanted = {key: kwargs.get(key) for key in ("variant", "trust_remote_code") if kwargs.get(key) is not None}
         return Path(cls.download(str(name), subfolder=subfolder, **wanted, **options, **cls.given(kwargs)))

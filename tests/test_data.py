@@ -126,7 +126,10 @@ def test_corrupt_images_and_missing_folders(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_training_data(str(tmp_path / "q"), (1, 4, 4))
     with pytest.raises(ValueError, match=r"nothing-here.*is no folder here, and cannot be loaded from the Hub"):
-        load_training_data(str(tmp_path / "nothing-here"), (1, 4, 4))
+        load_training_data("nothing-here", (1, 4, 4))
+    for path in (tmp_path / "nothing-here", "./nothing-here", "~/nothing-here"):
+        with pytest.raises(ValueError, match=r"nothing-here' is no folder here, and a path can be no Hub id"):
+            load_training_data(str(path), (1, 4, 4))
     with pytest.raises(ValueError, match=r"name its split apart \(training: dataset_split="):
         load_training_data("digits@train", (1, 8, 8))
 
@@ -150,7 +153,7 @@ def test_what_images_lose_on_their_way_to_a_model_is_said(tmp_path):
     for shape, padding, said in (
         ((3, 32, 32), 0, None),
         ((3, 36, 36), 2, None),
-        ((1, 32, 32), 0, "the images are 32x32 colour; they are converted to gray"),
+        ((1, 32, 32), 0, "the first image is 32x32 colour; all are converted to gray"),
         ((3, 8, 8), 0, "resized to 8x8"),
         ((3, 32, 32), 2, "resized to 28x28"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from itertools import count
@@ -15,6 +16,7 @@ from accelerate.utils import patch_environment
 from torch import Tensor
 
 from hf_ebm.data import load_digits
+from hf_ebm.exit_codes import INTERRUPTED
 from hf_ebm.hub import SETTINGS, write_card
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
@@ -185,6 +187,9 @@ def run(method: str, arguments: Sequence[str]) -> None:
     elif kept is not None:
         print(f"the earlier run of {folder} is kept in {kept}", flush=True)
     if code:
+        if code == INTERRUPTED:
+            again = f"python -m hf_ebm.training.demo {method} resume=latest"
+            print(f"hf-ebm: the demo begins again by make demo; it goes on by {again}", file=sys.stderr)
         raise SystemExit(code)
     pipeline = METHODS[method].from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

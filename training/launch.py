@@ -16,7 +16,7 @@ def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> in
     """Run a training script and return its exit code: 0, 2 or 130, or 1 for any other.
 
     Ctrl-C, which the script gets too, is the script's to answer: this process waits for it. A SIGTERM, which the script
-    does not get, is passed on: the script would train on alone.
+    does not get, is passed on and waited for as well: the script would train on alone.
 
     Args:
         method: Whose script: ``hf_ebm.training.train_<method>``.
@@ -48,7 +48,7 @@ def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> in
 
 
 def end_children(*_: object) -> None:
-    """Send a SIGTERM to the processes that this one has started."""
-    for child in psutil.Process().children(recursive=True):
+    """Send a SIGTERM to the processes that this one has started; those that they have started are theirs to end."""
+    for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.terminate()

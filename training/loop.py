@@ -26,14 +26,10 @@ from accelerate.utils import (
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_ebm.training.interruption import ignore_interrupts
+from hf_ebm.training.stopping import TrainingDivergedError, outlive_signals
 
 TRACKERS = ("tensorboard", "wandb")
 PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait so long for the first, which draws samples and uploads
-
-
-class TrainingDivergedError(RuntimeError):
-    """A loss became non-finite or exploded; the run stopped and its checkpoints are untouched."""
 
 
 @dataclass
@@ -102,7 +98,7 @@ def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int) 
         drop_last=True,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
     )
@@ -135,10 +131,7 @@ def check_terms(terms: dict[str, float], step: int, limit: float, limits: dict[s
         allowed = (limits or {}).get(name, limit)
         if not math.isfinite(value) or abs(value) > allowed:
             what = "is not finite" if not math.isfinite(value) else f"passed its limit of {allowed:g}"
-            raise TrainingDivergedError(
-                f"step {step}: loss term {name!r} {what} (value {value}). The run stopped; its checkpoints are "
-                "untouched. Resume from the last one with a smaller learning rate, or a stronger penalty on the energy."
-            )
+            raise TrainingDivergedError(f"step {step}: loss term {name!r} {what} (value {value})")
 
 
 def gather_terms(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:

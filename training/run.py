@@ -26,7 +26,6 @@ from hf_ebm.hub import public_values, write_card
 from hf_ebm.training.averaging import averaged_weights, make_emas
 from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
 from hf_ebm.training.cuda_graph import GraphedStep, why_no_cuda_graph
-from hf_ebm.training.interruption import says_where_it_stopped
 from hf_ebm.training.loop import (
     MetricsFile,
     Position,
@@ -49,6 +48,7 @@ from hf_ebm.training.run_folder import (
     start_run,
 )
 from hf_ebm.training.run_settings import NOT_LEARNED_FROM, RunSettings
+from hf_ebm.training.stopping import stopping
 from hf_ebm.winograd import WinogradConvolutions
 
 
@@ -204,8 +204,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     convolutions = training_convolutions(settings, accelerator.device)
     train_step = make_train_step(method, settings, objects)
     say = functools.partial(tqdm.write, file=sys.stderr) if accelerator.is_main_process else lambda _: None
-    stops = says_where_it_stopped(output_dir / "checkpoints", lambda: step, say)
-    with stops as interruption, progress, convolutions:
+    with stopping(output_dir / "checkpoints", lambda: step, say) as interruption, progress, convolutions:
         while step < settings.max_steps:
             x = next(batches)
             if settings.horizontal_flip:

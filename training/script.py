@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED
+from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE, INTERRUPTED
 from hf_ebm.push_errors import PushError
 from hf_ebm.training.settings import describe_settings, load_settings, shipped_configs
+from hf_ebm.training.stopping import TrainingDivergedError
 
 
 def run_script(
@@ -18,23 +19,35 @@ def run_script(
 ) -> None:
     """Entry point of a script.
 
-    A setting that cannot be used ends it with one clear line and exit code 2, Ctrl-C with another one and 130.
+    A setting that cannot be used ends it with one clear line and exit code 2, Ctrl-C and a SIGTERM with another one and
+    130, a loss that diverges with 1.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in ("-h", "--help"):
-        print(doc)
-        print(f"Configs: {', '.join(path.name for path in shipped_configs(default_config))}")
-        print(f"Without --config the settings of {default_config} hold; what a config leaves out has these defaults:")
-        print(describe_settings(cls))
+        configs = ", ".join(path.name for path in shipped_configs(default_config))
+        try:
+            print(doc, f"Configs: {configs}", sep="\n")
+            print(f"Without --config the settings of {default_config} hold; what a config leaves out is by default:")
+            print(describe_settings(cls), flush=True)
+        except BrokenPipeError:  # `| head` has seen enough; Python would complain at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:
         train(load_settings(cls, default_config, arguments))
     except KeyboardInterrupt as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # once, of several processes
-            print(f"hf-ebm: {error or 'stopped by the user.'}", file=sys.stderr)
+        say_once(f"hf-ebm: {error or 'stopped by the user.'}")
         raise SystemExit(INTERRUPTED) from error
+    except TrainingDivergedError as error:
+        say_once(f"hf-ebm: error: {error}")
+        raise SystemExit(FAILURE) from error
     except PushError as error:
         raise SystemExit(f"hf-ebm: error: {error}") from error  # with exit code 1
     except ValueError as error:
         print(f"hf-ebm: error: {error}", file=sys.stderr)
         raise SystemExit(CALLERS_MISTAKE) from error
+
+
+def say_once(line: str) -> None:
+    """Print a line to stderr, by one of several processes."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, file=sys.stderr)

@@ -18,11 +18,11 @@ def model_folder(model: str, names: Collection[str] | None = None, extra_files: 
     Raises:
         ValueError: If it holds no pipeline.
     """
-    from hf_ebm.pull import INDEX, download_pipeline
+    from hf_ebm.pull import INDEX, download_pipeline, no_pipeline
 
     folder = Path(model) if Path(model).is_dir() else download_pipeline(model, names, extra_files=extra_files)
     if not (folder / INDEX).is_file():
-        raise ValueError(f"--model {model} holds no {INDEX}: give a run folder whose training has ended.")
+        raise ValueError(f"--model {no_pipeline(folder)}")
     return folder
 
 

@@ -131,7 +131,8 @@ def bits_records(
     """Upper bounds of the held-out data's bits per dimension by both dequantisations, and two models to compare with.
 
     ``uniform`` and ``normal`` bound the same number, each at both ends of log Z. ``full_gaussian`` is a Gaussian fitted
-    to the training data with uniform noise, ``log2_levels`` what the uniform density takes.
+    to the training data with uniform noise (left out unless there are more of them than dimensions), ``log2_levels``
+    what the uniform density takes.
     """
     dims, std = held_out[0].numel(), training_noise_std(pipeline)
     uniform, normal = (
@@ -146,7 +147,8 @@ def bits_records(
             for end, log_z in ends.items()
         }
     records["normal"]["noise_std"] = std
-    gaussian = GaussianBase.fit_full(dequantise_uniform(train, num_levels, generator)[0], min_std=1e-3)
-    records["full_gaussian"] = bits_per_dim(gaussian.log_prob(uniform[0]), uniform[1], dims).mean().item()
+    if len(train) > dims:  # else it has no width in some directions
+        gaussian = GaussianBase.fit_full(dequantise_uniform(train, num_levels, generator)[0], min_std=1e-3)
+        records["full_gaussian"] = bits_per_dim(gaussian.log_prob(uniform[0]), uniform[1], dims).mean().item()
     records["log2_levels"] = math.log2(num_levels)
     return records

@@ -88,10 +88,10 @@ def test_calibrate_says_where_the_pictures_are_not_of_the_models_kind(folder, tm
         main(command)
     assert ended.value.code == 2
     refusal = capsys.readouterr().err
-    assert "the images are 16x16 colour; they are converted to gray" in refusal and "add --resize" in refusal
+    assert "the first image is 16x16 colour; all are converted to gray" in refusal and "add --resize" in refusal
     assert not (tmp_path / "model" / "calibration.json").exists()
     main([*command, "--resize"])
-    assert "note: the images are 16x16 colour" in capsys.readouterr().err
+    assert "note: the first image is 16x16 colour" in capsys.readouterr().err
     main(["info", "--model", folder])
     assert "calibrated on 20 samples of colour, split train, target_fpr=0.2" in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_ebm import DDAEBMPipeline, EnergyScoringPipeline, UNetEnergyModel, UNetGeneratorModel
+from hf_ebm.cli import main
 from hf_ebm.config_types import has_type
 
 
@@ -49,12 +50,18 @@ def test_an_index_that_leads_elsewhere(folder, tmp_path, pipeline, index, messag
     assert not (tmp_path / "ran").exists()
 
 
-def test_index_that_is_no_json_or_is_not_there(folder, tmp_path):
+def test_index_that_is_no_json_or_is_not_there(folder, tmp_path, capsys):
     (folder / "model_index.json").write_text("[1, 2")
     with pytest.raises(ValueError, match="not valid JSON"):
         DDAEBMPipeline.from_pretrained(folder)
     with pytest.raises(OSError, match="holds no model_index"):
         DDAEBMPipeline.from_pretrained(tmp_path)
+    (tmp_path / "settings.yaml").touch()
+    with pytest.raises(OSError, match="its training has not ended; go on with it by resume=latest"):
+        DDAEBMPipeline.from_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["info", "--model", str(tmp_path)])
+    assert "its training has not ended" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("component", ["generator_model", "energy_model"])

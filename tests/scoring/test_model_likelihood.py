@@ -117,6 +117,13 @@ def test_dual_mcmc_has_its_chains_temperature(tiny_dual_mcmc_pipeline):
     assert hot["bits_per_dim"]["uniform"]["at_log_z_upper"] == pytest.approx(math.log2(17), abs=1e-3)
 
 
+def test_fewer_images_than_pixels_fit_no_gaussian(tiny_dual_mcmc_pipeline):
+    train, held_out = load_digits("train")[0][:65], load_digits("test")[0][:20]
+    for number in (64, 65):
+        bits = measure_likelihood(tiny_dual_mcmc_pipeline, train[:number], held_out, 17, FEW)["bits_per_dim"]
+        assert ("full_gaussian" in bits) == (number > 64)
+
+
 def test_the_seed_alone_decides(tiny_dual_mcmc_pipeline):
     train, held_out = load_digits("train")[0][:100], load_digits("test")[0][:20]
     records = []

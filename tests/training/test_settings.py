@@ -2,6 +2,9 @@
 
 import dataclasses
 import re
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -78,6 +81,12 @@ def test_help_tells_what_settings_mean(capsys):
     assert "lazy R1: the penalty every k-th step" in out
     assert "ddaebm_cifar10.yaml" in out and "dual_mcmc_digits.yaml" not in out
     assert all(field.name in out for field in dataclasses.fields(train_ddaebm.DDAEBMSettings))
+
+
+def test_help_may_be_read_in_part():
+    command = f"{shlex.quote(sys.executable)} -m hf_ebm.training.train_ddaebm --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
 def test_order_of_precedence_and_types(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import Script, assert_same_run, launcher
 
-from hf_ebm.training import interruption
+from hf_ebm.training import stopping
 from hf_ebm.training.checkpoints import list_checkpoints, read_state
 from hf_ebm.training.loop import TrainingDivergedError
 
@@ -27,13 +27,23 @@ def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
         return original(*arguments) * (float("nan") if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(script.module, function, explode)
-    with pytest.raises(TrainingDivergedError, match=f"step 3: loss term '{term}' is not finite"):
+    with pytest.raises(TrainingDivergedError, match=f"step 3: loss term '{term}' is not finite.*step_00000002: go on"):
         script.train(folder)
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
     weights = load_file(checkpoint / "model.safetensors")
     assert checkpoint.name == "step_00000002" and all(torch.isfinite(value).all() for value in weights.values())
-    with pytest.raises(TrainingDivergedError, match=r"passed its limit of 1e-06"):
-        script.train(tmp_path / "other", loss_limit=1e-6)
+    with pytest.raises(TrainingDivergedError, match=r"passed its limit of 1e-06.*no checkpoint yet: begin again"):
+        script.train(tmp_path / "at once", loss_limit=1e-6)
+
+
+def test_a_diverging_run_ends_with_one_line_and_1(tmp_path, script, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    arguments = ["--config", script.config_file(tmp_path), f"output_dir={tmp_path / 'run'}", "loss_limit=1e-6"]
+    with pytest.raises(SystemExit) as end:
+        script.module.main(arguments)
+    printed = capsys.readouterr().err
+    assert end.value.code == 1 and "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith("hf-ebm: error: step 0: loss term ")
 
 
 def stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, presses=1, **changes):
@@ -77,15 +87,15 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path, script, monk
 
 @pytest.mark.parametrize(("step", "said"), [(4, "step_00000002: go on with resume=latest."), (1, "no checkpoint yet")])
 def test_ctrl_c_again_ends_it_at_once(tmp_path, script, monkeypatch, capsys, step, said):
-    monkeypatch.setattr(interruption, "ONE_PRESS", -1.0)
+    monkeypatch.setattr(stopping, "ONE_PRESS", -1.0)
     last = stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, presses=2)
     assert last.startswith(f"hf-ebm: stopped by the user at step {step - 1}; ") and said in last
 
 
-def start_and_wait(tmp_path, *command):
+def start_and_wait(tmp_path, *command, **changes):
     """A training in a session of its own, as from a shell, once it has made a step; what it says is in `log`."""
     script, run = Script("ddaebm"), tmp_path / "run"
-    config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=0)
+    config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=0, **changes)
     command = [sys.executable, "-m", *command, "--config", config, f"output_dir={run}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "home")}
     with (tmp_path / "log").open("w") as file:
@@ -127,16 +137,18 @@ def test_ctrl_c_stops_two_processes_at_one_step(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
-def test_a_terminated_hf_ebm_train_leaves_no_script_behind(tmp_path):
-    """A SIGTERM reaches the launcher alone, as from `kill`: the script ends with it, and the folder is free again."""
-    script, run, started = start_and_wait(tmp_path, *HF_EBM_TRAIN)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminated_training_leaves_a_checkpoint_and_no_process(tmp_path, processes):
+    """A SIGTERM reaches the launcher alone, as from `kill`: the scripts end with it, and the folder is free again."""
+    command = HF_EBM_TRAIN if processes == 1 else (*launcher(2), "-m", "hf_ebm.training.train_ddaebm")
+    script, run, started = start_and_wait(tmp_path, *command, num_workers=1)
     with pytest.raises(ValueError, match="is being written by another run"):
         script.train(run, max_steps=100_000, resume="latest")
     started.terminate()
-    assert started.wait(timeout=120) == 1
+    assert started.wait(timeout=120) == (130 if processes == 1 else 1)
     with pytest.raises(ProcessLookupError):  # nobody is left of its session
         os.killpg(started.pid, 0)
-    script.train(run, max_steps=1, overwrite_output_dir=True)
+    assert_stopped_with_a_checkpoint(tmp_path, run, processes)
 
 
 def test_the_script_reports_mistakes_in_one_line(tmp_path, script):
