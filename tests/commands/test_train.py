@@ -38,20 +38,31 @@ def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monke
     assert end.value.code == expected
 
 
-def test_the_demo_ends_with_the_scripts_code_and_adds_nothing(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            130,
+            "hf-ebm: the demo begins again by make demo; it goes on by "
+            "python -m hf_ebm.training.demo ddaebm resume=latest\n",
+        ),
+        (2, ""),
+    ],
+)
+def test_the_demo_ends_with_the_scripts_code_and_says_how_it_goes_on(monkeypatch, tmp_path, capsys, code, said):
     from accelerate.commands import launch
 
     from hf_ebm.training import demo
 
     def stop(options):
         assert options.training_script_args[-1] == "max_steps=1"
-        raise subprocess.CalledProcessError(130, "python")
+        raise subprocess.CalledProcessError(code, "python")
 
     monkeypatch.setattr(launch, "launch_command", stop)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         demo.main(["max_steps=1"])
-    assert end.value.code == 130 and capsys.readouterr() == ("", "")
+    assert end.value.code == code and capsys.readouterr() == ("", said)
 
 
 def test_a_demo_made_again_keeps_the_earlier_run(monkeypatch, tmp_path, capsys):
@@ -113,7 +124,7 @@ def test_ctrl_c_ends_the_demo_with_one_line_also_while_it_imports(monkeypatch, c
         ),
         (["models.inference.latnet=3"], "PairInferenceModel has no setting 'latnet'; did you mean latent_dim"),
         (["dataset=no/such/set"], "dataset 'no/such/set'"),
-        (["dataset=/no/images"], " /no/images. Give a Hub id"),
+        (["dataset=/no/images"], "'/no/images' is no folder here, and a path can be no Hub id"),
     ],
 )
 def test_a_mistake_in_the_settings_ends_a_training_script_with_one_line_and_code_2(
