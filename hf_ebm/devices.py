@@ -34,5 +34,5 @@ def send(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     From memory that the system may page out torch copies only when the GPU has done all it was given.
     """
     if device.type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True).to(dtype)
+        return x.pin_memory().to(device, non_blocking=True).to(dtype)
+    return x.to(device=device, dtype=dtype)
