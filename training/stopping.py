@@ -14,7 +14,7 @@ from typing import Any
 from hf_ebm.training.checkpoints import list_checkpoints
 
 ONE_PRESS = 2.0  # seconds in which a second signal is the same Ctrl-C: the launcher of several processes sends its own
-GRACE = 10
+GRACE = 10  # seconds that a loader's worker has after a SIGTERM
 DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain, pairwise
 from typing import Any, TypeVar
 
 import PIL.Image
@@ -42,14 +43,9 @@ def measure_batches(
 
     Those of a batch are read when the next batch is under way, so that a GPU computes while that is prepared.
     """
-    waiting: tuple[B, dict[str, Tensor]] | None = None
-    for batch in batches:
-        begun = (batch, measure(batch))
-        if waiting is not None:
-            yield waiting[0], {name: values.cpu() for name, values in waiting[1].items()}
-        waiting = begun
-    if waiting is not None:
-        yield waiting[0], {name: values.cpu() for name, values in waiting[1].items()}
+    begun: Iterable[Any] = ((batch, measure(batch)) for batch in batches)
+    for (batch, measures), _ in pairwise(chain(begun, [None])):
+        yield batch, {name: values.cpu() for name, values in measures.items()}
 
 
 def make_measure(pipeline: Any, names: Collection[str], seed: int) -> Callable[[Tensor], dict[str, Tensor]]:

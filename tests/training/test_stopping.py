@@ -149,6 +149,8 @@ def test_a_terminated_training_leaves_a_checkpoint_and_no_process(tmp_path, proc
     with pytest.raises(ProcessLookupError):  # nobody is left of its session
         os.killpg(started.pid, 0)
     assert_stopped_with_a_checkpoint(tmp_path, run, processes)
+    step = int(list_checkpoints(run / "checkpoints")[-1].name.removeprefix("step_"))
+    script.train(run, max_steps=step + 1, resume="latest")
 
 
 def test_the_script_reports_mistakes_in_one_line(tmp_path, script):
