@@ -151,9 +151,9 @@ def report(title: str, arguments: argparse.Namespace, wall: Times, cpu: Times, r
     facts = machine_facts(arguments)
     print(f"\n{title}")
     print("\n".join(f"  {name}: {value}" for name, value in facts.items()))
-    print(f"\n  {'seconds, median [quartiles]':<36}{'wall clock':<28}CPU")
+    print(f"\n  {'seconds, median [quartiles]':<40}{'wall clock':<28}CPU")
     for name in wall:
-        print(f"  {name:<36}{Spread.of(wall[name])!s:<28}{Spread.of(cpu[name])}")
+        print(f"  {name:<40}{Spread.of(wall[name])!s:<28}{Spread.of(cpu[name])}")
     print()
     for name, value in results.items():
         if not isinstance(value, dict):

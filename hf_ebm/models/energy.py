@@ -104,12 +104,18 @@ class EnergyModel(PreTrainedModel):
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
-            with contextlib.nullcontext() if every_forward else parametrize.cached():
+            with contextlib.nullcontext() if every_forward else self.fixed_weights():
                 yield
         finally:
             self.train(was_training)
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+    @contextlib.contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Inside, no weight changes: what is made of them, such as spectral norm's weights, is made once."""
+        with parametrize.cached():
+            yield
 
     @contextlib.contextmanager
     def chain_in_eval(self) -> Iterator[None]:

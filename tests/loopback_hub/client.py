@@ -16,7 +16,7 @@ LOOP = """
 import faulthandler, json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # nothing else may write where the answers go
-for line in sys.stdin:
+for line in iter(sys.stdin.readline, "\\n"):  # not until the pipe closes: forked workers hold it, too
     names = json.loads(line)
     faulthandler.dump_traceback_later(120, exit=True)  # where it hangs
     try:
@@ -68,5 +68,5 @@ class Client:
         return answer["result"]
 
     def close(self) -> None:
-        self.process.communicate("")
+        self.process.communicate("\n")
         self.log.close()
