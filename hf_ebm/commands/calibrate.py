@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     named = DatasetName.parse(options.dataset)
     split, device = named.choose_split(options.split, "test"), find_device(options.device)
     pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(leave=False, delay=1.0, unit="batch")
     shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
     if len(shape) != 3:
         raise ValueError(f"--model {options.model} scores vectors; use pipe.calibrate(held_out) from Python.")

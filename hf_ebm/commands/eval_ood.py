@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
     from hf_ebm.near_names import did_you_mean
+    from hf_ebm.progress import passing_bar
     from hf_ebm.scoring import ood_evaluation as evaluation
     from hf_ebm.scoring.odd_images import ODD_IMAGES
     from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
@@ -101,11 +102,13 @@ def run(options: argparse.Namespace) -> None:
             near = did_you_mean(name, ODD_IMAGES, f"embedded odd sets are {', '.join(ODD_IMAGES)}.")
             raise ValueError(f"--ood: {error} For --ood: {near}") from error
 
-    baselines, autoencoder = ({}, None) if options.no_baselines else evaluation.fit_baselines(train, options.seed)
-    found = evaluation.score_sets(pipeline, scores, train, sets, options.seed)
+    bar = passing_bar()
+    fitted = ({}, None) if options.no_baselines else evaluation.fit_baselines(train, options.seed, progress_bar=bar)
+    baselines, autoencoder = fitted
+    found = evaluation.score_sets(pipeline, scores, train, sets, options.seed, bar)
     for name, scorer in baselines.items():
         found[name] = {key: scorer(images) for key, images in sets.items()}
-    table = evaluation.evaluate_ood(found, options.resamples, options.seed)
+    table = evaluation.evaluate_ood(found, options.resamples, options.seed, bar)
     protocol = {
         "model": public_name(options.model),
         "in_distribution": test_source,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -57,10 +55,9 @@ def run(options: argparse.Namespace) -> None:
 
     Progress goes to stderr.
     """
-    from tqdm.auto import tqdm
-
     from hf_ebm.dataset_names import DatasetName, load_named
     from hf_ebm.devices import find_device
+    from hf_ebm.progress import passing_bar
     from hf_ebm.scoring.feature_cache import default_cache_folder
     from hf_ebm.scoring.feature_extractors import load_extractor
     from hf_ebm.scoring.sample_evaluation import evaluate_samples
@@ -92,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         num_reconstruction_steps=options.num_reconstruction_steps,
         seed=options.seed,
         cache=options.cache or default_cache_folder(),
-        progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),
+        progress_bar=passing_bar(unit="batch"),
     )
     record["seconds"] = round(time.perf_counter() - started, 1)
     text, refreshed = write_record(record, options.model, options.output)

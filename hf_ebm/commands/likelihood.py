@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import sys
 from typing import Any
 
 from hf_ebm.commands.models import load_pipeline
@@ -56,12 +54,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the bracket, the gap and the likelihood of held-out data; progress goes to stderr."""
-    from tqdm.auto import tqdm
-
     from hf_ebm.card_tables import public_name
     from hf_ebm.dataset_names import DatasetName
     from hf_ebm.devices import find_device
     from hf_ebm.json_text import to_json
+    from hf_ebm.progress import passing_bar
     from hf_ebm.scoring.chain_likelihood import check_has_chain, measure_chain_likelihood
     from hf_ebm.scoring.model_likelihood import measure_likelihood
     from hf_ebm.scoring.model_log_z import LikelihoodSettings
@@ -91,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     train, held_out = load_splits(options, pipeline.sample_shape, padding)
     name = DatasetName.parse(options.dataset)
     num_levels = None if name.name in TOY_NAMES else 17 if name.name == "digits" else 256
-    bar = functools.partial(tqdm, desc="annealing", leave=False, file=sys.stderr)
+    bar = passing_bar(desc="annealing")
     record = {"model": public_name(options.model), "dataset": name.public, "padding": padding}
     record |= measure_likelihood(pipeline, train, held_out, num_levels, settings, bar)
     if options.num_conditionals:

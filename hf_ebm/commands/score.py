@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def score_files(options: argparse.Namespace) -> None:
     from hf_ebm.devices import find_device
     from hf_ebm.json_text import to_json
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+    from hf_ebm.progress import passing_bar
     from hf_ebm.scoring.calibration import how_to_calibrate
     from hf_ebm.scoring.measures import measure_batches
     from hf_ebm.scoring.scores import SCORES
@@ -85,7 +87,8 @@ def score_files(options: argparse.Namespace) -> None:
     files, rows, unreadable = [], [], []
     measure = pipeline.make_measure(pipeline.needed(options.score))
     batches = batches_of(options, pipeline.sample_shape)
-    for batch, measures in measure_batches(batches, lambda batch: measure(batch.x) if batch.ids else {}):
+    shown = passing_bar(unit="batch")(batches, total=math.ceil(len(options.images) / options.batch_size))
+    for batch, measures in measure_batches(shown, lambda batch: measure(batch.x) if batch.ids else {}):
         for bad in batch.unreadable:
             hint = "; --resize converts and resizes pictures" if bad.resizable else ""
             unreadable.append((options.images[bad.row], f"{bad.reason}{hint}"))

@@ -24,12 +24,13 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.schedulers.metropolis import half_squared_norm
 from hf_ebm.scoring.conditional_log_z import conditional_energy, denoising_base, estimate_conditional_log_z
 from hf_ebm.scoring.equilibration import equilibrate
 from hf_ebm.scoring.gaussian_base import GaussianBase
 from hf_ebm.scoring.likelihood import bits_per_dim, dequantise_normal
-from hf_ebm.scoring.model_log_z import LikelihoodSettings, ProgressBar
+from hf_ebm.scoring.model_log_z import LikelihoodSettings
 
 
 def check_has_chain(pipeline: Any) -> None:
@@ -48,7 +49,7 @@ def measure_chain_likelihood(
     held_out: Tensor,
     num_levels: int | None = None,
     settings: LikelihoodSettings | None = None,
-    progress_bar: ProgressBar = iter,
+    progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
     """Brackets of ``log Z(x_{t+1}, t)`` along the noise process of each held-out sample, and what they say together.
 

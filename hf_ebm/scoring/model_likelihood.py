@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.scoring.box import Box
 from hf_ebm.scoring.energy import compute_energies
@@ -32,7 +33,6 @@ from hf_ebm.scoring.likelihood import (
 )
 from hf_ebm.scoring.model_log_z import (
     LikelihoodSettings,
-    ProgressBar,
     bracket_on_box,
     bracket_record,
     model_temperature,
@@ -56,7 +56,7 @@ def measure_likelihood(
     held_out: Tensor,
     num_levels: int | None = None,
     settings: LikelihoodSettings | None = None,
-    progress_bar: ProgressBar = iter,
+    progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
     """The bracket, and the held-out data's likelihood at both its ends, as numbers and words that JSON can hold.
 

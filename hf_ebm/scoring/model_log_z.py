@@ -15,7 +15,7 @@ over z, which would need a bracket of its own.) A Gaussian fitted to its samples
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.json_text import finite_or_none
+from hf_ebm.progress import ProgressBar
 from hf_ebm.schedulers.energy_sampler import EnergySampler, check_positive
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.scoring.annealed_walk import check_count
@@ -39,8 +40,6 @@ FITTED_BASES: dict[str, Callable[[Tensor], GaussianBase]] = {
 BASES = ("uniform", *FITTED_BASES)
 MIN_FIT_SAMPLES = 1000  # the generator's, for a fitted base; twice the dimensions where these are more
 REVERSE_FROM = ("annealed", "generator", "data")
-
-ProgressBar = Callable[[Iterable[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_ebm.data import draw_rows
 from hf_ebm.dataset_names import DatasetName, load_named
+from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.scoring.odd_images import ODD_IMAGES
 from hf_ebm.scoring.ood_metrics import METRICS, MIN_SAMPLES, with_intervals
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics
@@ -29,7 +30,7 @@ IN_DISTRIBUTION = "in_distribution"  # the name of the set that is not odd
 
 
 def fit_baselines(
-    train_images: Tensor, seed: int = 0, max_epochs: int = MAX_EPOCHS
+    train_images: Tensor, seed: int = 0, max_epochs: int = MAX_EPOCHS, progress_bar: ProgressBar = no_bar
 ) -> tuple[dict[str, Scorer], dict[str, Any]]:
     """Scores that need no network of ours, fitted on training images, shape (N, C, H, W).
 
@@ -37,6 +38,7 @@ def fit_baselines(
     on the components that explain 90 % of the variance; ``nearest_neighbour``: distance to the 5th nearest training
     image; ``autoencoder``: squared error of scikit-learn's MLP trained to give its input back through 32 units, until a
     tenth of the images, which it does not learn from, is no longer explained better, at most `max_epochs`.
+    `progress_bar` wraps the four.
 
     Returns:
         The scorers by name, and ``{"epochs", "converged"}`` of the autoencoder: False if `max_epochs` were too few.
@@ -61,14 +63,21 @@ def fit_baselines(
 
     train = flat(train_images)
     jitter = np.random.default_rng(seed).normal(scale=1e-3, size=train.shape)  # pixels that never vary have no variance
-    gaussian = EmpiricalCovariance().fit(train + jitter)
-    pca = PCA(n_components=0.9, svd_solver="full").fit(train)
-    neighbours = NearestNeighbors(n_neighbors=min(5, len(train))).fit(train)
+    gaussian = EmpiricalCovariance()
+    pca = PCA(n_components=0.9, svd_solver="full")
+    neighbours = NearestNeighbors(n_neighbors=min(5, len(train)))
     options = {"max_iter": max_epochs, "early_stopping": True, "random_state": seed}
     coder = MLPRegressor(hidden_layer_sizes=(128, 32, 128), **options)
+    fits: list[Callable[[], Any]] = [
+        lambda: gaussian.fit(train + jitter),
+        lambda: pca.fit(train),
+        lambda: neighbours.fit(train),
+        lambda: coder.fit(train, train),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # what is returned says it
-        coder.fit(train, train)
+        for fit in progress_bar(fits, desc="fitting the baselines", total=len(fits)):
+            fit()
 
     def error(images: Tensor, recon: Callable[[np.ndarray], np.ndarray]) -> Tensor:
         return torch.from_numpy(((recon(flat(images)) - flat(images)) ** 2).sum(axis=1))
@@ -145,7 +154,12 @@ def load_train_and_test(
 
 
 def score_sets(
-    pipeline: Any, names: list[str], train_images: Tensor, sets: Mapping[str, Tensor], seed: int = 0
+    pipeline: Any,
+    names: list[str],
+    train_images: Tensor,
+    sets: Mapping[str, Tensor],
+    seed: int = 0,
+    progress_bar: ProgressBar = no_bar,
 ) -> dict[str, dict[str, Tensor]]:
     """The named scores of an `EnergyScoringPipeline` for each set: ``{score: {set: scores (N,)}}``.
 
@@ -155,12 +169,14 @@ def score_sets(
         train_images: In-distribution images that the scores' statistics come from, shape (N, C, H, W).
         sets: Images by the name of their set.
         seed: Of the noise in the measures.
+        progress_bar: Wraps the sets.
     """
     needed = {measure for name in names for measure in SCORES[name].measures}
     standardised = {measure for name in names if SCORES[name].needs_statistics for measure in SCORES[name].measures}
     of_train = pipeline.measure_all(train_images, standardised, seed=seed) if standardised else {}
     statistics = {name: MeasureStatistics.of(values, name) for name, values in of_train.items()}
-    measures = {name: pipeline.measure_all(images, needed, seed=seed) for name, images in sets.items()}
+    shown = progress_bar(sets.items(), desc="scoring the sets", total=len(sets))
+    measures = {name: pipeline.measure_all(images, needed, seed=seed) for name, images in shown}
     return {name: {key: SCORES[name].function(measures[key], statistics) for key in sets} for name in names}
 
 
@@ -186,19 +202,25 @@ def format_table(table: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def evaluate_ood(scores: Mapping[str, Mapping[str, Tensor]], num_resamples: int = 200, seed: int = 0) -> dict[str, Any]:
+def evaluate_ood(
+    scores: Mapping[str, Mapping[str, Tensor]],
+    num_resamples: int = 200,
+    seed: int = 0,
+    progress_bar: ProgressBar = no_bar,
+) -> dict[str, Any]:
     """Metrics of every scorer on every odd set.
 
     Args:
         scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
+        progress_bar: Wraps the scorers.
 
     Returns:
         ``{scorer: {odd set: {metric: {"value", "low", "high"}}, "mean": {metric: value}}}``.
     """
     table: dict[str, Any] = {}
-    for scorer, found in scores.items():
+    for scorer, found in progress_bar(scores.items(), desc="intervals", total=len(scores)):
         inside = found[IN_DISTRIBUTION]
         rows = {
             name: with_intervals(inside, odd, num_resamples, seed=seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,10 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_ebm.data import HubImages, draw_rows
 from hf_ebm.dataset_names import DatasetName, load_named
+from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.scoring.feature_cache import cached_statistics
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
 from hf_ebm.scoring.feature_statistics import MAX_KEPT, FeatureStatistics
-
-ProgressBar = Callable[..., Iterable[Any]]  # as `tqdm`: (batches, desc=in words, total=their number) -> the batches
-
-
-def no_bar(batches: Iterable[Any], **_: Any) -> Iterable[Any]:
-    """The batches, with nothing shown."""
-    return batches
 
 
 @dataclass(frozen=True)

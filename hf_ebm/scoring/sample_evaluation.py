@@ -17,6 +17,7 @@ from torch import Tensor
 from hf_ebm.data import describe_preparation, draw_rows
 from hf_ebm.dataset_names import DatasetName
 from hf_ebm.json_text import finite_or_none
+from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
 from hf_ebm.scoring.feature_statistics import MAX_KEPT, FeatureStatistics
 from hf_ebm.scoring.metrics import (
@@ -27,7 +28,7 @@ from hf_ebm.scoring.metrics import (
     kernel_subset_size,
 )
 from hf_ebm.scoring.neighbourhoods import NUM_NEIGHBOURS, neighbourhood_metrics
-from hf_ebm.scoring.real_images import ProgressBar, RealImages, no_bar
+from hf_ebm.scoring.real_images import RealImages
 from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
 from hf_ebm.software import software_versions
 

@@ -7,7 +7,8 @@ import pytest
 from hf_ebm.cli import main
 
 
-def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
+def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_ebm.progress.DELAY", 0.0)
     out = tmp_path / "ood"
     arguments = ["eval-ood", "--model", folder, "--id", "digits", "--ood", "noise,constant", "--output", str(out)]
     main([*arguments, "--max-images", "40", "--resamples", "10", "--scores", "energy,typicality"])
@@ -22,7 +23,9 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys):
     assert protocol["odd_sets"]["noise"]["num_images"] == 40 and "torch" in protocol["software"]
     assert protocol["model"] == "model" and str(tmp_path) not in (out / "ood.json").read_text()
     assert {path.name for path in out.iterdir()} == {"ood.json", "roc.png", "histograms.png"}
-    assert "pixel_gaussian" in capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    assert "pixel_gaussian" in printed and "%|" not in printed
+    assert all(f"{title}:" in progress for title in ("fitting the baselines", "scoring the sets", "intervals"))
 
 
 def test_an_odd_set_that_is_not_there_is_told_with_its_near_names(folder, tmp_path, capsys):
@@ -33,7 +36,8 @@ def test_an_odd_set_that_is_not_there_is_told_with_its_near_names(folder, tmp_pa
         assert f"For --ood: {said}" in capsys.readouterr().err
 
 
-def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys):
+def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_ebm.progress.DELAY", 0.0)
     arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
     arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
     main(arguments)

@@ -117,6 +117,26 @@ def test_the_autoencoder_learns_until_it_has_converged_or_says_so(recwarn):
     assert not [warning for warning in recwarn if "onverge" in str(warning.message)]
 
 
+def test_each_part_shows_its_progress(tiny_pipeline):
+    """To who waits, from the first of its things to the last."""
+    shown = []
+
+    def bar(things, desc, total):
+        things = list(things)
+        shown.append((desc, len(things), total))
+        return things
+
+    scorer = EnergyScoringPipeline.from_pipe(tiny_pipeline)
+    scorer.set_progress_bar_config(disable=True)
+    train, test = load_digits("train")[0][:60], load_digits("test")[0][:30]
+    sets = {"in_distribution": test, "inverted": -test}
+    _, autoencoder = fit_baselines(train, max_epochs=2, progress_bar=bar)
+    scores = score_sets(scorer, ["energy", "complexity"], train, sets, progress_bar=bar)
+    evaluate_ood(scores, num_resamples=5, progress_bar=bar)
+    assert autoencoder["epochs"] == 2
+    assert shown == [("fitting the baselines", 4, 4), ("scoring the sets", 2, 2), ("intervals", 2, 2)]
+
+
 def test_baselines_refuse_what_does_not_fit_in_memory():
     with pytest.raises(ValueError, match=r"30,000.*--no-baselines"):
         fit_baselines(torch.zeros(12, 3, 100, 100))
