@@ -9,6 +9,7 @@ NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EN
 
 
 def exit_code(error: Exception) -> int:
-    """2 for what the caller can put right in the command, 1 for a full disk, a missing package and the like."""
-    is_failure = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno in NOT_THE_CALLERS)
+    """2 for what the caller can put right in the command, 1 for a full disk, no network, a missing package, ..."""
+    is_broken = isinstance(error, OSError) and error.errno in NOT_THE_CALLERS
+    is_failure = is_broken or isinstance(error, ImportError | ConnectionError)
     return FAILURE if is_failure else CALLERS_MISTAKE

@@ -50,8 +50,8 @@ class Missing(StrictUndefined):
         return False
 
 
-def hardware_name() -> str:
-    """The machine in words: its GPU, or its CPU and the number of threads torch uses."""
+def hardware_name(num_processes: int = 1) -> str:
+    """The machine in words: its GPU, or its CPU and the number of threads torch uses, in each of the processes."""
     import torch
 
     if torch.cuda.is_available():
@@ -61,7 +61,7 @@ def hardware_name() -> str:
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return f"{model}, {counted(torch.get_num_threads(), 'CPU thread')}"
+    return f"{model}, {counted(torch.get_num_threads(), 'CPU thread')}{' each' if num_processes > 1 else ''}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
                 raise ValueError(f"split {split!r} is not in {name}; it has {sorted(loaded)}.")
             loaded = loaded[split]
     else:
+        if path.is_file():
+            raise ValueError(f"dataset {name!r} is a file; give a folder of parquet or image files, or a Hub id.")
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
             raise ValueError(f"dataset {name!r} is no folder here, and a path can be no Hub id; check the path.")
         if not path.exists() and "/" in name and path.parent.is_dir():

@@ -56,7 +56,8 @@ def meant(name: str) -> str:
     if near:
         return f" Did you mean {', '.join(near)}?"
     beside = [folder for folder in folders_in(parent) if is_model(parent / folder)] if "/" in name else []
-    return f" The folder {parent} here has {', '.join(beside[:MOST_NAMED])}." if beside else ""
+    more = ", ..." if len(beside) > MOST_NAMED else ""
+    return f" The folder {parent} here has {', '.join(beside[:MOST_NAMED])}{more}." if beside else ""
 
 
 def is_model(folder: Path) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from loopback_hub.cards import card_errors
@@ -15,6 +16,7 @@ from hf_ebm.hub import (
     TEMPLATE_OF,
     TEMPLATES,
     evaluation_results,
+    hardware_name,
     public_settings,
     public_values,
     read_settings,
@@ -233,3 +235,9 @@ def test_settings_that_are_no_mapping_are_told(tmp_path, text):
     (tmp_path / "settings.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"settings\.yaml"):
         read_settings(tmp_path)
+
+
+def test_the_threads_of_several_processes_are_counted_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert hardware_name().endswith(", 2 CPU threads") and hardware_name(2).endswith(", 2 CPU threads each")

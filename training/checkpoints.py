@@ -76,13 +76,23 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in settings by the names of both: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = flat(value) if isinstance(value, dict) else {}
+        found |= {f"{name}.{key}": item for key, item in inner.items()} if inner else {name: value}
+    return found
+
+
 def check_same_models(checkpoint: Path, models: dict[str, Any]) -> None:
     """Raise a `ValueError` if the checkpoint's networks differ from `models`, the settings that describe them."""
     saved = read_state(checkpoint).get("models", {})
     now = json.loads(json.dumps(models))
-    different = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
+    there, here = flat(saved), flat(now)
+    different = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
     if different:
-        pairs = ", ".join(f"{key}: {saved.get(key)} there, {now.get(key)} now" for key in different)
+        pairs = ", ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in different)
         raise ValueError(
             f"{checkpoint} is a checkpoint of another architecture ({pairs}); resume with its settings, or choose "
             "another output_dir."

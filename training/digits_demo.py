@@ -145,7 +145,8 @@ def launch_options() -> tuple[list[str], dict[str, str]]:
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     environment = {}
     if num_processes > 1:
-        launcher += ["--multi_gpu"]  # accelerate's name for several processes; on CPUs they talk over gloo
+        # accelerate's name for several processes; on CPUs they talk over gloo, by any port that is free
+        launcher += ["--multi_gpu", "--main_process_port", "0"]
         environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return launcher, environment
 

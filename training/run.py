@@ -40,6 +40,7 @@ from hf_ebm.training.loop import (
 )
 from hf_ebm.training.run_folder import (
     finish_run,
+    is_finished,
     log_samples,
     only_run,
     push_checkpoint,
@@ -48,7 +49,7 @@ from hf_ebm.training.run_folder import (
     start_run,
 )
 from hf_ebm.training.run_settings import NOT_LEARNED_FROM, RunSettings
-from hf_ebm.training.stopping import stopping
+from hf_ebm.training.stopping import FINISHING, stopping
 from hf_ebm.winograd import WinogradConvolutions
 
 
@@ -120,7 +121,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     if checkpoint is not None:
         check_same_models(checkpoint, model_settings)
         done = read_state(checkpoint)["step"]
-        if done >= settings.max_steps and (output_dir / "model_index.json").is_file():
+        if done >= settings.max_steps and is_finished(output_dir, done, with_card=method.write_card is not None):
             accelerator.print(
                 f"{output_dir} is finished: its checkpoint has {done} steps and max_steps is {settings.max_steps}; "
                 "nothing was changed."
@@ -204,80 +205,83 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     convolutions = training_convolutions(settings, accelerator.device)
     train_step = make_train_step(method, settings, objects)
     say = functools.partial(tqdm.write, file=sys.stderr) if accelerator.is_main_process else lambda _: None
-    with stopping(output_dir / "checkpoints", lambda: step, say) as interruption, progress, convolutions:
-        while step < settings.max_steps:
-            x = next(batches)
-            if settings.horizontal_flip:
-                x = random_flip(x)
-            if settings.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            with accelerator.accumulate(*objects.models):
-                losses = train_step(x, step, objects, settings)
-            spent, asked = torch.tensor(
-                [time.perf_counter() - started, float(interruption.asked)], device=accelerator.device
-            )
-            terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
-            # the same on all processes, so that they stop at one step
-            stretch_seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
-            check_terms(terms, step, settings.loss_limit, limits)
-            if not accelerator.sync_gradients:
-                continue
-            for schedule in schedules:
-                advance(schedule)
-            for ema, model in zip(emas, averaged, strict=True):
-                ema.step(model.parameters())
-            step += 1
-            progress.update(1)
+    with stopping(output_dir / "checkpoints", lambda: step, say) as interruption:
+        with progress, convolutions:
+            while step < settings.max_steps:
+                x = next(batches)
+                if settings.horizontal_flip:
+                    x = random_flip(x)
+                if settings.channels_last:
+                    x = x.contiguous(memory_format=torch.channels_last)
+                with accelerator.accumulate(*objects.models):
+                    losses = train_step(x, step, objects, settings)
+                spent, asked = torch.tensor(
+                    [time.perf_counter() - started, float(interruption.asked)], device=accelerator.device
+                )
+                terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
+                # the same on all processes, so that they stop at one step
+                stretch_seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
+                check_terms(terms, step, settings.loss_limit, limits)
+                if not accelerator.sync_gradients:
+                    continue
+                for schedule in schedules:
+                    advance(schedule)
+                for ema, model in zip(emas, averaged, strict=True):
+                    ema.step(model.parameters())
+                step += 1
+                progress.update(1)
 
-            if step % settings.log_every == 0 or step == settings.max_steps:
-                progress.set_postfix({name: f"{terms[name]:.3g}" for name in method.shown_terms})
-                if metrics is not None:
-                    rate = (step - start_step) / (time.perf_counter() - started)
-                    record = {
-                        **terms,
-                        "learning_rate": float(schedules[0].get_last_lr()[0]),
-                        "steps_per_second": rate,
-                        "epoch": position.epoch,
-                    }
-                    metrics.write(step, record)
-                    accelerator.log(record, step=step)
-            if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
-                with averaged_weights(emas, averaged, method.calibrate):
-                    pipeline = method.make_pipeline(objects, settings)
-                    picture = method.save_samples(pipeline, output_dir / "samples", step, settings)
-                log_samples(accelerator, picture, step)
-                for model in models:
-                    model.train()
-            if interrupted or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
-                checkpoint_now()
-            if interrupted:
-                raise KeyboardInterrupt
-            if settings.stretch_seconds is not None and stretch_seconds >= settings.stretch_seconds:
-                break
-    if not settings.checkpoint_every or step % settings.checkpoint_every:
-        checkpoint_now()
-
-    with averaged_weights(emas, averaged, method.calibrate):
-        if accelerator.is_main_process:
-            finish_run(
-                method.make_pipeline(objects, settings),
-                settings,
-                output_dir,
-                step=step,
-                seconds=earlier_seconds + time.perf_counter() - started,
-                memory=max(earlier_memory, peak_memory(accelerator.device)),
-                num_images=len(loader.dataset),
-                num_processes=accelerator.num_processes,
-                changes=changes,
-                save_samples=method.save_samples,
-                write_card=method.write_card,
-            )
+                if step % settings.log_every == 0 or step == settings.max_steps:
+                    progress.set_postfix({name: f"{terms[name]:.3g}" for name in method.shown_terms})
+                    if metrics is not None:
+                        rate = (step - start_step) / (time.perf_counter() - started)
+                        record = {
+                            **terms,
+                            "learning_rate": float(schedules[0].get_last_lr()[0]),
+                            "steps_per_second": rate,
+                            "epoch": position.epoch,
+                        }
+                        metrics.write(step, record)
+                        accelerator.log(record, step=step)
+                if settings.sample_every and step % settings.sample_every == 0 and accelerator.is_main_process:
+                    with averaged_weights(emas, averaged, method.calibrate):
+                        pipeline = method.make_pipeline(objects, settings)
+                        picture = method.save_samples(pipeline, output_dir / "samples", step, settings)
+                    log_samples(accelerator, picture, step)
+                    for model in models:
+                        model.train()
+                if interrupted or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
+                    checkpoint_now()
+                if interrupted:
+                    raise KeyboardInterrupt
+                if settings.stretch_seconds is not None and stretch_seconds >= settings.stretch_seconds:
+                    break
+        interruption.answer = FINISHING
+        if not settings.checkpoint_every or step % settings.checkpoint_every:
+            checkpoint_now()
+        with averaged_weights(emas, averaged, method.calibrate):
+            if accelerator.is_main_process:
+                finish_run(
+                    method.make_pipeline(objects, settings),
+                    settings,
+                    output_dir,
+                    step=step,
+                    seconds=earlier_seconds + time.perf_counter() - started,
+                    memory=max(earlier_memory, peak_memory(accelerator.device)),
+                    num_images=len(loader.dataset),
+                    num_processes=accelerator.num_processes,
+                    changes=changes,
+                    save_samples=method.save_samples,
+                    write_card=method.write_card,
+                )
     card = "" if method.write_card is None else ", README.md (the model card)"
     accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl{card}")
     if step < settings.max_steps:
         accelerator.print(f"the stretch ended at step {step} of {settings.max_steps}; go on with resume=latest")
     accelerator.end_training()
     if settings.push_to_hub and accelerator.is_main_process and step >= settings.max_steps:
+        if interruption.asked:
+            raise KeyboardInterrupt(f"stopped by the user before the push; hf-ebm push --model {output_dir} pushes it.")
         push_run(settings, output_dir)
     return output_dir
 

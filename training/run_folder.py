@@ -18,7 +18,8 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from hf_ebm.hub import SETTINGS, hardware_name
+from hf_ebm.hub import CARD, SETTINGS, SUMMARY, hardware_name, read_json
+from hf_ebm.pull import INDEX
 from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder, where_it_is
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
@@ -27,6 +28,7 @@ from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.training.loop import save_grid
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.settings import dump_settings
+from hf_ebm.whole_files import whole_file
 
 CHECKPOINT_BRANCH = "checkpoints"  # of the repository that a run pushes to
 LEFT_BY_A_RUN = (
@@ -158,7 +160,7 @@ def finish_run(
     The pipeline is written under a temporary name and its parts are then moved in place, so that a reader of the folder
     never sees half a component. What was found out about the weights of an earlier end of the run is removed.
     """
-    for name in FACTS_ABOUT_WEIGHTS:
+    for name in (SUMMARY, *FACTS_ABOUT_WEIGHTS):
         (output_dir / name).unlink(missing_ok=True)
     temporary = output_dir / ".tmp_pipeline"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -196,13 +198,20 @@ def finish_run(
         "num_images": num_images,
         "num_processes": num_processes,
         "changed_settings": changes,  # the values of before, of a run that was resumed with others
-        "hardware": hardware_name(),
+        "hardware": hardware_name(num_processes),
         "torch_version": torch.__version__,
         "parameters": parameters,
     }
-    (output_dir / "train_summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    with whole_file(output_dir / SUMMARY) as path:
+        path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if write_card is not None:
         write_card(output_dir)
+
+
+def is_finished(output_dir: Path, step: int, with_card: bool) -> bool:
+    """Whether `finish_run` came to its end at `step`: a run that was stopped in it is not."""
+    is_whole = (output_dir / INDEX).is_file() and ((output_dir / CARD).is_file() or not with_card)
+    return is_whole and read_json(output_dir / SUMMARY).get("steps") == step
 
 
 def push_run(settings: RunSettings, output_dir: Path) -> None:

@@ -35,7 +35,7 @@ def run_script(
     try:
         train(load_settings(cls, default_config, arguments))
     except KeyboardInterrupt as error:
-        say_once(f"hf-ebm: {error or 'stopped by the user.'}")
+        say_once(f"hf-ebm: {str(error) or 'stopped by the user.'}")
         raise SystemExit(INTERRUPTED) from error
     except TrainingDivergedError as error:
         say_once(f"hf-ebm: error: {error}")

@@ -60,7 +60,10 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
         elif "=" in argument:
             pairs.append(argument.lstrip("-"))
         else:
-            raise ValueError(f"arguments must be --config FILE or key=value, got {argument!r}.")
+            key, value = argument.lstrip("-").replace("-", "_"), rest[0] if rest else "VALUE"
+            known = key in [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+            hint = f"did you mean {key}={value}?" if known else "--help lists the keys."
+            raise ValueError(f"arguments must be --config FILE or key=value, got {argument!r}; {hint}")
     values = read_yaml(find_config(config, default_config))
     for pair in pairs:
         key, text = pair.split("=", 1)

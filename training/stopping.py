@@ -15,6 +15,8 @@ from hf_ebm.training.checkpoints import list_checkpoints
 
 ONE_PRESS = 2.0  # seconds in which a second signal is the same Ctrl-C: the launcher of several processes sends its own
 GRACE = 10  # seconds that a loader's worker has after a SIGTERM
+STEPPING = "stopping after this step, with a checkpoint (again: at once, without one)"
+FINISHING = "no more steps: the run is being written, and ends then (again: at once)"
 DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
@@ -27,22 +29,26 @@ class Interruption:
 
     Args:
         say: Tells the user what happens.
+
+    Attributes:
+        answer: What it tells: `STEPPING`, or later `FINISHING`.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
+        self.answer = STEPPING
         self.since: float | None = None
 
     @property
     def asked(self) -> bool:
-        """Whether the run is to end after the step that is under way."""
+        """Whether the run is to end after the step that is under way, or what comes after the last one."""
         return self.since is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handler of the signals."""
         if self.since is None:
             self.since = time.monotonic()
-            self.say("hf-ebm: stopping after this step, with a checkpoint (again: at once, without one)")
+            self.say(f"hf-ebm: {self.answer}")
         elif time.monotonic() - self.since > ONE_PRESS:
             raise KeyboardInterrupt
 

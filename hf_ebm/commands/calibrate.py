@@ -64,6 +64,8 @@ def run(options: argparse.Namespace) -> None:
     model_folder(options.model)
     if options.num_images < 1:
         raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
+    if not 0.0 < options.target_fpr < 1.0:
+        raise ValueError(f"--target-fpr must be between 0 and 1, got {options.target_fpr}.")
 
     import torch
 

@@ -49,6 +49,6 @@ def run(options: argparse.Namespace) -> None:
     if not Path(default_config_file).is_file():  # the launcher's own choices, which it would warn of
         number = max(1, torch.accelerator.device_count())
         launcher += ["--num_processes", str(number), "--num_machines", "1", "--mixed_precision", "no"]
-        launcher += ["--dynamo_backend", "no", *(["--multi_gpu"] if number > 1 else [])]
+        launcher += ["--dynamo_backend", "no", *(["--multi_gpu", "--main_process_port", "0"] if number > 1 else [])]
     if code := launch(options.method, launcher, options.arguments):
         raise SystemExit(code)

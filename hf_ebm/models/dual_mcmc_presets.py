@@ -13,6 +13,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from hf_ebm.models.presets import check_sizes
+
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {
         "data": {"image_size": 32, "num_channels": 3},
@@ -67,7 +69,9 @@ def dual_mcmc_model_settings(
         raise ValueError(f"latent_dim must be >= 1, got {latent_dim}.")
     parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
     network = "mlp" if "data_dim" in data else "resnet"
-    return {"network": network, **{name: {**data, **values} for name, values in parts.items()}}
+    parts = {name: {**data, **values} for name, values in parts.items()}
+    check_sizes(parts, "data")
+    return {"network": network, **parts}
 
 
 def build_dual_mcmc_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:

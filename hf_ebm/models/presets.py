@@ -20,6 +20,7 @@ from typing import Any
 
 from hf_ebm.near_names import check_known
 
+SIZES = ("image_size", "num_channels", "data_dim")  # of the data
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {
         "unet": {"image_size": 32, "num_channels": 3, "base_channels": 128, "channel_multipliers": (1, 2, 2, 2)},
@@ -102,7 +103,7 @@ def ddaebm_model_settings(
     shared = parts[network]
     for name in ("generator", "energy"):
         parts[name] = {**shared, **parts[name], "num_timesteps": num_timesteps}
-    sizes = {key: shared[key] for key in ("image_size", "num_channels", "data_dim") if key in shared}
+    sizes = {key: shared[key] for key in SIZES if key in shared}
     parts["inference"] = {**sizes, **parts["inference"], "num_timesteps": num_timesteps}
     if network == "mlp":
         parts["inference"].update(chain or {})
@@ -110,7 +111,25 @@ def ddaebm_model_settings(
     if latent_dim < 0:
         raise ValueError(f"latent_dim must be >= 0 (0: a generator without latent), got {latent_dim}.")
     parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
+    check_sizes(parts, network)
     return {"network": network, **{name: parts[name] for name in ("generator", "energy", "inference")}}
+
+
+def check_sizes(parts: dict[str, dict[str, Any]], shared: str) -> None:
+    """Raise a `ValueError` unless the data's size is the same in all networks.
+
+    Args:
+        parts: Arguments of the three networks by name.
+        shared: The part of the settings that is for all of them.
+    """
+    for key in SIZES:
+        found = {name: parts[name].get(key) for name in ("generator", "energy", "inference")}
+        if len(set(found.values())) > 1:
+            values = ", ".join(f"{value} of the {name}" for name, value in found.items())
+            raise ValueError(
+                f"models: {key} must be the same in all networks, got {values}; set models.{shared}.{key}, which is "
+                "for all of them."
+            )
 
 
 def build_ddaebm_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:

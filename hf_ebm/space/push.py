@@ -95,5 +95,5 @@ def push_space(
         reason = str(error).rstrip(".\n ")
         raise OSError(f"the Space {space} was neither made nor renewed: {reason}. {needs_login(error)}") from error
     except httpx.TransportError as error:
-        raise OSError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error
+        raise ConnectionError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error
     return str(url)

@@ -13,6 +13,7 @@ from hf_ebm.cli import exit_code, main
 def test_exit_codes():
     assert exit_code(ValueError("x")) == exit_code(FileNotFoundError(2, "x")) == exit_code(OSError("no repo")) == 2
     assert exit_code(OSError(28, "No space left on device")) == exit_code(ImportError("no matplotlib")) == 1
+    assert exit_code(ConnectionError("the Hub cannot be reached")) == 1
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ def test_exit_codes():
         (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "0"], "--num-images"),
         (["calibrate", "--model", "DUAL", "--dataset", "digits", "--score", "multiscale"], "--score: this model"),
         (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--target-fpr", "0.001"], "at least 999"),
+        (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--target-fpr", "5"], "--target-fpr must be between"),
         (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
         (["score", "--model", "FOLDER", "--score", "nll", "a.png"], "--score: invalid choice"),
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),

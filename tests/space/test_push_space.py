@@ -133,7 +133,7 @@ def test_a_space_without_an_owner_is_the_users(hub, client):
 
 
 def test_a_hub_that_cannot_be_reached_is_said_so():
-    with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         push_space("user/model", "user/space", token="hf_test", endpoint="http://127.0.0.1:9")
 
 

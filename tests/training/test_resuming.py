@@ -98,8 +98,9 @@ def test_resume_refuses(tmp_path, script):
     with pytest.raises(ValueError, match="'latest' or a checkpoint folder"):
         script.train(tmp_path / "run", resume=str(tmp_path))
     script.train(tmp_path / "run", max_steps=2)
-    with pytest.raises(ValueError, match="another architecture"):
+    with pytest.raises(ValueError, match="another architecture") as error:
         script.train(tmp_path / "run", resume="latest", latent_dim=5)
+    assert "generator.latent_dim: 4 there, 5 now" in str(error.value) and "block_out" not in str(error.value)
 
 
 def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):

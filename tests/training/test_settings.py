@@ -122,6 +122,8 @@ def test_round_trip(tmp_path):
         ("a: [", [], "not valid YAML"),
         ("", [], "key: value"),
         ("rate: 1", ["steps"], "key=value"),
+        ("rate: 1", ["--steps", "10"], r"key=value, got '--steps'; did you mean steps=10\?"),
+        ("rate: 1", ["--zzz", "10"], r"got '--zzz'; --help lists the keys"),
     ],
 )
 def test_mistakes_name_the_key(tmp_path, text, arguments, message):
@@ -146,6 +148,33 @@ def test_every_shipped_config_is_valid_and_builds(config):
     with torch.device("meta"):
         build_ddaebm_models(make_model_settings(settings))
     assert settings.output_dir == f"outputs/{config.stem.replace('_', '-')}"
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        (
+            "ddaebm",
+            {"generator": {"image_size": 32}},
+            r"image_size must be .* 32 of the generator, 8 of .*unet\.image_",
+        ),
+        ("ddaebm", {"inference": {"num_channels": 3}}, r"3 of the inference; set models\.unet\.num_channels"),
+        (
+            "dual_mcmc",
+            {"energy": {"image_size": 32}},
+            r"8 of the generator, 32 of the energy, .*models\.data\.image_size",
+        ),
+    ],
+)
+def test_a_size_of_one_network_alone_is_told(method, overrides, message):
+    from hf_ebm.models.dual_mcmc_presets import dual_mcmc_model_settings
+    from hf_ebm.models.presets import ddaebm_model_settings
+
+    make = {"ddaebm": ddaebm_model_settings, "dual_mcmc": dual_mcmc_model_settings}[method]
+    with pytest.raises(ValueError, match=message):
+        make("digits", overrides=overrides)
+    everywhere = {part: next(iter(overrides.values())) for part in ("generator", "energy", "inference")}
+    assert make("digits", overrides=everywhere)["network"] in ("unet", "resnet")
 
 
 def test_no_is_a_word_and_true_and_false_are_booleans(tmp_path):

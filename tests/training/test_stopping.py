@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import Script, assert_same_run, launcher
 
-from hf_ebm.training import stopping
+from hf_ebm.training import run_folder, stopping
 from hf_ebm.training.checkpoints import list_checkpoints, read_state
 from hf_ebm.training.loop import TrainingDivergedError
 
@@ -156,3 +156,75 @@ def test_a_terminated_training_leaves_a_checkpoint_and_no_process(tmp_path, proc
 def test_the_script_reports_mistakes_in_one_line(tmp_path, script):
     out = script.launch([f"output_dir={tmp_path / 'run'}", "max_stpes=3"])
     assert out.returncode != 0 and "unknown setting 'max_stpes'; did you mean max_steps" in out.stderr
+
+
+# --- at the very end, while the run is being written ---------------------------------------------------------------
+
+
+def press_at_the_end(script, tmp_path, monkeypatch, presses, *arguments):
+    """Run the script's `main`, pressing Ctrl-C when its folder is a pipeline already and lacks its summary and card."""
+    name, run = run_folder.hardware_name, tmp_path / "run"
+    config = script.config_file(tmp_path)
+
+    def interrupt(*numbers):
+        assert (run / "model_index.json").is_file() and not (run / "train_summary.json").exists()
+        for _ in range(presses):
+            signal.raise_signal(signal.SIGINT)
+        return name(*numbers)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(run_folder, "hardware_name", interrupt)
+            patch.setenv("ACCELERATE_USE_CPU", "true")
+            script.module.main(["--config", config, f"output_dir={run}", *arguments])
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_the_run_is_written_lets_it_be_written(tmp_path, script, monkeypatch, capsys):
+    press_at_the_end(script, tmp_path, monkeypatch, 1)
+    printed = capsys.readouterr()
+    assert "the run is being written, and ends then (again: at once)" in printed.err and "wrote " in printed.out
+    assert (tmp_path / "run" / "README.md").is_file() and (tmp_path / "run" / "train_summary.json").is_file()
+
+
+def test_a_run_that_was_not_written_to_its_end_is_not_finished(tmp_path, script, monkeypatch, capsys):
+    """A second Ctrl-C stops the writing at once, and resuming does it anew."""
+    monkeypatch.setattr(stopping, "ONE_PRESS", -1.0)
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as end:
+        press_at_the_end(script, tmp_path, monkeypatch, 2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 130 and last.startswith("hf-ebm: stopped by the user at step 4; ")
+    assert "step_00000004: go on with resume=latest" in last and not (run / "README.md").exists()
+    script.train(run, resume="latest")
+    assert "is finished" not in capsys.readouterr().out
+    script.train(tmp_path / "whole")
+    assert_same_run(run, tmp_path / "whole")
+    assert (run / "README.md").is_file() and (run / "train_summary.json").is_file()
+    script.train(run, resume="latest")
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_the_run_is_written_leaves_the_push_to_later(tmp_path, monkeypatch, capsys):
+    script = Script("ddaebm")
+    monkeypatch.setattr(script.settings_class, "check_hub", lambda self: None)
+    monkeypatch.setattr("hf_ebm.training.run.push_run", lambda *_: pytest.fail("it was pushed"))
+    with pytest.raises(SystemExit) as end:
+        press_at_the_end(script, tmp_path, monkeypatch, 1, "push_to_hub=true", "hub_model_id=user/name")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 130 and f"before the push; hf-ebm push --model {tmp_path / 'run'}" in last
+    assert (tmp_path / "run" / "README.md").is_file()
+
+
+def test_a_ctrl_c_without_words_is_told_in_words(monkeypatch, capsys):
+    script = Script("ddaebm")
+
+    def interrupt(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.module, "train", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        script.module.main([])
+    assert capsys.readouterr().err == "hf-ebm: stopped by the user.\n"
