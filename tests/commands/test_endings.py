@@ -30,7 +30,10 @@ def test_exit_codes():
         (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "0"], "--num-images"),
         (["calibrate", "--model", "DUAL", "--dataset", "digits", "--score", "multiscale"], "--score: this model"),
         (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--target-fpr", "0.001"], "at least 999"),
-        (["calibrate", "--model", "FOLDER", "--dataset", "digits", "--target-fpr", "5"], "--target-fpr must be between"),
+        (
+            ["calibrate", "--model", "FOLDER", "--dataset", "digits", "--target-fpr", "5"],
+            "--target-fpr must be between",
+        ),
         (["score", "--model", "FOLDER", "no-such-file.png"], "no-such-file.png"),
         (["score", "--model", "FOLDER", "--score", "nll", "a.png"], "--score: invalid choice"),
         (["sample", "--model", "no-such-folder/a/b"], "no-such-folder"),
