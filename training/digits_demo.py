@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -189,7 +190,8 @@ def run(method: str, arguments: Sequence[str]) -> None:
         print(f"the earlier run of {folder} is kept in {kept}", flush=True)
     if code:
         if code == INTERRUPTED:
-            again = f"python -m hf_ebm.training.demo {method} resume=latest"
+            others = [argument for argument in arguments if not argument.startswith("resume=")]
+            again = shlex.join(["python", "-m", "hf_ebm.training.demo", method, "resume=latest", *others])
             print(f"hf-ebm: the demo begins again by make demo; it goes on by {again}", file=sys.stderr)
         raise SystemExit(code)
     pipeline = METHODS[method].from_pretrained(folder)

@@ -44,7 +44,7 @@ def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monke
         (
             130,
             "hf-ebm: the demo begins again by make demo; it goes on by "
-            "python -m hf_ebm.training.demo ddaebm resume=latest\n",
+            "python -m hf_ebm.training.demo ddaebm resume=latest max_steps=1\n",
         ),
         (2, ""),
     ],
