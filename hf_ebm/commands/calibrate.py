@@ -75,13 +75,14 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.devices import find_device
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
+    from hf_ebm.progress import DELAY
     from hf_ebm.scoring.calibration import FILE_NAME
     from hf_ebm.split_overlap import share_rows, split_sizes
 
     named = DatasetName.parse(options.dataset)
     split, device = named.choose_split(options.split, "test"), find_device(options.device)
     pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
-    pipeline.set_progress_bar_config(leave=False, delay=1.0, unit="batch")
+    pipeline.set_progress_bar_config(leave=False, delay=DELAY, unit="batch")
     shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
     if len(shape) != 3:
         raise ValueError(f"--model {options.model} scores vectors; use pipe.calibrate(held_out) from Python.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from hf_ebm.models.presets import check_sizes
+from hf_ebm.models.presets import build_models, check_sizes
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {
@@ -54,7 +54,7 @@ def dual_mcmc_model_settings(
         overrides: Changes by part: ``"data"`` (the data's size), ``"generator"``, ``"energy"``, ``"inference"``.
 
     Raises:
-        ValueError: If the preset or a part is unknown, or `latent_dim` is below 1.
+        ValueError: If the preset or a part is unknown, `latent_dim` is below 1, or the networks' data differ in size.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
@@ -84,7 +84,6 @@ def build_dual_mcmc_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
     from hf_ebm.models.mlp_inference import MLPInferenceModel
     from hf_ebm.models.mlp_latent_generator import MLPLatentGeneratorModel
-    from hf_ebm.models.presets import build_models
     from hf_ebm.models.resnet_energy import ResNetEnergyConfig, ResNetEnergyModel
     from hf_ebm.models.resnet_generator import ResNetGeneratorModel
 

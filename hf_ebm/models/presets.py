@@ -90,7 +90,7 @@ def ddaebm_model_settings(
             model of vectors uses them.
 
     Raises:
-        ValueError: If the preset or a part is unknown, or `latent_dim` is negative.
+        ValueError: If the preset or a part is unknown, `latent_dim` is negative, or the networks' data differ in size.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
