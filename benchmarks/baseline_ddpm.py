@@ -27,6 +27,7 @@ from hf_ebm.hub import SETTINGS
 from hf_ebm.models.presets import ddaebm_model_settings
 from hf_ebm.models.unet import build_unet
 from hf_ebm.models.unet_generator import UNetGeneratorModel
+from hf_ebm.models.upsampling import use_upsample
 from hf_ebm.training.run import Method, cosine_schedule, run_training, update
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.script import run_script
@@ -109,9 +110,12 @@ def build_models(settings: dict[str, Any]) -> tuple[UNet2DModel]:
         ValueError: If the U-Net does not know a setting, or the sizes do not fit.
     """
     try:
-        return (build_unet(**settings["unet"], class_embed_type=None),)
+        with torch.device("meta"):
+            described = build_unet(**settings["unet"], class_embed_type=None)
     except TypeError as error:
         raise ValueError(f"models: {error}; see hf_ebm.models.unet.build_unet.") from error
+    unet = UNet2DModel.from_config(described.config)  # diffusers' own class, which a DDIMPipeline loads
+    return (use_upsample(unet),)
 
 
 def make_objects(

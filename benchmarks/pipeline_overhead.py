@@ -28,7 +28,7 @@ def record_calls(pipe: DDAEBMPipeline, batch_size: int) -> list[tuple[tuple[Any,
     """The arguments of every generator call of one pipeline run, and what it returned."""
     calls: list[tuple[tuple[Any, ...], Tensor]] = []
     hook = pipe.generator_model.register_forward_hook(
-        lambda module, inputs, output: calls.append((inputs, output.sample.clone()))
+        lambda module, inputs, output: calls.append((inputs, output[0].clone()))
     )
     pipe(batch_size=batch_size, output_type="pt")
     hook.remove()

@@ -72,13 +72,15 @@ def run_chain(
     for step, t in enumerate(progress_bar(scheduler.timesteps) if num_steps else ()):
         # 1. the energy's gradient, 2. the sampler's move
         energy, grad = energy_and_grad(energy_fn, x)
-        output = scheduler.step(grad, t, x, energy=energy, generator=generator)
-        x = output.prev_sample if after_step is None else after_step(step, t, output.prev_sample)
+        output = scheduler.step(grad, t, x, energy=energy, generator=generator, return_dict=with_diagnostics)
+        x, current = (output.prev_sample, output.current_sample) if with_diagnostics else output
+        if after_step is not None:
+            x = after_step(step, t, x)
 
-        guard.update(output.current_sample)
+        guard.update(current)
         # an update is over when its share of the evaluations is: each for Langevin, each L-th after the first for HMC
         if observe is not None and (step + 1) * num_steps // len(scheduler.timesteps) == len(profile):
-            profile.append(observe(output.current_sample))
+            profile.append(observe(current))
         if with_diagnostics:
             for name, values in reports.items():
                 if getattr(output, name) is not None:

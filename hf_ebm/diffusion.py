@@ -46,6 +46,11 @@ def vp_times(num_timesteps: int, spacing: str) -> Tensor:
     raise ValueError(f"spacing must be one of {SPACINGS}, got {spacing!r}.")
 
 
+def clamped_log(variance: Tensor) -> Tensor:
+    """Log of a variance, clamped below at ``log 1e-4``."""
+    return variance.log().clamp(min=LOG_VARIANCE_MIN)
+
+
 def per_sample(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """``values[t]`` in the dtype and on the device of `like`, shaped (B, 1, ..., 1) to broadcast over it."""
     picked = values.to(device=like.device, dtype=like.dtype)[t.to(like.device)]
@@ -62,6 +67,8 @@ class DiffusionCoefficients:
         posterior_mean_coef_x0: Weight of the predicted clean sample in the posterior mean, shape (T,).
         posterior_mean_coef_xnext: Weight of ``x_next`` in the posterior mean, shape (T,).
         posterior_variance: Variance of ``q(x_t | x_next, x0)``, shape (T,), not clamped.
+        sampling_std: Standard deviation of the noise that sampling adds, shape (T,): 0 at t = 0, above it that of the
+            posterior, clamped as in `posterior_log_variance`.
     """
 
     betas: Tensor
@@ -69,6 +76,7 @@ class DiffusionCoefficients:
     posterior_mean_coef_x0: Tensor
     posterior_mean_coef_xnext: Tensor
     posterior_variance: Tensor
+    sampling_std: Tensor
 
     @classmethod
     def vp(
@@ -104,12 +112,15 @@ class DiffusionCoefficients:
         betas = betas.to(torch.float64)
         abar = torch.cumprod(1.0 - betas, dim=0)
         abar_t, abar_next, beta_next = abar[:-1], abar[1:], betas[1:]
+        variance = (beta_next * (1.0 - abar_t) / (1.0 - abar_next)).float()
+        std = (0.5 * clamped_log(variance)).exp()
         return cls(
             betas=betas.float(),
             alphas_cumprod=abar.float(),
             posterior_mean_coef_x0=(beta_next * abar_t.sqrt() / (1.0 - abar_next)).float(),
             posterior_mean_coef_xnext=((1.0 - abar_t) * (1.0 - beta_next).sqrt() / (1.0 - abar_next)).float(),
-            posterior_variance=(beta_next * (1.0 - abar_t) / (1.0 - abar_next)).float(),
+            posterior_variance=variance,
+            sampling_std=std * (torch.arange(len(std)) > 0),
         )
 
     @property
@@ -168,7 +179,7 @@ class DiffusionCoefficients:
     @property
     def posterior_log_variance(self) -> Tensor:
         """Log of the posterior variance, clamped below at ``log 1e-4``, shape (T,)."""
-        return self.posterior_variance.log().clamp(min=LOG_VARIANCE_MIN)
+        return clamped_log(self.posterior_variance)
 
     def posterior_sample(
         self, x0_pred: Tensor, x_next: Tensor, t: Tensor, noise: Tensor, noise_at_t0: bool = False
@@ -177,7 +188,5 @@ class DiffusionCoefficients:
 
         With `noise_at_t0` the cleanest state gets its noise too, as the real ``x_0`` of the chain has it.
         """
-        std = (0.5 * self.posterior_log_variance).exp()
-        if not noise_at_t0:
-            std = std * (torch.arange(self.num_timesteps, device=std.device) > 0)
+        std = (0.5 * self.posterior_log_variance).exp() if noise_at_t0 else self.sampling_std
         return self.posterior_mean(x0_pred, x_next, t) + per_sample(std, t, x_next) * noise

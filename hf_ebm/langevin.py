@@ -8,6 +8,7 @@ With noise ``n = s`` the chain samples ``exp(-E)`` as ``s -> 0``; with any other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,9 @@ def langevin_step(
         noise_std: n >= 0, a number or broadcastable to `x`.
         noise: Standard normal, shape of `x`.
     """
-    return x - 0.5 * step_size**2 * grad + noise_std * noise
+    if isinstance(step_size, Tensor) or isinstance(noise_std, Tensor):
+        return x - 0.5 * step_size**2 * grad + noise_std * noise
+    return x.add(grad, alpha=-0.5 * step_size**2).add(noise, alpha=noise_std)  # two passes over memory, not four
 
 
 def energy_and_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,25 +76,43 @@ class ChainDivergedError(ValueError):
 
 
 class ChainGuard:
-    """Remembers a chain's last finite state; the device is asked once, in `check`, not at every step."""
+    """Remembers a chain's last finite state: on a CPU it looks at each, elsewhere the device is asked once, at the end.
+
+    Raises:
+        ChainDivergedError: If a state was not finite; on a CPU at once, elsewhere in `check`.
+    """
 
     def __init__(self, x: Tensor) -> None:
         self.last_state = x
-        self.finite = torch.isfinite(x.sum(dtype=torch.float32))
-        self.num_finite = self.finite.long()
+        self.num_updates = 0
+        self.asks_at_once = x.device.type == "cpu"
+        if self.asks_at_once:
+            self.look_at(x)
+        else:
+            self.finite = torch.isfinite(x.sum(dtype=torch.float32))
+            self.num_finite = self.finite.long()
 
     def update(self, x: Tensor) -> None:
         """Look at the state after the next step."""
+        if self.asks_at_once:
+            self.num_updates += 1
+            self.look_at(x)
+            self.last_state = x
+            return
         self.finite = self.finite & torch.isfinite(x.sum(dtype=torch.float32))
         self.last_state = torch.where(self.finite, x, self.last_state)
         self.num_finite = self.num_finite + self.finite
+
+    def look_at(self, x: Tensor) -> None:
+        if not math.isfinite(x.sum(dtype=torch.float32).item()):
+            raise ChainDivergedError(self.num_updates, self.last_state)
 
     def check(self) -> None:
         """Raise a `ChainDivergedError` if a state was not finite.
 
         A CUDA graph that is being recorded cannot be asked: what a diverged chain gives is not finite there.
         """
-        if self.finite.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self.asks_at_once or (self.finite.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
         if not self.finite.item():
             raise ChainDivergedError(int(self.num_finite.item()), self.last_state)

@@ -188,6 +188,19 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
         return self.generator_model.sample_shape
 
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where noise is drawn: with the generator, unless a hook moves it when it is called.
+
+        diffusers looks through all modules of all networks for hooks, at every call. Those of offloading are on the
+        generator itself, or somewhere in it while it waits on the CPU of a machine with an accelerator.
+        """
+        if self.generator_model is not None and "_hf_hook" not in vars(self.generator_model):
+            device: torch.device = next(self.generator_model.parameters()).device
+            if device.type != "cpu" or not torch.accelerator.is_available():
+                return device
+        return super()._execution_device
+
     def check_common_inputs(self, batch_size: int, generator: Any, output_type: str) -> None:
         """Raise a `ValueError` for a batch size, generator list or output type that cannot be done."""
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
@@ -218,7 +231,11 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         if output_type == "pt":
             return x.clamp(-1.0, 1.0)
         array = VaeImageProcessor.pt_to_numpy(VaeImageProcessor.denormalize(x.float()))
-        return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+        if output_type == "np":
+            return array
+        number, height, width, channels = array.shape  # all as one picture, and cut: half the time for small ones
+        (strip,) = VaeImageProcessor.numpy_to_pil(array.reshape(1, number * height, width, channels))
+        return [strip.crop((0, top, width, top + height)) for top in range(0, number * height, height)]
 
     def score(self, images: Any, all_timesteps: bool = False, batch_size: int = 256) -> ScoreOutput:
         """Energies of images, low = likely: deterministic, in eval mode, no noise added.

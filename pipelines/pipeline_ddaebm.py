@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,12 @@ from hf_ebm.models.unet_energy import UNetEnergyModel
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
+
+
+@functools.lru_cache
+def takes_generator(scheduler: Any) -> bool:
+    """Whether the ``step`` of this class of schedulers draws noise."""
+    return "generator" in inspect.signature(scheduler.step).parameters
 
 
 class DDAEBMPipeline(EBMPipeline):
@@ -149,7 +156,7 @@ class DDAEBMPipeline(EBMPipeline):
         self.scheduler.set_timesteps(num_steps)  # on the CPU, as diffusers' DDPMPipeline: read there, not waited for
         latent_dim = self.generator_model.config.latent_dim
         step_kwargs: dict[str, Any] = {}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
+        if takes_generator(self.scheduler.__class__):
             step_kwargs["generator"] = generator
 
         draw = functools.partial(randn_tensor, generator=generator, device=device, dtype=self.generator_model.dtype)
@@ -157,11 +164,11 @@ class DDAEBMPipeline(EBMPipeline):
         for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             # 1. predict the clean sample with a random latent
             z = draw((batch_size, latent_dim))
-            x0_pred = self.generator_model(channels_last_on_cpu(x), t, z).sample
+            (x0_pred,) = self.generator_model(channels_last_on_cpu(x), t, z, return_dict=False)
 
             # 2. draw x_t ~ q(x_t | x_next, x0_pred)
             x_next = x
-            x = self.scheduler.step(x0_pred, t, x_next, **step_kwargs).prev_sample.to(x_next.dtype)
+            x = self.scheduler.step(x0_pred, t, x_next, return_dict=False, **step_kwargs)[0].to(x_next.dtype)
 
             # 3. optional: Langevin steps on E(x_t, t) - log q(x_next | x_t)
             if num_correction_steps:
@@ -172,7 +179,7 @@ class DDAEBMPipeline(EBMPipeline):
                 changed = callback_on_step_end(self, step, t, {name: tensors[name] for name in names})
                 x = (changed or {}).get("x", x)
 
-        if not torch.isfinite(x).all():
+        if not math.isfinite(x.sum(dtype=torch.float32).item()):
             raise ValueError(
                 f"scheduler {type(self.scheduler).__name__} made samples that are not finite on this short chain; use "
                 "DDAEBMScheduler, DDPMScheduler or DDIMScheduler.from_config(pipe.scheduler.config)."

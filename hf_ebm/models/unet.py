@@ -12,7 +12,12 @@ from diffusers import UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_ebm.models.precision import QuickDtype
 from hf_ebm.models.upsampling import use_upsample
+
+
+class UNet(QuickDtype, UNet2DModel):
+    """diffusers' `UNet2DModel`."""
 
 
 def build_unet(
@@ -28,7 +33,7 @@ def build_unet(
     dropout: float,
     time_embedding_dim: int,
     class_embed_type: str | None,
-) -> UNet2DModel:
+) -> UNet:
     """A `UNet2DModel` from images to images whose norms are modulated by the (time, z) embedding; see `run_unet`.
 
     Args:
@@ -63,7 +68,7 @@ def build_unet(
     widths = [base_channels * multiplier for multiplier in channel_multipliers]
     groups = math.gcd(base_channels, min(32, base_channels // 4))
     at = [image_size // 2**level in set(attention_resolutions) for level in range(levels)]
-    unet = UNet2DModel(
+    unet = UNet(
         sample_size=image_size,
         in_channels=in_channels,
         out_channels=in_channels,
@@ -83,7 +88,7 @@ def build_unet(
     return use_upsample(unet)
 
 
-def run_unet(unet: UNet2DModel, x: Tensor, t: Tensor, patch_size: int, embedding: Tensor | None = None) -> Tensor:
+def run_unet(unet: UNet, x: Tensor, t: Tensor, patch_size: int, embedding: Tensor | None = None) -> Tensor:
     """The U-Net of `build_unet` on images `x` (B, C, H, W), at timesteps `t` (B,): shape of `x`."""
     if patch_size == 1:
         return unet(x, t, class_labels=embedding, return_dict=False)[0]

@@ -33,15 +33,20 @@ class EnergySamplerOutput(BaseOutput):
             a sampler that runs replicas needs the gradient at more rows in between, and says so.
         current_sample: The chain's state now, which may lag behind `prev_sample` while a proposal waits, (B, ...).
         energy: Energy at the sample that was given, shape (B,); None if it was not given.
-        grad_norm: Euclidean norm of the gradient that was given, shape (B,).
+        grad: The gradient that was given, shape (B, ...).
         acceptance_rate: Share of the batch that took its proposal at this step, a scalar; None where there was none.
     """
 
     prev_sample: Tensor
     current_sample: Tensor
     energy: Tensor | None = None
-    grad_norm: Tensor | None = None
+    grad: Tensor | None = None
     acceptance_rate: Tensor | None = None
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Euclidean norm of each sample's gradient, shape (B,); worked out when it is asked for."""
+        return None if self.grad is None else self.grad.flatten(1).norm(dim=1)
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -129,8 +134,3 @@ class EnergySampler(SchedulerMixin, ConfigMixin):
             )
         self.step_index = index + 1
         return index
-
-
-def grad_norm(grad: Tensor) -> Tensor:
-    """Euclidean norm of each sample's gradient, shape (B, ...) -> (B,)."""
-    return grad.flatten(1).norm(dim=1)

@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_positive, grad_norm
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_positive
 
 
 def annealed_noise_std(noise_std: float, noise_scale_start: float, index: int, num_steps: int) -> float:
@@ -64,7 +64,7 @@ class AnnealedLangevinScheduler(EnergySampler):
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor]:
+    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
         """One Langevin update with this update's noise.
 
         Args:
@@ -73,7 +73,7 @@ class AnnealedLangevinScheduler(EnergySampler):
             sample: State, shape (B, ...).
             energy: Energy at `sample`, shape (B,); only passed on to the output.
             generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput` or a tuple.
+            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
 
         Raises:
             ValueError: If the chain has no step left.
@@ -84,5 +84,5 @@ class AnnealedLangevinScheduler(EnergySampler):
         noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
         prev_sample = langevin_step(sample, model_output, self.step_size, noise_std, noise)
         if not return_dict:
-            return (prev_sample,)
-        return EnergySamplerOutput(prev_sample, prev_sample, energy, grad_norm(model_output))
+            return (prev_sample, prev_sample)
+        return EnergySamplerOutput(prev_sample, prev_sample, energy, model_output)

@@ -82,7 +82,10 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
             clip_sample=clip_sample,
             trained_betas=[first, *coefficients.betas[2:].tolist()],
         )
-        self.coefficients = self.placed_coefficients = coefficients
+        self.coefficients = coefficients
+        # as numbers: of a tensor each of them is an operation, and on a GPU a copy that is waited for
+        names = ("posterior_mean_coef_x0", "posterior_mean_coef_xnext", "sampling_std")
+        self.step_weights = list(zip(*(getattr(coefficients, name).tolist() for name in names), strict=True))
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
@@ -138,23 +141,17 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Whether to return a `DDAEBMSchedulerOutput` or a tuple.
         """
         step = int(timestep)
-        if not 0 <= step < self.config.num_train_timesteps:
-            raise ValueError(f"timestep must be in 0..{self.config.num_train_timesteps - 1}, got {step}.")
-        t = torch.full((sample.shape[0],), step, device=sample.device)
+        if not 0 <= step < len(self.step_weights):
+            raise ValueError(f"timestep must be in 0..{len(self.step_weights) - 1}, got {step}.")
+        # as DiffusionCoefficients.posterior_sample, with one t for all
+        weight_x0, weight_xnext, std = self.step_weights[step]
+        prev_sample = weight_x0 * model_output + weight_xnext * sample
         if step > 0:
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-        else:
-            noise = torch.zeros_like(sample)
-        prev_sample = self.coefficients_on(sample.device).posterior_sample(model_output, sample, t, noise)
+            prev_sample = prev_sample + std * noise
         if not return_dict:
             return (prev_sample,)
         return DDAEBMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=model_output)
-
-    def coefficients_on(self, device: torch.device) -> DiffusionCoefficients:
-        """`coefficients` on a device, copied there once: at every step that would wait for a GPU."""
-        if self.placed_coefficients.betas.device != device:
-            self.placed_coefficients = self.coefficients.to(device)
-        return self.placed_coefficients
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``x_next`` of the pair with index `timesteps`, drawn from its marginal: what the generator sees there."""

@@ -20,7 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, grad_norm
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, half_squared_norm, log_uniform
 
 
@@ -71,7 +71,7 @@ class HMCScheduler(EnergySampler):
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor]:
+    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
         """Go on with the trajectory from `sample`; at its end decide about it and begin the next.
 
         Args:
@@ -80,7 +80,7 @@ class HMCScheduler(EnergySampler):
             sample: The start at the first call, later the last call's ``prev_sample``, shape (B, ...).
             energy: Energy at `sample`, shape (B,); one that is not finite at the end rejects the trajectory.
             generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput` or a tuple.
+            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
 
         Raises:
             ValueError: If `energy` is missing, a shape does not fit, or the chain has no step left.
@@ -108,5 +108,5 @@ class HMCScheduler(EnergySampler):
             self.momentum = self.half_kick(self.momentum, here.grad)
             prev_sample = here.sample + self.noise_std * self.momentum
         if not return_dict:
-            return (prev_sample,)
-        return EnergySamplerOutput(prev_sample, state.sample, energy, grad_norm(model_output), acceptance_rate)
+            return (prev_sample, state.sample)
+        return EnergySamplerOutput(prev_sample, state.sample, energy, model_output, acceptance_rate)

@@ -15,7 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, grad_norm
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
 
 
 class LangevinScheduler(EnergySampler):
@@ -51,7 +51,7 @@ class LangevinScheduler(EnergySampler):
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor]:
+    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
         """One Langevin update.
 
         Args:
@@ -60,7 +60,7 @@ class LangevinScheduler(EnergySampler):
             sample: State, shape (B, ...).
             energy: Energy at `sample`, shape (B,); only passed on to the output.
             generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput` or a tuple.
+            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
         """
         k = 1.0 + self.advance()
         step_size = self.step_size * k**-self.config.step_size_decay
@@ -68,5 +68,5 @@ class LangevinScheduler(EnergySampler):
         noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
         prev_sample = langevin_step(sample, model_output, step_size, noise_std, noise)
         if not return_dict:
-            return (prev_sample,)
-        return EnergySamplerOutput(prev_sample, prev_sample, energy, grad_norm(model_output))
+            return (prev_sample, prev_sample)
+        return EnergySamplerOutput(prev_sample, prev_sample, energy, model_output)

@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, grad_norm
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, half_squared_norm, log_uniform
 
 
@@ -74,7 +74,7 @@ class MALAScheduler(EnergySampler):
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor]:
+    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
         """Decide about the proposal `sample` and make the next one.
 
         Args:
@@ -83,7 +83,7 @@ class MALAScheduler(EnergySampler):
             sample: The start at the first call, later the last call's ``prev_sample``, shape (B, ...).
             energy: Energy at `sample`, shape (B,); one that is not finite rejects the proposal.
             generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput` or a tuple.
+            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
 
         Raises:
             ValueError: If `energy` is missing, a shape does not fit, or the chain has no step left.
@@ -104,5 +104,5 @@ class MALAScheduler(EnergySampler):
             self.noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
             prev_sample = langevin_step(state.sample, state.grad, self.step_size, self.noise_std, self.noise)
         if not return_dict:
-            return (prev_sample,)
-        return EnergySamplerOutput(prev_sample, state.sample, energy, grad_norm(model_output), acceptance_rate)
+            return (prev_sample, state.sample)
+        return EnergySamplerOutput(prev_sample, state.sample, energy, model_output, acceptance_rate)

@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_positive, grad_norm
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_positive
 
 
 def preconditioner(mean_square: Tensor, eps: float) -> Tensor:
@@ -80,7 +80,7 @@ class PreconditionedLangevinScheduler(EnergySampler):
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor]:
+    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
         """One Langevin update with the preconditioner that includes this gradient.
 
         Args:
@@ -89,7 +89,7 @@ class PreconditionedLangevinScheduler(EnergySampler):
             sample: State, shape (B, ...).
             energy: Energy at `sample`, shape (B,); only passed on to the output.
             generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput` or a tuple.
+            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
 
         Raises:
             ValueError: If the chain has no step left.
@@ -101,5 +101,5 @@ class PreconditionedLangevinScheduler(EnergySampler):
         noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
         prev_sample = langevin_step(sample, model_output, self.step_size * root_g, self.noise_std * root_g, noise)
         if not return_dict:
-            return (prev_sample,)
-        return EnergySamplerOutput(prev_sample, prev_sample, energy, grad_norm(model_output))
+            return (prev_sample, prev_sample)
+        return EnergySamplerOutput(prev_sample, prev_sample, energy, model_output)

@@ -20,7 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, grad_norm
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, log_uniform
 from hf_ebm.schedulers.scheduling_mala import proposal_log_ratio
 
@@ -88,7 +88,7 @@ class ReplicaExchangeScheduler(EnergySampler):
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor]:
+    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
         """Decide about the proposals `sample`, swap, and make the next ones.
 
         Args:
@@ -97,7 +97,7 @@ class ReplicaExchangeScheduler(EnergySampler):
             sample: The start at the first call, shape (B, ...); later the last call's ``prev_sample``, (B R, ...).
             energy: Energy at `sample`, one per row; one that is not finite rejects the proposal.
             generator: Random number generator, or one per sample (B of them, not B R).
-            return_dict: Whether to return an `EnergySamplerOutput` or a tuple.
+            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
 
         Raises:
             ValueError: If `energy` is missing, a shape does not fit, or the chain has no step left.
@@ -133,12 +133,12 @@ class ReplicaExchangeScheduler(EnergySampler):
             self.noise = noise.flatten(0, 1)
             prev_sample = langevin_step(state.sample, state.grad, self.step_size, noise_std, self.noise)
         if not return_dict:
-            return (prev_sample,)
+            return (prev_sample, current_sample)
         stride = len(sample) // len(current_sample)
         return EnergySamplerOutput(
             prev_sample,
             current_sample,
             given.energy[::num_replicas],
-            grad_norm(model_output)[::stride],
+            model_output[::stride],
             acceptance_rate,
         )

@@ -10,8 +10,9 @@ from sampler_table import SAMPLERS
 from second_device import WAITS
 from torch.testing import assert_close
 
-from hf_ebm import EnergyScoringPipeline
+from hf_ebm import EnergyScoringPipeline, LangevinScheduler
 from hf_ebm.data import load_digits
+from hf_ebm.langevin import ChainDivergedError
 from hf_ebm.scoring.scores import SCORES
 
 DIGITS = load_digits("test")[0]
@@ -64,13 +65,27 @@ def test_every_sampler(tiny_dual_mcmc_pipeline, row):
     assert_same_images(tiny_dual_mcmc_pipeline, lambda pipe, random: pipe(2, num_inference_steps=5, generator=random))
 
 
-def test_a_chain_of_any_length_waits_as_often(tiny_dual_mcmc_pipeline):
+@pytest.mark.parametrize("row", SAMPLERS.values(), ids=SAMPLERS)
+def test_a_chain_of_any_length_waits_as_often(tiny_dual_mcmc_pipeline, row):
+    tiny_dual_mcmc_pipeline.scheduler = row.scheduler(**{**row.settings, "step_size": 1e-3})
     there, counts = moved(tiny_dual_mcmc_pipeline), []
     for num_steps in (2, 12):
         WAITS.clear()
-        there(2, num_inference_steps=num_steps, output_energies=True, output_type="pt")
+        there(2, num_inference_steps=num_steps, output_energies=True, output_diagnostics=True, output_type="pt")
         counts.append(sum(WAITS.values()))
     assert counts[0] == counts[1] > 0  # is it finite, and the energies
+
+
+def test_a_chain_that_diverges_names_its_step_and_keeps_the_last_finite_state(tiny_dual_mcmc_pipeline):
+    errors = []
+    tiny_dual_mcmc_pipeline.scheduler = LangevinScheduler(step_size=1e19)
+    for pipe in (tiny_dual_mcmc_pipeline, moved(tiny_dual_mcmc_pipeline)):
+        with pytest.raises(ChainDivergedError) as caught:
+            pipe(2, num_inference_steps=9, generator=torch.Generator().manual_seed(3))
+        errors.append(caught.value)
+    here, there = errors
+    assert here.step == there.step > 0
+    assert_close(here.last_state, there.last_state.cpu())
 
 
 def test_ddaebm_waits_once_for_all_its_images(tiny_pipeline):

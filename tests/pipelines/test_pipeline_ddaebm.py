@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch.testing import assert_close
 
@@ -49,6 +50,31 @@ def test_output_types(tiny_pipeline):
     assert tensor.shape == (2, 1, 8, 8) and tensor.min() < 0
     assert_close(torch.from_numpy(array), (tensor.permute(0, 2, 3, 1) + 1) / 2)
     assert np.abs(np.asarray(pil[0]) / 255 - array[0, :, :, 0]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_pictures_keep_their_pixels_and_can_be_written_to(tiny_pipeline):
+    images = torch.linspace(-1.2, 1.2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+    first, second = tiny_pipeline.post_process(images, "pil")
+    assert first.mode == "RGB" and first.size == (8, 8)
+    expected = ((images[1].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).round()
+    assert np.array_equal(np.asarray(second), expected.numpy())
+    before = np.asarray(second).copy()
+    first.putpixel((0, 7), (1, 2, 3))
+    assert np.array_equal(np.asarray(second), before)
+
+
+def test_weights_stored_in_eight_bits(tiny_pipeline):
+    """diffusers' layerwise casting: the noise is drawn in the dtype that the networks compute in."""
+    tiny_pipeline.generator_model.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    images = tiny_pipeline(2, generator=seeded(), output_type="pt").images
+    assert images.dtype == torch.bfloat16 and torch.isfinite(images).all()
+
+
+def test_noise_is_drawn_where_offloading_computes(tiny_pipeline):
+    generator_model = tiny_pipeline.generator_model
+    assert tiny_pipeline._execution_device == torch.device("cpu")
+    add_hook_to_module(generator_model, AlignDevicesHook("meta", io_same_device=True))
+    assert tiny_pipeline._execution_device == torch.device("meta")
 
 
 def test_a_generator_per_sample(tiny_pipeline):

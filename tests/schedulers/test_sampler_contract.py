@@ -33,8 +33,13 @@ def test_timesteps_and_output(row):
     else:
         assert outputs[-1].acceptance_rate is None
     assert scheduler.scale_model_input(x, 0) is x
-    scheduler.set_timesteps(1)
-    assert isinstance(scheduler.step(grad, 0, x, energy=energy, return_dict=False), tuple)
+    moved = []
+    for return_dict in (True, False):
+        scheduler.set_timesteps(1)
+        random = torch.Generator().manual_seed(0)
+        moved.append(scheduler.step(grad, 0, x, energy=energy, generator=random, return_dict=return_dict))
+    assert isinstance(moved[1], tuple) and len(moved[1]) == 2
+    assert torch.equal(moved[1][0], moved[0].prev_sample) and torch.equal(moved[1][1], moved[0].current_sample)
 
 
 @each

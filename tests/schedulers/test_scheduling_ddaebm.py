@@ -34,6 +34,15 @@ def test_step_draws_from_the_posterior():
     assert_close(last, q.posterior_mean(x0_pred, x_next, torch.zeros(100_000, dtype=torch.long)))
 
 
+@pytest.mark.parametrize("t", [0, 1, 3])
+def test_step_is_the_chains_own_posterior_to_the_bit(t):
+    scheduler, random = DDAEBMScheduler(), torch.Generator().manual_seed(0)
+    x0_pred, x_next = torch.randn(2, 5, 7, generator=random)
+    out = scheduler.step(x0_pred, torch.tensor(t), x_next, generator=torch.Generator().manual_seed(1)).prev_sample
+    noise = torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(out, scheduler.coefficients.posterior_sample(x0_pred, x_next, torch.full((5,), t), noise))
+
+
 def test_generators_one_per_sample_and_one_for_all():
     scheduler, x = DDAEBMScheduler(), torch.zeros(2, 3)
     one = [torch.Generator().manual_seed(s) for s in (1, 2)]
