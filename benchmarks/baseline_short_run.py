@@ -182,6 +182,7 @@ METHOD = Method(
     make_pipeline=make_pipeline,
     shown_terms=("energy_data", "energy_negative"),
     term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
+    when_diverged="a smaller step_size and noise_std, or smaller learning rates",
     num_averaged=1,
     calibrate=settle_singular_values,
     save_samples=save_samples,

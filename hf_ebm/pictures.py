@@ -18,14 +18,12 @@ uploads itself (`hf_ebm.space.uploads`): it takes an animation's first frame, an
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import io
 import struct
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +37,7 @@ UNKNOWN_RANGE = ("I", "F", "LAB")  # modes that are not converted
 PICTURE_TYPES = (str, Path, bytes, dict, PIL.Image.Image)
 URL_TIMEOUT = 30.0  # seconds without an answer
 MAX_BYTES = 2**28  # of a picture that is not on this machine
+ORIENTATION = int(ExifTag.Orientation)
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
     *(RuntimeError, AssertionError, struct.error, zlib.error),
@@ -57,12 +56,12 @@ def open_picture(source: Any) -> PIL.Image.Image:
         ValueError: If the picture cannot be read or is refused: "cannot be read (why)", to follow the picture's name.
     """
     try:
-        with _opened(source) as image:
-            _check_size_and_frames(image)
-            image.load()
-            if image.getexif().get(ExifTag.Orientation, 1) != 1:
-                return PIL.ImageOps.exif_transpose(image)
-            return image
+        if isinstance(source, PIL.Image.Image):
+            return _decoded(source)
+        if not isinstance(source, PICTURE_TYPES):
+            raise ValueError(f"a picture must be a PIL image, a path, a URL or bytes, got {type(source).__name__}")
+        with _file(source) as file:
+            return _decoded(_recognised(file))
     except UNREADABLE as error:
         raise ValueError(f"cannot be read ({error or type(error).__name__})") from error
 
@@ -72,30 +71,27 @@ def is_url(source: Any) -> bool:
     return str(source).startswith(("http://", "https://"))
 
 
-def _check_size_and_frames(image: PIL.Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}: a decompression bomb?")
+def _decoded(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture decoded and upright, if it is not too large and has one frame."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: a decompression bomb?")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise ValueError(f"it has {frames} frames; save the one you mean as a picture of its own")
+    image.load()
+    turned = image.getexif().get(ORIENTATION, 1) != 1
+    return PIL.ImageOps.exif_transpose(image) if turned else image
 
 
-@contextlib.contextmanager
-def _opened(source: Any) -> Iterator[PIL.Image.Image]:
-    """The picture, not yet decoded; its file is closed afterwards."""
-    if isinstance(source, PIL.Image.Image):
-        yield source
-        return
-    if not isinstance(source, PICTURE_TYPES):
-        raise ValueError(f"a picture must be a PIL image, a path, a URL or bytes, got {type(source).__name__}")
-    with _file(source) as file:
-        try:
-            image = PIL.Image.open(file)
-        except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
-            raise ValueError("it is no picture of a kind that PIL knows") from error
-        except PIL.Image.DecompressionBombError as error:  # its own words name PIL's limit, twice ours
-            raise ValueError(f"its pixels are more than {MAX_PIXELS:,}: a decompression bomb?") from error
-        yield image
+def _recognised(file: BinaryIO) -> PIL.Image.Image:
+    """The picture in a file, not yet decoded."""
+    try:
+        return PIL.Image.open(file)
+    except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
+        raise ValueError("it is no picture of a kind that PIL knows") from error
+    except PIL.Image.DecompressionBombError as error:  # its own words name PIL's limit, twice ours
+        raise ValueError(f"its pixels are more than {MAX_PIXELS:,}: a decompression bomb?") from error
 
 
 def _file(source: Any) -> BinaryIO | Any:

@@ -67,6 +67,7 @@ class Method:
         make_pipeline: ``(objects, settings) -> pipeline`` around the networks as they are.
         shown_terms: Terms on the progress bar.
         term_limits: Limits of single terms' size; ``loss_limit`` for the others.
+        when_diverged: Which settings to change after a run that diverged, in words.
         num_averaged: How many of the networks get the EMA: generator and energy of our two methods.
         step_kind: ``(step, settings) -> kind``; steps of one kind do the same work, see `hf_ebm.training.cuda_graph`.
         calibrate: What averaged weights need beyond their values (statistics, singular values), ``models -> None``.
@@ -83,6 +84,7 @@ class Method:
     make_pipeline: Callable[[Any, Any], Any]
     shown_terms: tuple[str, ...]
     term_limits: Callable[[Any], dict[str, float]] = lambda settings: {}
+    when_diverged: str = "a smaller learning rate, or a stronger penalty on the energy"
     num_averaged: int = 2
     step_kind: Callable[[int, Any], Hashable] = lambda step, settings: None
     calibrate: Callable[..., None] = lambda *models: None
@@ -205,7 +207,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     convolutions = training_convolutions(settings, accelerator.device)
     train_step = make_train_step(method, settings, objects)
     say = functools.partial(tqdm.write, file=sys.stderr) if accelerator.is_main_process else lambda _: None
-    with stopping(output_dir / "checkpoints", lambda: step, say) as interruption:
+    with stopping(output_dir / "checkpoints", lambda: step, say, method.when_diverged) as interruption:
         with progress, convolutions:
             while step < settings.max_steps:
                 x = next(batches)

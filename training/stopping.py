@@ -54,7 +54,12 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def stopping(checkpoints: Path, step: Callable[[], int], say: Callable[[str], None]) -> Iterator[Interruption]:
+def stopping(
+    checkpoints: Path,
+    step: Callable[[], int],
+    say: Callable[[str], None],
+    when_diverged: str = "a smaller learning rate",
+) -> Iterator[Interruption]:
     """Inside, a first Ctrl-C or SIGTERM is only noted; a run that stops says where, and how to go on.
 
     A signal that others answer (ignored, in a thread, a handler of the caller's) is left to them.
@@ -63,6 +68,7 @@ def stopping(checkpoints: Path, step: Callable[[], int], say: Callable[[str], No
         checkpoints: Folder of the run's checkpoints.
         step: Tells the number of finished steps.
         say: Tells the user something.
+        when_diverged: Which settings to change after a run that diverged, in words.
 
     Raises:
         KeyboardInterrupt: With that message.
@@ -85,11 +91,10 @@ def stopping(checkpoints: Path, step: Callable[[], int], say: Callable[[str], No
         raise KeyboardInterrupt(f"stopped by the user at step {step()}; {resume}.") from error
     except TrainingDivergedError as error:
         found = list_checkpoints(checkpoints)
-        advice = "a smaller learning rate, or a stronger penalty on the energy"
         resume = (
-            f"The last checkpoint, untouched, is {found[-1]}: go on with resume=latest and {advice}"
+            f"The last checkpoint, untouched, is {found[-1]}: go on with resume=latest and {when_diverged}"
             if found
-            else f"There is no checkpoint yet: begin again with {advice}, and overwrite_output_dir=true"
+            else f"There is no checkpoint yet: begin again with {when_diverged}, and overwrite_output_dir=true"
         )
         raise TrainingDivergedError(f"{error}. {resume}.") from error
     finally:

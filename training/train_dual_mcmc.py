@@ -268,6 +268,7 @@ METHOD = Method(
     make_pipeline=make_pipeline,
     shown_terms=("energy_data", "energy_revised", "reconstruction"),
     term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
+    when_diverged="a smaller x_step_size and x_noise_std, or smaller learning rates",
     calibrate=calibrate,
 )
 

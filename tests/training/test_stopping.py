@@ -27,7 +27,8 @@ def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
         return original(*arguments) * (float("nan") if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(script.module, function, explode)
-    with pytest.raises(TrainingDivergedError, match=f"step 3: loss term '{term}' is not finite.*step_00000002: go on"):
+    expected = f"step 3: loss term '{term}' is not finite.*step_00000002: go on with resume=latest and a smaller "
+    with pytest.raises(TrainingDivergedError, match=expected):
         script.train(folder)
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
     weights = load_file(checkpoint / "model.safetensors")

@@ -1,0 +1,102 @@
+"""Whether the x-chain's step fits the energy, at the checkpoints of a Dual-MCMC run: the energy's curvature.
+
+    python benchmarks/chain_stability.py --run outputs/dual-mcmc-cifar10-small
+
+On a quadratic energy of curvature a, a Langevin step of size s multiplies the distance from the minimum by
+``1 - s^2 a / 2``: from ``a = 4 / s^2`` on each step leads further away, and the chain makes energies *higher*. Training
+rewards that, since it lowers what data have against what chains end in, so that such an energy runs away. The curvature
+is the largest one at each sample of the generator, found by power iteration on differences of gradients: a network of
+ReLUs is flat between its kinks, and has no second derivative that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hf_ebm.hub import SETTINGS
+from hf_ebm.langevin import energy_and_grad, langevin_chain
+from hf_ebm.training.checkpoints import list_checkpoints, read_state
+from hf_ebm.training.settings import read_yaml
+from hf_ebm.training.train_dual_mcmc import METHOD
+
+
+def largest_curvature(
+    grad_fn: Callable[[Tensor], Tensor], x: Tensor, distance: float, num_iterations: int, random: torch.Generator
+) -> Tensor:
+    """Size of the largest curvature at each sample over `distance`, shape (B,).
+
+    Args:
+        grad_fn: ``x -> grad E(x)``.
+        x: Where, shape (B, ...).
+        distance: Between the two gradients that are compared, half of it on each side.
+        num_iterations: Of the power iteration.
+        random: Of its start.
+    """
+    direction = torch.randn(x.shape, generator=random)
+    size = torch.ones(len(x))
+    for _ in range(num_iterations):
+        direction = nn.functional.normalize(direction.flatten(1)).view_as(x) * (0.5 * distance)
+        change = (grad_fn(x + direction) - grad_fn(x - direction)) / distance
+        size, direction = change.flatten(1).norm(dim=1), change
+    return size
+
+
+def load_networks(checkpoint: Path) -> tuple[Any, Any]:
+    """The generator and the energy of a checkpoint, the energy in eval mode."""
+    generator_model, energy_model, _ = METHOD.build_models(read_state(checkpoint)["models"])
+    saved = [load_file(path) for path in sorted(checkpoint.glob("model*.safetensors"))]
+    for model in (generator_model, energy_model):
+        (weights,) = [tensors for tensors in saved if tensors.keys() == model.state_dict().keys()]
+        model.load_state_dict(weights)
+    return generator_model, energy_model.eval()
+
+
+def main() -> None:
+    """Print the measurements of each checkpoint as a line of JSON."""
+    parser = argparse.ArgumentParser(description="The energy's curvature against what the x-chain's step can bear.")
+    parser.add_argument("--run", required=True, type=Path, help="run folder of train_dual_mcmc.py")
+    parser.add_argument("--num-samples", type=int, default=64, help="of the generator (default: %(default)s)")
+    parser.add_argument("--distance", type=float, default=0.02, help="over which gradients change, Euclidean")
+    parser.add_argument("--iterations", type=int, default=15, help="of the power iteration (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    settings = read_yaml(options.run / SETTINGS)
+    step_size, noise_std, num_steps = (settings[f"x_{name}"] for name in ("step_size", "noise_std", "num_steps"))
+    checkpoints = list_checkpoints(options.run / "checkpoints")
+    if not checkpoints:
+        parser.error(f"--run {options.run} has no checkpoints; train with checkpoint_every=500, say.")
+    for checkpoint in checkpoints:
+        torch.manual_seed(options.seed)
+        generator_model, energy_model = load_networks(checkpoint)
+        with torch.no_grad():
+            x = generator_model(torch.randn(options.num_samples, generator_model.config.latent_dim)).sample
+
+        def evaluate(x: Tensor, model: Any = energy_model) -> tuple[Tensor, Tensor]:
+            return energy_and_grad(lambda x: model(x).energy, x)
+
+        random = torch.Generator().manual_seed(options.seed)
+        with energy_model.chain():
+            curvature = largest_curvature(lambda x: evaluate(x)[1], x, options.distance, options.iterations, random)
+            revised = langevin_chain(x, lambda x: evaluate(x)[1], num_steps, step_size, noise_std)
+            energies = [evaluate(images)[0].mean().item() for images in (x, revised)]
+        record = {
+            "curvature": curvature.mean().item(),
+            "largest_curvature": curvature.max().item(),
+            "limit": 4 / step_size**2,
+            "energy_before_the_chain": energies[0],
+            "energy_after_the_chain": energies[1],
+        }
+        rounded = {name: float(f"{value:.4g}") for name, value in record.items()}
+        print(json.dumps({"step": read_state(checkpoint)["step"], **rounded}))
+
+
+if __name__ == "__main__":
+    main()

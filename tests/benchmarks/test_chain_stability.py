@@ -1,0 +1,48 @@
+"""Whether a chain's step fits its energy: quadratic ones, whose curvature is known, and a run's checkpoints."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import Script
+from torch.testing import assert_close
+
+from hf_ebm.training.settings import dump_settings
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    return importlib.import_module("chain_stability")
+
+
+def test_the_largest_curvature_of_a_quadratic_energy(benchmark):
+    """E(x) = c/2 sum_i a_i x_i^2, c another one for each sample; a negative curvature counts by its size."""
+    a, scale = torch.tensor([0.3, -2.0, 0.7, 0.1]), torch.tensor([1.0, 0.25])[:, None]
+    random = torch.Generator().manual_seed(0)
+    found = benchmark.largest_curvature(lambda x: scale * a * x, torch.randn(2, 4), 0.02, 30, random)
+    assert_close(found, torch.tensor([2.0, 0.5]), rtol=1e-3, atol=0)
+
+
+def test_a_line_for_each_checkpoint(benchmark, tmp_path, monkeypatch, capsys):
+    Script("dual_mcmc").train(tmp_path / "run", x_step_size=0.5)
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["chain_stability.py", "--run", str(tmp_path / "run")])
+    benchmark.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["step"] for line in lines] == [2, 4] and all(line["limit"] == 16.0 for line in lines)
+    assert all(0 < line["curvature"] < line["largest_curvature"] for line in lines)
+    assert all(line["energy_after_the_chain"] < line["energy_before_the_chain"] for line in lines)
+
+
+def test_a_run_without_checkpoints(benchmark, tmp_path, monkeypatch, capsys):
+    dump_settings(Script("dual_mcmc").settings(tmp_path), tmp_path / "settings.yaml")
+    monkeypatch.setattr(sys, "argv", ["chain_stability.py", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "has no checkpoints" in capsys.readouterr().err
