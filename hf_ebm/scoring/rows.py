@@ -182,20 +182,20 @@ def _fitting(sample: Any, sample_shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
 
 
-def _one_batch(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]) -> Tensor:
-    """Prepared samples in the models' range, shape (B, ...): pixels are converted all at once, which is much faster."""
+def _stacked(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]) -> np.ndarray:
+    """Prepared samples as one array: pixels, uint8, if all are; else in the models' range, float32, (B, ...)."""
     if not samples:
-        return torch.empty(0, *sample_shape)
+        return np.empty((0, *sample_shape), dtype=np.float32)
     if all(isinstance(sample, np.ndarray) for sample in samples):
-        return images_to_tensor(np.stack(samples), sample_shape)
+        return np.stack(samples)
     tensors = (s if isinstance(s, Tensor) else images_to_tensor(s, sample_shape) for s in samples)
-    return torch.cat(list(tensors))
+    return torch.cat(list(tensors)).numpy()
 
 
-def prepare_rows(
+def _read_rows(
     rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool, padding: int = 0
-) -> Batch:
-    """The batch of `rows`, whose first is number `start`."""
+) -> tuple[int, list[Any], np.ndarray, list[Unreadable]]:
+    """The parts of a `Batch` of `rows`, whose first is number `start`, with its samples as `_stacked` makes them."""
     ids, samples, unreadable = [], [], []
     for number, (id_, picture) in enumerate(rows, start):
         try:
@@ -204,7 +204,21 @@ def prepare_rows(
         except ValueError as error:
             name, resizable = picture_name(picture, number, id_), isinstance(error, ResizableError)
             unreadable.append(Unreadable(number, id_, name, str(error), resizable))
-    return Batch(start + len(rows), ids, _one_batch(samples, sample_shape), unreadable)
+    return start + len(rows), ids, _stacked(samples, sample_shape), unreadable
+
+
+def _as_batch(parts: tuple[int, list[Any], np.ndarray, list[Unreadable]], sample_shape: tuple[int, ...]) -> Batch:
+    """The batch of these parts; its pixels are converted all at once, which is much faster."""
+    stop, ids, array, unreadable = parts
+    x = images_to_tensor(array, sample_shape) if array.dtype == np.uint8 else torch.from_numpy(array)
+    return Batch(stop, ids, x, unreadable)
+
+
+def prepare_rows(
+    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool, padding: int = 0
+) -> Batch:
+    """The batch of `rows`, whose first is number `start`."""
+    return _as_batch(_read_rows(rows, start, sample_shape, resize, padding), sample_shape)
 
 
 def picture_name(picture: Any, number: int, id_: Any) -> str:
@@ -216,13 +230,22 @@ def picture_name(picture: Any, number: int, id_: Any) -> str:
 
 
 class _Spans(Dataset):
-    """``span -> Batch``, for a `DataLoader` whose workers read and prepare."""
+    """``span -> parts of a Batch``, for a `DataLoader` whose workers read and prepare.
+
+    Arrays travel from a worker as bytes. For a tensor, its memory is asked for by a handshake with a thread of the
+    worker, which waits for Python's lock while the worker is busy with the next span: 5 ms and more for each.
+    """
 
     def __init__(self, rows: Rows, *preparation: Any) -> None:
         self.rows, self.preparation = rows, preparation
 
-    def __getitem__(self, span: Span) -> Batch:
-        return prepare_rows(self.rows.read(*span), span[0], *self.preparation)
+    def __getitem__(self, span: Span) -> tuple[int, list[Any], np.ndarray, list[Unreadable]]:
+        return _read_rows(self.rows.read(*span), span[0], *self.preparation)
+
+
+def _as_it_is(parts: Any) -> Any:
+    """For a `DataLoader`, which would make tensors of arrays."""
+    return parts
 
 
 def prepared_batches(
@@ -239,7 +262,8 @@ def prepared_batches(
     if padding < 0 or (padding and min(sample_shape[1:], default=0) <= 2 * padding):
         raise ValueError(f"padding must be >= 0 and under half of the model's size {sample_shape}, got {padding}.")
     spans_dataset = _Spans(rows, sample_shape, resize, padding)
-    return iter(DataLoader(spans_dataset, batch_size=None, sampler=spans, num_workers=num_workers))
+    loader = DataLoader(spans_dataset, batch_size=None, sampler=spans, num_workers=num_workers, collate_fn=_as_it_is)
+    return (_as_batch(parts, sample_shape) for parts in loader)
 
 
 def spans_of(start: int, stop: int, batch_size: int) -> Iterator[Span]:
