@@ -1,18 +1,23 @@
 """Whether the x-chain's step fits the energy, at the checkpoints of a Dual-MCMC run: the energy's curvature.
 
-    python benchmarks/chain_stability.py --run outputs/dual-mcmc-cifar10-small
+    python benchmarks/chain_stability.py --run outputs/dual-mcmc-cifar10-small --num-images 30000
 
 On a quadratic energy of curvature a, a Langevin step of size s multiplies the distance from the minimum by
 ``1 - s^2 a / 2``: from ``a = 4 / s^2`` on each step leads further away, and the chain makes energies *higher*. Training
 rewards that, since it lowers what data have against what chains end in, so that such an energy runs away. The curvature
 is the largest one at each sample of the generator, found by power iteration on differences of gradients: a network of
 ReLUs is flat between its kinks, and has no second derivative that says so.
+
+A long chain with noise n ends with the variance ``n^2 / (s^2 a (1 - s^2 a / 4))``, which is n^2 or more for any a. So
+where data vary by less than n, no curvature gives the chain their variance, and training raises it for ever. With
+--num-images the standard deviation of data in their quietest direction is measured as well: n below it is safe.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hf_ebm.data import draw_rows, load_training_data
 from hf_ebm.hub import SETTINGS
 from hf_ebm.langevin import energy_and_grad, langevin_chain
 from hf_ebm.training.checkpoints import list_checkpoints, read_state
@@ -49,6 +55,30 @@ def largest_curvature(
     return size
 
 
+def quietest_std(images: Tensor) -> float:
+    """Standard deviation of images, shape (N, ...), N larger than their dimensions, where they vary least."""
+    flat = images.flatten(1)
+    return float(torch.linalg.eigvalsh(flat.T.cov()).clamp(min=0.0)[0].sqrt())
+
+
+def load_images(settings: dict[str, Any], sample_shape: tuple[int, ...], number: int) -> Tensor:
+    """`number` images that a run was trained on, drawn by its seed, shape (N, C, H, W).
+
+    Raises:
+        ValueError: If there are not more than an image has values.
+    """
+    names = {"split": "dataset_split", "config_name": "dataset_config", "revision": "dataset_revision"}
+    given = {name: settings[key] for name, key in names.items()}
+    given |= {name: settings[name] for name in ("image_column", "padding")}
+    dataset = load_training_data(settings["dataset"], sample_shape, **given)
+    rows = draw_rows(len(dataset), number, settings["seed"])  # type: ignore[arg-type]
+    if len(rows) <= math.prod(sample_shape):
+        raise ValueError(
+            f"--num-images must be more than the {math.prod(sample_shape)} values of one, got {len(rows)}."
+        )
+    return torch.stack([dataset[row][0] for row in rows])
+
+
 def load_networks(checkpoint: Path) -> tuple[Any, Any]:
     """The generator and the energy of a checkpoint, the energy in eval mode."""
     generator_model, energy_model, _ = METHOD.build_models(read_state(checkpoint)["models"])
@@ -66,6 +96,7 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=64, help="of the generator (default: %(default)s)")
     parser.add_argument("--distance", type=float, default=0.02, help="over which gradients change, Euclidean")
     parser.add_argument("--iterations", type=int, default=15, help="of the power iteration (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, help="of the run's data, to measure how quiet they are")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     settings = read_yaml(options.run / SETTINGS)
@@ -73,6 +104,9 @@ def main() -> None:
     checkpoints = list_checkpoints(options.run / "checkpoints")
     if not checkpoints:
         parser.error(f"--run {options.run} has no checkpoints; train with checkpoint_every=500, say.")
+    if options.num_images:
+        images = load_images(settings, load_networks(checkpoints[-1])[0].sample_shape, options.num_images)
+        print(json.dumps({"x_noise_std": noise_std, "quietest_std_of_the_data": round(quietest_std(images), 5)}))
     for checkpoint in checkpoints:
         torch.manual_seed(options.seed)
         generator_model, energy_model = load_networks(checkpoint)
