@@ -5,11 +5,13 @@ A script gives its parts as plain functions (`Method`); the order of updates is 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -157,6 +159,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     accelerator.register_for_checkpointing(*schedules, *emas)
+    beginnings = [copy.deepcopy(schedule.state_dict()) for schedule in schedules]
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
     step, position, earlier_seconds, earlier_memory = 0, Position(), 0.0, 0
     changes: list[str] = []
@@ -173,10 +176,18 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
                 f"{accelerator.num_processes}: it goes on, but not bit for bit."
             )
         changes = state.get("changes", [])
-        if found := changed_settings(state.get("settings", {}), settings):
+        earlier = state.get("settings", {})
+        found = changed_settings(earlier, settings)
+        others = changed_rates(earlier, settings)
+        if step < earlier.get("max_steps", 0) != settings.max_steps:  # a finished run is extended, see below
+            others.append(f"max_steps {earlier['max_steps']}")
+            found.append(others[-1])
+        if found:
             changes = [*changes, f"up to step {step}: {', '.join(found)}"]
             accelerator.print(f"note: other settings than before, which were {', '.join(found)}.")
-        if step >= state.get("settings", {}).get("max_steps", settings.max_steps):
+        if others:
+            restart_schedules(schedules, beginnings, step)
+        elif step >= earlier.get("max_steps", settings.max_steps):
             rate = schedules[0].get_last_lr()[0]
             accelerator.print(f"note: the run was finished and is extended; its learning rate goes on at {rate:g}.")
     metrics = MetricsFile(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
@@ -300,6 +311,30 @@ def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str
     now = json.loads(json.dumps(dataclasses.asdict(settings)))
     names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
     return [f"{name} {public_values(earlier[name])}" for name in names if earlier[name] != now[name]]
+
+
+def changed_rates(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
+    """Those of `changed_settings` that a learning rate depends on."""
+    return [change for change in changed_settings(earlier, settings) if "learning_rate" in change.split()[0]]
+
+
+def restart_schedules(schedules: Sequence[Any], beginnings: Sequence[dict[str, Any]], step: int) -> None:
+    """Set learning rates as if a run had had its present settings from the beginning.
+
+    Args:
+        schedules: As a checkpoint left them.
+        beginnings: Their states before it was loaded.
+        step: Number of steps done.
+    """
+    for schedule, beginning in zip(schedules, beginnings, strict=True):
+        schedule.load_state_dict(beginning)
+        for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["initial_lr"] = rate
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+        with warnings.catch_warnings():  # of a schedule that goes on before its optimizer
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(step):
+                advance(schedule)
 
 
 def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:

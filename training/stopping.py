@@ -84,7 +84,7 @@ def stopping(
     except KeyboardInterrupt as error:
         found = list_checkpoints(checkpoints)
         resume = (
-            f"the last checkpoint is {found[-1]}: go on with resume=latest"
+            f"the last checkpoint is {found[-1]}: go on with the same settings and resume=latest"
             if found
             else "there is no checkpoint yet (checkpoint_every): begin again, with overwrite_output_dir=true"
         )

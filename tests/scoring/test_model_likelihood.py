@@ -46,7 +46,7 @@ def test_a_2d_model_against_the_grid(toy_pipeline):
     log_z = log_z_on_grid(energy_fn, box.high, 300)
     assert log_z < 2 * math.log(6) - 0.5  # the energy matters
     line = (torch.arange(300) + 0.5) * 6 / 300 - 3
-    grid, number = torch.cartesian_prod(line, line), 2_000
+    grid, number = torch.cartesian_prod(line, line), 4_000
     cells = torch.multinomial((-compute_energies(model, grid)).softmax(dim=0), number, True, generator=seeded())
     samples = grid[cells] + 0.02 * (torch.rand(number, 2, generator=seeded(1)) - 0.5)
     with model.chain_in_eval():
@@ -55,7 +55,7 @@ def test_a_2d_model_against_the_grid(toy_pipeline):
             GaussianBase.diagonal(torch.zeros(2), 1.0),
             box.from_box(samples),
             num_chains=number,
-            num_temperatures=40,
+            num_temperatures=160,
             batch_size=number,
             generator=seeded(2),
         )

@@ -1,5 +1,6 @@
 """Checkpoints of every training script: a resumed run is the whole one to the last bit, or it is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -111,6 +112,37 @@ def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):
     rates = {record["step"]: record["learning_rate"] for record in records}
     assert sorted(rates) == [1, 2, 3, 4, 5, 6, 7] and rates[1] > rates[2] > rates[3] > 2e-5
     assert [rates[step] for step in (4, 5, 6, 7)] == pytest.approx([2e-5] * 4)
+
+
+def learning_rates(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["learning_rate"] for record in records}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "exponential"])
+def test_other_learning_rates_are_taken(tmp_path, script, schedule):
+    """Those of a run that is gone on with follow its present settings: as if it had had them from the beginning."""
+    names = [field.name for field in dataclasses.fields(script.settings_class) if "learning_rate" in field.name]
+    new = {name: 7e-4 for name in names if name not in ("final_learning_rate", "learning_rate_schedule")}
+    if "learning_rate_schedule" in names:
+        new["learning_rate_schedule"] = schedule
+    whole, part = script.train(tmp_path / "whole", **new), tmp_path / "part"
+    script.train(part, stretch_seconds=1e-9)
+    assert learning_rates(part)[1] != learning_rates(whole)[1]
+    script.train(part, resume="latest", **new)
+    assert [learning_rates(part)[step] for step in (3, 4)] == [learning_rates(whole)[step] for step in (3, 4)]
+
+
+def test_more_steps_for_a_run_that_is_under_way(tmp_path, capsys):
+    script = Script("ddaebm")
+    whole, part = script.train(tmp_path / "whole", max_steps=6), tmp_path / "part"
+    script.train(part, max_steps=4, stretch_seconds=1e-9)
+    capsys.readouterr()
+    script.train(part, max_steps=6, resume="latest")
+    printed = capsys.readouterr().out
+    assert "note: other settings than before, which were max_steps 4." in printed and "is extended" not in printed
+    assert [learning_rates(part)[step] for step in (3, 6)] == [learning_rates(whole)[step] for step in (3, 6)]
+    assert "up to step 1: max_steps 4." in " ".join((part / "README.md").read_text().split())
 
 
 def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, capsys):

@@ -79,14 +79,17 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path, script, monk
     last = stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, num_workers=1)
     checkpoint = run / "checkpoints" / f"step_{step:08}"
     assert last == (
-        f"hf-ebm: stopped by the user at step {step}; the last checkpoint is {checkpoint}: go on with resume=latest."
+        f"hf-ebm: stopped by the user at step {step}; the last checkpoint is {checkpoint}: go on with the same "
+        "settings and resume=latest."
     )
     script.train(run, resume="latest")
     script.train(tmp_path / "whole")
     assert_same_run(run, tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("step", "said"), [(4, "step_00000002: go on with resume=latest."), (1, "no checkpoint yet")])
+@pytest.mark.parametrize(
+    ("step", "said"), [(4, "step_00000002: go on with the same settings and resume=latest."), (1, "no checkpoint yet")]
+)
 def test_ctrl_c_again_ends_it_at_once(tmp_path, script, monkeypatch, capsys, step, said):
     monkeypatch.setattr(stopping, "ONE_PRESS", -1.0)
     last = stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, presses=2)
@@ -198,7 +201,7 @@ def test_a_run_that_was_not_written_to_its_end_is_not_finished(tmp_path, script,
         press_at_the_end(script, tmp_path, monkeypatch, 2)
     last = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == 130 and last.startswith("hf-ebm: stopped by the user at step 4; ")
-    assert "step_00000004: go on with resume=latest" in last and not (run / "README.md").exists()
+    assert "step_00000004: go on with the same settings and resume=latest" in last and not (run / "README.md").exists()
     script.train(run, resume="latest")
     assert "is finished" not in capsys.readouterr().out
     script.train(tmp_path / "whole")
