@@ -166,7 +166,8 @@ def convert(key: str, value: Any, hint: Any) -> Any:
             return value
         if option is str and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
-    raise ValueError(f"setting {key!r} must be {_readable(hint)}, got {value!r} ({type(value).__name__}).")
+    form = " A list is written [1, 2]." if any(typing.get_origin(option) is tuple for option in options) else ""
+    raise ValueError(f"setting {key!r} must be {_readable(hint)}, got {value!r} ({type(value).__name__}).{form}")
 
 
 def _readable(hint: Any) -> str:
@@ -182,6 +183,7 @@ def describe_settings(cls: type[Any]) -> str:
     lines = []
     for item in dataclasses.fields(cls):
         default = item.default if item.default is not dataclasses.MISSING else {}
+        default = list(default) if isinstance(default, tuple) else default  # as it is written on the command line
         text = f"  {item.name} = {default!r}"
         lines.append(f"{text:<50} {comments[item.name]}" if item.name in comments else text)
     return "\n".join(lines)

@@ -216,10 +216,14 @@ def describe(summary: dict[str, Any], output: Path) -> str:
         hint = how_to_calibrate(summary["protocol"]["model"])
         lines.append(f"the model was not calibrated, so p_value and is_ood are null: {hint}")
     if summary["unreadable"]:
-        lines.append(f"{summary['unreadable']:,} could not be scored, all listed in {output / UNREADABLE}; the first:")
         with (output / UNREADABLE).open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in islice(file, NUM_SHOWN)]
+        number = summary["unreadable"]
+        shown = "" if number == len(rows) else f"; the first {len(rows)}"
+        lines.append(f"{number:,} could not be scored, all listed in {output / UNREADABLE}{shown}:")
         lines += [f"  image {row['name']} {row['reason']}" for row in rows]
+        if not summary["protocol"]["resize"] and any(row["reason"].startswith("does not fit") for row in rows):
+            lines.append("  (--resize converts and resizes pictures that do not fit)")
     return "\n".join(lines)
 
 

@@ -44,6 +44,17 @@ def test_a_model_without_calibration_says_so(settings, scorer, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_of_many_unreadable_images_the_first_are_shown_and_what_helps(settings, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(9):
+        size = (8, 8) if number < 3 else (9, 9)
+        PIL.Image.new("L", size, number).save(folder / f"{number}.png")
+    assert run(settings(dataset=str(folder), split="train"))["unreadable"] == 6
+    printed = capsys.readouterr().out
+    assert "; the first 5:" in printed and "--resize converts and resizes pictures" in printed
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_unreadable_images_are_named_and_counted(settings, tmp_path, capsys, num_workers):
     folder = image_folder(tmp_path / "images")
@@ -56,6 +67,7 @@ def test_unreadable_images_are_named_and_counted(settings, tmp_path, capsys, num
     assert "no picture" in found[0]["reason"] and "2.png" in found[0]["name"]
     printed = capsys.readouterr().out
     assert "2 could not be scored" in printed and "2.png" in printed and "5.png" in printed
+    assert "the first" not in printed and "--resize" not in printed
     with pytest.raises(ValueError, match=r"2\.png cannot be read"):
         run(settings(**changes, output=tmp_path / "stop", on_error="stop"))
     assert not (tmp_path / "stop/summary.json").exists()
