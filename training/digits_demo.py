@@ -75,7 +75,7 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
         },
         "auroc": {name: auroc(held_out, energies) for name, energies in odd.items()},
         "samples_per_class": classes.tolist(),
-        "protocol": "score: the energy of the clean image; in distribution: the 360 held-out digits; odd images: made from them",
+        "protocol": "score: the energy; in distribution: the 360 held-out digits; odd images: made from them",
         "seed": seed,
     }
     return metrics, held_out, odd
