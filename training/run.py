@@ -178,7 +178,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
         changes = state.get("changes", [])
         earlier = state.get("settings", {})
         found = changed_settings(earlier, settings)
-        others = changed_rates(earlier, settings)
+        others = [change for change in found if "learning_rate" in change.split()[0]]
         if step < earlier.get("max_steps", 0) != settings.max_steps:  # a finished run is extended, see below
             others.append(f"max_steps {earlier['max_steps']}")
             found.append(others[-1])
@@ -311,11 +311,6 @@ def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str
     now = json.loads(json.dumps(dataclasses.asdict(settings)))
     names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
     return [f"{name} {public_values(earlier[name])}" for name in names if earlier[name] != now[name]]
-
-
-def changed_rates(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
-    """Those of `changed_settings` that a learning rate depends on."""
-    return [change for change in changed_settings(earlier, settings) if "learning_rate" in change.split()[0]]
 
 
 def restart_schedules(schedules: Sequence[Any], beginnings: Sequence[dict[str, Any]], step: int) -> None:

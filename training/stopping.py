@@ -58,7 +58,7 @@ def stopping(
     checkpoints: Path,
     step: Callable[[], int],
     say: Callable[[str], None],
-    when_diverged: str = "a smaller learning rate",
+    when_diverged: str,
 ) -> Iterator[Interruption]:
     """Inside, a first Ctrl-C or SIGTERM is only noted; a run that stops says where, and how to go on.
 

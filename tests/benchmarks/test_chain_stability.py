@@ -1,10 +1,8 @@
 """Whether a chain's step fits its energy: quadratic ones, whose curvature is known, and a run's checkpoints."""
 
 import dataclasses
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +11,10 @@ from torch.testing import assert_close
 
 from hf_ebm.training.settings import dump_settings
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    return importlib.import_module("chain_stability")
+def benchmark(import_benchmark):
+    return import_benchmark("chain_stability")
 
 
 def test_the_largest_curvature_of_a_quadratic_energy(benchmark):

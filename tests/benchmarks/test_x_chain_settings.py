@@ -1,21 +1,14 @@
 """Settings of the x-chain as the benchmark's command line names them."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from hf_ebm import LangevinScheduler
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    return importlib.import_module("x_chain_settings")
+def benchmark(import_benchmark):
+    return import_benchmark("x_chain_settings")
 
 
 def test_settings_reach_the_scheduler(benchmark):

@@ -1,19 +1,14 @@
 """Settings of the z-chain: a row each, the inference model's own error the same in all."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, tiny_dual_mcmc_pipeline):
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+def run(import_benchmark, monkeypatch, tmp_path, tiny_dual_mcmc_pipeline):
     tiny_dual_mcmc_pipeline.save_pretrained(tmp_path)
-    benchmark = importlib.import_module("z_chain_settings")
+    benchmark = import_benchmark("z_chain_settings")
 
     def call(*arguments):
         options = ["--model", str(tmp_path), "--dataset", "digits", "--max-images", "12", *arguments]

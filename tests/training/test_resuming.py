@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from diffusers.training_utils import EMAModel
 from small_runs import Script, assert_same_run
 
@@ -119,6 +120,12 @@ def learning_rates(folder):
     return {record["step"]: record["learning_rate"] for record in records}
 
 
+def optimizers_rates(folder):
+    """What each optimizer takes its next step with, and what its schedule begins from."""
+    states = [torch.load(path) for path in sorted(list_checkpoints(folder / "checkpoints")[-1].glob("optimizer*.bin"))]
+    return [[(group["lr"], group["initial_lr"]) for group in state["param_groups"]] for state in states]
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "exponential"])
 def test_other_learning_rates_are_taken(tmp_path, script, schedule):
     """Those of a run that is gone on with follow its present settings: as if it had had them from the beginning."""
@@ -131,6 +138,7 @@ def test_other_learning_rates_are_taken(tmp_path, script, schedule):
     assert learning_rates(part)[1] != learning_rates(whole)[1]
     script.train(part, resume="latest", **new)
     assert [learning_rates(part)[step] for step in (3, 4)] == [learning_rates(whole)[step] for step in (3, 4)]
+    assert optimizers_rates(part) == optimizers_rates(whole) != []
 
 
 def test_more_steps_for_a_run_that_is_under_way(tmp_path, capsys):

@@ -125,11 +125,11 @@ def test_the_step_is_the_published_one():
 
 
 def test_training_learns(tmp_path):
-    """After 120 small steps reconstructions are better, the z-chain improves them, and noise has a high energy."""
+    """After 200 small steps reconstructions are better, the z-chain improves them, and noise has a high energy."""
     s = settings(
-        output_dir=str(tmp_path / "run"), max_steps=120, batch_size=32, x_step_size=8.0, x_noise_std=0.03,
+        output_dir=str(tmp_path / "run"), max_steps=200, batch_size=32, z_num_steps=5, x_step_size=8.0,
         generator_learning_rate=2e-3, energy_learning_rate=1e-3, inference_learning_rate=2e-3, sample_weight=5.0,
-        energy_negatives="first_chain", ema_decay=0.9,
+        energy_negatives="first_chain", ema_decay=0.9, x_noise_std=0.03,
     )  # fmt: skip
     folder = train(s)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -142,7 +142,7 @@ def test_training_learns(tmp_path):
     random = torch.Generator().manual_seed(0)
     recon = pipe.reconstruct(digits, 10, generator=random, output_type="pt", output_squared_errors=True)
     errors = recon.squared_errors.mean(dim=1)
-    assert errors[-1] < 0.95 * errors[0]  # seeds 0 to 3: 0.81, 0.83, 0.88, 0.77
+    assert errors[-1] < 0.8 * errors[0]
     noise = torch.rand(100, 1, 8, 8) * 2 - 1
     assert auroc(pipe.score(digits).energies, pipe.score(noise).energies) > 0.9
 
