@@ -1,4 +1,4 @@
-"""Numbers of things in words."""
+"""Numbers of things, and times, in words."""
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -10,3 +10,14 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
         plural: Of several; None = `noun` with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """``duration(4.32)`` is ``"4.3 seconds"``, ``duration(95)`` is ``"1.6 minutes"``; from two hours on they are hours.
+
+    Args:
+        seconds: How long.
+    """
+    if seconds < 60:
+        return f"{seconds:.2g} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

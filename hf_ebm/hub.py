@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
-from hf_ebm.counting import counted
+from hf_ebm.counting import counted, duration
 from hf_ebm.pull import INDEX, SETTINGS
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.scoring.score_words import SCORE_WORDS
@@ -225,6 +225,7 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             unused=() if dataset in TOY_NAMES else ("num_toy_samples",),
             metrics=metrics,
             counted=counted,
+            duration=duration,
             score_words=SCORE_WORDS,
             sample_table=sample_table(evaluation),
             reconstruction_measured=bool(evaluation.get("reconstruction")),

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import patch_environment
 from torch import Tensor
 
+from hf_ebm.counting import duration
 from hf_ebm.data import load_digits
 from hf_ebm.exit_codes import INTERRUPTED
 from hf_ebm.hub import SETTINGS, write_card
@@ -212,4 +213,4 @@ def run(method: str, arguments: Sequence[str]) -> None:
     print(
         f"measured it, and wrote into {folder}/ besides: ood.png, {extra}metrics.json, and its figures into README.md"
     )
-    print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")
+    print(f"took {duration(time.perf_counter() - started)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 
 import psutil
@@ -14,6 +15,8 @@ from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE, INTERRUPTED
 
 def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> int:
     """Run a training script and return its exit code: 0, 2 or 130, or 1 for any other.
+
+    A signal that ends the script before it answers them (while it still imports) gives 130 as well.
 
     Ctrl-C, which the script gets too, is the script's to answer: this process waits for it. A SIGTERM, which the script
     does not get, is passed on and waited for as well: the script would train on alone.
@@ -44,6 +47,9 @@ def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> in
     finally:
         for number, answer in before.items():
             signal.signal(number, answer)
+    if code in (-signal.SIGINT, -signal.SIGTERM):
+        print("hf-ebm: stopped by the user.", file=sys.stderr)  # which the script had no time to say
+        return INTERRUPTED
     return code if code in (CALLERS_MISTAKE, INTERRUPTED) else FAILURE
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_ebm.commands.models import load_pipeline, model_folder
 from hf_ebm.commands.options import add_model_option
-from hf_ebm.counting import counted
+from hf_ebm.counting import counted, duration
 
 METHODS = {
     "DDAEBMPipeline": "DDAEBM",
@@ -98,7 +98,7 @@ def format_text(found: dict[str, Any]) -> str:
     if training:
         lines.append(
             f"  trained for {training['steps']:,} steps on {training['num_images']:,} samples in "
-            f"{training['seconds'] / 60:.2g} minutes ({training['hardware']}, "
+            f"{duration(training['seconds'])} ({training['hardware']}, "
             f"{counted(training['num_processes'], 'process', 'processes')})"
         )
     if found["measured"]:

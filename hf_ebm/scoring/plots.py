@@ -111,6 +111,22 @@ def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def histogram_ticks(lowest: float, highest: float) -> list[float]:
+    """Where the axis of a histogram of scores has its ticks: `HISTOGRAM_TICKS`, or a narrower range's own.
+
+    Args:
+        lowest: Where the axis begins, in in-distribution standard deviations.
+        highest: Where it ends.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    for ticks in (HISTOGRAM_TICKS, MaxNLocator(4).tick_values(lowest, highest)):
+        shown = [float(at) for at in ticks if lowest <= at <= highest]
+        if len(shown) > 2:
+            break
+    return shown
+
+
 def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
     """Histograms of scores: a row for each scorer, a column for each odd set, in-distribution scores in every panel.
 
@@ -137,7 +153,7 @@ def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path
                 weights = np.full(len(units[name]), 1 / len(units[name]))
                 axis.hist(units[name], bins=edges, weights=weights, alpha=0.65, color=colour)
             axis.set_xscale("asinh", linear_width=1.0)
-            axis.set_xticks(ticks := [at for at in HISTOGRAM_TICKS if edges[0] <= at <= edges[-1]], minor=False)
+            axis.set_xticks(ticks := histogram_ticks(edges[0], edges[-1]), minor=False)
             axis.set_xticklabels([f"{at:g}" for at in ticks], fontsize=6)
             axis.set_xticks([], minor=True)
             axis.set_yticks([])

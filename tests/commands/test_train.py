@@ -20,9 +20,11 @@ def test_train_starts_the_script_and_passes_its_one_line_and_code_on(tmp_path):
     assert len(found.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (1, 1), (-9, 1), (3, 1)])
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (-2, 130), (-15, 130), (1, 1), (-9, 1), (3, 1)])
 @pytest.mark.parametrize("number", [1, 2])
-def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monkeypatch, number, code, expected):
+def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(
+    monkeypatch, capsys, number, code, expected
+):
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -36,6 +38,8 @@ def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monke
     with pytest.raises(SystemExit) as end:
         main(["train", "ddaebm", "a=1"])
     assert end.value.code == expected
+    said = "hf-ebm: stopped by the user.\n" if code in (-2, -15) else ""  # else the script has said what it was
+    assert capsys.readouterr() == ("", said)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hf_ebm.scoring.ood_evaluation import (
     make_odd_sets,
     score_sets,
 )
-from hf_ebm.scoring.plots import new_figure, plot_roc, plot_score_histograms
+from hf_ebm.scoring.plots import histogram_ticks, new_figure, plot_roc, plot_score_histograms
 
 
 def test_shuffled_patches_moves_whole_patches():
@@ -171,3 +171,9 @@ def test_the_printed_table_is_narrow_and_has_every_figure():
         figures = [table[scorer][name]["auroc"] for name in sets]
         expected = [f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" for figure in figures]
         assert shown == [*expected, f"{table[scorer]['mean']['auroc']:.3f}"]
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(-2.0, 1e5), (-4.0, 4.0), (-2.0, 2.0), (-0.4, 0.3), (5.0, 8.0)])
+def test_histograms_have_ticks_on_any_axis(lowest, highest):
+    ticks = histogram_ticks(lowest, highest)
+    assert 3 <= len(ticks) <= 12 and ticks == sorted(ticks) and lowest <= ticks[0] < ticks[-1] <= highest
