@@ -25,6 +25,7 @@ from measured_data import DATA, MeasuredData
 
 from hf_ebm.training.digits_demo import launch_options
 from hf_ebm.training.settings import CONFIGS
+from hf_ebm.training.stopping import DIVERGED
 from hf_ebm.whole_files import whole_file
 
 Changes = dict[str, Any]
@@ -46,7 +47,7 @@ def run_row(method: str, config: str, arguments: dict[str, Any]) -> bool:
     command += ["--config", str(CONFIGS / config)]
     command += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
     finished = subprocess.run(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
-    if finished.returncode and "TrainingDivergedError" not in finished.stderr:
+    if finished.returncode and DIVERGED not in finished.stderr:
         raise SystemExit(f"error: {' '.join(command)} ended with {finished.returncode}:\n{finished.stderr}")
     return finished.returncode == 0
 

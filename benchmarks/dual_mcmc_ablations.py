@@ -56,8 +56,7 @@ def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> 
     ).squared_errors.mean(dim=1)
     aurocs = data.odd_aurocs(pipeline, MOST_HELD_OUT)
     return {
-        # trained without an x-chain, it samples without one
-        "frechet_distance": alone if changes.get("x_num_steps") == 0 else distance(None),
+        "frechet_distance": distance(None),
         "generator_alone": alone,
         "mse_inference": errors[0].item(),
         "mse_z_chain": errors[-1].item(),

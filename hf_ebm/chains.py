@@ -34,6 +34,12 @@ class ChainResult:
     diagnostics: dict[str, Tensor] | None = None
 
 
+def check_known(unknown: Tensor, at_once: bool) -> None:
+    """Raise a `ValueError` if the start's energies are `unknown`, a boolean that is only looked at `at_once`."""
+    if at_once and unknown.item():
+        raise ValueError("the energy of the chain's start is NaN; look for weights of the energy that are not finite.")
+
+
 @torch.no_grad()
 def run_chain(
     scheduler: Any,
@@ -62,7 +68,8 @@ def run_chain(
 
     Raises:
         ChainDivergedError: If the state left the finite numbers; it names the step and keeps the last finite state.
-        ValueError: If `energy_fn` does not return one number per sample.
+        ValueError: If `energy_fn` does not return one number per sample, or the start has an energy that is none (NaN),
+            from which MALA and HMC would never move.
     """
     guard = ChainGuard(x)
     profile = [] if observe is None else [observe(x)]
@@ -72,6 +79,9 @@ def run_chain(
     for step, t in enumerate(progress_bar(scheduler.timesteps) if num_steps else ()):
         # 1. the energy's gradient, 2. the sampler's move
         energy, grad = energy_and_grad(energy_fn, x)
+        if step == 0:
+            unknown = energy.isnan().any()
+            check_known(unknown, at_once=x.device.type == "cpu")
         output = scheduler.step(grad, t, x, energy=energy, generator=generator, return_dict=with_diagnostics)
         x, current = (output.prev_sample, output.current_sample) if with_diagnostics else output
         if after_step is not None:
@@ -86,6 +96,8 @@ def run_chain(
                 if getattr(output, name) is not None:
                     values.append(getattr(output, name))
     guard.check()
+    if num_steps:
+        check_known(unknown, at_once=True)
     return ChainResult(
         sample=x,
         profile=torch.stack(profile) if profile else None,

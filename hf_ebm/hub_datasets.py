@@ -20,9 +20,12 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
     """A split of a Hub data set, a local folder of parquet files, an image folder, or a `save_to_disk` folder."""
     import datasets
 
-    path = Path(name)
+    path, empty = Path(name), f"dataset {name!r} (split {split!r}) is empty; choose another split or folder."
     if path.is_dir() and any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-        loaded = datasets.load_from_disk(name)
+        try:
+            loaded = datasets.load_from_disk(name)
+        except IndexError as error:  # datasets 5 finds no table to put together in an empty one
+            raise ValueError(empty) from error
         if isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:
                 raise ValueError(f"split {split!r} is not in {name}; it has {sorted(loaded)}.")
@@ -38,6 +41,8 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
             loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error).rstrip(".")
+            if "corresponds to no data" in reason:
+                raise ValueError(empty) from error
             reason = reason.replace(" (LocalEntryNotFoundError)", " (is there a network?)")  # the client's own class
             meant = did_you_mean(name, EMBEDDED_NAMES, f"embedded are {EMBEDDED_NAMES}.")
             if "@" in name:
@@ -48,7 +53,7 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
                 f"files; {meant}"
             ) from error
     if len(loaded) == 0:
-        raise ValueError(f"dataset {name!r} (split {split!r}) is empty; choose another split or folder.")
+        raise ValueError(empty)
     if "[" in split and (column := column_in_order(loaded)) is not None:
         logger.warning(
             "The rows %r of %s are in the order of their column %r: such a slice holds few or none of some classes, or "

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.counting import counted
+from hf_ebm.pictures import UNKNOWN_RANGE
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 RANGE_TOLERANCE = 1e-3
@@ -92,6 +93,11 @@ def _from_pil(image: PIL.Image.Image, sample_shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"images cannot be PIL images for a model of {sample_shape[0]} channels; give tensors.")
     if image.mode != mode:
         channels = sample_shape[0]
+        if image.mode in UNKNOWN_RANGE:
+            raise ValueError(
+                f"images must have mode {mode!r} for this {channels}-channel model, got {image.mode!r}, whose range is "
+                "not known; save them with 8 or 16 bits."
+            )
         how = f"image.convert({mode!r})" if channels == 4 else f"hf_ebm.pictures.convert_picture(image, {channels})"
         raise ValueError(
             f"images must have mode {mode!r} for this {channels}-channel model, got {image.mode!r}; convert them with "

@@ -62,14 +62,17 @@ class ChainDivergedError(ValueError):
     """A chain left the finite numbers.
 
     Attributes:
-        step: The update, counted from 1, whose result was not finite.
-        last_state: The state before it, finite, shape (B, ...).
+        step: The update, counted from 1, whose result was not finite; 0: the start was not.
+        last_state: The state before it, finite, shape (B, ...); the start, if that was not.
     """
 
     def __init__(self, step: int, last_state: Tensor) -> None:
+        weights = " (or, so early, look for weights that are not finite)" if step == 1 else ""
         super().__init__(
-            f"The chain diverged at step {step} (non-finite state); use a smaller step_size. The last finite state is "
-            "this error's last_state."
+            f"The chain diverged at step {step} (non-finite state); use a smaller step_size{weights}. The last finite "
+            "state is this error's last_state."
+            if step
+            else "The chain diverged at step 0: its start is not finite; look for weights of what made it that are not."
         )
         self.step = step
         self.last_state = last_state

@@ -119,13 +119,7 @@ class DualMCMCMoves(EBMPipeline):
         self, callback: Callable[..., dict[str, Any] | None] | None, names: list[str] | None
     ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
         """A caller's ``callback_on_step_end``, which gets the tensors of these names, as `run_chain` takes it."""
-        names = ["x"] if names is None else names
-        unknown = set(names) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got "
-                f"{sorted(unknown)}."
-            )
+        names = self.callback_names(callback, names)
         if callback is None:
             return None
 

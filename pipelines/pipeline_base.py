@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import CommitInfo
 from torch import Tensor
@@ -220,6 +221,28 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         allowed = OUTPUT_TYPES if len(self.sample_shape) == 3 else ("np", "pt")
         if output_type not in allowed:
             raise ValueError(f"output_type must be one of {allowed} for this model, got {output_type!r}.")
+
+    @property
+    def num_timesteps(self) -> int:
+        """Entries of the timesteps of the last call's loop, as diffusers' callbacks read it."""
+        return len(self.scheduler.timesteps)
+
+    def callback_names(self, callback: Any, names: list[str] | None) -> list[str]:
+        """Which tensors a ``callback_on_step_end`` gets: its own ``tensor_inputs`` if it is one of diffusers' objects.
+
+        Raises:
+            ValueError: If the loop has no tensor of such a name.
+        """
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            names = callback.tensor_inputs
+        names = ["x"] if names is None else names
+        unknown = set(names) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got "
+                f"{sorted(unknown)}."
+            )
+        return names
 
     def post_process(self, x: Tensor, output_type: str) -> Any:
         """States as PIL images, arrays in [0, 1] (B, H, W, C), or tensors in the models' own [-1, 1] (B, C, H, W).

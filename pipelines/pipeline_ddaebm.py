@@ -26,6 +26,7 @@ from hf_ebm.models.pair_inference import PairInferenceModel
 from hf_ebm.models.unet_energy import UNetEnergyModel
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
+from hf_ebm.schedulers.energy_sampler import check_positive
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 
 
@@ -88,7 +89,6 @@ class DDAEBMPipeline(EBMPipeline):
         num_inference_steps: int | None,
         num_correction_steps: int,
         correction_step_size: float,
-        callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
         """Raise a `ValueError` that names the argument, before any work is done."""
         self.check_common_inputs(batch_size, generator, output_type)
@@ -102,14 +102,12 @@ class DDAEBMPipeline(EBMPipeline):
             raise ValueError(f"num_correction_steps must be a whole number >= 0, got {num_correction_steps!r}.")
         if num_correction_steps and self.energy_model is None:
             raise ValueError("num_correction_steps > 0 needs energy_model, and this pipeline was loaded without one.")
-        if not 0.0 < correction_step_size < float("inf"):
-            raise ValueError(f"correction_step_size must be positive and finite, got {correction_step_size!r}.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        if num_correction_steps and steps not in (None, all_steps := self.scheduler.config.num_train_timesteps):
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got "
-                f"{sorted(unknown)}."
+                f"num_correction_steps > 0 needs all {all_steps} denoising steps, whose conditional energies it "
+                f"follows; got num_inference_steps={steps}."
             )
+        check_positive("correction_step_size", correction_step_size)
 
     @torch.no_grad()
     def __call__(
@@ -145,10 +143,10 @@ class DDAEBMPipeline(EBMPipeline):
         Raises:
             ValueError: If an argument cannot be done.
         """
-        names = ["x"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         self.check_inputs(
-            batch_size, generator, output_type, num_inference_steps, num_correction_steps, correction_step_size, names
+            batch_size, generator, output_type, num_inference_steps, num_correction_steps, correction_step_size
         )
+        names = self.callback_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
         if self.generator_model.training:  # eval() goes through all modules, 1 % of the digits' time
             self.generator_model.eval()
         device = self._execution_device

@@ -230,10 +230,19 @@ class EnergyScoringPipeline(EBMPipeline):
         return {*SCORES[score].measures, "energy"}
 
     def judge(self, measures: dict[str, Tensor], score: str) -> EnergyScoringOutput:
-        """The score of samples from their measures, and once calibrated its p-values and decisions."""
+        """The score of samples from their measures, and once calibrated its p-values and decisions.
+
+        Raises:
+            ValueError: If a score is NaN: neither odd nor not.
+        """
+        scores = SCORES[score].function(measures, {} if self.calibration is None else self.calibration.statistics)
+        if unknown := int(scores.isnan().sum()):
+            raise ValueError(
+                f"score {score!r} is NaN for {unknown} of {len(scores)} samples; look for weights of the model that "
+                "are not finite."
+            )
         if self.calibration is None:
-            return EnergyScoringOutput(measures["energy"], SCORES[score].function(measures, {}))
-        scores = SCORES[score].function(measures, self.calibration.statistics)
+            return EnergyScoringOutput(measures["energy"], scores)
         p_values = self.calibration.p_values(score, scores)
         return EnergyScoringOutput(measures["energy"], scores, p_values, p_values <= self.calibration.target_fpr)
 

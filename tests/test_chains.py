@@ -73,3 +73,11 @@ def test_metropolis_refuses_what_lets_langevin_diverge():
 def test_a_start_that_is_not_finite():
     with pytest.raises(ChainDivergedError, match="step 0"):
         run_chain(LangevinScheduler(2, 0.1), energy, torch.full((1, 2), float("nan")), 2)
+
+
+@pytest.mark.parametrize("sampler", [LangevinScheduler, MALAScheduler, HMCScheduler, ReplicaExchangeScheduler])
+def test_an_energy_that_is_no_number_is_told_and_an_infinite_one_is_left(sampler):
+    """MALA and HMC would reject every proposal and hand the start back as if nothing were wrong."""
+    with pytest.raises(ValueError, match="energy of the chain's start is NaN"):
+        run_chain(sampler(2, 0.1), lambda x: (x * float("nan")).sum(1), torch.ones(3, 2), 2)
+    run_chain(sampler(2, 0.1), lambda x: (x * 0.0).sum(1) + float("inf"), torch.ones(3, 2), 2)

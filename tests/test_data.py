@@ -112,8 +112,18 @@ def test_missing_column_several_columns_and_empty(tmp_path):
         load_training_data(folder, (3, 8, 8))
     with pytest.raises(ValueError, match="0 image columns"):
         load_training_data(save_parquet(tmp_path / "q", {"label": [1, 2]}), (3, 8, 8))
-    with pytest.raises(ValueError, match="corresponds to no data"):
+    with pytest.raises(ValueError, match=r"\(split 'train\[:0\]'\) is empty"):
         load_training_data(folder, (3, 8, 8), image_column="a", split="train[:0]")
+
+
+def test_empty_sets(tmp_path):
+    nothing = datasets.Dataset.from_dict({"image": []}, features=datasets.Features({"image": datasets.Image()}))
+    nothing.save_to_disk(tmp_path / "disk")
+    (tmp_path / "parquet").mkdir()
+    nothing.to_parquet(tmp_path / "parquet" / "train-00000.parquet")
+    for name in ("disk", "parquet"):
+        with pytest.raises(ValueError, match="is empty; choose another"):
+            load_training_data(str(tmp_path / name), (1, 4, 4))
 
 
 def test_corrupt_images_and_missing_folders(tmp_path):

@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 NAME = re.compile(r"^step_(\d+)$")
 STATE = "trainer_state.json"
@@ -71,9 +73,40 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     return path
 
 
+def is_in(checkpoint: Path, folder: Path) -> bool:
+    """Whether a checkpoint is one of a run's ``checkpoints``."""
+    return checkpoint.resolve().parent == folder.resolve()
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The facts saved with a checkpoint."""
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    """The facts saved with a checkpoint.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
+    try:
+        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, no UTF-8
+        raise ValueError(damaged(checkpoint, error)) from error
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Load everything that `accelerator` knows; called by all processes.
+
+    Raises:
+        ValueError: If the checkpoint is damaged.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (OSError, ValueError, RuntimeError, LookupError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise ValueError(damaged(checkpoint, error)) from error
+
+
+def damaged(checkpoint: Path, error: Exception) -> str:
+    """What is wrong with a checkpoint that cannot be loaded, and what to do."""
+    older = [path for path in list_checkpoints(checkpoint.parent) if path.name < checkpoint.name]
+    instead = f"go on from {older[-1]}, by resume= with overwrite_output_dir=true" if older else "begin again"
+    return f"the checkpoint {checkpoint} cannot be loaded ({type(error).__name__}: {error}); {instead}."
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -121,17 +121,17 @@ def random_flip(x: Tensor) -> Tensor:
     return torch.where(flip[:, None, None, None], x.flip(-1), x)
 
 
-def check_terms(terms: dict[str, float], step: int, limit: float, limits: dict[str, float] | None = None) -> None:
+def check_terms(terms: dict[str, float], limit: float, limits: dict[str, float] | None = None) -> None:
     """Stop the run if a loss term is not finite or larger than `limit`, or than its own of `limits`.
 
     Raises:
-        TrainingDivergedError: It names the step, the term and its value.
+        TrainingDivergedError: It names the term and its value.
     """
     for name, value in terms.items():
         allowed = (limits or {}).get(name, limit)
         if not math.isfinite(value) or abs(value) > allowed:
             what = "is not finite" if not math.isfinite(value) else f"passed its limit of {allowed:g}"
-            raise TrainingDivergedError(f"step {step}: loss term {name!r} {what} (value {value})")
+            raise TrainingDivergedError(f"loss term {name!r} {what} (value {value})")
 
 
 def gather_terms(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:

@@ -26,7 +26,14 @@ from tqdm.auto import tqdm
 from hf_ebm.data import describe_change, load_training_data
 from hf_ebm.hub import public_values, write_card
 from hf_ebm.training.averaging import averaged_weights, make_emas
-from hf_ebm.training.checkpoints import check_same_models, find_checkpoint, read_state, save_checkpoint
+from hf_ebm.training.checkpoints import (
+    check_same_models,
+    find_checkpoint,
+    is_in,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from hf_ebm.training.cuda_graph import GraphedStep, why_no_cuda_graph
 from hf_ebm.training.loop import (
     MetricsFile,
@@ -125,7 +132,9 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     if checkpoint is not None:
         check_same_models(checkpoint, model_settings)
         done = read_state(checkpoint)["step"]
-        if done >= settings.max_steps and is_finished(output_dir, done, with_card=method.write_card is not None):
+        is_own = is_in(checkpoint, output_dir / "checkpoints")
+        with_card = method.write_card is not None
+        if is_own and done >= settings.max_steps and is_finished(output_dir, done, with_card):
             accelerator.print(
                 f"{output_dir} is finished: its checkpoint has {done} steps and max_steps is {settings.max_steps}; "
                 "nothing was changed."
@@ -150,7 +159,6 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     if change := describe_change(dataset, sample_shape, settings.padding):
         accelerator.print(f"note: {change}. The models take what their settings say (preset, models, padding).")
     loader = make_loader(dataset, settings.batch_size, settings.seed, settings.num_workers)
-    start_run(accelerator, settings, output_dir, resumed=checkpoint is not None)
 
     prepare_models(models, settings)
     loader = accelerator.prepare_data_loader(loader)
@@ -159,13 +167,14 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     accelerator.register_for_checkpointing(*schedules, *emas)
+    start_run(accelerator, settings, output_dir, checkpoint)  # now that every setting has been used once
     beginnings = [copy.deepcopy(schedule.state_dict()) for schedule in schedules]
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
     step, position, earlier_seconds, earlier_memory = 0, Position(), 0.0, 0
     changes: list[str] = []
     if checkpoint is not None:
         state = read_state(checkpoint)
-        accelerator.load_state(str(checkpoint))
+        load_checkpoint(accelerator, checkpoint)
         for ema in emas:  # accelerate loads what it does not know to the CPU
             ema.to(accelerator.device)
         step, position = state["step"], Position(**state["position"])
@@ -234,7 +243,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
                 terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
                 # the same on all processes, so that they stop at one step
                 stretch_seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
-                check_terms(terms, step, settings.loss_limit, limits)
+                check_terms(terms, settings.loss_limit, limits)
                 if not accelerator.sync_gradients:
                     continue
                 for schedule in schedules:
@@ -361,7 +370,9 @@ def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: A
     """One step of `optimizer` down `loss`."""
     accelerator.backward(loss)
     if settings.max_grad_norm is not None and accelerator.sync_gradients:
-        accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
+        # accelerate's own clipping would unscale the gradients of the other optimizers as well, which are not whole yet
+        accelerator.unscale_gradients(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
 

@@ -18,13 +18,14 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
+from hf_ebm.counting import counted
 from hf_ebm.hub import CARD, SETTINGS, SUMMARY, hardware_name, read_json
 from hf_ebm.pull import INDEX
 from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder, where_it_is
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
 from hf_ebm.toy_data import TOY_NAMES, sample_toy
-from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training.checkpoints import is_in, list_checkpoints
 from hf_ebm.training.loop import save_grid
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.settings import dump_settings
@@ -67,12 +68,19 @@ def only_run(output_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed: bool) -> None:
+def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpoint: Path | None) -> None:
     """Make the folder and write ``settings.yaml``; called by all processes.
 
+    Args:
+        accelerator: Of the run.
+        settings: Of the run.
+        output_dir: The folder.
+        checkpoint: What the run goes on from; None: it begins.
+
     Raises:
-        ValueError: If the folder holds another run, which would be lost.
+        ValueError: If the folder holds another run, or the run's own later checkpoints, which would be lost.
     """
+    resumed = checkpoint is not None and is_in(checkpoint, output_dir / "checkpoints")
     paths = [output_dir / name for name in LEFT_BY_A_RUN]
     # an empty metrics.jsonl is of a run that made no step
     occupied = [path.name for path in paths if path.is_dir() or (path.is_file() and path.stat().st_size > 0)]
@@ -83,7 +91,17 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, resumed
             f"output_dir {output_dir} holds a run already ({', '.join(occupied)}); {goes_on}choose another output_dir, "
             "or replace it with overwrite_output_dir=true."
         )
+    found = list_checkpoints(output_dir / "checkpoints")
+    later = [path for path in found if path.name > checkpoint.name] if checkpoint is not None and resumed else []
+    if later and not settings.overwrite_output_dir:
+        raise ValueError(
+            f"resume={checkpoint} leaves {counted(len(later), 'later checkpoint')} ({later[-1].name} the last) of "
+            "another course behind; go on from there with resume=latest, from here in another output_dir, or remove "
+            "what is later with overwrite_output_dir=true."
+        )
     if accelerator.is_main_process:
+        for path in later:
+            shutil.rmtree(path)
         for name in occupied if not resumed else ():
             path = output_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -90,6 +90,9 @@ class RunSettings:
         self.check_at_least(0, "padding", "num_workers", "sample_every", "checkpoint_every", "seed")
         self.check_at_least(1, "num_grid_samples", "num_toy_samples")
         self.check_positive("energy_learning_rate", "generator_learning_rate", "loss_limit")
+        self.check_not_negative("final_learning_rate")
+        if self.max_grad_norm is not None:
+            self.check_positive("max_grad_norm")
         self.check_choice("mixed_precision", ("no", "bf16", "fp16"))
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
@@ -97,8 +100,8 @@ class RunSettings:
             raise ValueError(f"padding must be 0 for the embedded data set {self.dataset!r}, got {self.padding}.")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be under 2**32, got {self.seed}.")
-        if len(self.adam_betas) != 2:
-            raise ValueError(f"adam_betas must be two numbers, got {self.adam_betas}.")
+        if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}.")
         if self.stretch_seconds is not None and not 0.0 < self.stretch_seconds < math.inf:
             raise ValueError(f"stretch_seconds must be positive and finite, or null, got {self.stretch_seconds}.")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
@@ -138,6 +141,12 @@ class RunSettings:
         for name in names:
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+
+    def check_not_negative(self, *names: str) -> None:
+        """Raise a `ValueError` if one of the settings `names` is not a finite number >= 0."""
+        for name in names:
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}.")
 
     def check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         """Raise a `ValueError` if the setting `name` is not among `allowed`."""

@@ -17,11 +17,12 @@ ONE_PRESS = 2.0  # seconds in which a second signal is the same Ctrl-C: the laun
 GRACE = 10  # seconds that a loader's worker has after a SIGTERM
 STEPPING = "stopping after this step, with a checkpoint (again: at once, without one)"
 FINISHING = "no more steps: the run is being written, and ends then (again: at once)"
+DIVERGED = "training diverged at step"  # how the message of a run that diverged begins
 DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class TrainingDivergedError(RuntimeError):
-    """A loss became non-finite or exploded; the run stopped and its checkpoints are untouched."""
+    """A loss or a chain became non-finite or exploded; the run stopped and its checkpoints are untouched."""
 
 
 class Interruption:
@@ -72,7 +73,7 @@ def stopping(
 
     Raises:
         KeyboardInterrupt: With that message.
-        TrainingDivergedError: The same.
+        TrainingDivergedError: The same, with the step.
     """
     interruption, ours = Interruption(say), []
     if threading.current_thread() is threading.main_thread():
@@ -96,7 +97,7 @@ def stopping(
             if found
             else f"There is no checkpoint yet: begin again with {when_diverged}, and overwrite_output_dir=true"
         )
-        raise TrainingDivergedError(f"{error}. {resume}.") from error
+        raise TrainingDivergedError(f"{DIVERGED} {step()}: {error}. {resume}.") from error
     finally:
         for number in ours:
             signal.signal(number, DEFAULTS[number])

@@ -73,11 +73,14 @@ class DDAEBMSettings(RunSettings):
         """Raise a `ValueError` that names the setting, before any work."""
         super().__post_init__()
         self.check_at_least(1, "r1_interval", "num_timesteps")
+        self.check_not_negative("energy_magnitude_weight", "adversarial_weight", "latent_weight")
+        self.check_not_negative("kl_weight", "recon_weight")
+        self.check_positive("reconstruction_min_variance")
         self.check_choice("reconstruction_latent", ("posterior", "prior"))
         self.check_choice("reconstruction_loss", ("squared_error", "gaussian_nll", "lsun_nll"))
         self.check_choice("spacing", SPACINGS)
         weights = self.r1_weight if isinstance(self.r1_weight, tuple) else (self.r1_weight,)
-        if min(weights) < 0 or len(weights) not in (1, self.num_timesteps):
+        if not all(0 <= weight < math.inf for weight in weights) or len(weights) not in (1, self.num_timesteps):
             raise ValueError(f"r1_weight must be one number >= 0, or num_timesteps of them, got {self.r1_weight}.")
         weights = self.timestep_weights or (1.0,) * self.num_timesteps
         if len(weights) != self.num_timesteps or min(weights) < 0 or not 0 < sum(weights) < math.inf:

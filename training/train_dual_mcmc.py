@@ -8,8 +8,9 @@ With no arguments it trains the digits. The run folder ``output_dir`` becomes a 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from hf_ebm.langevin import energy_grad, langevin_chain
+from hf_ebm.langevin import ChainDivergedError, energy_grad, langevin_chain
+from hf_ebm.losses.ddaebm import energy_magnitude_term
 from hf_ebm.losses.dual_mcmc import energy_loss, generator_loss, inference_loss, posterior_energy, squared_error
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 from hf_ebm.models.latent_generator import frozen_running_statistics
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.schedulers.energy_sampler import check_size
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
 from hf_ebm.training.run import Method, cosine_schedule, run_training, update
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.script import run_script
+from hf_ebm.training.stopping import TrainingDivergedError
 
 DEFAULT_CONFIG = "dual_mcmc_digits.yaml"
 
@@ -69,7 +73,11 @@ class DualMCMCSettings(RunSettings):
         """Raise a `ValueError` that names the setting, before any work."""
         super().__post_init__()
         self.check_at_least(0, "x_num_steps", "z_num_steps")
-        self.check_positive("x_step_size", "x_noise_std", "z_step_size", "z_noise_std", "likelihood_std")
+        for name in ("x_step_size", "x_noise_std", "z_step_size", "z_noise_std"):
+            check_size(name, getattr(self, name))
+        self.check_positive("likelihood_std")
+        self.check_not_negative("recon_weight", "sample_weight", "latent_weight", "energy_magnitude_weight")
+        self.check_not_negative("weight_decay")
         self.check_positive("learning_rate_decay", "energy_gap_limit", "inference_learning_rate")
         self.check_choice("energy_negatives", ("second_chain", "first_chain", "generator"))
         self.check_choice("z_start", ("inference", "noise"))
@@ -145,7 +153,8 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSetting
     energy_data, energy_revised = energies.chunk(2)
     loss_energy = energy_loss(energy_data, energy_revised, settings.temperature)
     if settings.energy_magnitude_weight:
-        loss_energy = loss_energy + settings.energy_magnitude_weight * energies.square().mean() / settings.temperature
+        magnitude = energy_magnitude_term(energy_data, energy_revised)
+        loss_energy = loss_energy + settings.energy_magnitude_weight * magnitude / settings.temperature
     update(accelerator, objects.energy_optimizer, loss_energy, objects.energy_model.parameters(), settings)
 
     return {
@@ -166,7 +175,7 @@ def x_chain(x: Tensor, objects: Objects, settings: DualMCMCSettings) -> Tensor:
         with objects.accelerator.autocast():
             return energy_model(x).energy
 
-    with energy_model.chain():
+    with diverging("x"), energy_model.chain():
         return langevin_chain(
             x.float(),
             lambda x: energy_grad(energy, x),
@@ -184,7 +193,7 @@ def z_chain(z: Tensor, x: Tensor, objects: Objects, settings: DualMCMCSettings) 
         with objects.accelerator.autocast():
             return generator_model(z, return_dict=False)[0]
 
-    with generator_model.z_chain():
+    with diverging("z"), generator_model.z_chain():
         return langevin_chain(
             z,
             lambda z: energy_grad(lambda z: posterior_energy(generate, z, x, settings.likelihood_std), z),
@@ -192,6 +201,17 @@ def z_chain(z: Tensor, x: Tensor, objects: Objects, settings: DualMCMCSettings) 
             settings.z_step_size,
             settings.z_noise_std,
         )
+
+
+@contextlib.contextmanager
+def diverging(name: str) -> Iterator[None]:
+    """Inside, the chain that leaves the finite numbers is told by the settings' `name` of it: "x" or "z"."""
+    try:
+        yield
+    except ChainDivergedError as error:
+        raise TrainingDivergedError(
+            f"the {name}-chain left the finite numbers at its step {error.step} ({name}_step_size, {name}_noise_std)"
+        ) from error
 
 
 def make_model_settings(settings: DualMCMCSettings) -> dict[str, Any]:
@@ -252,10 +272,10 @@ def make_pipeline(objects: Objects, settings: DualMCMCSettings) -> DualMCMCPipel
     unwrap = objects.accelerator.unwrap_model
     return DualMCMCPipeline(
         unwrap(objects.generator_model, keep_fp32_wrapper=False),
-        LangevinScheduler(max(1, settings.x_num_steps), settings.x_step_size, settings.x_noise_std),
+        LangevinScheduler(settings.x_num_steps, settings.x_step_size, settings.x_noise_std),
         unwrap(objects.energy_model, keep_fp32_wrapper=False),
         unwrap(objects.inference_model, keep_fp32_wrapper=False),
-        LangevinScheduler(max(1, settings.z_num_steps), settings.z_step_size, settings.z_noise_std),
+        LangevinScheduler(settings.z_num_steps, settings.z_step_size, settings.z_noise_std),
     )
 
 
@@ -268,7 +288,7 @@ METHOD = Method(
     make_pipeline=make_pipeline,
     shown_terms=("energy_data", "energy_revised", "reconstruction"),
     term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
-    when_diverged="a smaller x_step_size and x_noise_std, or smaller learning rates",
+    when_diverged="a smaller x_step_size and x_noise_std (z_step_size and z_noise_std), or smaller learning rates",
     calibrate=calibrate,
 )
 

@@ -117,6 +117,7 @@ def run(options: argparse.Namespace) -> None:
         "preprocessing": describe_preparation(shape, padding),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
         "autoencoder": autoencoder,
+        "metrics": evaluation.METRICS,
         "intervals": f"95 %, percentile bootstrap over both sets, {options.resamples} resamples",
         "seed": options.seed,
         "software": software_versions(),

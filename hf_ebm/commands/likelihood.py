@@ -10,6 +10,7 @@ from hf_ebm.commands.options import add_comparison_options, add_device_option
 from hf_ebm.run_padding import find_padding
 
 BASES = ("uniform", "diagonal", "low_rank", "full")
+FEW_EFFECTIVE = 3.0  # effective samples, under which a bound is said to say little
 REVERSE_FROM = ("annealed", "generator", "data")
 
 
@@ -143,5 +144,12 @@ def format_record(record: dict[str, Any]) -> str:
     if record.get("chain", {}).get("bits_per_dim"):
         bits = record["chain"]["bits_per_dim"]
         lines.append(f"bits/dim, chain    {bits['at_log_z_lower']:.3f} to {bits['at_log_z_upper']:.3f}")
+    if log_z["gap"] < 0:
+        lines.append(
+            "NO BRACKET: the upper end lies below the lower, so that the reverse chains did not start in the model"
+        )
+    few = min(log_z["effective_sample_size"], log_z["effective_sample_size_reverse"])
+    if few < FEW_EFFECTIVE:
+        lines.append(f"{few:.1f} effective samples say little: more chains or temperatures (--num-chains, ...) help")
     lines.append("the upper end of log Z starts from approximate samples and may err to either side")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_ebm.config_types import check_config_types
+from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
 
@@ -153,16 +154,7 @@ class EnergyModel(PreTrainedModel):
             )
         except SafetensorError as error:
             raise OSError(f"weights of {pretrained_model_name_or_path} are damaged or cut off ({error}).") from error
-        wrong = {
-            name: sorted(key if isinstance(key, str) else key[0] for key in info[f"{name}_keys"])
-            for name in ("missing", "unexpected", "mismatched")
-        }
-        if any(wrong.values()):
-            found = ", ".join(f"{len(keys)} {name} (first: {keys[0]})" for name, keys in wrong.items() if keys)
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds weights of another architecture than its config.json says; "
-                f"tensors: {found}. Save it again with save_pretrained of {cls.__name__}."
-            )
+        check_same_architecture(cls, pretrained_model_name_or_path, info)
         # Weights mapped from the file lie at odd addresses, where some kernels add in another order: copies, which are
         # aligned, give the energies from before saving bit for bit.
         for tensor in (*model.parameters(), *model.buffers()):

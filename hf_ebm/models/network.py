@@ -8,14 +8,17 @@ from typing import Any
 from diffusers import ConfigMixin
 
 from hf_ebm.config_types import check_config_types
+from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.models.precision import QuickDtype
 from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
 from hf_ebm.saved_config import PathlessConfig
 
-# diffusers 0.42 warns of modules that should stay in float32 whenever a dtype is given, also where there are none
+# diffusers 0.42 warns of modules that should stay in float32 whenever a dtype is given, also where there are none, and
+# of weights of another architecture, which are refused here
+UNWANTED = ("kept in float32: []", "Some weights of ")
 logging.getLogger("diffusers.models.modeling_utils").addFilter(
-    lambda record: "kept in float32: []" not in record.getMessage()
+    lambda record: not any(text in record.getMessage() for text in UNWANTED)
 )
 
 
@@ -29,15 +32,18 @@ class Network(PathlessConfig, QuickDtype, ConfigMixin):
         What comes from the Hub is verified.
 
         Raises:
-            ValueError: If other weights are asked for, or a setting in its config has the wrong type.
+            ValueError: If other weights are asked for, the weights lack a tensor of this architecture or hold one of
+                another name or size, or a setting in its config has the wrong type.
             OSError: If there are no safetensors, or they are damaged.
         """
+        want_info = kwargs.pop("output_loading_info", False)
         require_safetensors(kwargs)
         folder = fetch_network(pretrained_model_name_or_path, kwargs)
-        loaded = super().from_pretrained(folder, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        kwargs["ignore_mismatched_sizes"] = True  # they are found below
+        model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+        check_same_architecture(cls, pretrained_model_name_or_path, info)
         model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        return loaded
+        return (model, info) if want_info else model
 
     @classmethod
     def from_config(cls, config: Any = None, **kwargs: Any) -> Any:

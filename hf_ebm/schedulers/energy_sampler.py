@@ -49,10 +49,31 @@ class EnergySamplerOutput(BaseOutput):
         return None if self.grad is None else self.grad.flatten(1).norm(dim=1)
 
 
+SIZES = (1e-15, 1e15)  # of steps and noises, whose squares are numbers in float32 as well
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a Python number, which a config can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raise a `ValueError` unless `value` is a positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive, finite number, got {value!r}.")
+    if not is_number(value) or not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive, finite number (a Python int or float), got {value!r}.")
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is a finite number >= 0."""
+    if not is_number(value) or not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} must be >= 0 and finite (a Python int or float), got {value!r}.")
+
+
+def check_size(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is a number that steps and noises can have."""
+    check_positive(name, value)
+    if not SIZES[0] <= value <= SIZES[1]:
+        raise ValueError(f"{name} must be from {SIZES[0]:g} to {SIZES[1]:g}, got {value!r}.")
 
 
 class EnergySampler(SchedulerMixin, ConfigMixin):
@@ -67,14 +88,14 @@ class EnergySampler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: If one of them cannot be used.
         """
-        if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int) or num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps must be a whole number >= 1, got {num_train_timesteps!r}.")
-        check_positive("step_size", step_size)
+        if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int) or num_train_timesteps < 0:
+            raise ValueError(f"num_train_timesteps must be a whole number >= 0, got {num_train_timesteps!r}.")
+        check_size("step_size", step_size)
         if noise_std is not None:
-            check_positive("noise_std", noise_std)
+            check_size("noise_std", noise_std)
         self.step_size = float(step_size)
         self.noise_std = float(step_size if noise_std is None else noise_std)
-        self.set_timesteps(num_train_timesteps)
+        self.set_timesteps(max(1, num_train_timesteps))  # 0: the model was trained without the chain
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:

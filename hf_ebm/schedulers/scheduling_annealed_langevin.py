@@ -37,7 +37,7 @@ class AnnealedLangevinScheduler(EnergySampler):
     """Langevin dynamics whose noise falls geometrically.
 
     Args:
-        num_train_timesteps: Updates of the chain the model was trained with; the default number when sampling.
+        num_train_timesteps: Updates of the chain the model was trained with, >= 0; the default number when sampling.
         step_size: s > 0, of every update.
         noise_std: n > 0, the last update's; None = `step_size`, the chain that ends at ``exp(-E)``.
         noise_scale_start: The first update's noise in units of n, >= 1; 1 is the plain chain.

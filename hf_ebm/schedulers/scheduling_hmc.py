@@ -28,7 +28,7 @@ class HMCScheduler(EnergySampler):
     """Hamiltonian Monte Carlo.
 
     Args:
-        num_train_timesteps: Updates of the chain the model was trained with; the default number when sampling.
+        num_train_timesteps: Updates of the chain the model was trained with, >= 0; the default number when sampling.
         step_size: s > 0.
         noise_std: n > 0, the leapfrog's step; None = `step_size`, the chain of ``exp(-E)``.
         num_leapfrog_steps: L >= 1, gradients per update.

@@ -15,14 +15,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_not_negative
 
 
 class LangevinScheduler(EnergySampler):
     """Unadjusted Langevin dynamics.
 
     Args:
-        num_train_timesteps: Updates of the chain the model was trained with; the default number when sampling.
+        num_train_timesteps: Updates of the chain the model was trained with, >= 0; the default number when sampling.
         step_size: s > 0.
         noise_std: n > 0; None = `step_size`, the chain of ``exp(-E)``.
         step_size_decay: Exponent gamma >= 0: the k-th update, k = 0, 1, ..., has step size ``s (1 + k)^-gamma``.
@@ -39,8 +39,7 @@ class LangevinScheduler(EnergySampler):
         noise_decay: float = 0.0,
     ) -> None:
         for name, value in (("step_size_decay", step_size_decay), ("noise_decay", noise_decay)):
-            if not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name} must be >= 0 and finite, got {value!r}.")
+            check_not_negative(name, value)
         self.setup(num_train_timesteps, step_size, noise_std)
 
     def step(

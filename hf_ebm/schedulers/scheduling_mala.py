@@ -45,7 +45,7 @@ class MALAScheduler(EnergySampler):
     """The Metropolis-adjusted Langevin algorithm.
 
     Args:
-        num_train_timesteps: Updates of the chain the model was trained with; the default number when sampling.
+        num_train_timesteps: Updates of the chain the model was trained with, >= 0; the default number when sampling.
         step_size: s > 0.
         noise_std: n > 0; None = `step_size`, the chain of ``exp(-E)``.
     """

@@ -10,7 +10,8 @@ widens the chain, by 10 % in the variance on the tests' Gaussian at alpha = 0.99
 Ours: V is kept per sample, which leaves the chains of a batch independent; it is averaged over the steps so far as
 Adam's is (``V / (1 - alpha^(k+1))``, so the first is the first grad^2); eps is a share of the root mean square of
 sqrt(V), and G is divided by its mean over the coordinates of the sample. So G does not change when the energy is
-scaled, s and n keep the plain chain's meaning, and one coordinate is the plain chain.
+scaled, s and n keep the plain chain's meaning, and one coordinate is the plain chain. Coordinates on which the energy
+has never depended, such as the known pixels of a picture that is filled in, count in neither mean.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_positive
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_positive, is_number
 
 
 def preconditioner(mean_square: Tensor, eps: float) -> Tensor:
     """``G = 1 / (eps * rms + sqrt(V))`` divided by its mean over the sample's coordinates, shape of `mean_square`.
+
+    The means are over coordinates with V > 0.
 
     Args:
         mean_square: V >= 0, the averaged squared gradient, shape (B, ...).
@@ -34,17 +37,20 @@ def preconditioner(mean_square: Tensor, eps: float) -> Tensor:
             gradient's unit.
     """
     dims = tuple(range(1, mean_square.dim()))
-    rms = mean_square.mean(dim=dims, keepdim=True).sqrt()
-    scale = rms.clamp_min(torch.finfo(rms.dtype).tiny)  # a flat energy, V = 0 everywhere, has G = 1
+    counted = mean_square > 0
+    counted = counted | ~counted.any(dim=dims, keepdim=True)  # a flat energy, V = 0 everywhere, has G = 1
+    number = counted.sum(dim=dims, keepdim=True)
+    rms = (mean_square.sum(dim=dims, keepdim=True) / number).sqrt()
+    scale = rms.clamp_min(torch.finfo(rms.dtype).tiny)
     g = 1.0 / (eps + mean_square.sqrt() / scale)
-    return g / g.mean(dim=dims, keepdim=True)
+    return g * number / (g * counted).sum(dim=dims, keepdim=True)
 
 
 class PreconditionedLangevinScheduler(EnergySampler):
     """Langevin dynamics with RMSprop's preconditioner.
 
     Args:
-        num_train_timesteps: Updates of the chain the model was trained with; the default number when sampling.
+        num_train_timesteps: Updates of the chain the model was trained with, >= 0; the default number when sampling.
         step_size: s > 0, a coordinate's where G = 1.
         noise_std: n > 0, likewise; None = `step_size`, the chain of ``exp(-E)``.
         alpha: Memory of V, 0 <= alpha < 1.
@@ -62,7 +68,7 @@ class PreconditionedLangevinScheduler(EnergySampler):
         alpha: float = 0.99,
         eps: float = 0.1,
     ) -> None:
-        if not 0.0 <= alpha < 1.0:
+        if not is_number(alpha) or not 0.0 <= alpha < 1.0:
             raise ValueError(f"alpha must be in [0, 1), got {alpha!r}.")
         check_positive("eps", eps)
         self.setup(num_train_timesteps, step_size, noise_std)

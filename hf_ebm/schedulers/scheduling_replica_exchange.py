@@ -20,7 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, is_number
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, log_uniform
 from hf_ebm.schedulers.scheduling_mala import proposal_log_ratio
 
@@ -46,7 +46,7 @@ class ReplicaExchangeScheduler(EnergySampler):
     """MALA on a ladder of temperatures whose chains swap states.
 
     Args:
-        num_train_timesteps: Updates of the chain the model was trained with; the default number when sampling.
+        num_train_timesteps: Updates of the chain the model was trained with, >= 0; the default number when sampling.
         step_size: s > 0, of all chains.
         noise_std: n > 0, of chain 0; None = `step_size`, the chain of ``exp(-E)``.
         num_replicas: R >= 2; the energy is computed for R times as many samples.
@@ -67,7 +67,7 @@ class ReplicaExchangeScheduler(EnergySampler):
     ) -> None:
         if isinstance(num_replicas, bool) or not isinstance(num_replicas, int) or num_replicas < 2:
             raise ValueError(f"num_replicas must be a whole number >= 2, got {num_replicas!r}.")
-        if not 1.0 < temperature_ratio < float("inf"):
+        if not is_number(temperature_ratio) or not 1.0 < temperature_ratio < float("inf"):
             raise ValueError(f"temperature_ratio must be > 1 and finite, got {temperature_ratio!r}.")
         self.setup(num_train_timesteps, step_size, noise_std)
 

@@ -4,7 +4,9 @@
 
 If calibration and new data are exchangeable, the share of in-distribution samples that are called odd is at most
 ``target_fpr``, on average over calibration sets, whatever the score's distribution. Source: split conformal prediction,
-Vovk et al. 2005; Bates et al. 2023 for outliers.
+Vovk et al. 2005; Bates et al. 2023 for outliers. Scores that need the data's statistics would know their own samples
+and no others: each calibration score is computed with the statistics of the other samples (as in the jackknife+ of
+Barber et al. 2021), and a little wider for it: with few samples the share is rather under ``target_fpr`` than over it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.scores import SCORES, MeasureStatistics
+from hf_ebm.scoring.scores import SCORES, MeasureStatistics, OthersStatistics
 from hf_ebm.whole_files import whole_file
 
 FILE_NAME = "calibration.json"
@@ -82,10 +84,11 @@ class Calibration:
         possible = [score for score in SCORES.values() if set(score.measures) <= set(measures)]
         standardised = {name for score in possible if score.needs_statistics for name in score.measures}
         statistics = {name: MeasureStatistics.of(measures[name], name) for name in sorted(standardised)}
+        others = {name: OthersStatistics(measures[name]) for name in standardised if number > 2}
         reference, kept = {}, max(MAX_REFERENCE, math.ceil(10.0 / target_fpr))
         for name, score in SCORES.items():
             if set(score.measures) <= set(measures):
-                ordered = score.function(measures, statistics).sort().values
+                ordered = score.function(measures, others or statistics).sort().values
                 if not torch.isfinite(ordered).all():
                     bad = int((~torch.isfinite(ordered)).sum())
                     raise ValueError(

@@ -13,7 +13,12 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-METRICS = ("auroc", "aupr_out", "aupr_in", "fpr95")
+METRICS = {  # what the results say of themselves
+    "auroc": "chance that an odd sample scores higher than an in-distribution one, ties counted half",
+    "aupr_out": "average precision, odd samples positive",
+    "aupr_in": "average precision, in-distribution samples positive, scores negated",
+    "fpr95": "share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones",
+}
 MIN_SAMPLES = 10
 VALUES_AT_A_TIME = 4_000_000  # scores of all resamples that are sorted together: 32 MB an array
 

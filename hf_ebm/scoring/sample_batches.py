@@ -41,6 +41,11 @@ def sample_batches(
         raise ValueError(f"resize must be True or False, got {resize!r}.")
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
         raise ValueError(f"padding must be >= 0 and a whole number, got {padding!r}.")
+    if isinstance(images, dict) and not images.keys() <= {"bytes", "path"}:
+        raise ValueError(
+            f"images must be samples or a datasets.Dataset, got a {type(images).__name__} of {sorted(images)}; give "
+            "one of them."
+        )
     if isinstance(images, PICTURE_TYPES):
         images = [images]
     if hasattr(images, "column_names") and hasattr(images, "features"):

@@ -94,7 +94,9 @@ def score_shards(
         for batch, measures in batches:
             if batch.unreadable and settings.on_error == "stop":
                 first = batch.unreadable[0]
-                raise ValueError(f"image {first.name} {first.reason}; on_error=skip lists such images and goes on.")
+                raise ValueError(
+                    f"image {first.name} {first.reason}; on_error=skip (--on-error skip) lists such images and goes on."
+                )
             unreadable += batch.unreadable
             if batch.ids:
                 scored.add(batch.ids, pipeline.judge(measures, settings.score))

@@ -79,3 +79,13 @@ def test_the_table_goes_on_and_names_what_diverged(tmp_path, monkeypatch):
     assert table("0", "1") == ["| `as shipped` | 2 | 5.0 ± 1.4 |", "| `rate=9` | 0, 2 diverged |  |"]
     assert ran == [(None, 0), (9, 0), (None, 1), (9, 1)]
     assert json.loads((tmp_path / "results.json").read_text())["protocol"]["config"] == "ddaebm_digits.yaml"
+
+
+@pytest.mark.parametrize(("changes", "finished"), [({"energy_gap_limit": 1e-9}, False), ({}, True)])
+def test_a_run_that_its_guard_stops_is_told_from_one_that_fails(tmp_path, changes, finished):
+    ablations = importlib.import_module("ablations")
+    arguments = {"max_steps": 1, "batch_size": 8, "x_num_steps": 1, "z_num_steps": 1, "sample_every": 0, **changes}
+    arguments["output_dir"] = str(tmp_path / "run")
+    assert ablations.run_row("dual_mcmc", "dual_mcmc_digits.yaml", arguments) is finished
+    with pytest.raises(SystemExit, match="'max_stepz'"):
+        ablations.run_row("dual_mcmc", "dual_mcmc_digits.yaml", {"max_stepz": 1})

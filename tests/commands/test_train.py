@@ -22,9 +22,7 @@ def test_train_starts_the_script_and_passes_its_one_line_and_code_on(tmp_path):
 
 @pytest.mark.parametrize(("code", "expected"), [(2, 2), (130, 130), (-2, 130), (-15, 130), (1, 1), (-9, 1), (3, 1)])
 @pytest.mark.parametrize("number", [1, 2])
-def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(
-    monkeypatch, capsys, number, code, expected
-):
+def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monkeypatch, capsys, number, code, expected):
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 

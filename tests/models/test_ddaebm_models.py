@@ -113,6 +113,22 @@ def test_checkpoint_of_another_architecture(tiny_pipeline, tmp_path):
         AutoModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"layers_per_block": 2}, {"base_channels": 16}])
+@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": False}])
+def test_generator_checkpoint_of_another_architecture(tmp_path, caplog, change, options):
+    model = build_ddaebm_models(ddaebm_model_settings("digits"))[0]
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=r"another architecture .* 1?\d\d? m(issing|ismatched) \(first: "):
+        type(model).from_pretrained(tmp_path, **options)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True, **options)
+    assert info["missing_keys"] == [] and sum(p.numel() for p in again.parameters()) == sum(
+        p.numel() for p in model.parameters()
+    )
+
+
 PUBLISHED = {"cifar10": (48.4, 40.3, 4.8), "celeba64": (25.7, 19.7, 15.1), "lsun128": (37.9, 30.3, 27.8)}
 
 

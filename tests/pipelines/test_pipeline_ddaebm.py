@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch.testing import assert_close
 
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, MALAScheduler
@@ -193,6 +194,28 @@ def test_callback_sees_and_changes_the_state(tiny_pipeline):
     assert images.abs().max() == 0
 
 
+def test_diffusers_callback_objects(tiny_pipeline):
+    seen = []
+
+    class Seen(PipelineCallback):
+        tensor_inputs = ["x0_pred"]  # noqa: RUF012 (diffusers' own form)
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            seen.append((step_index, pipeline.num_timesteps, list(callback_kwargs)))
+            return callback_kwargs
+
+    tiny_pipeline(2, callback_on_step_end=Seen())
+    tiny_pipeline(2, callback_on_step_end=MultiPipelineCallbacks([Seen()]))
+    assert seen == 2 * [(step, 4, ["x0_pred"]) for step in range(4)]
+
+
+def test_a_correction_needs_every_level(tiny_pipeline):
+    tiny_pipeline.scheduler = DDIMScheduler.from_config(tiny_pipeline.scheduler.config)
+    with pytest.raises(ValueError, match=r"num_correction_steps > 0 needs all 4 denoising steps.*got num_inference_st"):
+        tiny_pipeline(2, num_inference_steps=2, num_correction_steps=1)
+    tiny_pipeline(2, num_inference_steps=4, num_correction_steps=1)
+
+
 def test_score_is_the_energy_at_t0_and_all_levels_on_request(tiny_pipeline):
     tiny_pipeline.energy_model.train()
     x = torch.rand(5, 1, 8, 8) * 2 - 1
@@ -276,6 +299,7 @@ def test_score_refuses(tiny_pipeline, images, message):
         ({"num_inference_steps": 5}, "num_inference_steps must be 4"),
         ({"num_correction_steps": -1}, "num_correction_steps"),
         ({"num_correction_steps": 1, "correction_step_size": float("nan")}, "correction_step_size"),
+        ({"correction_step_size": "a"}, "correction_step_size must be a positive, finite number"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, "callback_on_step_end_tensor_inputs"),
     ],
 )

@@ -308,3 +308,19 @@ def test_one_corrupt_row_is_named_and_stops_the_call(scorer, pictures, tmp_path)
         for resize in (False, True):
             with pytest.raises(ValueError, match=r"image .*1\.png cannot be read"):
                 scorer(images, resize=resize)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_score_that_is_no_number_is_neither_odd_nor_not(scorer, digits, calibrated):
+    if calibrated:
+        scorer.calibrate(digits[:40])
+    with torch.no_grad():
+        next(scorer.energy_model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="score 'energy' is NaN for 5 of 5 samples"):
+        scorer(digits[:5])
+
+
+def test_splits_are_told_from_a_picture(scorer):
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"image": [1]})})
+    with pytest.raises(ValueError, match=r"got a DatasetDict of \['train'\]; give one of them"):
+        scorer(splits)

@@ -57,3 +57,13 @@ def test_preconditioning_mixes_a_stretched_gaussian_faster():
         distance[cls] = abs(x[:, 0].mean().item())
     assert distance[LangevinScheduler] > 1.5
     assert distance[PreconditionedLangevinScheduler] < 0.8 * distance[LangevinScheduler]
+
+
+def test_coordinates_without_a_gradient_count_in_no_mean():
+    """A picture's known pixels change nothing for the unknown ones: G is that of the unknown ones alone."""
+    v = torch.rand(3, 5) + 0.1
+    wide = torch.cat([v, torch.zeros(3, 40)], dim=1)
+    assert_close(preconditioner(wide, 0.1)[:, :5], preconditioner(v, 0.1))
+    mixed = torch.stack([wide[0], torch.zeros(45)])  # samples are independent
+    assert_close(preconditioner(mixed, 0.1)[0, :5], preconditioner(v[:1], 0.1)[0])
+    assert_close(preconditioner(mixed, 0.1)[1], torch.ones(45))

@@ -30,7 +30,24 @@ def test_bad_number_of_steps(row, value):
     with pytest.raises(ValueError, match="num_inference_steps"):
         row.scheduler().set_timesteps(value)
     with pytest.raises(ValueError, match="num_train_timesteps"):
-        row.scheduler(num_train_timesteps=value)
+        row.scheduler(num_train_timesteps=-1 if value == 0 else value)  # 0: trained without the chain
+
+
+@each
+@pytest.mark.parametrize("key", ["step_size", "noise_std"])
+@pytest.mark.parametrize("value", [1e-170, 1e25])
+def test_a_step_whose_square_is_no_number(row, key, value):
+    with pytest.raises(ValueError, match=f"{key} must be from 1e-15 to 1e\\+15, got"):
+        row.scheduler(**{key: value})
+
+
+@each
+def test_trained_without_a_chain(row):
+    scheduler = row.scheduler(num_train_timesteps=0)
+    with pytest.raises(ValueError, match="num_inference_steps must be a whole number >= 1"):
+        scheduler.set_timesteps()
+    scheduler.set_timesteps(2)
+    assert scheduler.config.num_train_timesteps == 0 and scheduler.num_inference_steps == 2
 
 
 @pytest.mark.parametrize(
@@ -38,6 +55,10 @@ def test_bad_number_of_steps(row, value):
     [
         (LangevinScheduler, {"step_size_decay": -1.0}),
         (LangevinScheduler, {"noise_decay": math.nan}),
+        (LangevinScheduler, {"noise_decay": None}),
+        (LangevinScheduler, {"step_size_decay": "0.5"}),
+        (PreconditionedLangevinScheduler, {"alpha": "0.9"}),
+        (ReplicaExchangeScheduler, {"temperature_ratio": "2"}),
         (HMCScheduler, {"num_leapfrog_steps": 0}),
         (HMCScheduler, {"num_leapfrog_steps": 2.5}),
         (AnnealedLangevinScheduler, {"noise_scale_start": 0.5}),

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from hf_ebm.scoring.calibration import MAX_REFERENCE, Calibration
-from hf_ebm.scoring.scores import SCORES, MeasureStatistics
+from hf_ebm.scoring.scores import SCORES, MeasureStatistics, OthersStatistics
 
 
 @pytest.fixture
@@ -55,6 +55,33 @@ def test_p_values_count_and_hold_the_false_positive_rate(number):
     mean, error = np.mean(rates), np.std(rates) / len(rates) ** 0.5
     assert mean < 0.05 + 3 * error and mean > 0.05 - 3 * error - 1 / (min(number, MAX_REFERENCE) + 1)
     assert len(calibration.reference["energy"]) == min(number, MAX_REFERENCE)
+
+
+@pytest.mark.parametrize("score", ["typicality", "complexity", "multiscale", "combined"])
+def test_scores_with_statistics_hold_the_rate_with_few_samples_too(score):
+    random, rates = torch.Generator().manual_seed(2), []
+
+    def draw(number):
+        energies = torch.randn(number, 3, generator=random)
+        others = {"compressed_size": torch.randn(number, generator=random)}
+        others["reconstruction_error"] = torch.rand(number, generator=random)
+        return {"energy": energies[:, 0], "energies": energies, **others}
+
+    for _ in range(800):
+        calibration, new = Calibration.fit(draw(19), 0.05), draw(400)
+        p_values = calibration.p_values(score, SCORES[score].function(new, calibration.statistics))
+        rates.append((p_values <= 0.05).float().mean().item())
+    mean, error = np.mean(rates), np.std(rates) / len(rates) ** 0.5
+    assert 0.03 < mean < 0.05 + 3 * error
+
+
+def test_statistics_of_the_others():
+    values = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    others = OthersStatistics(values)
+    for index in range(6):
+        left = MeasureStatistics.of(torch.cat([values[:index], values[index + 1 :]]))
+        assert_close(others.standardise(values)[index], left.standardise(values[index : index + 1])[0])
+        assert_close(torch.stack([mean[index] for mean in others.mean]).tolist(), left.mean)
 
 
 def test_p_values_by_hand():

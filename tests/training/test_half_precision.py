@@ -4,6 +4,7 @@ accelerate does it on GPUs alone; torch's autocast and its `GradScaler` do the s
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from small_runs import all_weights, assert_same_run
 
 from hf_ebm.training import loop
 from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training.run import update
 
 
 @pytest.fixture
@@ -70,3 +72,26 @@ def test_a_killed_run_goes_on_bit_for_bit_with_its_scale(tmp_path, script, half_
     resumed = script.train(tmp_path / "part", max_steps=4, resume="latest", **changes)
     assert_same_run(whole, resumed)
     assert half_on_cpu[-1].scaler.get_scale() == half_on_cpu[0].scaler.get_scale()
+
+
+def test_clipping_unscales_the_optimizer_that_steps_and_no_other(half_on_cpu):
+    """Two optimizers, gradients gathered over two batches: in fp16 each is clipped to what it is in fp32."""
+    settings = SimpleNamespace(max_grad_norm=1e9)  # which clips nothing
+
+    def gradients(mixed_precision):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = loop.Accelerator(cpu=True, mixed_precision=mixed_precision, gradient_accumulation_steps=2)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if mixed_precision == "fp16" else None
+        torch.manual_seed(0)
+        models = [torch.nn.Linear(3, 1, bias=False) for _ in range(2)]
+        optimizers = [torch.optim.Adam(model.parameters(), betas=(0.0, 0.9)) for model in models]
+        prepared = accelerator.prepare(*models, *optimizers)
+        for _ in range(2):
+            x = torch.randn(4, 3)
+            with accelerator.accumulate(*prepared[:2]):
+                for model, optimizer in zip(prepared[:2], prepared[2:], strict=True):
+                    update(accelerator, optimizer, model(x).square().mean(), model.parameters(), settings)
+        return [optimizer.state[model.weight]["exp_avg"] for model, optimizer in zip(models, optimizers, strict=True)]
+
+    for half, full in zip(gradients("fp16"), gradients("no"), strict=True):
+        torch.testing.assert_close(half, full, rtol=0.02, atol=0.01)

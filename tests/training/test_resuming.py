@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
-from small_runs import Script, assert_same_run
+from small_runs import Script, all_weights, assert_same_run
 
 import hf_ebm
 from hf_ebm.training.checkpoints import list_checkpoints
@@ -103,6 +103,49 @@ def test_resume_refuses(tmp_path, script):
     with pytest.raises(ValueError, match="another architecture") as error:
         script.train(tmp_path / "run", resume="latest", latent_dim=5)
     assert "generator.latent_dim: 4 there, 5 now" in str(error.value) and "block_out" not in str(error.value)
+
+
+def test_another_runs_checkpoint_replaces_no_run(tmp_path, script):
+    """Into an empty folder it goes on; a folder that holds a run is left as it is."""
+    script.train(tmp_path / "a", max_steps=2)
+    before = all_weights(script.train(tmp_path / "b", seed=1))
+    resume = str(tmp_path / "a" / "checkpoints" / "step_00000002")
+    with pytest.raises(ValueError, match="holds a run already"):
+        script.train(tmp_path / "b", resume=resume)
+    after = all_weights(tmp_path / "b")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    script.train(tmp_path / "c", resume=resume)
+    assert [path.name for path in list_checkpoints(tmp_path / "c" / "checkpoints")] == ["step_00000004"]
+
+
+def test_going_back_to_an_earlier_checkpoint_is_said_to_remove_later_ones(tmp_path, script):
+    run = tmp_path / "run"
+    whole = script.train(tmp_path / "whole")
+    script.train(run)
+    names = lambda: [path.name for path in list_checkpoints(run / "checkpoints")]  # noqa: E731
+    earlier = str(run / "checkpoints" / "step_00000002")
+    with pytest.raises(ValueError, match=r"leaves 1 later checkpoint \(step_00000004 the last\).*overwrite_output_dir"):
+        script.train(run, resume=earlier)
+    assert names() == ["step_00000002", "step_00000004"]
+    script.train(run, resume=earlier, overwrite_output_dir=True, stretch_seconds=1e-9)
+    assert names() == ["step_00000002", "step_00000003"]
+    script.train(run, resume="latest")
+    assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, name):
+    script, run = Script("ddaebm"), tmp_path / "run"
+    script.train(run)
+    damaged = run / "checkpoints" / "step_00000004"
+    (damaged / name).write_bytes((damaged / name).read_bytes()[:5])
+    expected = (
+        r"step_00000004 cannot be loaded .*; go on from .*step_00000002, by resume= with overwrite_output_dir=true"
+    )
+    with pytest.raises(ValueError, match=expected):
+        script.train(run, resume="latest", max_steps=6)
+    script.train(run, resume=str(run / "checkpoints" / "step_00000002"), overwrite_output_dir=True, max_steps=6)
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_00000004", "step_00000006"]
 
 
 def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):

@@ -44,7 +44,7 @@ def test_a_diverging_run_ends_with_one_line_and_1(tmp_path, script, monkeypatch,
         script.module.main(arguments)
     printed = capsys.readouterr().err
     assert end.value.code == 1 and "Traceback" not in printed
-    assert printed.splitlines()[-1].startswith("hf-ebm: error: step 0: loss term ")
+    assert printed.splitlines()[-1].startswith("hf-ebm: error: training diverged at step 0: loss term ")
 
 
 def stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, presses=1, **changes):

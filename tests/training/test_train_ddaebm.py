@@ -124,6 +124,13 @@ def test_saved_weights_are_the_emas(tmp_path):
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"seed": 2**32}, "seed must be under"),
         ({"num_timesteps": 0}, "num_timesteps must be >= 1"),
+        ({"adam_betas": [0.0, 1.5]}, "adam_betas must be two numbers in"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"),
+        ({"final_learning_rate": -1.0}, "final_learning_rate must be >= 0"),
+        ({"r1_weight": float("nan")}, "r1_weight must be"),
+        ({"latent_weight": -1.0}, "latent_weight must be >= 0"),
+        ({"kl_weight": float("inf")}, "kl_weight must be >= 0"),
+        ({"reconstruction_min_variance": -1.0}, "reconstruction_min_variance must be positive"),
         ({"beta_min": 30.0}, "beta_min < beta_max"),
     ],
 )

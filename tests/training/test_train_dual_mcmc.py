@@ -67,7 +67,8 @@ def literal_step(x, models, s):
     z = torch.randn_like(mean)
     x_gen = generator(z).sample
     x_revised = x_chain(x_gen)
-    z_revised = (mean + torch.exp(logvar / 2) * torch.randn_like(mean)).detach()
+    noise = torch.randn_like(mean)
+    z_revised = noise if s.z_start == "noise" else (mean + torch.exp(logvar / 2) * noise).detach()
     for _ in range(s.z_num_steps):
         noise = torch.randn_like(z_revised)
         z_revised.requires_grad_(True)
@@ -75,7 +76,8 @@ def literal_step(x, models, s):
         (grad,) = torch.autograd.grad(error + (z_revised**2).sum() / 2, z_revised)
         z_revised = (z_revised - s.z_step_size**2 / 2 * grad + s.z_noise_std * noise).detach()
 
-    loss = ((generator(z_revised).sample - x) ** 2).sum() / batch + 50 * ((x_gen - x_revised) ** 2).sum() / batch
+    loss = s.recon_weight * ((generator(z_revised).sample - x) ** 2).sum() / batch
+    loss = loss + s.sample_weight * ((x_gen - x_revised) ** 2).sum() / batch
     optimizers[0].zero_grad()
     loss.backward()
     optimizers[0].step()
@@ -83,20 +85,35 @@ def literal_step(x, models, s):
     mean_gen, logvar_gen = inference(x_revised, return_dict=False)
     nll = lambda z, m, v: (v / 2 + (z - m) ** 2 / (2 * torch.exp(v))).sum() / batch  # noqa: E731
     optimizers[2].zero_grad()
-    (nll(z_revised, mean, logvar) + 0.1 * nll(z, mean_gen, logvar_gen)).backward()
+    (nll(z_revised, mean, logvar) + s.latent_weight * nll(z, mean_gen, logvar_gen)).backward()
     optimizers[2].step()
 
-    x_revised = x_chain(generator(z).sample)
+    if s.energy_negatives != "first_chain":
+        x_revised = generator(z).sample.detach()
+    if s.energy_negatives == "second_chain":
+        x_revised = x_chain(x_revised)
     energies = energy(torch.cat([x, x_revised])).energy
     optimizers[1].zero_grad()
-    ((energies[:batch].mean() - energies[batch:].mean()) / (s.x_noise_std / s.x_step_size) ** 2).backward()
+    loss = energies[:batch].mean() - energies[batch:].mean()
+    squares = (energies[:batch] ** 2).mean() + (energies[batch:] ** 2).mean()
+    ((loss + s.energy_magnitude_weight * squares) / (s.x_noise_std / s.x_step_size) ** 2).backward()
     optimizers[1].step()
     return optimizers
 
 
-def test_the_step_is_the_published_one():
-    """Same noise, same weights: after two iterations all three networks agree with the written-out version."""
-    s = settings(x_noise_std=0.01, x_step_size=0.7)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"z_start": "noise", "recon_weight": 0.3, "sample_weight": 7.0, "latent_weight": 0.5},
+        {"energy_negatives": "first_chain", "energy_magnitude_weight": 40.0},
+        {"energy_negatives": "generator", "x_num_steps": 0, "z_num_steps": 0},
+    ],
+    ids=["published", "noise-weights", "first-chain-magnitude", "no-chains"],
+)
+def test_the_step_is_the_published_one(changes):
+    """Same noise, same weights: after an iteration all three networks agree with the written-out version."""
+    s = settings(**{"x_noise_std": 0.01, "x_step_size": 0.7, **changes})
     models = build_dual_mcmc_models(make_model_settings(s))
     prepare_models(models, s)
     literal = copy.deepcopy(models)
@@ -231,6 +248,21 @@ def test_a_runaway_energy_gap_stops_the_run(tmp_path):
         train(settings(output_dir=str(tmp_path / "run"), energy_gap_limit=1e-9))
 
 
+def test_a_chain_that_diverges_stops_the_run(tmp_path):
+    expected = (
+        r"training diverged at step 0: the z-chain left .* at its step \d+ \(z_step_size.*begin again with a smaller"
+    )
+    with pytest.raises(TrainingDivergedError, match=expected):
+        train(settings(output_dir=str(tmp_path / "run"), z_step_size=20.0, z_num_steps=60))
+
+
+def test_trained_without_a_chain_it_samples_without_one(tmp_path):
+    pipe = DualMCMCPipeline.from_pretrained(train(settings(output_dir=str(tmp_path / "run"), x_num_steps=0)))
+    pipe.set_progress_bar_config(disable=True)
+    draw = lambda *steps: pipe(2, *steps, generator=torch.Generator().manual_seed(0), output_type="pt").images  # noqa: E731
+    assert torch.equal(draw(), draw(0)) and not torch.equal(draw(), draw(1))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -239,6 +271,10 @@ def test_a_runaway_energy_gap_stops_the_run(tmp_path):
         ({"z_noise_std": -1.0}, "z_noise_std"),
         ({"z_step_size": float("inf")}, "z_step_size"),
         ({"likelihood_std": 0.0}, "likelihood_std"),
+        ({"x_step_size": 1e25}, "x_step_size must be from 1e-15 to"),
+        ({"sample_weight": -1.0}, "sample_weight must be >= 0"),
+        ({"recon_weight": float("nan")}, "recon_weight must be >= 0"),
+        ({"weight_decay": float("inf")}, "weight_decay must be >= 0"),
         ({"x_num_steps": -1}, "x_num_steps"),
         ({"z_start": "data"}, "z_start"),
         ({"energy_negatives": "none"}, "energy_negatives"),
