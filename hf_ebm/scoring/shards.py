@@ -29,6 +29,9 @@ from hf_ebm.scoring.rows import Span, Unreadable
 
 MANIFEST, SUMMARY, UNREADABLE = "manifest.json", "summary.json", "unreadable.jsonl"
 TEMPORARY, LOCK = ".tmp", ".lock"
+# of a protocol, what may differ when a run goes on: names, which the fingerprints tell better, and the batch size, on
+# which scores depend by rounding alone
+FREE = ("model", "dataset", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class ShardFolder:
                 yield from lines
 
     def check_protocol(self, protocol: Mapping[str, Any]) -> bool:
-        """Whether the folder holds a run of this protocol that goes on; False if it is new or empty.
+        """Whether the folder holds a run of this protocol, but for `FREE`, that goes on; False if it is new or empty.
 
         Raises:
             ValueError: If it holds a run of another protocol, or anything else.
@@ -114,7 +117,7 @@ class ShardFolder:
         different = [
             f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now"
             for name in dict.fromkeys([*saved, *now])
-            if saved.get(name) != now.get(name)
+            if saved.get(name) != now.get(name) and name not in FREE
         ]
         if different:
             model = " (the model's weights, preparation or calibration changed since)"

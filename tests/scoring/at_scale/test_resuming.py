@@ -26,7 +26,7 @@ from hf_ebm.scoring.shards import ShardFolder
 def test_another_protocol_or_a_strange_folder_is_refused(settings, tmp_path, scorer):
     run(settings())
     for changes, message in (
-        ({"batch_size": 8}, "batch_size: 16 there, 8 now"),
+        ({"shard_size": 40}, "shard_size: 50 there, 40 now"),
         ({"score": "gradient_norm"}, "score: 'energy' there"),
         ({"split": "train"}, "dataset_fingerprint: 'digits-test' there, 'digits-train' now"),
     ):
@@ -42,6 +42,20 @@ def test_another_protocol_or_a_strange_folder_is_refused(settings, tmp_path, sco
     with pytest.raises(ValueError, match=r"holds no manifest\.json"):
         run(settings(output=tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_goes_on_with_another_batch_size_and_the_model_by_another_name(settings, tmp_path):
+    """What helps where memory was short; what is written stays, and the rest agrees to rounding."""
+    run(settings())
+    whole, shards = read(tmp_path / "out"), sorted((tmp_path / "out/scores").glob("*.parquet"))
+    before = [path.stat().st_mtime_ns for path in shards]
+    shards[1].unlink()
+    run(settings(batch_size=5, model=f"{settings().model}/."))
+    changed = [old != path.stat().st_mtime_ns for old, path in zip(before, shards, strict=True)]
+    assert changed == [index == 1 for index in range(len(shards))]
+    again = read(tmp_path / "out")
+    assert [row["id"] for row in again] == [row["id"] for row in whole]
+    assert [row["score"] for row in again] == pytest.approx([row["score"] for row in whole], rel=1e-4)
 
 
 def test_a_shard_that_somebody_cut_is_found(settings, tmp_path, monkeypatch):
