@@ -49,7 +49,7 @@ class EnergySamplerOutput(BaseOutput):
         return None if self.grad is None else self.grad.flatten(1).norm(dim=1)
 
 
-SIZES = (1e-15, 1e15)  # of steps and noises, whose squares are numbers in float32 as well
+SIZES = (1e-19, 1e19)  # of steps and noises, whose squares are numbers in float32 as well
 
 
 def is_number(value: Any) -> bool:

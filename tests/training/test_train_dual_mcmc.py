@@ -271,7 +271,7 @@ def test_trained_without_a_chain_it_samples_without_one(tmp_path):
         ({"z_noise_std": -1.0}, "z_noise_std"),
         ({"z_step_size": float("inf")}, "z_step_size"),
         ({"likelihood_std": 0.0}, "likelihood_std"),
-        ({"x_step_size": 1e25}, "x_step_size must be from 1e-15 to"),
+        ({"x_step_size": 1e25}, "x_step_size must be from 1e-19 to"),
         ({"sample_weight": -1.0}, "sample_weight must be >= 0"),
         ({"recon_weight": float("nan")}, "recon_weight must be >= 0"),
         ({"weight_decay": float("inf")}, "weight_decay must be >= 0"),

@@ -96,7 +96,7 @@ def test_ids_from_a_column_and_a_missing_column(settings, tmp_path, scorer):
         ("id_column", "nme", "id_column 'nme' is not in the data set"),
         ("id_column", "weight", "whole numbers or strings, got float32"),
         ("image_column", "photo", "image_column 'photo' is not in the data set"),
-        ("split", "train[:0]", "corresponds to no data"),
+        ("split", "train[:0]", "is empty; choose another split"),
         ("split", "test", "cannot be loaded"),
     ):
         with pytest.raises(ValueError, match=message):
