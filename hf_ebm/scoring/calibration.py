@@ -12,6 +12,7 @@ Barber et al. 2021), and a little wider for it: with few samples the share is ra
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ from torch import Tensor
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics, OthersStatistics
 from hf_ebm.whole_files import whole_file
 
+logger = logging.getLogger(__name__)
 FILE_NAME = "calibration.json"
 MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
 
@@ -63,6 +65,8 @@ class Calibration:
     ) -> Calibration:
         """Statistics of the measures, and the reference of every score they allow.
 
+        A score of a measure that is the same for all samples, such as the compressed size, is left out with a warning.
+
         Args:
             measures: Of held-out in-distribution samples, by name, each of shape (N,) or (N, T).
             target_fpr: In (0, 1).
@@ -81,24 +85,28 @@ class Calibration:
                 f"calibration needs at least {max(needed, 2)} in-distribution samples for target_fpr={target_fpr}, got "
                 f"{number}; give more, or a larger target_fpr."
             )
-        possible = [score for score in SCORES.values() if set(score.measures) <= set(measures)]
-        standardised = {name for score in possible if score.needs_statistics for name in score.measures}
+        possible = {name: score for name, score in SCORES.items() if set(score.measures) <= set(measures)}
+        for name, score in list(possible.items()):
+            flat = [m for m in score.measures if m != "energy" and bool((measures[m] == measures[m][:1]).all())]
+            if score.needs_statistics and flat:
+                logger.warning("score %r is left out: all %s samples have the same %s.", name, number, flat[0])
+                del possible[name]
+        standardised = {name for score in possible.values() if score.needs_statistics for name in score.measures}
         statistics = {name: MeasureStatistics.of(measures[name], name) for name in sorted(standardised)}
         others = {name: OthersStatistics(measures[name]) for name in standardised if number > 2}
         reference, kept = {}, max(MAX_REFERENCE, math.ceil(10.0 / target_fpr))
-        for name, score in SCORES.items():
-            if set(score.measures) <= set(measures):
-                ordered = score.function(measures, others or statistics).sort().values
-                if not torch.isfinite(ordered).all():
-                    bad = int((~torch.isfinite(ordered)).sum())
-                    raise ValueError(
-                        f"score {name!r} is not finite for {bad} of the {number} calibration samples; take those out, "
-                        "or mend the model."
-                    )
-                if number > kept:  # the k-th of m order statistics stands for the share k / (m + 1)
-                    ranks = -(-torch.arange(1, kept + 1) * (number + 1) // (kept + 1))  # rounded up
-                    ordered = ordered[ranks - 1]
-                reference[name] = ordered.tolist()
+        for name, score in possible.items():
+            ordered = score.function(measures, others or statistics).sort().values
+            if not torch.isfinite(ordered).all():
+                bad = int((~torch.isfinite(ordered)).sum())
+                raise ValueError(
+                    f"score {name!r} is not finite for {bad} of the {number} calibration samples; take those out, or "
+                    "mend the model."
+                )
+            if number > kept:  # the k-th of m order statistics stands for the share k / (m + 1)
+                ranks = -(-torch.arange(1, kept + 1) * (number + 1) // (kept + 1))  # rounded up
+                ordered = ordered[ranks - 1]
+            reference[name] = ordered.tolist()
         return cls(target_fpr, number, seed, statistics, reference, preprocessing)
 
     def p_values(self, score: str, scores: Tensor) -> Tensor:

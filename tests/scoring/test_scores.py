@@ -75,6 +75,13 @@ def test_scores_with_statistics_hold_the_rate_with_few_samples_too(score):
     assert 0.03 < mean < 0.05 + 3 * error
 
 
+def test_a_measure_that_tells_nothing_costs_its_own_scores_alone(caplog):
+    measures = {"energy": torch.randn(50), "compressed_size": torch.full((50,), 70.0)}
+    calibration = Calibration.fit(measures, 0.05)
+    assert set(calibration.reference) == {"energy", "typicality"}
+    assert "score 'complexity' is left out: all 50 samples have the same compressed_size" in caplog.text
+
+
 def test_statistics_of_the_others():
     values = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     others = OthersStatistics(values)
