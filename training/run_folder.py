@@ -95,9 +95,9 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpo
     later = [path for path in found if path.name > checkpoint.name] if checkpoint is not None and resumed else []
     if later and not settings.overwrite_output_dir:
         raise ValueError(
-            f"resume={checkpoint} leaves {counted(len(later), 'later checkpoint')} ({later[-1].name} the last) of "
-            "another course behind; go on from there with resume=latest, from here in another output_dir, or remove "
-            "what is later with overwrite_output_dir=true."
+            f"resume={checkpoint} leaves {counted(len(later), 'later checkpoint')} ({later[-1].name} the last) "
+            "behind; go on from there with resume=latest, from here in another output_dir, or remove what is later with "
+            "overwrite_output_dir=true."
         )
     if accelerator.is_main_process:
         for path in later:
