@@ -96,8 +96,8 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpo
     if later and not settings.overwrite_output_dir:
         raise ValueError(
             f"resume={checkpoint} leaves {counted(len(later), 'later checkpoint')} ({later[-1].name} the last) "
-            "behind; go on from there with resume=latest, from here in another output_dir, or remove what is later with "
-            "overwrite_output_dir=true."
+            "behind; go on from there with resume=latest, from here in another output_dir, or remove what is later "
+            "with overwrite_output_dir=true."
         )
     if accelerator.is_main_process:
         for path in later:
