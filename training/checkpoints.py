@@ -78,6 +78,11 @@ def is_in(checkpoint: Path, folder: Path) -> bool:
     return checkpoint.resolve().parent == folder.resolve()
 
 
+def later_checkpoints(checkpoint: Path) -> list[Path]:
+    """Those beside a checkpoint that have more steps, oldest first."""
+    return [path for path in list_checkpoints(checkpoint.parent) if path.name > checkpoint.name]
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The facts saved with a checkpoint.
 

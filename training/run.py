@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import json
+import shutil
 import sys
 import time
 import warnings
@@ -30,6 +31,7 @@ from hf_ebm.training.checkpoints import (
     check_same_models,
     find_checkpoint,
     is_in,
+    later_checkpoints,
     load_checkpoint,
     read_state,
     save_checkpoint,
@@ -175,6 +177,9 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     if checkpoint is not None:
         state = read_state(checkpoint)
         load_checkpoint(accelerator, checkpoint)
+        if is_own and accelerator.is_main_process:
+            for path in later_checkpoints(checkpoint):  # of the course that is left, as `start_run` was allowed to
+                shutil.rmtree(path)
         for ema in emas:  # accelerate loads what it does not know to the CPU
             ema.to(accelerator.device)
         step, position = state["step"], Position(**state["position"])

@@ -25,7 +25,7 @@ from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder, where_it_is
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.plots import plot_2d
 from hf_ebm.toy_data import TOY_NAMES, sample_toy
-from hf_ebm.training.checkpoints import is_in, list_checkpoints
+from hf_ebm.training.checkpoints import is_in, later_checkpoints, list_checkpoints
 from hf_ebm.training.loop import save_grid
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.settings import dump_settings
@@ -91,8 +91,7 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpo
             f"output_dir {output_dir} holds a run already ({', '.join(occupied)}); {goes_on}choose another output_dir, "
             "or replace it with overwrite_output_dir=true."
         )
-    found = list_checkpoints(output_dir / "checkpoints")
-    later = [path for path in found if path.name > checkpoint.name] if checkpoint is not None and resumed else []
+    later = later_checkpoints(checkpoint) if checkpoint is not None and resumed else []
     if later and not settings.overwrite_output_dir:
         raise ValueError(
             f"resume={checkpoint} leaves {counted(len(later), 'later checkpoint')} ({later[-1].name} the last) "
@@ -100,8 +99,6 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpo
             "with overwrite_output_dir=true."
         )
     if accelerator.is_main_process:
-        for path in later:
-            shutil.rmtree(path)
         for name in occupied if not resumed else ():
             path = output_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -144,7 +144,14 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, name):
     )
     with pytest.raises(ValueError, match=expected):
         script.train(run, resume="latest", max_steps=6)
-    script.train(run, resume=str(run / "checkpoints" / "step_00000002"), overwrite_output_dir=True, max_steps=6)
+    earlier = run / "checkpoints" / "step_00000002"
+    whole = (earlier / "optimizer.bin").read_bytes()
+    (earlier / "optimizer.bin").write_bytes(whole[:5])
+    with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*; begin again"):
+        script.train(run, resume=str(earlier), overwrite_output_dir=True, max_steps=6)
+    assert damaged.is_dir()  # nothing is removed for a checkpoint that is none
+    (earlier / "optimizer.bin").write_bytes(whole)
+    script.train(run, resume=str(earlier), overwrite_output_dir=True, max_steps=6)
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_00000004", "step_00000006"]
 
 
