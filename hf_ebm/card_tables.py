@@ -8,6 +8,12 @@ from typing import Any
 
 from hf_ebm.counting import counted
 
+OTHER_METRICS = {  # of `hf_ebm.scoring.ood_metrics`, besides AUROC
+    "aupr_out": "AUPR, odd images positive",
+    "aupr_in": "AUPR, images like the training data positive",
+    "fpr95": "FPR at 95 % TPR (share of these called odd where 95 % of the odd are found; lower is better)",
+}
+
 
 def public_name(name: str) -> str:
     """A model's or data set's name as records and cards may show it: of a local path its last part alone.
@@ -72,29 +78,40 @@ def show_error(value: float | None) -> str:
     return "infinite" if value is None else f"{value:.4f}"
 
 
+def show_interval(figure: Mapping[str, float] | float) -> str:
+    """A metric and its interval in three decimals; a figure alone (the means of an older ``ood.json``) as it is."""
+    if isinstance(figure, float):
+        return f"{figure:.3f}"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
 def ood_table(record: Mapping[str, Any]) -> str:
-    """AUROC with its interval of every score on every odd set from ``ood.json``; empty for an empty record."""
+    """Each score's AUROC on every odd set, and the other metrics' means, of ``ood.json``; empty for an empty record."""
     if not record:
         return ""
     from hf_ebm.scoring.odd_images import ODD_IMAGES
 
     protocol, table = record["protocol"], record["metrics"]
     inside = protocol["in_distribution"]
-    scores = [*table]
+    names = " | ".join(name.replace("_", " ") for name in table) + " |\n" + "|---" * (len(table) + 1) + "|"
+
+    def row(head: str, odd_set: str, metric: str) -> str:
+        return f"| {head} | " + " | ".join(show_interval(of_sets[odd_set][metric]) for of_sets in table.values()) + " |"
+
+    odd_sets = [*next(iter(table.values()))]
     lines = [
         f"AUROC of {inside['num_images']:,} images of `{public_name(inside['dataset'])}`, split `{inside['split']}`, "
         f"against odd images; in brackets the interval ({protocol['intervals']}). Images: {protocol['preprocessing']}. "
         f"Seed {protocol['seed']}. Simple baselines: {', '.join(protocol['scores']['baselines']) or 'none'}.",
         "",
-        "| odd images | " + " | ".join(name.replace("_", " ") for name in scores) + " |",
-        "|---" * (len(scores) + 1) + "|",
+        f"| odd images | {names}",
+        *(row(public_name(odd_set), odd_set, "auroc") for odd_set in odd_sets),
+        "",
+        "Other metrics, means over the odd images:",
+        "",
+        f"| mean | {names}",
+        *(row(words, "mean", metric) for metric, words in OTHER_METRICS.items()),
     ]
-    for odd_set in next(iter(table.values())):
-        cells = [
-            f"{cell:.3f}" if odd_set == "mean" else f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
-            for cell in (table[score][odd_set]["auroc"] for score in scores)
-        ]
-        lines.append(f"| {public_name(odd_set)} | " + " | ".join(cells) + " |")
-    words = [f"`{name}`: {ODD_IMAGES[name].__doc__}" for name in next(iter(table.values())) if name in ODD_IMAGES]
+    words = [f"`{name}`: {ODD_IMAGES[name].__doc__}" for name in odd_sets if name in ODD_IMAGES]
     lines += ["", f"Made of the same images: {' '.join(words)}"] if words else []
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from hf_ebm.commands import (
 from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED, exit_code
 from hf_ebm.extras import how_to_install
 from hf_ebm.near_names import did_you_mean
+from hf_ebm.threads import let_waiting_threads_sleep
 
 COMMANDS = (
     train,
@@ -109,16 +109,6 @@ def refuse_unknown(parser: argparse.ArgumentParser, command: str | None, unknown
         of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
     near = did_you_mean(name, list(of_command._option_string_actions), f"see hf-ebm {command} --help.")
     of_command.error(f"there is no option {name}; {near}")
-
-
-def let_waiting_threads_sleep() -> None:
-    """Have threads that wait for each other give the processor to other programs at once, not after milliseconds.
-
-    On a busy machine a small network is then tens of times as fast, on a quiet one as fast as before (docs/results.md).
-    GNU's OpenMP reads this when torch is imported; who has chosen otherwise keeps it.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

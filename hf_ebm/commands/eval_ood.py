@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.progress import passing_bar
     from hf_ebm.scoring import ood_evaluation as evaluation
     from hf_ebm.scoring.odd_images import ODD_IMAGES
+    from hf_ebm.scoring.ood_metrics import METRICS
     from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
     from hf_ebm.software import software_versions
     from hf_ebm.whole_files import whole_file
@@ -117,8 +118,8 @@ def run(options: argparse.Namespace) -> None:
         "preprocessing": describe_preparation(shape, padding),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
         "autoencoder": autoencoder,
-        "metrics": evaluation.METRICS,
-        "intervals": f"95 %, percentile bootstrap over both sets, {options.resamples} resamples",
+        "metrics": METRICS,
+        "intervals": f"95 %, percentile bootstrap over all sets, {options.resamples} resamples",
         "seed": options.seed,
         "software": software_versions(),
     }

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_ebm.card_tables import show_interval
 from hf_ebm.data import draw_rows
 from hf_ebm.dataset_names import DatasetName, load_named
 from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.scoring.odd_images import ODD_IMAGES
-from hf_ebm.scoring.ood_metrics import METRICS, MIN_SAMPLES, with_intervals
+from hf_ebm.scoring.ood_metrics import MIN_SAMPLES, with_intervals
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 from hf_ebm.split_overlap import share_rows, split_sizes
 
@@ -181,7 +182,7 @@ def score_sets(
 
 
 def format_table(table: Mapping[str, Any]) -> str:
-    """AUROC with its interval of every scorer (rows) on every odd set (columns), as text of at most `TABLE_WIDTH`.
+    """AUROC of every scorer (rows) on every odd set and their mean (columns), as text of at most `TABLE_WIDTH`.
 
     Columns that do not fit beside the others come below them.
     """
@@ -194,9 +195,7 @@ def format_table(table: Mapping[str, Any]) -> str:
         for scorer, rows in table.items():
             cells = []
             for name in shown:
-                value = rows[name]["auroc"]
-                interval = "" if name == "mean" else f" [{value['low']:.3f}, {value['high']:.3f}]"
-                cells.append(f"{value if name == 'mean' else value['value']:.3f}{interval}")
+                cells.append(show_interval(rows[name]["auroc"]))
             lines.append(scorer.ljust(COLUMN_WIDTH) + "".join(cell.rjust(COLUMN_WIDTH) for cell in cells))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -217,16 +216,15 @@ def evaluate_ood(
         progress_bar: Wraps the scorers.
 
     Returns:
-        ``{scorer: {odd set: {metric: {"value", "low", "high"}}, "mean": {metric: value}}}``.
+        ``{scorer: {odd set or "mean": {metric: {"value", "low", "high"}}}}``, see `with_intervals`.
     """
-    table: dict[str, Any] = {}
-    for scorer, found in progress_bar(scores.items(), desc="intervals", total=len(scores)):
-        inside = found[IN_DISTRIBUTION]
-        rows = {
-            name: with_intervals(inside, odd, num_resamples, seed=seed)
-            for name, odd in found.items()
-            if name != IN_DISTRIBUTION
-        }
-        mean = {metric: float(np.mean([row[metric]["value"] for row in rows.values()])) for metric in METRICS}
-        table[scorer] = {**rows, "mean": mean}
-    return table
+    shown = progress_bar(scores.items(), desc="intervals", total=len(scores))
+    return {
+        scorer: with_intervals(
+            found[IN_DISTRIBUTION],
+            {name: odd for name, odd in found.items() if name != IN_DISTRIBUTION},
+            num_resamples,
+            seed=seed,
+        )
+        for scorer, found in shown
+    }

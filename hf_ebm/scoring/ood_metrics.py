@@ -4,11 +4,13 @@
     AUPR out    average precision with odd samples as positives; AUPR in with the in-distribution ones, scores negated
     FPR95       share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones
 
-Values are scikit-learn's, intervals scipy's percentile bootstrap over both sets. The resamples' metrics are computed
+Values are scikit-learn's, intervals scipy's percentile bootstrap over all sets. The resamples' metrics are computed
 for many resamples at once from one sort of each; scikit-learn takes one resample per call.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +21,7 @@ METRICS = {  # what the results say of themselves
     "aupr_in": "average precision, in-distribution samples positive, scores negated",
     "fpr95": "share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones",
 }
+MEAN = "mean"  # the row of the mean over odd sets
 MIN_SAMPLES = 10
 VALUES_AT_A_TIME = 4_000_000  # scores of all resamples that are sorted together: 32 MB an array
 
@@ -84,42 +87,74 @@ def ood_metrics_of_rows(in_distribution: np.ndarray, odd: np.ndarray, axis: int 
 
 
 def with_intervals(
-    in_distribution: Tensor, odd: Tensor, num_resamples: int = 200, confidence: float = 0.95, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """`ood_metrics` as ``{metric: {"value", "low", "high"}}``, the interval by a bootstrap over both sets.
+    in_distribution: Tensor,
+    odd_sets: Mapping[str, Tensor],
+    num_resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`ood_metrics` of each odd set and their mean, with intervals by one bootstrap over all sets.
+
+    A resample of the in-distribution set meets one of each odd set; odd sets of the same size are resampled alike, as
+    they may be made of the same images. So the interval of the mean counts what the sets have in common.
 
     Args:
-        in_distribution: Scores, shape (N,).
-        odd: Scores, shape (M,), larger = odder.
+        in_distribution: Scores, shape (N,), larger = odder.
+        odd_sets: Scores by the name of their set, shape (M,) each.
         num_resamples: Of the bootstrap.
         confidence: Of the interval.
         seed: Of the bootstrap.
 
+    Returns:
+        ``{odd set or "mean": {metric: {"value", "low", "high"}}}``.
+
     Raises:
-        ValueError: If a set has fewer than 10 samples, or a score is not finite.
+        ValueError: If there is no odd set, a set has fewer than 10 samples, or a score is not finite.
     """
     from scipy.stats import bootstrap
 
-    sets = [in_distribution.double().numpy(), odd.double().numpy()]
-    for name, scores in zip(("in-distribution", "odd"), sets, strict=True):
-        if len(scores) < MIN_SAMPLES:
-            raise ValueError(f"the {name} set needs at least {MIN_SAMPLES} samples for an interval, got {len(scores)}.")
-        bad = int((~np.isfinite(scores)).sum())
-        if bad:
-            raise ValueError(f"the {name} scores hold {bad} NaN or infinite ones; the score cannot be ranked.")
-    values = ood_metrics(*sets)
+    if not odd_sets:
+        raise ValueError("odd_sets must hold the scores of one odd set at least, got none.")
+    inside = checked_scores("in-distribution", in_distribution)
+    odd = {name: checked_scores("odd", scores) for name, scores in odd_sets.items()}
+    sizes = sorted({len(scores) for scores in odd.values()})
+
+    def metrics_of(inside_places: np.ndarray, *odd_places: np.ndarray, axis: int = -1) -> np.ndarray:
+        places = dict(zip(sizes, odd_places, strict=True))
+        found = [ood_metrics_of_rows(inside[inside_places], scores[places[len(scores)]]) for scores in odd.values()]
+        return np.stack([*found, np.mean(found, axis=0)])
+
     interval = bootstrap(
-        sets,
-        ood_metrics_of_rows,
+        [np.arange(len(inside)), *map(np.arange, sizes)],
+        metrics_of,
         n_resamples=num_resamples,
-        batch=max(1, VALUES_AT_A_TIME // (len(sets[0]) + len(sets[1]))),
+        batch=max(1, VALUES_AT_A_TIME // (len(inside) + sizes[-1])),
         vectorized=True,
         paired=False,
         confidence_level=confidence,
         method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
+    values = [ood_metrics(inside, scores) for scores in odd.values()]
+    values.append({metric: float(np.mean([row[metric] for row in values])) for metric in METRICS})
     return {
-        name: {"value": values[name], "low": float(interval.low[i]), "high": float(interval.high[i])}
-        for i, name in enumerate(METRICS)
+        name: {
+            metric: {"value": values[i][metric], "low": float(interval.low[i, j]), "high": float(interval.high[i, j])}
+            for j, metric in enumerate(METRICS)
+        }
+        for i, name in enumerate((*odd, MEAN))
     }
+
+
+def checked_scores(kind: str, scores: Tensor) -> np.ndarray:
+    """The scores (N,) of a set in double precision.
+
+    Raises:
+        ValueError: If there are fewer than 10, or one is not finite.
+    """
+    if len(scores) < MIN_SAMPLES:
+        raise ValueError(f"the {kind} set needs at least {MIN_SAMPLES} samples for an interval, got {len(scores)}.")
+    bad = int((~scores.isfinite()).sum())
+    if bad:
+        raise ValueError(f"the {kind} scores hold {bad} NaN or infinite ones; the score cannot be ranked.")
+    return scores.double().numpy()

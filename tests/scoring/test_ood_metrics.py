@@ -23,11 +23,11 @@ def test_intervals_cover_the_truth():
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)
         a, b = torch.randn(150, generator=random), torch.randn(150, generator=random) + 1
-        row = with_intervals(a, b, num_resamples=60, confidence=0.8, seed=seed)["auroc"]
+        row = with_intervals(a, {"b": b}, num_resamples=60, confidence=0.8, seed=seed)["b"]["auroc"]
         assert row["low"] <= row["value"] <= row["high"]
         hits += row["low"] <= truth <= row["high"]
     assert 11 <= hits <= 20
-    again = with_intervals(a, b, num_resamples=60, confidence=0.8, seed=seed)["auroc"]
+    again = with_intervals(a, {"b": b}, num_resamples=60, confidence=0.8, seed=seed)["b"]["auroc"]
     assert again == row
 
 
@@ -56,17 +56,44 @@ def test_the_interval_is_scipys_bootstrap_of_scikit_learns_metrics():
         method="percentile",
         random_state=np.random.default_rng(4),
     ).confidence_interval
-    fast = with_intervals(inside, odd, num_resamples=25, seed=4)
+    fast = with_intervals(inside, {"odd": odd}, num_resamples=25, seed=4)["odd"]
     np.testing.assert_allclose([fast[name]["low"] for name in METRICS], slow.low, rtol=1e-12)
     np.testing.assert_allclose([fast[name]["high"] for name in METRICS], slow.high, rtol=1e-12)
 
 
+def test_the_means_interval_covers_the_truth_where_the_odd_sets_share_their_in_distribution_set():
+    """Four odd sets of one distribution: the sets' intervals are independent in their odd samples alone."""
+    truth, hits = 0.5 * (1 + torch.erf(torch.tensor(0.5)).item()), 0
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        inside = torch.randn(60, generator=random)
+        odd = {str(size): torch.randn(size, generator=random) + 1 for size in (150, 150, 200, 300)}
+        row = with_intervals(inside, odd, num_resamples=60, confidence=0.8, seed=seed)["mean"]["auroc"]
+        assert row["low"] <= row["value"] <= row["high"]
+        hits += row["low"] <= truth <= row["high"]
+    assert 11 <= hits <= 20
+
+
+def test_sets_made_of_the_same_images_are_resampled_alike():
+    random = torch.Generator().manual_seed(0)
+    inside, odd = torch.randn(50, generator=random), torch.randn(40, generator=random) + 0.5
+    rows = with_intervals(inside, {"once": odd, "again": odd, "other": odd[:30]}, num_resamples=30)
+    alone = with_intervals(inside, {"once": odd}, num_resamples=30)
+    assert rows["once"] == rows["again"] != rows["other"]
+    assert alone["once"] == alone["mean"]
+    for metric in METRICS:
+        values = [rows[name][metric]["value"] for name in ("once", "again", "other")]
+        assert rows["mean"][metric]["value"] == pytest.approx(sum(values) / 3)
+
+
 def test_mistakes():
     with pytest.raises(ValueError, match="at least 10"):
-        with_intervals(torch.zeros(3), torch.zeros(20))
+        with_intervals(torch.zeros(3), {"odd": torch.zeros(20)})
     for value in ("nan", "inf"):
         with pytest.raises(ValueError, match="odd scores hold 1 NaN or infinite"):
-            with_intervals(torch.randn(20), torch.tensor([float(value), *range(19)]))
+            with_intervals(torch.randn(20), {"odd": torch.tensor([float(value), *range(19)])})
+    with pytest.raises(ValueError, match="one odd set at least"):
+        with_intervals(torch.randn(20), {})
 
 
 @pytest.mark.parametrize("spread", [5, 10**6])  # with ties, without
