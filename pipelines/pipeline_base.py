@@ -56,6 +56,12 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             OSError: If nothing is there, or the Hub cannot be reached.
         """
         require_safetensors(kwargs)
+        for name, component in cls.given(kwargs).items():
+            if component is None and name not in cls._optional_components:
+                raise ValueError(
+                    f"{name} must not be None: {cls.__name__} does nothing without it; leave it out to load the saved "
+                    "one, or give your own. EnergyScoringPipeline loads what scores need alone."
+                )
         folder = cls.find_folder(pretrained_model_name_or_path, kwargs)
         trusted = kwargs.pop("trust_remote_code", False)
         index = read_index(folder / INDEX, trusted)

@@ -61,6 +61,7 @@ class MLPGeneratorModel(Network):
             ``x0_pred``, shape (B, D).
         """
         check_sample("x_next", x_next, self.sample_shape)
+        check_sample("z", z, (self.config.latent_dim,))
         inputs = torch.cat([self.features(x_next), z], dim=1)
         x0_pred = x_next + self.mlp(inputs, expand_timestep(timestep, x_next, self.config.num_timesteps))
         return GeneratorOutput(sample=x0_pred) if return_dict else (x0_pred,)

@@ -104,6 +104,7 @@ class UNetGeneratorModel(Network):
             ``x0_pred`` in [-1, 1], shape (B, C, H, W).
         """
         check_sample("x_next", x_next, self.sample_shape)
+        check_sample("z", z, (self.config.latent_dim,))
         embedding = self.latent_mapping(z)
         t = expand_timestep(timestep, x_next, self.config.num_timesteps)
         x0_pred = torch.tanh(run_unet(self.unet, x_next, t, self.config.patch_size, embedding))

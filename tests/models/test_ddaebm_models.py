@@ -179,6 +179,12 @@ def test_energy_refuses_wrong_inputs(tiny_pipeline, x, message):
         tiny_pipeline.energy_model(x, 0)
 
 
+def test_generator_refuses_latents_of_another_width(tiny_pipeline):
+    width = tiny_pipeline.generator_model.config.latent_dim
+    with pytest.raises(ValueError, match=rf"z must have shape \(B, {width}\) for this model, got \(2, {width + 1}\)"):
+        tiny_pipeline.generator_model(torch.zeros(2, 1, 8, 8), 0, torch.zeros(2, width + 1))
+
+
 @pytest.mark.parametrize("t", [-1, 4, torch.tensor([0, 4]), torch.tensor(-1)])
 def test_noise_levels_that_a_model_does_not_have_are_refused(tiny_pipeline, t):
     x, z = torch.zeros(2, 1, 8, 8), torch.zeros(2, tiny_pipeline.generator_model.config.latent_dim)

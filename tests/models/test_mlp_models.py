@@ -80,6 +80,12 @@ def test_pipeline_on_vectors(models, tmp_path):
         pipe.score(torch.full((2, 3), float("inf")))
 
 
+def test_generator_refuses_latents_of_another_width():
+    model = MLPGeneratorModel(data_dim=2, latent_dim=3, hidden_dims=(4,))
+    with pytest.raises(ValueError, match=r"z must have shape \(B, 3\)"):
+        model(torch.zeros(2, 2), 0, torch.zeros(2, 4))
+
+
 def test_hidden_dims_must_name_a_layer():
     with pytest.raises(ValueError, match="hidden_dims"):
         MLPGeneratorModel(hidden_dims=())

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch.testing import assert_close
 
-from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, MALAScheduler
+from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, EnergyScoringPipeline, MALAScheduler
 from hf_ebm.langevin import conditional_energy_grad, langevin_step
 
 
@@ -150,6 +150,16 @@ def test_another_pipelines_folder_is_named(tiny_pipeline, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds a DDAEBMPipeline.*hf_ebm\.DDAEBMPipeline\.from_pretrained"):
         DualMCMCPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(DDAEBMPipeline, "generator_model"), (DDAEBMPipeline, "scheduler"), (EnergyScoringPipeline, "energy_model")],
+)
+def test_a_needed_component_cannot_be_left_out(tiny_pipeline, tmp_path, cls, name):
+    tiny_pipeline.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{name} must not be None: {cls.__name__} does nothing without it"):
+        cls.from_pretrained(tmp_path, **{name: None})
 
 
 @pytest.mark.parametrize("stock", [DDPMScheduler, DDIMScheduler])
