@@ -143,9 +143,19 @@ def make_pipeline(objects: Objects, settings: DDPMSettings) -> DDIMPipeline:
 def sample_images(
     pipeline: DDIMPipeline, number: int, generator: torch.Generator, num_inference_steps: int, patch_size: int
 ) -> Tensor:
-    """`number` images in [-1, 1], shape (number, C, H, W), on the CPU, by DDIM (Song et al. 2021)."""
+    """`number` images in [-1, 1], shape (number, C, H, W), on the CPU, by DDIM (Song et al. 2021).
+
+    The noise of a step is that of the clipped image. diffusers leaves it as predicted unless asked: image and noise
+    then do not make the sample that they came from, and with every step it gets worse.
+    """
     pipeline.set_progress_bar_config(disable=True)
-    patches = pipeline(number, generator, num_inference_steps=num_inference_steps, output_type="np").images
+    patches = pipeline(
+        number,
+        generator,
+        num_inference_steps=num_inference_steps,
+        use_clipped_model_output=True,
+        output_type="np",
+    ).images
     return F.pixel_shuffle(torch.from_numpy(patches).permute(0, 3, 1, 2) * 2.0 - 1.0, patch_size)
 
 

@@ -215,6 +215,23 @@ def test_ddpm_of_an_oracle_has_no_error_and_draws_its_image(monkeypatch):
         assert_close(drawn, image.expand(3, -1, -1, -1), rtol=0, atol=1e-3)
 
 
+def test_ddpm_draws_with_the_noise_of_the_clipped_image():
+    """Where what is predicted leaves [-1, 1], image and noise of each step still make the sample they came from."""
+    script = Script("ddpm")
+    oracle = Oracle(F.pixel_unshuffle(load_digits()[0][:1], 2)[0])
+    oracle.forward = lambda sample, timestep, **_: type("Output", (), {"sample": 0.3 * sample})
+    scheduler = DDIMScheduler.from_config(DDPMScheduler().config, timestep_spacing="trailing")
+    pipeline = DDIMPipeline(oracle, scheduler)
+    drawn = script.module.sample_images(pipeline, 3, torch.Generator().manual_seed(0), 5, patch_size=2)
+    abars = scheduler.alphas_cumprod[[999, 799, 599, 399, 199]].tolist()
+    x = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    for abar, cleaner in zip(abars, [*abars[1:], 1.0], strict=True):
+        clean = ((x - (1 - abar) ** 0.5 * 0.3 * x) / abar**0.5).clamp(-1, 1)
+        noise = (x - abar**0.5 * clean) / (1 - abar) ** 0.5
+        x = cleaner**0.5 * clean + (1 - cleaner) ** 0.5 * noise
+    assert_close(drawn, F.pixel_shuffle(x, 2).clamp(-1, 1), rtol=0, atol=1e-3)
+
+
 def test_ddpm_has_the_generators_unet_and_any_number_of_steps(tmp_path):
     """Width, depth, attention and size are those of DDAEBM's generator; only z's way in is missing."""
     script = Script("ddpm")
