@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from changes import SHIPPED
+from changes import SHIPPED, current_commit
 from measured_data import DATA, MeasuredData
 
+from hf_ebm.hub import hardware_name
+from hf_ebm.software import software_versions
 from hf_ebm.training.digits_demo import launch_options
-from hf_ebm.training.settings import CONFIGS
+from hf_ebm.training.settings import CONFIGS, read_yaml
 from hf_ebm.training.stopping import DIVERGED
 from hf_ebm.whole_files import whole_file
 
@@ -106,12 +108,28 @@ def make_table(
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     record = options.output / "results.json"
-    protocol = {"max_steps": options.max_steps, "config": f"{method}_{options.data}.yaml"}
-    saved = json.loads(record.read_text()) if record.is_file() else {"protocol": protocol, "rows": {}}
-    if saved["protocol"] != protocol:
-        raise SystemExit(f"error: {record} was made with {saved['protocol']}, not {protocol}; choose another --output.")
-    results: Results = saved["rows"]
     data = MeasuredData.open(DATA[options.data], options.dataset, options.output, options.device)
+    config = f"{method}_{options.data}.yaml"
+    launcher, _ = launch_options()
+    protocol = {
+        "max_steps": options.max_steps,
+        "config": config,
+        "recipe": read_yaml(CONFIGS / config),
+        "fingerprint": data.held_out.source["fingerprint"],
+        "device": options.device,
+        "launch": launcher,  # how many processes, of which each takes a batch
+        "hardware": hardware_name(),
+        "software": software_versions(),
+    }
+    protocol = json.loads(json.dumps(protocol))
+    saved = json.loads(record.read_text()) if record.is_file() else {"protocol": protocol, "commits": [], "rows": {}}
+    different = sorted(key for key in protocol if saved["protocol"].get(key) != protocol[key])
+    if different:
+        made, now = ({key: told.get(key) for key in different} for told in (saved["protocol"], protocol))
+        raise SystemExit(f"error: {record} was made with {made}, not {now}; choose another --output.")
+    results: Results = saved["rows"]
+    if current_commit() not in saved["commits"]:
+        saved["commits"].append(current_commit())
     folder = options.output / "run"
     fixed: dict[str, Any] = {"max_steps": options.max_steps, "output_dir": str(folder), "overwrite_output_dir": True}
     fixed |= {"sample_every": 0, "checkpoint_every": 0, **({"dataset": options.dataset} if options.dataset else {})}
@@ -122,7 +140,7 @@ def make_table(
                 continue
             print(f"== {name_of(changes)}, seed {seed}", flush=True)
             started = time.perf_counter()
-            trained = run_row(method, protocol["config"], {**changes, **fixed, "seed": seed})
+            trained = run_row(method, config, {**changes, **fixed, "seed": seed})
             rows[str(seed)] = measure(folder, changes, data, options.device) if trained else {}
             shutil.rmtree(folder)
             print(f"{time.perf_counter() - started:.0f} s: {rows[str(seed)] or 'diverged'}", flush=True)

@@ -48,7 +48,7 @@ class DDGANSettings(RunSettings):
     coupled_noise: bool = False  # True: fakes share their pair's posterior noise
 
     # objective
-    r1_weight: float = 0.05  # as published for CIFAR-10
+    r1_weight: float = 0.05
     r1_interval: int = 15  # lazy R1: the penalty every k-th step, k times as heavy
 
     # optimisation

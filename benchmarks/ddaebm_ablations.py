@@ -25,7 +25,15 @@ TIMESTEPS = [{"num_timesteps": number, "timestep_weights": None} for number in (
 GROUPS: dict[str, list[Changes]] = {
     "shipped": [{}],
     "latent": [{"latent_dim": 0}],
-    "divergence": [{"kl_weight": 0.0, "recon_weight": 0.0}, {"adversarial_weight": 0.0, "latent_weight": 0.0}],
+    "divergence": [
+        {"kl_weight": 0.0, "recon_weight": 0.0},  # the reverse one alone
+        {  # the forward one alone, by its bound: the posterior's z, and the terms' own weights
+            "adversarial_weight": 0.0,
+            "latent_weight": 0.0,
+            "reconstruction_latent": "posterior",
+            "recon_weight": 1.0,
+        },
+    ],
     "penalty": [{"r1_weight": 0.0}],
     "timesteps": TIMESTEPS,
     "reconstruction": [{"reconstruction_latent": "posterior"}],

@@ -8,9 +8,10 @@
 Each contender (`quality_methods.py`) trains for the same time on the same machine, in one process. How many steps fit
 is measured first, and again by every finished run, so that its learning-rate schedule ends when the time does. The
 training comes in stretches, as many as `--looks`; after each, samples are drawn and measured, and ``results.json`` is
-written. A run whose machine became slower takes a look more. The same command goes on where it stopped; where a machine
-is at hand for minutes only, `--time-limit` ends it before a stretch that would not fit. With `--change`, one method's
-recipe is compared with changes to it. AUROC is the mean over the embedded odd sets, of the energy of held-out images.
+written, with each run's recipe and commit; runs of different recipes are not averaged. A run whose machine became
+slower takes a look more. The same command goes on where it stopped; where a machine is at hand for minutes only,
+`--time-limit` ends it before a stretch that would not fit. With `--change`, one method's recipe is compared with
+changes to it. AUROC is the mean over the embedded odd sets, of the energy of held-out images.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from changes import SHIPPED
+from changes import SHIPPED, current_commit
 from measured_data import DATA, MeasuredData
 from quality_methods import CONTENDERS, Contender, variants
 from quality_report import is_finished, write_report
@@ -41,6 +42,7 @@ from hf_ebm.scoring.feature_statistics import FeatureStatistics
 from hf_ebm.scoring.sample_evaluation import compare
 from hf_ebm.software import software_versions
 from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training.settings import read_yaml
 from hf_ebm.whole_files import whole_file
 
 OTHER_SECONDS = 90  # for --time-limit: first guess of what a stretch takes beside training
@@ -169,6 +171,24 @@ def measure_energies(contender: Contender, folder: Path, data: MeasuredData, dev
     return data.odd_aurocs(pipeline, MOST_HELD_OUT)
 
 
+def recipe_of(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
+    """What a contender's config and changes say, as JSON keeps it."""
+    dataset = {"dataset": options.dataset} if options.dataset else {}
+    recipe = {**read_yaml(contender.config(options.data)), **contender.changes, **dataset}
+    return json.loads(json.dumps(recipe))
+
+
+def check_recipe(name: str, run: dict[str, Any], recipe: dict[str, Any], output: Path) -> None:
+    """Raise a `SystemExit` if a run that was begun had another recipe than the one that is there now."""
+    made = run.get("recipe", recipe)
+    different = sorted(key for key in {*made, *recipe} if made.get(key) != recipe.get(key))
+    if different:
+        raise SystemExit(
+            f"error: {output}/results.json has runs of {name} with another recipe ({', '.join(different)}: "
+            f"{ {key: made.get(key) for key in different} }); choose another --output, or take them out of it."
+        )
+
+
 def open_record(options: argparse.Namespace, protocol: dict[str, Any]) -> dict[str, Any]:
     """What is measured already, or an empty record; a record of another protocol is refused."""
     path = options.output / "results.json"
@@ -226,7 +246,11 @@ def main() -> None:
     for seed in options.seeds:
         for name, contender in options.contenders.items():
             folder = options.output / "runs" / f"{re.sub(r'[^-=.,0-9A-Za-z_]', '_', name)}-{seed}"
-            run = record["runs"].setdefault(name, {}).setdefault(str(seed), {"looks": []})
+            recipe = recipe_of(contender, options)
+            for begun in record["runs"].get(name, {}).values():
+                check_recipe(name, begun, recipe, options.output)
+            new = {"looks": [], "recipe": recipe, "commit": current_commit()}
+            run = record["runs"].setdefault(name, {}).setdefault(str(seed), new)
             while not is_finished(run):
                 began = time.perf_counter()
                 if began - started + needed > options.time_limit:
@@ -240,7 +264,10 @@ def main() -> None:
                     summary = train_stretch(contender, options, run, folder, seed)
                 except subprocess.CalledProcessError as error:  # its message is on the screen; the others go on
                     failed.append(f"{name}, seed {seed}: {error}")
+                    run["ended_early"] = True
+                    save_record(record, options)
                     break
+                run.pop("ended_early", None)
                 samplers = measure(contender, options, folder, real, data.extractor, num_images)
                 aurocs = measure_energies(contender, folder, data, options.device)
                 run["looks"].append({"training": summary, "samplers": samplers, "aurocs": aurocs})

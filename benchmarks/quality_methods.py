@@ -8,6 +8,7 @@ from typing import Any
 
 import baseline_ddgan
 import baseline_ddpm
+import baseline_generator_only
 import baseline_short_run
 from baselines import CONFIGS as BASELINE_CONFIGS
 from baselines import Draw, draw_by
@@ -93,12 +94,11 @@ CONTENDERS = {
     ),
     "generator_only": Contender(
         "generator of Dual-MCMC, not taught by an energy",
-        package_script("dual_mcmc"),
+        baseline_script(baseline_generator_only),
         "dual_mcmc",
         CONFIGS,
         draw_by(DualMCMCPipeline),
         {"generator only": 0},
-        {"x_num_steps": 0, "energy_negatives": "generator"},
     ),
     "short_run": Contender(
         "short-run EBM",

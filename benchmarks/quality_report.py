@@ -30,6 +30,14 @@ def last_looks(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [run["looks"][-1] for run in record["runs"].get(name, {}).values() if is_finished(run)]
 
 
+def seeds_cell(record: dict[str, Any], name: str) -> str:
+    """How many runs a line is the mean of, and how many others ended early."""
+    runs = record["runs"].get(name, {}).values()
+    finished = sum(map(is_finished, runs))
+    early = sum(not is_finished(run) and run.get("ended_early", False) for run in runs)
+    return f"{finished}, {early} ended early" if early else str(finished)
+
+
 def make_table(record: dict[str, Any], contenders: dict[str, Contender]) -> str:
     """One line a sampler, mean and standard deviation over seeds, the floor above."""
     heads = [heading for heading, _ in COLUMNS.values()]
@@ -39,7 +47,9 @@ def make_table(record: dict[str, Any], contenders: dict[str, Contender]) -> str:
     floor = [f"{record['floor'][name]:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
     lines.append("| training images (the floor) | " + " | ".join(floor) + " | " * (len(heads) - len(floor)) + " |")
     for name, contender in contenders.items():
-        looks = last_looks(record, name)
+        looks, seeds = last_looks(record, name), seeds_cell(record, name)
+        if not looks and "early" in seeds:
+            lines += [f"| {sampler} | " + " | " * (len(heads) - 1) + f"{seeds} |" for sampler in contender.samplers]
         for sampler in contender.samplers if looks else ():
             found = [look["samplers"][sampler] for look in looks]
             training = [look["training"] for look in looks]
@@ -52,7 +62,7 @@ def make_table(record: dict[str, Any], contenders: dict[str, Contender]) -> str:
                 f"{statistics.fmean(one['images_per_second'] for one in training):.0f}",
                 f"{max(one['peak_memory_bytes'] for one in training) / 2**20:.0f}",
                 f"{sum(training[0]['parameters'].values()) / 1e6:.2f}",
-                str(len(looks)),
+                seeds,
             ]
             lines.append(f"| {sampler} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

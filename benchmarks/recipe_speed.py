@@ -27,7 +27,7 @@ from hf_ebm.training import train_ddaebm, train_dual_mcmc
 from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.cuda_graph import NUM_EAGER
 from hf_ebm.training.loop import advance
-from hf_ebm.training.run import make_train_step, prepare_models
+from hf_ebm.training.run import make_train_step, prepare_models, training_convolutions
 from hf_ebm.training.settings import load_settings
 
 METHODS: dict[str, tuple[Any, Any, str]] = {
@@ -54,15 +54,19 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
     train_step = make_train_step(method, settings, objects)
 
     def run() -> None:
-        for _, step in zip(range(round_steps), steps, strict=False):
-            x = torch.rand(settings.batch_size, *models[0].sample_shape, device=accelerator.device) * 2 - 1
-            if settings.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            train_step(x, step, objects, settings)
-            for schedule in schedules:
-                advance(schedule)
-            for ema, model in zip(emas, averaged, strict=True):
-                ema.step(model.parameters())
+        with training_convolutions(settings, accelerator.device):
+            for _, step in zip(range(round_steps), steps, strict=False):
+                one_step(step)
+
+    def one_step(step: int) -> None:
+        x = torch.rand(settings.batch_size, *models[0].sample_shape, device=accelerator.device) * 2 - 1
+        if settings.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        train_step(x, step, objects, settings)
+        for schedule in schedules:
+            advance(schedule)
+        for ema, model in zip(emas, averaged, strict=True):
+            ema.step(model.parameters())
 
     return run
 

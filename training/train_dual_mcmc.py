@@ -119,6 +119,14 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSetting
         objects: Models and optimizers.
         settings: The run's settings.
     """
+    z, x_revised, terms = update_generator_and_inference(x, objects, settings)
+    return {**update_energy(x, z, x_revised, objects, settings), **terms}
+
+
+def update_generator_and_inference(
+    x: Tensor, objects: Objects, settings: DualMCMCSettings
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Both chains and the first two updates: the latents z, the revised samples, and the terms of the losses."""
     accelerator = objects.accelerator
 
     # x_gen = g(z); x_revised: the x-chain from it; z_inferred ~ q(z | x); z_revised: the z-chain from it
@@ -141,6 +149,23 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSetting
     loss_inference = inference_loss(z_revised, mean, logvar, z, mean_gen, logvar_gen, settings.latent_weight)
     update(accelerator, objects.inference_optimizer, loss_inference, objects.inference_model.parameters(), settings)
 
+    return (
+        z,
+        x_revised,
+        {
+            "reconstruction": squared_error(recon, x).mean(),
+            "teaching": squared_error(x_gen, x_revised).mean(),
+            "inference": loss_inference,
+        },
+    )
+
+
+def update_energy(
+    x: Tensor, z: Tensor, x_revised: Tensor, objects: Objects, settings: DualMCMCSettings
+) -> dict[str, Tensor]:
+    """The last update; returns the terms of its loss."""
+    accelerator = objects.accelerator
+
     # energy (Eq. 7): from the updated generator with the same z, the x-chain again
     negatives = x_revised
     if settings.energy_negatives != "first_chain":
@@ -161,9 +186,6 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSetting
         "energy_data": energy_data.mean(),
         "energy_revised": energy_revised.mean(),
         "energy_gap": energy_data.mean() - energy_revised.mean(),
-        "reconstruction": squared_error(recon, x).mean(),
-        "teaching": squared_error(x_gen, x_revised).mean(),
-        "inference": loss_inference,
     }
 
 

@@ -78,7 +78,12 @@ def test_the_table_goes_on_and_names_what_diverged(tmp_path, monkeypatch):
     assert table("0") == ["| `as shipped` | 1 | 4.0 |", "| `rate=9` | 0, 1 diverged |  |"]
     assert table("0", "1") == ["| `as shipped` | 2 | 5.0 ± 1.4 |", "| `rate=9` | 0, 2 diverged |  |"]
     assert ran == [(None, 0), (9, 0), (None, 1), (9, 1)]
-    assert json.loads((tmp_path / "results.json").read_text())["protocol"]["config"] == "ddaebm_digits.yaml"
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["protocol"]["config"] == "ddaebm_digits.yaml" and saved["protocol"]["recipe"]["batch_size"] == 32
+    assert len(saved["commits"]) == 1 and saved["protocol"]["fingerprint"]
+    monkeypatch.setattr(ablations, "launch_options", lambda: (["--num_processes", "7"], {}))
+    with pytest.raises(SystemExit, match=r"was made with \{'launch': .*, not \{'launch': \['--num_processes', '7'\]\}"):
+        table("2")
 
 
 @pytest.mark.parametrize(("changes", "finished"), [({"energy_gap_limit": 1e-9}, False), ({}, True)])

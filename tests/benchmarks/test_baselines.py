@@ -18,7 +18,7 @@ from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.training import run
 from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.settings import make_settings, read_yaml
+from hf_ebm.training.settings import CONFIGS, make_settings, read_yaml
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RUN = {"batch_size": 8, "max_steps": 4, "log_every": 1, "sample_every": 2, "checkpoint_every": 2, "num_grid_samples": 4}
@@ -244,6 +244,24 @@ def test_ddpm_has_the_generators_unet_and_any_number_of_steps(tmp_path):
     folder = script.train(tmp_path / "run", max_steps=1, sample_every=0)
     draws = [torch.cat(script.draw(folder, num_inference_steps=steps)) for steps in (None, 3, 5)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
+
+
+def test_generator_only_trains_as_dual_mcmc_whose_energy_teaches_nothing(tmp_path):
+    """The same generator and inference model to the last bit; the energy stays as it was."""
+    from hf_ebm.training import train_dual_mcmc
+
+    alone = importlib.import_module("baseline_generator_only")
+    config = read_yaml(CONFIGS / "dual_mcmc_digits.yaml") | RUN | {"sample_every": 0}
+    folders = {}
+    for name, train, changes in (
+        ("alone", alone.train, {}),
+        ("idle", train_dual_mcmc.train, {"x_num_steps": 0, "energy_negatives": "generator"}),
+    ):
+        settings = config | {"output_dir": str(tmp_path / name)} | changes
+        folders[name] = train(make_settings(train_dual_mcmc.DualMCMCSettings, settings))
+    for part, same in (("generator_model", True), ("inference_model", True), ("energy_model", False)):
+        first, second = (load_file(next((folder / part).glob("*.safetensors"))) for folder in folders.values())
+        assert all(torch.equal(first[key], second[key]) for key in first) is same, part
 
 
 def test_short_run_draws_by_the_chain_it_was_trained_with(tmp_path):

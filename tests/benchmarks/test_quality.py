@@ -53,6 +53,16 @@ def test_it_trains_measures_and_goes_on(tmp_path):
     refused = run(tmp_path, "--seconds", "3")
     assert refused.returncode != 0 and "was made with other settings (seconds)" in refused.stderr
 
+    assert record["runs"]["ddpm"]["0"]["commit"] == module("changes").current_commit()
+    record["runs"]["ddpm"]["0"]["recipe"]["batch_size"] = 63
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    refused = run(tmp_path, "--seeds", "1")
+    assert (
+        refused.returncode != 0
+        and "runs of ddpm with another recipe (batch_size: {'batch_size': 63})" in refused.stderr
+    )
+    assert json.loads((tmp_path / "results.json").read_text()) == record
+
 
 def look(distance, seconds=10.0, rate=50.0, steps=100, auroc=0.75):
     metrics = {"frechet_distance": distance, "kernel_distance": 2.0, "precision": 0.5, "recall": 0.25}
@@ -91,6 +101,22 @@ def test_the_table_is_over_finished_seeds():
     assert cells["AUROC"] == "0.875 ± 0.035"  # means over odd sets of 0.85 and 0.9
     assert floor.split("|")[2:6] == [" 1.00 ", " 1.00 ", " 0.900 ", " 0.900 "]
     assert len(floor.split("|")) == len(head.split("|"))
+
+
+def test_runs_that_ended_early_are_in_the_table():
+    early = {"max_steps": 100, "looks": [look(9.0, steps=50)], "ended_early": True}
+    done = {"max_steps": 100, "looks": [look(3.0)]}
+    floor = {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9}
+    for runs, distance, seeds in (
+        ({"0": done, "1": early}, "3.00", "1, 1 ended early"),
+        ({"0": early}, "", "0, 1 ended early"),
+    ):
+        record = {"floor": floor, "runs": {"ddpm": runs}}
+        table = module("quality_report").make_table(record, module("quality_methods").CONTENDERS)
+        head, _, _, *rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
+        assert len(rows) == 3 and all(len(row) == len(head) for row in rows)
+        cells = dict(zip(head, rows[0], strict=True))
+        assert cells["FD"] == distance and cells["seeds"] == seeds
 
 
 def test_changes_to_one_recipe_are_compared(tmp_path):

@@ -1,0 +1,56 @@
+"""The generator of Dual-MCMC Teaching with its inference model and z-chain, taught by no energy.
+
+    python benchmarks/baseline_generator_only.py --config dual_mcmc_digits.yaml output_dir=outputs/alone
+
+The first two updates of a `train_dual_mcmc.train_step`, without the x-chain. The energy of the run folder is as
+initialised: a step does not pay for what nothing uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_ebm.training import train_dual_mcmc
+from hf_ebm.training.run import run_training
+from hf_ebm.training.script import run_script
+from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, Objects
+
+
+def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSettings) -> dict[str, Tensor]:
+    """One iteration: generator, inference model; returns the terms of the losses."""
+    return train_dual_mcmc.update_generator_and_inference(x, objects, settings)[2]
+
+
+def make_objects(*arguments: Any) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+    """As for Dual-MCMC Teaching, without a learning-rate schedule of the energy, whose optimizer does not step."""
+    objects, schedules = train_dual_mcmc.make_objects(*arguments)
+    return objects, [one for one in schedules if one.optimizer is not objects.energy_optimizer.optimizer]
+
+
+METHOD = dataclasses.replace(
+    train_dual_mcmc.METHOD,
+    make_objects=make_objects,
+    train_step=train_step,
+    shown_terms=("reconstruction", "inference"),
+    write_card=None,
+)
+
+
+def train(settings: DualMCMCSettings) -> Path:
+    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    return run_training(METHOD, dataclasses.replace(settings, x_num_steps=0))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    run_script(__doc__ or "", DualMCMCSettings, train_dual_mcmc.DEFAULT_CONFIG, train, arguments)
+
+
+if __name__ == "__main__":
+    main()
