@@ -91,9 +91,15 @@ def find_image_column(dataset: Any, column: str | None) -> str:
             )
         return column
     found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    if len(found) != 1:
+    if not found:
         raise ValueError(
-            f"the data set has {len(found)} image columns among {dataset.column_names}; name one with image_column=..."
+            f"the data set has no column of type Image among {dataset.column_names}; give a folder of image files, or "
+            "cast the column of pictures: dataset.cast_column(name, datasets.Image())."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"the data set has {len(found)} image columns, {found}; name one: image_column=..., for a command "
+            "--image-column."
         )
     return found[0]
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 NAME = re.compile(r"^step_(\d+)$")
 STATE = "trainer_state.json"
+MOST_DIFFERENT = 5  # settings of another architecture that a message names
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -123,14 +124,22 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_same_models(checkpoint: Path, models: dict[str, Any]) -> None:
-    """Raise a `ValueError` if the checkpoint's networks differ from `models`, the settings that describe them."""
-    saved = read_state(checkpoint).get("models", {})
+def check_same_models(checkpoint: Path, models: dict[str, Any], method: str) -> None:
+    """Raise a `ValueError` if the checkpoint is of another method, or of other networks than `models` describe."""
+    state = read_state(checkpoint)
+    if state.get("method", method) != method:
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of method {state['method']}, and this trains {method}; resume it with its "
+            "own script, or choose another output_dir."
+        )
+    saved = state.get("models", {})
     now = json.loads(json.dumps(models))
     there, here = flat(saved), flat(now)
     different = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
     if different:
-        pairs = ", ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in different)
+        shown = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in different[:MOST_DIFFERENT]]
+        more = len(different) - len(shown)
+        pairs = ", ".join([*shown, f"and {more} more"] if more else shown)
         raise ValueError(
             f"{checkpoint} is a checkpoint of another architecture ({pairs}); resume with its settings, or choose "
             "another output_dir."

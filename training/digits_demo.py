@@ -124,7 +124,6 @@ def format_table(metrics: dict[str, Any]) -> str:
         *([f"  before the x-chain             {frechet[key]:8.2f}"] if (key := "generator_alone") in frechet else []),
         f"  training images (the floor)    {frechet['floor']:8.2f}",
         f"  a pixel Gaussian               {frechet['pixel_gaussian']:8.2f}",
-        "(This is one draw of samples; `hf-ebm evaluate --num-seeds 5` tells how far draws differ.)",
         "AUROC of the energy, held-out digits against",
     ]
     lines += [f"  {name:<30} {value:8.4f}" for name, value in metrics["auroc"].items()]
@@ -210,6 +209,8 @@ def run(method: str, arguments: Sequence[str]) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     write_card(folder)
     print(format_table(metrics))
+    several = shlex.join(["hf-ebm", "evaluate", "--model", str(folder), "--dataset", "digits", "--num-seeds", "5"])
+    print(f"The samples are one draw; how far draws differ tells {several}")
     print(
         f"measured it, and wrote into {folder}/ besides: ood.png, {extra}metrics.json, and its figures into README.md"
     )

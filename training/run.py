@@ -132,7 +132,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
         if hasattr(model.config, "padding"):  # an energy of images, whose image processor shall pad as well
             model.config.padding = settings.padding
     if checkpoint is not None:
-        check_same_models(checkpoint, model_settings)
+        check_same_models(checkpoint, model_settings, method.name)
         done = read_state(checkpoint)["step"]
         is_own = is_in(checkpoint, output_dir / "checkpoints")
         with_card = method.write_card is not None
@@ -210,6 +210,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
         facts = {
             "position": dataclasses.asdict(position),
             "num_processes": accelerator.num_processes,
+            "method": method.name,
             "models": model_settings,
             "settings": dataclasses.asdict(settings),
             "changes": changes,

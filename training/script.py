@@ -27,8 +27,9 @@ def run_script(
         configs = ", ".join(path.name for path in shipped_configs(default_config))
         try:
             print(doc, f"Configs: {configs}", sep="\n")
-            print(f"Without --config the settings of {default_config} hold; what a config leaves out is by default:")
-            print(describe_settings(cls), flush=True)
+            print(f"Without --config the settings of {default_config} hold (beside the defaults, where they differ).")
+            print("What a config leaves out is by default:")
+            print(describe_settings(cls, default_config), flush=True)
         except BrokenPipeError:  # `| head` has seen enough; Python would complain at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return

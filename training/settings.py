@@ -174,8 +174,12 @@ def _readable(hint: Any) -> str:
     return str(hint.__name__ if isinstance(hint, type) else hint).replace("NoneType", "null")
 
 
-def describe_settings(cls: type[Any]) -> str:
-    """Each setting with its default and the comment beside it in the source, one a line."""
+def describe_settings(cls: type[Any], config: str) -> str:
+    """Each setting with its default and the comment beside it in the source, one a line.
+
+    Where the shipped `config` says another value, that is told as well.
+    """
+    chosen = read_yaml(CONFIGS / config)
     comments: dict[str, str] = {}
     for part in reversed(cls.__mro__[:-1]):
         for name, comment in re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", inspect.getsource(part), re.MULTILINE):
@@ -185,6 +189,8 @@ def describe_settings(cls: type[Any]) -> str:
         default = item.default if item.default is not dataclasses.MISSING else {}
         default = list(default) if isinstance(default, tuple) else default  # as it is written on the command line
         text = f"  {item.name} = {default!r}"
+        if item.name in chosen and chosen[item.name] != default:
+            text += f"; {Path(config).name}: {chosen[item.name]!r}"
         lines.append(f"{text:<50} {comments[item.name]}" if item.name in comments else text)
     return "\n".join(lines)
 

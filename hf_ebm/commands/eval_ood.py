@@ -94,6 +94,8 @@ def run(options: argparse.Namespace) -> None:
             sets |= evaluation.make_odd_sets(test, [name], options.seed)
             sources[name] = {"made_from": "the in-distribution images", "num_images": len(test)}
             continue
+        if "/" not in name and not Path(name).exists() and (near := did_you_mean(name, ODD_IMAGES, "")):
+            raise ValueError(f"--ood: {name!r} is no embedded odd set; {near} A set of the Hub is written user/name.")
         shown = DatasetName.parse(name).public
         if shown in (*sets, "mean"):
             raise ValueError(f"--ood: {name} has the same name in the table as another column, {shown!r}; rename it.")

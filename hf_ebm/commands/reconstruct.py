@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
     print("mean squared error per pixel, on the scale of [-1, 1]\n      inferred       revised  image")
     for name, values in errors.items():
         print(f"{values['mse']['inference_model']:14.6f}{values['mse']['z_chain']:14.6f}  {name}")
-    print(f"wrote {options.output}")
+    print(f"wrote {options.output}{'' if as_folder else ': from above, the images, as inferred, and as revised'}")
 
 
 def tell_changes(names: Sequence[str], pictures: Sequence[Any], sample_shape: tuple[int, ...], padding: int) -> None:

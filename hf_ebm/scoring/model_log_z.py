@@ -15,6 +15,7 @@ over z, which would need a bracket of its own.) A Gaussian fitted to its samples
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,11 @@ def bracket_on_box(
 ) -> tuple[LogZBracket, dict[str, Any]]:
     """The bracket of log Z over the box, and mean energies ``E / T`` of the walks' ends."""
     number, energy_in_v = settings.num_chains, box.energy_in_v(energy_fn, temperature)
+
     options = settings.walk_options(generator, progress_bar)
+
+    def bar(what: str) -> ProgressBar:
+        return functools.partial(progress_bar, desc=what)
 
     def draw(count: int) -> Tensor:
         drawn = pipeline(count, generator=generator, output_type="pt").images.to(data)
@@ -124,6 +129,7 @@ def bracket_on_box(
         base = FITTED_BASES[settings.base](draw(max(MIN_FIT_SAMPLES, 2 * data[0].numel())))
     # 2. where the reverse walk starts
     if settings.reverse_from == "annealed":
+        options["progress_bar"] = bar("1 of 3, starts of the reverse walk")
         walked = estimate_log_z(energy_in_v, base, None, temperature, **options)
         chosen = torch.multinomial(walked.log_weights.softmax(dim=0), number, replacement=True, generator=generator)
         starts = walked.ends[chosen.to(data.device)]
@@ -134,10 +140,12 @@ def bracket_on_box(
         starts = box.from_box(data[order.to(data.device)])
     steps = 0 if settings.reverse_from == "data" else settings.equilibration_steps
     scheduler = HMCScheduler(step_size=0.1, num_leapfrog_steps=settings.num_leapfrog_steps)
+    equilibrating = bar("2 of 3, equilibrating them")
     found = equilibrate(
-        energy_in_v, base, starts, temperature, steps, scheduler, generator=generator, progress_bar=progress_bar
+        energy_in_v, base, starts, temperature, steps, scheduler, generator=generator, progress_bar=equilibrating
     )
     # 3. both walks
+    options["progress_bar"] = bar("3 of 3, both walks")
     bracket = estimate_log_z(energy_in_v, base, found.samples, temperature, **options)
 
     def mean_energy(v: Tensor) -> float:

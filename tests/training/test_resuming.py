@@ -105,6 +105,20 @@ def test_resume_refuses(tmp_path, script):
     assert "generator.latent_dim: 4 there, 5 now" in str(error.value) and "block_out" not in str(error.value)
 
 
+def test_a_checkpoint_of_another_method_is_told(tmp_path, script):
+    script.train(tmp_path / "run", max_steps=2)
+    state = tmp_path / "run" / "checkpoints" / "step_00000002" / "trainer_state.json"
+    facts = json.loads(state.read_text())
+    method = facts["method"]
+    state.write_text(json.dumps({**facts, "method": "another", "models": {}}))
+    with pytest.raises(ValueError, match=f"is a checkpoint of method another, and this trains {method}; resume it"):
+        script.train(tmp_path / "run", resume="latest", max_steps=3)
+    facts.pop("method")  # a checkpoint from before methods were written down
+    state.write_text(json.dumps({**facts, "models": {f"part{k}": k for k in range(9)}}))
+    with pytest.raises(ValueError, match=r"another architecture .* and \d+ more\)"):
+        script.train(tmp_path / "run", resume="latest", max_steps=3)
+
+
 def test_another_runs_checkpoint_replaces_no_run(tmp_path, script):
     """Into an empty folder it goes on; a folder that holds a run is left as it is."""
     script.train(tmp_path / "a", max_steps=2)

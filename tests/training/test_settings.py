@@ -80,6 +80,7 @@ def test_help_tells_what_settings_mean(capsys):
     out = capsys.readouterr().out
     assert "lazy R1: the penalty every k-th step" in out
     assert "ddaebm_cifar10.yaml" in out and "dual_mcmc_digits.yaml" not in out
+    assert "max_steps = 2000; ddaebm_digits.yaml: 1200" in out and "padding = 0  " in out
     assert all(field.name in out for field in dataclasses.fields(train_ddaebm.DDAEBMSettings))
 
 
