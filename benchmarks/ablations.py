@@ -128,8 +128,8 @@ def make_table(
         made, now = ({key: told.get(key) for key in different} for told in (saved["protocol"], protocol))
         raise SystemExit(f"error: {record} was made with {made}, not {now}; choose another --output.")
     results: Results = saved["rows"]
-    if current_commit() not in saved["commits"]:
-        saved["commits"].append(current_commit())
+    if (commit := current_commit()) not in saved["commits"]:
+        saved["commits"].append(commit)
     folder = options.output / "run"
     fixed: dict[str, Any] = {"max_steps": options.max_steps, "output_dir": str(folder), "overwrite_output_dir": True}
     fixed |= {"sample_every": 0, "checkpoint_every": 0, **({"dataset": options.dataset} if options.dataset else {})}

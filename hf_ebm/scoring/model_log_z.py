@@ -112,7 +112,6 @@ def bracket_on_box(
 ) -> tuple[LogZBracket, dict[str, Any]]:
     """The bracket of log Z over the box, and mean energies ``E / T`` of the walks' ends."""
     number, energy_in_v = settings.num_chains, box.energy_in_v(energy_fn, temperature)
-
     options = settings.walk_options(generator, progress_bar)
 
     def bar(what: str) -> ProgressBar:
