@@ -305,7 +305,10 @@ class EnergyScoringPipeline(EBMPipeline):
             raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
         measure = self.make_measure(names, seed)
         batches = sample_batches(images, batch_size, self.sample_shape, image_column, resize, num_workers, padding)
-        parts = [measures for _, measures in measure_batches(self.progress_bar(batches), measure)]
+        bar = self.progress_bar(batches)
+        if not getattr(bar, "desc", None):  # the caller's own, by `set_progress_bar_config`, stays
+            bar.set_description_str("scoring batches", refresh=False)
+        parts = [measures for _, measures in measure_batches(bar, measure)]
         if not parts:
             raise ValueError("images is empty; give at least one image.")
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -62,6 +62,13 @@ def test_every_kind_of_input_gives_the_same_energies(scorer, tiny_pipeline, digi
     assert_close(scorer(table, image_column="picture", return_dict=False)[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("settings", "title"), [({}, "scoring batches"), ({"desc": "mine"}, "mine")])
+def test_bar_has_a_name(scorer, digits, capfd, settings, title):
+    scorer.set_progress_bar_config(disable=False, **settings)
+    scorer(digits, batch_size=20)
+    assert f"{title}: 3it" in capfd.readouterr().err
+
+
 def test_tensors_and_pictures_in_one_list(scorer, digits, pictures):
     assert_close(scorer([digits[0], pictures[1]]).energies, scorer(digits[:2]).energies)
 
