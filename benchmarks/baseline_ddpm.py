@@ -2,7 +2,8 @@
 
     accelerate launch benchmarks/baseline_ddpm.py --config benchmarks/configs/ddpm_digits.yaml key=value ...
 
-`UNet2DModel` predicts the noise of a `DDPMScheduler` (1000 steps, linear betas), by plain squared error. The run folder
+`UNet2DModel` predicts the noise of a `DDPMScheduler` (1000 steps, linear betas), or the clean image or the velocity
+(Salimans & Ho 2022) as `prediction_type` says, by plain squared error. The run folder
 is a `DDIMPipeline`, which samples in any number of steps. A preset whose U-Net works on patches is trained on
 ``pixel_unshuffle(x)``: the same numbers in another order, so the same diffusion. With no arguments it trains the
 digits.
@@ -41,6 +42,7 @@ class DDPMSettings(RunSettings):
     output_dir: str = "outputs/ddpm"
     num_inference_steps: int = 50  # of DDIM where nothing else is said
     timestep_spacing: str = "trailing"  # of DDIM's steps; "leading" leaves out the noisiest states
+    prediction_type: str = "epsilon"  # what the U-Net predicts; or "sample", "v_prediction"
 
     # optimisation
     generator_learning_rate: float = 2e-4
@@ -52,6 +54,7 @@ class DDPMSettings(RunSettings):
         super().__post_init__()
         self.check_at_least(1, "num_inference_steps")
         self.check_choice("timestep_spacing", ("leading", "linspace", "trailing"))
+        self.check_choice("prediction_type", ("epsilon", "sample", "v_prediction"))
 
 
 @dataclasses.dataclass
@@ -71,7 +74,9 @@ class Objects:
 
 
 def train_step(x: Tensor, step: int, objects: Objects, settings: DDPMSettings) -> dict[str, Tensor]:
-    """One iteration: ``mean (noise - unet(x_t, t))^2`` over a random t for each image, mean over pixels and batch.
+    """One iteration: ``mean (target - unet(x_t, t))^2`` over a random t for each image, mean over pixels and batch.
+
+    The target is the noise, or what else the scheduler's `prediction_type` names.
 
     Args:
         x: Clean images, shape (B, C, H, W).
@@ -83,7 +88,9 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDPMSettings) -
     t = torch.randint(objects.scheduler.config.num_train_timesteps, x.shape[:1], device=x.device)
     noise = torch.randn_like(x)
     x_t = objects.scheduler.add_noise(x, noise, t)
-    loss = F.mse_loss(objects.unet(x_t, t, return_dict=False)[0].float(), noise)
+    targets = {"epsilon": noise, "sample": x, "v_prediction": objects.scheduler.get_velocity(x, noise, t)}
+    target = targets[settings.prediction_type]
+    loss = F.mse_loss(objects.unet(x_t, t, return_dict=False)[0].float(), target)
     update(objects.accelerator, objects.optimizer, loss, objects.unet.parameters(), settings)
     return {"squared_error": loss}
 
@@ -131,7 +138,8 @@ def make_objects(
     if settings.compile:
         unet.compile()
     patch_size = make_model_settings(settings)["unet"]["patch_size"]
-    return Objects(accelerator, *accelerator.prepare(unet, optimizer), DDPMScheduler(), patch_size), schedules
+    scheduler = DDPMScheduler(prediction_type=settings.prediction_type)
+    return Objects(accelerator, *accelerator.prepare(unet, optimizer), scheduler, patch_size), schedules
 
 
 def make_pipeline(objects: Objects, settings: DDPMSettings) -> DDIMPipeline:

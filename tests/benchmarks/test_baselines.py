@@ -185,31 +185,37 @@ def test_ddgan_generator_goes_where_the_logit_rises(monkeypatch):
 
 
 class Oracle(UNet2DModel):
-    """Knows the one image that all data are, so it knows the noise of every state."""
+    """Knows the one image that all data are, so it knows the noise of every state, and the velocity."""
 
-    def __init__(self, patches):
+    def __init__(self, patches, prediction_type="epsilon"):
         super().__init__(
             sample_size=patches.shape[-1], in_channels=len(patches), out_channels=len(patches), norm_num_groups=4,
             block_out_channels=(4,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
         )  # fmt: skip
         self.patches, self.alphas_cumprod = patches, DDPMScheduler().alphas_cumprod
+        self.prediction_type = prediction_type
 
     def forward(self, sample, timestep, return_dict=True, **_):
         abar = self.alphas_cumprod[timestep].reshape(-1, 1, 1, 1)
         noise = (sample - abar.sqrt() * self.patches) / (1 - abar).sqrt()
-        return type("Output", (), {"sample": noise}) if return_dict else (noise,)
+        clean = self.patches.expand_as(sample)
+        velocity = abar.sqrt() * noise - (1 - abar).sqrt() * clean
+        answer = {"epsilon": noise, "sample": clean, "v_prediction": velocity}[self.prediction_type]
+        return type("Output", (), {"sample": answer}) if return_dict else (answer,)
 
 
-def test_ddpm_of_an_oracle_has_no_error_and_draws_its_image(monkeypatch):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_ddpm_of_an_oracle_has_no_error_and_draws_its_image(monkeypatch, prediction_type):
     script = Script("ddpm")
     image = load_digits()[0][:1]
-    settings = script.settings()
+    settings = script.settings(prediction_type=prediction_type)
     objects = script.objects(settings)
-    objects.unet = Oracle(F.pixel_unshuffle(image, 2)[0])
+    objects.unet = Oracle(F.pixel_unshuffle(image, 2)[0], prediction_type)
     monkeypatch.setattr(script.module, "update", lambda *arguments: None)
     terms = script.module.train_step(image.expand(8, -1, -1, -1), 0, objects, settings)
     assert terms["squared_error"].item() < 1e-8
-    pipeline = DDIMPipeline(objects.unet, DDIMScheduler.from_config(DDPMScheduler().config))
+    pipeline = script.module.make_pipeline(objects, settings)
+    assert pipeline.scheduler.config.prediction_type == prediction_type
     for num_steps in (1, 4):
         drawn = script.module.sample_images(pipeline, 3, torch.Generator().manual_seed(0), num_steps, patch_size=2)
         assert_close(drawn, image.expand(3, -1, -1, -1), rtol=0, atol=1e-3)
