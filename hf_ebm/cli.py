@@ -87,6 +87,10 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
+    for listed in commands._get_subactions():
+        of_command = commands.choices[listed.dest]
+        if of_command.description is None and listed.help:
+            of_command.description = f"{listed.help[0].upper()}{listed.help[1:]}."
     return parser
 
 

@@ -160,6 +160,12 @@ def keep_earlier_run(folder: Path) -> Path | None:
     return folder.rename(kept)
 
 
+def python_here() -> list[str]:
+    """What a shell in this folder calls the running Python: a path below it, such as a ``.venv``'s, or its name."""
+    python, here = Path(sys.executable), Path.cwd()
+    return [str(python.relative_to(here)) if python.is_relative_to(here) else "python"]
+
+
 def run(method: str, arguments: Sequence[str]) -> None:
     """Train, measure, show.
 
@@ -181,18 +187,21 @@ def run(method: str, arguments: Sequence[str]) -> None:
     started = time.perf_counter()
     goes_on = any(argument.startswith("resume=") for argument in arguments)
     kept = None if goes_on else keep_earlier_run(folder)
+    if kept is not None:
+        print(f"the earlier run of {folder} is kept in {kept}", flush=True)
     launcher, environment = launch_options()
     with patch_environment(**environment):
         code = launch(method, launcher, ["--config", str(config), *arguments])
     if kept is not None and not folder.exists():  # nothing was begun
         kept.rename(folder)
-    elif kept is not None:
-        print(f"the earlier run of {folder} is kept in {kept}", flush=True)
+        print(f"nothing was begun: {kept} is {folder} again", flush=True)
     if code:
         if code == INTERRUPTED:
             others = [argument for argument in arguments if not argument.startswith("resume=")]
-            again = shlex.join(["python", "-m", "hf_ebm.training.demo", method, "resume=latest", *others])
+            again = shlex.join([*python_here(), "-m", "hf_ebm.training.demo", method, "resume=latest", *others])
             print(f"hf-ebm: the demo begins again by make demo; it goes on by {again}", file=sys.stderr)
+            if kept is not None:
+                print(f"hf-ebm: until it has ended, use the earlier run in {kept}", file=sys.stderr)
         raise SystemExit(code)
     pipeline = METHODS[method].from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

@@ -203,7 +203,10 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
             restart_schedules(schedules, beginnings, step)
         elif step >= earlier.get("max_steps", settings.max_steps):
             rate = schedules[0].get_last_lr()[0]
-            accelerator.print(f"note: the run was finished and is extended; its learning rate goes on at {rate:g}.")
+            accelerator.print(
+                f"note: the run was finished at step {step} and is extended to max_steps {settings.max_steps}; its "
+                f"learning rate goes on at {rate:g}."
+            )
     metrics = MetricsFile(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
 
     def checkpoint_now() -> None:

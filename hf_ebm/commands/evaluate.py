@@ -123,6 +123,7 @@ def format_table(record: dict[str, Any]) -> str:
     labels = {
         "frechet_distance": "FID" if extractor["is_standard_inception"] else "Frechet distance (not FID)",
         "kernel_distance": "kernel distance (as KID)",
+        "kernel_distance_std": "its std over subsets",
         "inception_score": "Inception score",
     }
     lines = [
@@ -142,5 +143,8 @@ def format_table(record: dict[str, Any]) -> str:
         for name, value in found["inference_model"].items():
             cells = [show_error(error) for error in (value, found["z_chain"][name])]
             lines.append(f"{name:<30}" + "".join(f"{cell:>20}" for cell in cells))
+    kernel = metrics["kernel_distance"]
+    if min(value for value in (kernel["samples"], kernel["floor"]) if value is not None) < 0:
+        lines.append("note: the kernel distance is an unbiased estimate, which can be below 0 near the floor.")
     lines += [f"note: {limit}" for limit in record["limits"]]
     return "\n".join(lines)

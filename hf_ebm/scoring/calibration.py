@@ -83,7 +83,7 @@ class Calibration:
         if number < max(needed, 2):
             raise ValueError(
                 f"calibration needs at least {max(needed, 2)} in-distribution samples for target_fpr={target_fpr}, got "
-                f"{number}; give more, or a larger target_fpr."
+                f"{number}; give more, or a larger target_fpr (--target-fpr)."
             )
         possible = {name: score for name, score in SCORES.items() if set(score.measures) <= set(measures)}
         for name, score in list(possible.items()):

@@ -66,7 +66,7 @@ def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     PIL.Image.new("RGB", (20, 20), "white").save(path)
     with pytest.raises(SystemExit):
         main(["score", "--model", folder, path])
-    assert "convert_picture(image, 1)); --resize converts" in capsys.readouterr().err
+    assert "mode 'L' of 8x8 pixels, got 'RGB' of 20x20); --resize converts" in capsys.readouterr().err
     values = str(tmp_path / "values.tiff")
     PIL.Image.new("F", (20, 20)).save(values)  # which resizing would not help
     for option in ([], ["--resize"]):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monke
         (
             130,
             "hf-ebm: the demo begins again by make demo; it goes on by "
-            "python -m hf_ebm.training.demo ddaebm resume=latest max_steps=1\n",
+            "bin/python -m hf_ebm.training.demo ddaebm resume=latest max_steps=1\n",
         ),
         (2, ""),
     ],
@@ -65,9 +66,11 @@ def test_the_demo_ends_with_the_scripts_code_and_says_how_it_goes_on(monkeypatch
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(launch, "launch_command", stop)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        demo.main(["max_steps=1"])
-    assert end.value.code == code and capsys.readouterr() == ("", said)
+    for python, named in ((tmp_path / "bin" / "python", "bin/python"), (Path("/elsewhere/python3"), "python")):
+        monkeypatch.setattr(sys, "executable", str(python))
+        with pytest.raises(SystemExit) as end:
+            demo.main(["max_steps=1"])
+        assert end.value.code == code and capsys.readouterr() == ("", said.replace("bin/python", named))
 
 
 def test_a_demo_made_again_keeps_the_earlier_run(monkeypatch, tmp_path, capsys):
@@ -89,12 +92,15 @@ def test_a_demo_made_again_keeps_the_earlier_run(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         demo.main([f"output_dir={folder}"])
     assert (tmp_path / "run-2" / "settings.yaml").read_text() == "old" and not any((tmp_path / "run-1").iterdir())
-    assert capsys.readouterr().out == f"the earlier run of {folder} is kept in {tmp_path / 'run-2'}\n"
+    kept = f"the earlier run of {folder} is kept in {tmp_path / 'run-2'}\n"
+    printed = capsys.readouterr()
+    assert printed.out == kept and f"use the earlier run in {tmp_path / 'run-2'}\n" in printed.err
     code = 2  # a mistake in the settings: nothing was begun
     with pytest.raises(SystemExit):
         demo.main([f"output_dir={folder}"])
     assert (folder / "settings.yaml").read_text() == "new" and not (tmp_path / "run-3").exists()
-    assert capsys.readouterr().out == ""
+    kept = f"the earlier run of {folder} is kept in {tmp_path / 'run-3'}\n"
+    assert capsys.readouterr() == (f"{kept}nothing was begun: {tmp_path / 'run-3'} is {folder} again\n", "")
 
 
 def test_ctrl_c_ends_the_demo_with_one_line_also_while_it_imports(monkeypatch, capsys):
