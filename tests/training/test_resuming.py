@@ -221,7 +221,7 @@ def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, ca
     folder = script.train(tmp_path / "run", max_steps=2)
     script.train(folder, max_steps=4, resume="latest", log_every=2)
     printed = capsys.readouterr().out
-    assert "the run was finished at step 4 and is extended to max_steps 6; its learning rate goes on at" in printed
+    assert "the run was finished at step 2 and is extended to max_steps 4; its learning rate goes on at" in printed
     assert "other settings" not in printed and "on the way" not in (folder / "README.md").read_text()
     script.train(folder, max_steps=5, resume="latest", batch_size=4, seed=0)
     assert "note: other settings than before, which were batch_size 8." in capsys.readouterr().out
