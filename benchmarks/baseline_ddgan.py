@@ -4,9 +4,11 @@
 
 The discriminator ``D(x_t, x_next, t)`` is DDAEBM's inference network with one output, whose mean is the logit. An
 energy ``0.5 ||x - U(x, t)||^2`` cannot stand in its place: it does not see ``x_next``, which the pair is judged by, and
-it is never negative, while a logit needs both signs. The shipped configs give it about as many parameters as the
-energy has: with fewer, samples were much worse after the same time. With no arguments it trains the digits. The run
-folder is a `DDAEBMPipeline` without an energy; the discriminator is in the checkpoints.
+it is never negative, while a logit needs both signs. On the digits it has about as many
+parameters as the energy: with fewer, samples were much worse after the same time. On Fashion-MNIST, where it works on
+pixels and the energy on patches, it is smaller: a larger one was no better there, as fewer steps fit. On CIFAR-10 it is
+smaller, too, which nobody has tuned. With no arguments it trains the digits. The run folder is a `DDAEBMPipeline`
+without an energy; the discriminator is in the checkpoints.
 """
 
 from __future__ import annotations

@@ -88,8 +88,10 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDPMSettings) -
     t = torch.randint(objects.scheduler.config.num_train_timesteps, x.shape[:1], device=x.device)
     noise = torch.randn_like(x)
     x_t = objects.scheduler.add_noise(x, noise, t)
-    targets = {"epsilon": noise, "sample": x, "v_prediction": objects.scheduler.get_velocity(x, noise, t)}
-    target = targets[settings.prediction_type]
+    if settings.prediction_type == "v_prediction":
+        target = objects.scheduler.get_velocity(x, noise, t)
+    else:
+        target = {"epsilon": noise, "sample": x}[settings.prediction_type]
     loss = F.mse_loss(objects.unet(x_t, t, return_dict=False)[0].float(), target)
     update(objects.accelerator, objects.optimizer, loss, objects.unet.parameters(), settings)
     return {"squared_error": loss}

@@ -154,17 +154,14 @@ def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool, pa
             return np.asarray(image)
         if fits and padding and image.size[::-1] == tuple(size - 2 * padding for size in sample_shape[1:]):
             return _padded(image, padding)
-        try:
-            return _fitting(image, sample_shape)  # which says what does not fit
-        except ValueError as error:
-            if sample_shape[0] in (1, 3) and len(sample_shape) == 3 and image.mode not in UNKNOWN_RANGE:
-                channels, height, width = sample_shape
-                bare = f" or {width - 2 * padding}x{height - 2 * padding}" if padding else ""
-                raise ResizableError(
-                    f"does not fit (the model takes mode {PIL_MODES[channels]!r} of {width}x{height}{bare} pixels, got "
-                    f"{image.mode!r} of {image.width}x{image.height})"
-                ) from error
-            raise
+        if sample_shape[0] in (1, 3) and len(sample_shape) == 3 and image.mode not in UNKNOWN_RANGE:
+            channels, height, width = sample_shape
+            bare = f" or {width - 2 * padding}x{height - 2 * padding}" if padding else ""
+            raise ResizableError(
+                f"does not fit (the model takes mode {PIL_MODES[channels]!r} of {width}x{height}{bare} pixels, got "
+                f"{image.mode!r} of {image.width}x{image.height})"
+            )
+        return _fitting(image, sample_shape)  # which says what does not fit
     try:
         return _padded(fit_picture(image, sample_shape[0], sample_shape[-1] - 2 * padding), padding)
     except ValueError as error:

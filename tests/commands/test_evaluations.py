@@ -55,6 +55,8 @@ def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys, monkeypa
     main([*arguments, "--json"])
     record = json.loads((tmp_path / "run" / "evaluate.json").read_text())
     assert json.loads(capsys.readouterr().out) == record
+    kernel = record["metrics"]["kernel_distance"]
+    assert (min(kernel["samples"], kernel["floor"]) < 0) is ("which can be below 0" in printed)
     assert record["protocol"]["model"] == "model" and record["protocol"]["seed"] == 3 and record["seconds"] > 0
     assert any("24 images cannot fill the covariance" in limit for limit in record["limits"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluate.json"]
