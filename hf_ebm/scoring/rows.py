@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -258,14 +259,29 @@ def prepared_batches(
     num_workers: int,
     padding: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of `spans`, in their order; `num_workers` processes prepare the next ones meanwhile."""
+    """The batches of `spans`, in their order; `num_workers` processes prepare the next ones meanwhile.
+
+    The first one is prepared here while the workers start, and none starts for the sake of a single batch.
+    """
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
         raise ValueError(f"num_workers must be a whole number >= 0, got {num_workers!r}.")
     if padding < 0 or (padding and min(sample_shape[1:], default=0) <= 2 * padding):
         raise ValueError(f"padding must be >= 0 and under half of the model's size {sample_shape}, got {padding}.")
-    spans_dataset = _Spans(rows, sample_shape, resize, padding)
-    loader = DataLoader(spans_dataset, batch_size=None, sampler=spans, num_workers=num_workers, collate_fn=_as_it_is)
-    return (_as_batch(parts, sample_shape) for parts in loader)
+    parts = _parts_of_spans(_Spans(rows, sample_shape, resize, padding), iter(spans), num_workers)
+    return (_as_batch(batch_parts, sample_shape) for batch_parts in parts)
+
+
+def _parts_of_spans(dataset: _Spans, spans: Iterator[Span], num_workers: int) -> Iterator[Any]:
+    """The parts of each span's batch, in their order."""
+    first, second = next(spans, None), next(spans, None)
+    if second is None:
+        num_workers = 0
+    rest = () if second is None else chain([second], spans)
+    loader = DataLoader(dataset, batch_size=None, sampler=rest, num_workers=num_workers, collate_fn=_as_it_is)
+    others = iter(loader)  # starts the workers
+    if first is not None:
+        yield dataset[first]
+    yield from others
 
 
 def spans_of(start: int, stop: int, batch_size: int) -> Iterator[Span]:

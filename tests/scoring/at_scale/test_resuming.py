@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from scored_rows import read
+from tqdm.auto import tqdm
 
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.data import load_digits
@@ -106,6 +108,7 @@ def test_killed_ten_times_and_resumed_gives_the_rows_of_one_quiet_run(settings, 
 
     def child():
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # the one of all processes stays locked if its holder is killed
         score_rows(scorer, SlowRows(0.01), "digits", killed, Accelerator(cpu=True))
 
     def shards():

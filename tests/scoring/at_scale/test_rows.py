@@ -1,6 +1,7 @@
 """The rows of scoring at scale: those of the pipeline, each image once, by its id; what cannot be scored is named."""
 
 import json
+import os
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.cli import main
 from hf_ebm.data import load_digits
+from hf_ebm.scoring.rows import prepared_batches, spans_of
 from hf_ebm.scoring.run import run
 
 
@@ -53,6 +55,22 @@ def test_of_many_unreadable_images_the_first_are_shown_and_what_helps(settings, 
     assert run(settings(dataset=str(folder), split="train"))["unreadable"] == 6
     printed = capsys.readouterr().out
     assert "; the first 5:" in printed and "--resize converts and resizes pictures" in printed
+
+
+class RowsThatTellTheirReader:
+    """Black images whose ids are the process that read them."""
+
+    def read(self, start, stop):
+        return [(os.getpid(), torch.full((1, 8, 8), -1.0))] * (stop - start)
+
+
+@pytest.mark.parametrize("num_batches", [0, 1, 2, 5])
+def test_the_first_batch_waits_for_no_worker(num_batches):
+    spans = list(spans_of(0, 4 * num_batches, 4))
+    batches = list(prepared_batches(RowsThatTellTheirReader(), spans, (1, 8, 8), resize=False, num_workers=2))
+    assert [batch.stop for batch in batches] == [stop for _, stop in spans]
+    here = [set(batch.ids) == {os.getpid()} for batch in batches]
+    assert here == [True, False, False, False, False][:num_batches]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
