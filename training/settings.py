@@ -18,6 +18,7 @@ from hf_ebm.near_names import did_you_mean
 
 SettingsT = TypeVar("SettingsT")
 CONFIGS = Path(__file__).parent / "configs"
+MAX_NAMED = 5  # settings of which one may be meant
 OF_THE_DIGITS = "_digits"  # how the name of each method's default config ends
 BOOL = "tag:yaml.org,2002:bool"
 
@@ -104,7 +105,10 @@ def find_config(config: str, default_config: str) -> Path:
         if path.is_file():
             break
     else:
-        raise ValueError(f"--config {config} is not a file; the shipped ones of this script are {names}.")
+        near = did_you_mean(Path(config).stem, [path.stem for path in own], "").replace("did", "Did", 1)
+        raise ValueError(
+            f"--config {config} is not a file; the shipped ones of this script are {names}. {near}".rstrip()
+        )
     others = [method for method in METHODS if not Path(default_config).name.startswith(f"{method}_")]
     for method in others if path.resolve().parent == CONFIGS.resolve() else ():
         if path.name.startswith(f"{method}_"):
@@ -132,9 +136,16 @@ def make_settings(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            hint = did_you_mean(str(key), names, f"known keys: {', '.join(names)}.")
+            named = [name for name in names if is_short_for(str(key), name)][:MAX_NAMED]
+            otherwise = f"did you mean {', '.join(named)}?" if named else "--help lists the keys."
+            hint = did_you_mean(str(key), names, otherwise)
             raise ValueError(f"unknown setting {key!r}; {hint}")
     return cls(**{key: convert(key, value, hints[key]) for key, value in values.items()})
+
+
+def is_short_for(key: str, name: str) -> bool:
+    """Whether `key` is part of a setting's name or of its words' initials, as lr is of ``energy_learning_rate``."""
+    return key in name or (len(key) > 1 and key in "".join(word[:1] for word in name.split("_")))
 
 
 def convert(key: str, value: Any, hint: Any) -> Any:

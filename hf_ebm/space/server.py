@@ -110,6 +110,7 @@ def serve(
     """
     if port is not None:
         check_port(host or "127.0.0.1", port)
+    print(f"loading {model} and the page ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="hf-ebm-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -113,7 +113,9 @@ def test_a_port_that_is_taken_while_the_model_is_loaded_is_told_alike(tiny_pipel
         with pytest.raises(SystemExit) as end:
             main(["demo", "--model", str(tmp_path / "model"), "--port", port])
     signal.signal(signal.SIGTERM, before)
-    last = capsys.readouterr().err.splitlines()[-1]
+    told = capsys.readouterr().err.splitlines()
+    last = told[-1]
+    assert f"loading {tmp_path / 'model'} and the page ..." in told  # for who would wait in silence
     assert end.value.code == 2 and last.startswith(f"hf-ebm: error: --port {port} of 127.0.0.1 cannot be listened on")
     assert last.endswith("choose another --port.") and "GRADIO" not in last
 

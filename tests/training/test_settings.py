@@ -113,7 +113,8 @@ def test_round_trip(tmp_path):
     ("text", "arguments", "message"),
     [
         ("rte: 1", [], "unknown setting 'rte'; did you mean rate"),
-        ("rate: 1", ["zzz=1"], "known keys"),
+        ("rate: 1", ["zzz=1"], "unknown setting 'zzz'; --help lists the keys"),
+        ("rate: 1", ["weigh=1"], r"did you mean weights\?"),
         ("steps: 1.5", [], "'steps' must be int"),
         ("steps: true", [], "'steps' must be int"),
         ("rate: fast", [], "'rate' must be float"),
@@ -136,6 +137,14 @@ def test_missing_config_lists_the_shipped_ones():
     with pytest.raises(ValueError, match=r"ddaebm_digits\.yaml") as end:
         load_settings(Example, DEFAULT, ["--config", "nothing.yaml"])
     assert "dual_mcmc" not in str(end.value)
+
+
+def test_what_a_short_key_or_a_misspelt_config_may_mean():
+    for key, known in (("lr", ["energy_learning_rate", "generator_learning_rate"]), ("bs", ["batch_size"])):
+        with pytest.raises(ValueError, match=f"unknown setting '{key}'; did you mean .*{', .*'.join(known)}.*\\?$"):
+            load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, [f"{key}=0.1"])
+    with pytest.raises(ValueError, match=r"shipped ones .*\. Did you mean ddaebm_digits.*\?$"):
+        load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", "ddaebm_digts.yaml"])
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("ddaebm_*.yaml")), ids=lambda path: path.stem)
