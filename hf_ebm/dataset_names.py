@@ -109,7 +109,8 @@ def load_named(
     try:
         loaded = load(split)
     except ValueError as error:
-        splits = [] if named.split or named.name in EMBEDDED_NAMES else find_splits(named)
+        no_more = named.split or named.name in EMBEDDED_NAMES or isinstance(error.__cause__, ConnectionError)
+        splits = [] if no_more else find_splits(named)  # a Hub that was not reached is not asked again
         if not splits or split in splits:
             raise
         if len(splits) > 1:

@@ -56,7 +56,7 @@ def meant(name: str) -> str:
     if near:
         return f" Did you mean {', '.join(near)}?"
     beside = [folder for folder in folders_in(parent) if is_model(parent / folder)] if "/" in name else []
-    more = ", ..." if len(beside) > MOST_NAMED else ""
+    more = " and others" if len(beside) > MOST_NAMED else ""
     return f" The folder {parent} here has {', '.join(beside[:MOST_NAMED])}{more}." if beside else ""
 
 

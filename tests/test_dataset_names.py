@@ -59,6 +59,21 @@ def test_mistakes(text):
         DatasetName.parse(text)
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    """Each time takes half a minute of retries."""
+    asked = []
+
+    def unreachable(name, *_, **__):
+        asked.append(name)
+        raise ConnectionError(f"Couldn't reach {name!r} on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    monkeypatch.setattr("datasets.get_dataset_split_names", unreachable)
+    with pytest.raises(ValueError, match="Couldn't reach 'alice/set'"):
+        load_named("alice/set", (1, 8, 8), "test")
+    assert asked == ["alice/set"]
+
+
 def test_the_only_split_is_taken_and_said(folder):
     one, two = folder("one", "train"), folder("two", "train", "validation")
     images, source = load_images(one, (1, 8, 8), "test", None, 12, 0)

@@ -49,7 +49,10 @@ def load_image_generator(model: str) -> Any:
     if isinstance(pipeline, EnergyScoringPipeline):
         raise ValueError(f"--model {model} holds an energy for scoring alone, which draws nothing; give another model.")
     if len(pipeline.sample_shape) != 3:
-        raise ValueError(f"--model {model} makes vectors, not images; use it from Python.")
+        raise ValueError(
+            f"--model {model} makes vectors, not images; use it from Python: "
+            f"{type(pipeline).__name__}.from_pretrained({model!r})(batch_size=..., output_type='pt')."
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

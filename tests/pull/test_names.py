@@ -72,7 +72,7 @@ def test_a_folder_that_is_not_there_is_answered_with_those_beside_it(name, tmp_p
     monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", unreachable)
     with pytest.raises(OSError, match="is no folder here") as caught:
         DDAEBMPipeline.from_pretrained(name)
-    assert f" The folder {Path(name).parent} here has m0, m1, m2, m3, m4, ..." in str(caught.value)
+    assert f" The folder {Path(name).parent} here has m0, m1, m2, m3, m4 and others." in str(caught.value)
     with pytest.raises(OSError, match="is no folder here") as caught:
         DDAEBMPipeline.from_pretrained("somebody/model")
     assert "The folder" not in str(caught.value)
