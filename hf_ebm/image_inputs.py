@@ -123,7 +123,9 @@ def _from_array(array: np.ndarray, sample_shape: tuple[int, ...]) -> Tensor:
         _check_range(torch.from_numpy(scaled), 0.0, 1.0, "float arrays")
     else:
         raise ValueError(f"images as arrays must be uint8 in 0..255 or floats in 0..1, got dtype {array.dtype}.")
-    return torch.from_numpy(scaled).permute(0, 3, 1, 2).mul_(2.0).sub_(1.0)  # in place: memory is what takes time
+    x = torch.from_numpy(scaled).mul_(2.0).sub_(1.0)  # in place: memory is what takes time
+    # by their strides gray images are laid out channels last, too, which networks would keep: see hf_ebm.memory_format
+    return x.permute(0, 3, 1, 2) if x.shape[3] > 1 else x[..., 0].unsqueeze(1)
 
 
 def _from_tensor(tensor: Tensor, sample_shape: tuple[int, ...]) -> Tensor:

@@ -1,9 +1,11 @@
 """Where pipelines and scores hand images to a network on a CPU, these lie channels last."""
 
+import numpy as np
 import pytest
 import torch
 
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, LangevinScheduler
+from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
@@ -43,6 +45,20 @@ def test_images_of_several_channels_are_laid_out_anew_and_nothing_else_is():
     assert channels_last_on_cpu(x).is_contiguous(memory_format=torch.channels_last)
     for other in (torch.rand(2, 1, 4, 4), torch.rand(2, 5), torch.empty(2, 3, 4, 4, device="meta")):
         assert channels_last_on_cpu(other) is other
+
+
+def test_gray_pixels_are_given_like_gray_tensors():
+    """With the strides of channels last a network would go on in that layout, and its energies be rounded otherwise."""
+    pixels = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8)
+    x = images_to_tensor(pixels, (1, 8, 8))
+    assert torch.equal(x, torch.from_numpy(pixels)[:, None] / 127.5 - 1.0)
+    assert x.stride() == torch.empty(2, 1, 8, 8).stride()
+
+
+def test_patches_of_gray_images_are_laid_out_anew():
+    energy_model = build_dual_mcmc_models(dual_mcmc_model_settings("digits"))[1].eval()
+    assert energy_model.config.patch_size > 1
+    assert layouts(energy_model.blocks[0], lambda: energy_model(torch.rand(2, 1, 8, 8))) == [True]
 
 
 def test_networks_get_channels_last(ddaebm, dual_mcmc):

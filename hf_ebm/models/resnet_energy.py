@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: F401 (diffusers looks here)
 
+from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample
 from hf_ebm.models.matrix_energy import MatrixEnergy, has_small_matrices
 
@@ -178,7 +179,7 @@ class ResNetEnergyModel(EnergyModel):
             return EnergyOutput(energy=self.by_matrices(pixel_values))
         hidden = pixel_values
         if self.config.patch_size > 1:
-            hidden = F.pixel_unshuffle(hidden, self.config.patch_size)
+            hidden = channels_last_on_cpu(F.pixel_unshuffle(hidden, self.config.patch_size))
         for block in self.blocks:
             hidden = block(hidden)
         hidden = F.relu(hidden).mean(dim=(2, 3))
