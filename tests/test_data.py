@@ -126,6 +126,18 @@ def test_empty_sets(tmp_path):
             load_training_data(str(tmp_path / name), (1, 4, 4))
 
 
+def test_what_the_hub_is_asked_for_is_said_first(monkeypatch, caplog):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no network")))
+    for name, words in (
+        ("digitz", ["'digitz' is no folder here; the Hub is asked for it. Did you mean digits?"]),
+        ("x", []),
+    ):
+        caplog.clear()
+        with pytest.raises(ValueError, match="no network"):
+            load_training_data(name, (1, 8, 8))
+        assert [record.getMessage() for record in caplog.records] == words
+
+
 def test_corrupt_images_and_missing_folders(tmp_path):
     (tmp_path / "f" / "train").mkdir(parents=True)
     (tmp_path / "f" / "train" / "0.png").write_bytes(b"not a picture")
