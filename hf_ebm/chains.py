@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ebm.langevin import ChainGuard, energy_and_grad
+from hf_ebm.langevin import ChainGuard, check_energy, energy_and_grad
 
 
 @dataclass
@@ -73,6 +73,8 @@ def run_chain(
     """
     guard = ChainGuard(x)
     profile = [] if observe is None else [observe(x)]
+    for observed in profile:
+        check_energy(observed, x)
     reports: dict[str, list[Tensor]] = {"energy": [], "grad_norm": [], "acceptance_rate": []}
     if num_steps:
         scheduler.set_timesteps(num_steps, device=x.device)

@@ -17,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.diffusion import DiffusionCoefficients
+from hf_ebm.schedulers.energy_sampler import check_not_negative, check_positive
 
 
 def langevin_step(
@@ -36,6 +37,13 @@ def langevin_step(
     return x.add(grad, alpha=-0.5 * step_size**2).add(noise, alpha=noise_std)  # two passes over memory, not four
 
 
+def check_energy(energy: Any, x: Tensor) -> None:
+    """Raise a `ValueError` unless `energy` has one number per sample of `x`."""
+    if not isinstance(energy, Tensor) or energy.shape != x.shape[:1]:
+        got = tuple(energy.shape) if isinstance(energy, Tensor) else f"a {type(energy).__name__}"
+        raise ValueError(f"the energy must return one number per sample, shape ({x.shape[0]},), got {got}.")
+
+
 def energy_and_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """``E(x)``, shape (B,), and ``grad_x E(x)`` of each sample, shape of `x`; detached, works inside ``no_grad()``.
 
@@ -45,10 +53,7 @@ def energy_and_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         energy = energy_fn(x)
-        if energy.shape != x.shape[:1]:
-            raise ValueError(
-                f"the energy must return one number per sample, shape ({x.shape[0]},), got {tuple(energy.shape)}."
-            )
+        check_energy(energy, x)
         (grad,) = torch.autograd.grad(energy.sum(), x)
     return energy.detach(), grad
 
@@ -148,8 +153,15 @@ def langevin_chain(
     Raises:
         ChainDivergedError: If the chain leaves the finite numbers (looked at once, after the last step); a
             `ValueError` that names the step and keeps the last finite state.
+        ValueError: If a number is not in its range.
     """
     noise_std = step_size if noise_std is None else noise_std
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
+        raise ValueError(f"num_steps must be a whole number >= 0, got {num_steps!r}.")
+    if not isinstance(step_size, Tensor):  # what a tensor holds would have to be waited for on a GPU
+        check_positive("step_size", step_size)
+    if not isinstance(noise_std, Tensor):
+        check_not_negative("noise_std", noise_std)
     guard = ChainGuard(x)
     for _step in range(num_steps):
         noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)

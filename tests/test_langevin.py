@@ -49,6 +49,58 @@ def test_conditional_energy_grad_is_autograds():
     assert_close(conditional_energy_grad(model, x_next, t, q)(x_t.detach()), expected)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, 0.0), "step_size must be a positive, finite number"),
+        ((3, -0.5), "step_size must be a positive"),
+        ((3, float("nan")), "step_size must be a positive"),
+        ((3, 0.5, -0.1), "noise_std must be >= 0 and finite"),
+        ((3, 0.5, float("inf")), "noise_std must be >= 0"),
+        ((-2, 0.5), "num_steps must be a whole number >= 0, got -2"),
+        ((1.5, 0.5), "num_steps must be a whole number"),
+    ],
+)
+def test_numbers_out_of_range_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        langevin_chain(torch.ones(2, 1), lambda x: x, *arguments)
+    assert torch.equal(langevin_chain(torch.ones(2, 1), lambda x: x, 0, 0.5), torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x, lambda x: x.sum(), lambda x: 1.0])
+def test_an_energy_of_another_shape_is_refused_before_it_is_used(wrong):
+    from types import SimpleNamespace
+
+    from hf_ebm import LangevinScheduler
+    from hf_ebm.chains import run_chain
+    from hf_ebm.scoring.energy import energies_on_device
+
+    class Energy(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, x, timestep):
+            return SimpleNamespace(energy=wrong(x))
+
+    x = torch.ones(3, 2)
+    for call in (
+        lambda: energy_grad(wrong, x),
+        lambda: energies_on_device(Energy().eval(), x),
+        lambda: run_chain(LangevinScheduler(3), wrong, x, 2),
+        lambda: run_chain(LangevinScheduler(3), wrong, x, 0, observe=wrong),
+    ):
+        with pytest.raises(ValueError, match=r"one number per sample, shape \(3,\), got "):
+            call()
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    from hf_ebm import LangevinScheduler
+
+    scheduler = LangevinScheduler(3)
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match=r"model_output must have sample's shape \(4, 3\), got \(4, 1\)"):
+        scheduler.step(torch.ones(4, 1), 0, torch.ones(4, 3))
+
+
 def test_diverging_chain_is_an_error():
     with pytest.raises(ValueError, match="diverged"):
         langevin_chain(torch.ones(1, 1), lambda x: -(x**3) * 1e6, 20, 1.0)

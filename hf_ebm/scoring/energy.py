@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from hf_ebm.devices import send
+from hf_ebm.langevin import check_energy
 from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyModel
 
@@ -56,7 +57,9 @@ def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, 
         parts = []
         for part in x.split(batch_size):
             part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
-            parts.append(energy_model(part, timestep).energy.float())
+            energy = energy_model(part, timestep).energy
+            check_energy(energy, part)
+            parts.append(energy.float())
     finally:
         if training:
             energy_model.train()
