@@ -4,8 +4,8 @@
     AUPR out    average precision with odd samples as positives; AUPR in with the in-distribution ones, scores negated
     FPR95       share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones
 
-Values are scikit-learn's, intervals scipy's percentile bootstrap over all sets. The resamples' metrics are computed
-for many resamples at once from one sort of each; scikit-learn takes one resample per call.
+AUROC and AUPR are scikit-learn's, which has no FPR95; intervals are scipy's percentile bootstrap over all sets. The
+resamples' metrics are computed for many resamples at once, from one sort of each; scikit-learn takes one per call.
 """
 
 from __future__ import annotations

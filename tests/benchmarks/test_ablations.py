@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, LangevinScheduler
+from hf_ebm.data import load_digits
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.training.digits_demo import evaluate_chains, evaluate_digits
@@ -37,6 +38,14 @@ def pipelines(method):
     return DualMCMCPipeline(generator, x_chain, energy, inference, z_chain)
 
 
+@torch.no_grad()
+def error_of_means(pipeline):
+    """Of reconstructions from the inference model's mean, per pixel."""
+    digits = load_digits("test")[0]
+    z = pipeline.inference_model.eval()(digits).mean
+    return (pipeline.generator_model.eval()(z).sample - digits).square().mean().item()
+
+
 @pytest.mark.parametrize("method", ["ddaebm", "dual_mcmc"])
 def test_a_row_is_measured_as_the_demo_measures(tmp_path, method):
     pipeline = pipelines(method)
@@ -51,6 +60,7 @@ def test_a_row_is_measured_as_the_demo_measures(tmp_path, method):
         chains = evaluate_chains(pipeline, tmp_path)
         assert row["generator_alone"] == pytest.approx(chains["generator_alone"], rel=1e-4)
         assert row["mse_inference"] == pytest.approx(chains["reconstruction_mse"]["inference_model"], rel=1e-4)
+        assert chains["reconstruction_mse"]["inference_mean"] == pytest.approx(error_of_means(pipeline), rel=1e-4)
         assert row["mse_z_chain"] == pytest.approx(chains["reconstruction_mse"]["z_chain"], rel=1e-4)
 
 
