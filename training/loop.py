@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hf_ebm.training.stopping import TrainingDivergedError, outlive_signals
@@ -132,6 +132,18 @@ def check_terms(terms: dict[str, float], limit: float, limits: dict[str, float] 
         if not math.isfinite(value) or abs(value) > allowed:
             what = "is not finite" if not math.isfinite(value) else f"passed its limit of {allowed:g}"
             raise TrainingDivergedError(f"loss term {name!r} {what} (value {value})")
+
+
+def check_weights(models: Iterable[nn.Module]) -> None:
+    """Stop the run if a weight is not finite: an update of finite losses can have gradients that are not.
+
+    Raises:
+        TrainingDivergedError: It names the network and the weight.
+    """
+    for model in models:
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise TrainingDivergedError(f"after the step {name!r} of {type(model).__name__} is not finite")
 
 
 def gather_terms(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:

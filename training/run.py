@@ -42,6 +42,7 @@ from hf_ebm.training.loop import (
     Position,
     advance,
     check_terms,
+    check_weights,
     endless_batches,
     gather_terms,
     make_accelerator,
@@ -109,7 +110,7 @@ def run_training(method: Method, settings: Any) -> Path:
 
     Raises:
         ValueError: If a setting, the data or a checkpoint cannot be used; nothing was trained.
-        TrainingDivergedError: If a loss is not finite or explodes.
+        TrainingDivergedError: If a loss or a weight is not finite, or a loss explodes.
     """
     settings.check_hub()
     if method.write_card is None and (settings.push_to_hub or settings.push_every_checkpoint):
@@ -210,6 +211,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     metrics = MetricsFile(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
 
     def checkpoint_now() -> None:
+        check_weights(models)  # before the good checkpoints make room for this one
         facts = {
             "position": dataclasses.asdict(position),
             "num_processes": accelerator.num_processes,
@@ -239,7 +241,17 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     with stopping(output_dir / "checkpoints", lambda: step, say, method.when_diverged) as interruption:
         with progress, convolutions:
             while step < settings.max_steps:
-                x = next(batches)
+                try:
+                    x = next(batches)
+                except ValueError as error:
+                    # the others of several processes would wait for this one, and half an accumulated step is not kept
+                    if step == start_step or accelerator.num_processes > 1 or not accelerator.sync_gradients:
+                        raise
+                    checkpoint_now()
+                    raise ValueError(
+                        f"{str(error).strip().splitlines()[-1].removeprefix('ValueError: ')} What {step} steps learned "
+                        "is in a checkpoint: repair the file, and go on with resume=latest."
+                    ) from error
                 if settings.horizontal_flip:
                     x = random_flip(x)
                 if settings.channels_last:

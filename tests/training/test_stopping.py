@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -35,6 +36,48 @@ def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
     assert checkpoint.name == "step_00000002" and all(torch.isfinite(value).all() for value in weights.values())
     with pytest.raises(TrainingDivergedError, match=r"passed its limit of 1e-06.*no checkpoint yet: begin again"):
         script.train(tmp_path / "at once", loss_limit=1e-6)
+
+
+@pytest.mark.parametrize("max_steps", [4, 6])
+def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path, script, monkeypatch, max_steps):
+    """An update of finite losses spoils the step of a checkpoint, which may be the last one: the good one stays."""
+    step, calls, updates = torch.optim.Adam.step, [], {"ddaebm": 2, "dual_mcmc": 3}[script.name]
+
+    def spoil(self, *arguments, **kwargs):
+        calls.append(1)
+        result = step(self, *arguments, **kwargs)
+        if len(calls) == 4 * updates:
+            self.param_groups[0]["params"][0].data.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spoil)
+    expected = r"step 4: after the step '.*' of .*Model is not finite\. .*untouched, is .*step_00000002: go on with "
+    with pytest.raises(TrainingDivergedError, match=expected):
+        script.train(tmp_path / "run", checkpoint_every=2, checkpoints_total_limit=1, max_steps=max_steps)
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+    assert not (tmp_path / "run" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_picture_that_cannot_be_read_costs_no_step(tmp_path, script, num_workers):
+    """It is met when it is read; what was learned before is kept, and repaired, the run goes on."""
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    for number in range(40):
+        PIL.Image.new("L", (8, 8), number).save(folder / f"{number:02}.png")
+    (folder / "20.png").write_bytes(b"no picture")
+    changes = {"dataset": str(tmp_path / "images"), "checkpoint_every": 0, "num_workers": num_workers, "batch_size": 4}
+    with pytest.raises(
+        ValueError, match=r"20\.png.* cannot be read .* steps learned is in a checkpoint: repair"
+    ) as end:
+        script.train(tmp_path / "run", max_steps=20, **changes)
+    assert "Traceback" not in str(end.value)
+    (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    done = read_state(checkpoint)["step"]
+    assert 0 < done < 20
+    PIL.Image.new("L", (8, 8), 20).save(folder / "20.png")
+    script.train(tmp_path / "run", max_steps=done + 2, resume="latest", **changes)
+    assert (tmp_path / "run" / "model_index.json").is_file()
 
 
 def test_a_diverging_run_ends_with_one_line_and_1(tmp_path, script, monkeypatch, capsys):
