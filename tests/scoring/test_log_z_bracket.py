@@ -21,10 +21,24 @@ from hf_ebm.scoring.likelihood import log_z_on_grid
         (gaussian(64, 0.8, count=16_000), GaussianBase.fit_full, {"num_temperatures": 50, "num_steps": 2}),
         (mixture(2), GaussianBase.fit_diagonal, {"num_temperatures": 60, "schedule": "linear"}),
         (mixture(8), GaussianBase.fit_full, {"num_temperatures": 40, "scheduler": HMCScheduler(num_leapfrog_steps=2)}),
+        (
+            mixture(64, count=16_000),
+            GaussianBase.fit_full,
+            {"num_temperatures": 60, "num_steps": 2, "scheduler": HMCScheduler(num_leapfrog_steps=3)},
+        ),
         (gaussian(8, 0.3, temperature=0.04), GaussianBase.fit_diagonal, {"num_temperatures": 100}),
         (mixture(2, temperature=5.0), GaussianBase.fit_diagonal, {"num_temperatures": 60}),
     ],
-    ids=["gaussian-2", "gaussian-8", "gaussian-64", "mixture-2", "mixture-8", "gaussian-8-cold", "mixture-2-hot"],
+    ids=[
+        "gaussian-2",
+        "gaussian-8",
+        "gaussian-64",
+        "mixture-2",
+        "mixture-8",
+        "mixture-64",
+        "gaussian-8-cold",
+        "mixture-2-hot",
+    ],
 )
 def test_two_decimals(target, fit, settings):
     """The standard errors are 0.002 to 0.003; the base is never the target: diagonal, of one mode, or from data."""
