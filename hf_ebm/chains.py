@@ -72,9 +72,10 @@ def run_chain(
             from which MALA and HMC would never move.
     """
     guard = ChainGuard(x)
-    profile = [] if observe is None else [observe(x)]
-    for observed in profile:
-        check_energy(observed, x)
+    profile = []
+    if observe is not None:
+        profile.append(observe(x))
+        check_energy(profile[0], x)
     reports: dict[str, list[Tensor]] = {"energy": [], "grad_norm": [], "acceptance_rate": []}
     if num_steps:
         scheduler.set_timesteps(num_steps, device=x.device)

@@ -35,9 +35,9 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
             raise ValueError(f"dataset {name!r} is a file; give a folder of parquet or image files, or a Hub id.")
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
             raise ValueError(f"dataset {name!r} is no folder here, and a path can be no Hub id; check the path.")
-        near = did_you_mean(name, EMBEDDED_NAMES, "").replace("did", " Did", 1)
+        near = did_you_mean(name, EMBEDDED_NAMES, "")
         if not path.exists() and (near or ("/" in name and path.parent.is_dir())):
-            logger.warning("%r is no folder here; the Hub is asked for it.%s", name, near)
+            logger.warning("%r is no folder here; the Hub is asked for it%s", name, f"; {near}" if near else ".")
         try:
             loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -45,7 +45,7 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
             if "corresponds to no data" in reason:
                 raise ValueError(empty) from error
             reason = reason.replace(" (LocalEntryNotFoundError)", " (is there a network?)")  # the client's own class
-            meant = did_you_mean(name, EMBEDDED_NAMES, f"embedded are {EMBEDDED_NAMES}.")
+            meant = near or f"embedded are {EMBEDDED_NAMES}."
             if "@" in name:
                 meant = "name its split apart (training: dataset_split=...), not after an @."
             what = "cannot be loaded" if path.exists() else "is no folder here, and cannot be loaded from the Hub"

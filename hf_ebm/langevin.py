@@ -31,7 +31,12 @@ def langevin_step(
         step_size: s > 0, a number or broadcastable to `x`.
         noise_std: n >= 0, a number or broadcastable to `x`.
         noise: Standard normal, shape of `x`.
+
+    Raises:
+        ValueError: If the gradient has another shape than `x`, with which it would be broadcast.
     """
+    if grad.shape != x.shape:
+        raise ValueError(f"the gradient must have the state's shape {tuple(x.shape)}, got {tuple(grad.shape)}.")
     if isinstance(step_size, Tensor) or isinstance(noise_std, Tensor):
         return x - 0.5 * step_size**2 * grad + noise_std * noise
     return x.add(grad, alpha=-0.5 * step_size**2).add(noise, alpha=noise_std)  # two passes over memory, not four

@@ -71,6 +71,11 @@ def is_url(source: Any) -> bool:
     return str(source).startswith(("http://", "https://"))
 
 
+def words_of(error: ValueError) -> str:
+    """The message of a reader's error; from a `DataLoader`'s worker it comes with the worker's traceback before it."""
+    return str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+
+
 def _decoded(image: PIL.Image.Image) -> PIL.Image.Image:
     """The picture decoded and upright, if it is not too large and has one frame."""
     width, height = image.size

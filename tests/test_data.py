@@ -129,7 +129,7 @@ def test_empty_sets(tmp_path):
 def test_what_the_hub_is_asked_for_is_said_first(monkeypatch, caplog):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no network")))
     for name, words in (
-        ("digitz", ["'digitz' is no folder here; the Hub is asked for it. Did you mean digits?"]),
+        ("digitz", ["'digitz' is no folder here; the Hub is asked for it; did you mean digits?"]),
         ("x", []),
     ):
         caplog.clear()

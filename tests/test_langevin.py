@@ -92,12 +92,13 @@ def test_an_energy_of_another_shape_is_refused_before_it_is_used(wrong):
             call()
 
 
-def test_a_gradient_of_another_shape_is_refused():
-    from hf_ebm import LangevinScheduler
+@pytest.mark.parametrize("name", ["LangevinScheduler", "AnnealedLangevinScheduler", "PreconditionedLangevinScheduler"])
+def test_a_gradient_of_another_shape_is_refused(name):
+    import hf_ebm
 
-    scheduler = LangevinScheduler(3)
+    scheduler = getattr(hf_ebm, name)(3)
     scheduler.set_timesteps(2)
-    with pytest.raises(ValueError, match=r"model_output must have sample's shape \(4, 3\), got \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"the gradient must have the state's shape \(4, 3\), got \(4, 1\)"):
         scheduler.step(torch.ones(4, 1), 0, torch.ones(4, 3))
 
 

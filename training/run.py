@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import json
 import shutil
 import sys
 import time
@@ -25,7 +24,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_ebm.data import describe_change, load_training_data
-from hf_ebm.hub import public_values, write_card
+from hf_ebm.hub import write_card
+from hf_ebm.pictures import words_of
 from hf_ebm.training.averaging import averaged_weights, make_emas
 from hf_ebm.training.checkpoints import (
     check_same_models,
@@ -60,7 +60,7 @@ from hf_ebm.training.run_folder import (
     save_samples,
     start_run,
 )
-from hf_ebm.training.run_settings import NOT_LEARNED_FROM, RunSettings
+from hf_ebm.training.run_settings import RunSettings, changed_settings
 from hf_ebm.training.stopping import FINISHING, stopping
 from hf_ebm.winograd import WinogradConvolutions
 
@@ -249,8 +249,8 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
                         raise
                     checkpoint_now()
                     raise ValueError(
-                        f"{str(error).strip().splitlines()[-1].removeprefix('ValueError: ')} What {step} steps learned "
-                        "is in a checkpoint: repair the file, and go on with resume=latest."
+                        f"{words_of(error)} What {step} steps learned is in a checkpoint: repair the file, and go on "
+                        "with resume=latest."
                     ) from error
                 if settings.horizontal_flip:
                     x = random_flip(x)
@@ -327,20 +327,6 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
             raise KeyboardInterrupt(f"stopped by the user before the push; hf-ebm push --model {output_dir} pushes it.")
         push_run(settings, output_dir)
     return output_dir
-
-
-def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
-    """Settings that decide what is learned and were others before, as ``name value``; none where nothing is known.
-
-    They go on the card, so that of a path only its last part is told.
-
-    Args:
-        earlier: By name, from JSON.
-        settings: The present ones.
-    """
-    now = json.loads(json.dumps(dataclasses.asdict(settings)))
-    names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
-    return [f"{name} {public_values(earlier[name])}" for name in names if earlier[name] != now[name]]
 
 
 def restart_schedules(schedules: Sequence[Any], beginnings: Sequence[dict[str, Any]], step: int) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
+from hf_ebm.hub import public_values
 from hf_ebm.hub_datasets import EMBEDDED_NAMES
 from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_login, with_owner
 
@@ -152,3 +155,17 @@ class RunSettings:
         """Raise a `ValueError` if the setting `name` is not among `allowed`."""
         if getattr(self, name) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+
+
+def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
+    """Settings that decide what is learned and were others before, as ``name value``; none where nothing is known.
+
+    They go on the card, so that of a path only its last part is told.
+
+    Args:
+        earlier: By name, from JSON.
+        settings: The present ones.
+    """
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
+    return [f"{name} {public_values(earlier[name])}" for name in names if earlier[name] != now[name]]

@@ -105,10 +105,8 @@ def find_config(config: str, default_config: str) -> Path:
         if path.is_file():
             break
     else:
-        near = did_you_mean(Path(config).stem, [path.stem for path in own], "").replace("did", "Did", 1)
-        raise ValueError(
-            f"--config {config} is not a file; the shipped ones of this script are {names}. {near}".rstrip()
-        )
+        near = did_you_mean(Path(config).stem, [path.stem for path in own], f"the shipped ones are {names}.")
+        raise ValueError(f"--config {config} is not a file; {near}")
     others = [method for method in METHODS if not Path(default_config).name.startswith(f"{method}_")]
     for method in others if path.resolve().parent == CONFIGS.resolve() else ():
         if path.name.startswith(f"{method}_"):

@@ -76,7 +76,7 @@ class AnnealedLangevinScheduler(EnergySampler):
             return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
 
         Raises:
-            ValueError: If the chain has no step left.
+            ValueError: If the gradient has another shape than the state, or the chain has no step left.
         """
         noise_std = annealed_noise_std(
             self.noise_std, self.config.noise_scale_start, self.advance(), self.num_inference_steps

@@ -64,9 +64,6 @@ class LangevinScheduler(EnergySampler):
         Raises:
             ValueError: If the gradient has another shape than the state, or the chain has no step left.
         """
-        if model_output.shape != sample.shape:
-            shapes = f"{tuple(sample.shape)}, got {tuple(model_output.shape)}"
-            raise ValueError(f"model_output must have sample's shape {shapes}.")
         k = 1.0 + self.advance()
         step_size = self.step_size * k**-self.config.step_size_decay
         noise_std = self.noise_std * k**-self.config.noise_decay

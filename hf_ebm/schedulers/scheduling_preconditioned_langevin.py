@@ -98,7 +98,7 @@ class PreconditionedLangevinScheduler(EnergySampler):
             return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
 
         Raises:
-            ValueError: If the chain has no step left.
+            ValueError: If the gradient has another shape than the state, or the chain has no step left.
         """
         alpha, index = self.config.alpha, self.advance()
         square = (1.0 - alpha) * model_output**2

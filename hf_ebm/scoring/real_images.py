@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_ebm.data import HubImages, draw_rows
 from hf_ebm.dataset_names import DatasetName, load_named
+from hf_ebm.pictures import words_of
 from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.scoring.feature_cache import cached_statistics
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
@@ -61,8 +62,8 @@ class RealImages:
         try:
             for (images,) in self.progress_bar(loader, desc=title, total=len(loader)):
                 yield images
-        except ValueError as error:  # from a worker it comes with the worker's traceback before the message
-            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+        except ValueError as error:
+            raise ValueError(words_of(error)) from error
 
     def statistics(
         self, limit: int, seed: int, extractor: FeatureExtractor, preparation: str, cache: Path | None

@@ -273,14 +273,15 @@ def prepared_batches(
 
 def _parts_of_spans(dataset: _Spans, spans: Iterator[Span], num_workers: int) -> Iterator[Any]:
     """The parts of each span's batch, in their order."""
-    first, second = next(spans, None), next(spans, None)
-    if second is None:
-        num_workers = 0
-    rest = () if second is None else chain([second], spans)
+    if (first := next(spans, None)) is None:
+        return
+    if (second := next(spans, None)) is None:
+        yield dataset[first]
+        return
+    rest = chain([second], spans)
     loader = DataLoader(dataset, batch_size=None, sampler=rest, num_workers=num_workers, collate_fn=_as_it_is)
     others = iter(loader)  # starts the workers
-    if first is not None:
-        yield dataset[first]
+    yield dataset[first]
     yield from others
 
 

@@ -10,8 +10,8 @@ from small_runs import Script, all_weights, assert_same_run
 
 import hf_ebm
 from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.run import changed_settings
 from hf_ebm.training.run_folder import only_run
+from hf_ebm.training.run_settings import changed_settings
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -143,7 +143,7 @@ def test_what_a_short_key_or_a_misspelt_config_may_mean():
     for key, known in (("lr", ["energy_learning_rate", "generator_learning_rate"]), ("bs", ["batch_size"])):
         with pytest.raises(ValueError, match=f"unknown setting '{key}'; did you mean .*{', .*'.join(known)}.*\\?$"):
             load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, [f"{key}=0.1"])
-    with pytest.raises(ValueError, match=r"shipped ones .*\. Did you mean ddaebm_digits.*\?$"):
+    with pytest.raises(ValueError, match=r"ddaebm_digts\.yaml is not a file; did you mean ddaebm_digits.*\?$"):
         load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", "ddaebm_digts.yaml"])
 
 
