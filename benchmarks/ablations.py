@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from changes import SHIPPED, current_commit
+from changes import SHIPPED, current_commit, split_change
 from measured_data import DATA, MeasuredData
 
 from hf_ebm.hub import hardware_name
@@ -78,6 +78,19 @@ def write_table(results: Results, columns: dict[str, tuple[str, int]], path: Pat
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def chosen_rows(groups: dict[str, list[Changes]], names: list[str] | None, own: list[str]) -> list[Changes]:
+    """The rows of the groups of these names, None for all, and those of ``--change``, after the config as shipped.
+
+    Raises:
+        ValueError: If a change is not ``key=value``.
+    """
+    if own and names is None:
+        chosen: list[Changes] = [{}]
+    else:
+        chosen = [row for group in (groups if names is None else names) for row in groups[group]]
+    return chosen + [dict(pair.split("=", 1) for pair in split_change(change)) for change in own]
+
+
 def make_table(
     method: str,
     doc: str,
@@ -91,10 +104,10 @@ def make_table(
     Args:
         method: A training script's name.
         doc: The command's description.
-        groups: Rows by group; ``--rows`` chooses groups.
+        groups: Rows by group; ``--rows`` chooses groups, ``--change`` adds a row.
         columns: What the table shows of a measured row, ``{key: (heading, digits)}``.
         measure: ``(run folder, changes, data, device) -> row``.
-        plot: ``(results, path) -> None``.
+        plot: ``(results, path) -> None``, of the groups' rows.
     """
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--data", choices=sorted(DATA), default="digits", help="which recipe (default: %(default)s)")
@@ -102,10 +115,20 @@ def make_table(
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, choices=("cpu", "cuda"), help="of measuring; training takes a GPU")
     parser.add_argument("--output", type=Path, default=Path(f"outputs/{method.replace('_', '-')}-ablations"))
-    parser.add_argument("--rows", nargs="+", choices=sorted(groups), default=list(groups))
+    parser.add_argument("--rows", nargs="+", choices=sorted(groups), help="default: all; none with --change")
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        help="a row of your own, beside the config as shipped: key=value, several in quotes; may be repeated",
+    )
     parser.add_argument("--max-steps", type=int, default=200, help="of each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
+    try:
+        chosen = chosen_rows(groups, options.rows, options.change)
+    except ValueError as error:
+        parser.error(str(error))
     options.output.mkdir(parents=True, exist_ok=True)
     record = options.output / "results.json"
     data = MeasuredData.open(DATA[options.data], options.dataset, options.output, options.device)
@@ -134,7 +157,7 @@ def make_table(
     fixed: dict[str, Any] = {"max_steps": options.max_steps, "output_dir": str(folder), "overwrite_output_dir": True}
     fixed |= {"sample_every": 0, "checkpoint_every": 0, **({"dataset": options.dataset} if options.dataset else {})}
     for seed in options.seeds:
-        for changes in [row for group in options.rows for row in groups[group]]:
+        for changes in chosen:
             rows = results.setdefault(name_of(changes), {})
             if str(seed) in rows:
                 continue
@@ -147,5 +170,6 @@ def make_table(
             with whole_file(record) as path:
                 path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
     write_table(results, columns, options.output / "table.md")
-    plot(results, options.output / "ablations.png")
+    if options.rows is not None or not options.change:
+        plot(results, options.output / "ablations.png")
     print((options.output / "table.md").read_text())

@@ -3,6 +3,7 @@
     python benchmarks/ddaebm_ablations.py --output outputs/ddaebm-ablations
     python benchmarks/ddaebm_ablations.py --rows timesteps --max-steps 300 --seeds 0 1 2
     python benchmarks/ddaebm_ablations.py --data fashion_mnist --max-steps 2000 --output outputs/fashion-ablations
+    python benchmarks/ddaebm_ablations.py --change coupled_noise=false --change "r1_weight=0.02 recon_weight=0.2"
 
 Every row is a training run of ``ddaebm_<data>.yaml`` with the row's changes, measured as the demo measures. One
 denoising step (T = 1) is a plain adversarial EBM: its generator makes images out of noise at once.

@@ -3,6 +3,7 @@
     python benchmarks/dual_mcmc_ablations.py --output outputs/dual-mcmc-ablations
     python benchmarks/dual_mcmc_ablations.py --rows x_steps --max-steps 100 --seeds 0 1 2
     python benchmarks/dual_mcmc_ablations.py --data fashion_mnist --max-steps 1000 --output outputs/fashion-ablations
+    python benchmarks/dual_mcmc_ablations.py --change "x_step_size=0.5 x_noise_std=0.001" --change sample_weight=50
 
 Every row is a training run of ``dual_mcmc_<data>.yaml`` with the row's changes, measured as the demo measures.
 """
@@ -65,9 +66,9 @@ def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> 
 
 
 def plot(results: Results, path: Path) -> None:
-    """Frechet distance against the steps of each chain, mean over seeds."""
-    figure = new_figure(9.0, 3.2)
-    left, right = figure.subplots(1, 2)
+    """Frechet distance against the steps of each chain, mean over seeds, and for what the energy is trained against."""
+    figure = new_figure(12.0, 3.2)
+    left, right, last = figure.subplots(1, 3, width_ratios=(3, 3, 2))
 
     def line(axis: Any, rows: list[Changes], step_key: str, value: str, label: str) -> None:
         points = []
@@ -84,8 +85,19 @@ def plot(results: Results, path: Path) -> None:
     line(right, GROUPS["z_steps"], "z_num_steps", "frechet_distance", "started by the inference model")
     line(right, GROUPS["z_start"], "z_num_steps", "frechet_distance", "started at noise")
     right.set(xlabel="z-chain steps in training", ylabel="Frechet distance")
-    for axis in (left, right):
-        axis.legend(frameon=False, fontsize=8)
+    for key, marker, label in (
+        ("frechet_distance", "o", "after the x-chain"),
+        ("generator_alone", "x", "generator alone"),
+    ):
+        for changes in GROUPS["negatives"]:
+            values = [row[key] for row in results.get(name_of(changes), {}).values() if row]
+            names = [changes["energy_negatives"].replace("_", "\n")] * len(values)
+            last.scatter(names, values, marker=marker, color="tab:blue" if marker == "o" else "tab:orange", label=label)
+            label = ""  # one entry of the legend
+    last.set(xlabel="the energy's negatives, one mark a seed", yscale="log")
+    for axis in (left, right, last):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 
 

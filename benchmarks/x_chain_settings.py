@@ -4,7 +4,8 @@
         --set noise_std=0.000001 --set "step_size=2.0 noise_std=0.003" --num-steps 0 3 10
 
 The same latents throughout. Beside: the generator's samples with noise of the size that the chain adds in all,
-``noise_std sqrt(num_steps)``, and no chain: what of the chain's effect is its noise.
+``noise_std sqrt(num_steps)``, and no chain: what of the chain's effect is its noise. ``--mixed-precision bf16`` shows
+what autocast does to the same samples.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="of the x-chain: key=value, several in quotes")
     parser.add_argument("--num-steps", type=int, nargs="+", default=[0, 10], help="of the chain (default: 0 10)")
     parser.add_argument("--num-images", type=int, default=1000, help="samples of each (default: %(default)s)")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no", help="of generator and energy")
     parser.add_argument("--features", type=Path, help="folder of the classifier; default: outputs/quality-DATA")
     options = parser.parse_args()
 
@@ -70,7 +72,11 @@ def main() -> None:
 
     def draw(num_steps: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        return pipe(options.num_images, num_inference_steps=num_steps, generator=generator, output_type="pt").images
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.mixed_precision == "bf16"):
+            images = pipe(
+                options.num_images, num_inference_steps=num_steps, generator=generator, output_type="pt"
+            ).images
+        return images.float()
 
     alone = draw(0)
     print(f"{data.extractor.name}\n")

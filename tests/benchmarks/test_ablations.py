@@ -104,3 +104,22 @@ def test_a_run_that_its_guard_stops_is_told_from_one_that_fails(tmp_path, change
     assert ablations.run_row("dual_mcmc", "dual_mcmc_digits.yaml", arguments) is finished
     with pytest.raises(SystemExit, match="'max_stepz'"):
         ablations.run_row("dual_mcmc", "dual_mcmc_digits.yaml", {"max_stepz": 1})
+
+
+def test_rows_of_the_command_line(tmp_path):
+    ablations = importlib.import_module("ablations")
+    groups = {"shipped": [{}], "rate": [{"rate": 9}, {"rate": 8}]}
+    assert ablations.chosen_rows(groups, None, []) == [{}, {"rate": 9}, {"rate": 8}]
+    assert ablations.chosen_rows(groups, ["rate"], ["lr=1"]) == [{"rate": 9}, {"rate": 8}, {"lr": "1"}]
+    alone = ablations.chosen_rows(groups, None, ["lr=1 betas=[0.5,0.9]"])
+    assert [ablations.name_of(row) for row in alone] == ["as shipped", "lr=1 betas=[0.5,0.9]"]
+    with pytest.raises(ValueError, match="must be key=value"):
+        ablations.chosen_rows(groups, None, ["lr"])
+
+
+def test_the_figure_shows_what_there_is(tmp_path):
+    """A table of some rows alone still has its figure, and a run that diverged is left out."""
+    negatives = {"frechet_distance": 4.0, "generator_alone": 5.0}
+    results = {"energy_negatives=second_chain": {"0": negatives}, "energy_negatives=generator": {"0": {}}}
+    importlib.import_module("dual_mcmc_ablations").plot(results, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 0
