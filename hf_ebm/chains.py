@@ -25,8 +25,8 @@ class ChainResult:
         sample: The end, shape (B, ...).
         profile: What ``observe`` said of the start and of the state after each update, shape (num_steps + 1, B).
         diagnostics: ``energy`` and ``grad_norm`` at each point where a gradient was taken (with MALA and HMC these are
-            proposals), shape (num_evaluations, B); ``acceptance_rate`` of each proposal, shape (num_steps,), where the
-            sampler has it. No updates, no entries.
+            proposals), shape (num_evaluations, B); ``acceptance_rate`` of each proposal and ``swap_rate`` of each
+            update, shape (num_steps,), where the sampler has them. No updates, no entries.
     """
 
     sample: Tensor
@@ -76,7 +76,7 @@ def run_chain(
     if observe is not None:
         profile.append(observe(x))
         check_energy(profile[0], x)
-    reports: dict[str, list[Tensor]] = {"energy": [], "grad_norm": [], "acceptance_rate": []}
+    reports: dict[str, list[Tensor]] = {"energy": [], "grad_norm": [], "acceptance_rate": [], "swap_rate": []}
     if num_steps:
         scheduler.set_timesteps(num_steps, device=x.device)
     for step, t in enumerate(progress_bar(scheduler.timesteps) if num_steps else ()):

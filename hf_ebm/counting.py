@@ -1,4 +1,6 @@
-"""Numbers of things, and times, in words."""
+"""Numbers of things, and times, in words; and whether a number is one of things."""
+
+from typing import Any
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -21,3 +23,16 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.2g} seconds"
     return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def check_count(name: str, value: Any, least: int, remark: str = "") -> None:
+    """Raise a `ValueError` unless `value` is a whole number >= `least`.
+
+    Args:
+        name: The argument's.
+        value: What came.
+        least: The smallest allowed.
+        remark: What the rule goes on with, as ``", or None for all"``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}{remark}, got {value!r}.")

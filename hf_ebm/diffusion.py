@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import check_count
+
 BETA_MAX_CLAMP = 0.999  # no step may destroy everything: the posterior would divide by zero
 LOG_VARIANCE_MIN = math.log(1e-4)  # lower clamp of the posterior's log-variance
 SPACINGS = ("uniform", "dense_start", "quadratic")
@@ -97,8 +99,7 @@ class DiffusionCoefficients:
         Raises:
             ValueError: If an argument is out of its range.
         """
-        if int(num_timesteps) != num_timesteps or num_timesteps < 1:
-            raise ValueError(f"num_timesteps must be a whole number >= 1, got {num_timesteps!r}.")
+        check_count("num_timesteps", num_timesteps, 1)
         if not (0.0 <= beta_min < beta_max < math.inf):
             raise ValueError(f"0 <= beta_min < beta_max must hold, got beta_min={beta_min}, beta_max={beta_max}.")
         u = vp_times(int(num_timesteps), spacing)

@@ -16,6 +16,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.schedulers.energy_sampler import check_not_negative, check_positive
 
@@ -161,8 +162,7 @@ def langevin_chain(
         ValueError: If a number is not in its range.
     """
     noise_std = step_size if noise_std is None else noise_std
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ValueError(f"num_steps must be a whole number >= 0, got {num_steps!r}.")
+    check_count("num_steps", num_steps, 0)
     if not isinstance(step_size, Tensor):  # what a tensor holds would have to be waited for on a GPU
         check_positive("step_size", step_size)
     if not isinstance(noise_std, Tensor):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hf_ebm.counting import check_count
+
 
 def add_padding_option(parser: argparse.ArgumentParser) -> None:
     """``--padding`` of the commands that read pictures for a model."""
@@ -26,6 +28,5 @@ def find_padding(model: str, padding: int | None = None) -> int:
         folder = Path(model) if Path(model).is_dir() else download_pipeline(model, (), extra_files=(SETTINGS,))
         settings = read_settings(folder)
         padding = settings.get("padding", 0) if isinstance(settings, dict) else 0
-    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"--padding must be a whole number >= 0, got {padding!r}.")
+    check_count("--padding", padding, 0)
     return padding

@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from hf_ebm.chains import ChainResult, run_chain
+from hf_ebm.counting import check_count
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.losses.dual_mcmc import posterior_energy, squared_error
 from hf_ebm.memory_format import channels_last_on_cpu
@@ -37,7 +38,8 @@ class DualMCMCOutput(BaseOutput):
         energies: On request, ``E`` of the start and of the state after each update of the x-chain, (num_steps + 1, B).
         squared_errors: On request, the reconstruction's mean squared error per pixel, on the scale of [-1, 1], at the
             start and after each update of the z-chain, (num_steps + 1, B).
-        diagnostics: On request, what the x-chain's sampler reported, as in `hf_ebm.chains.ChainResult`.
+        diagnostics: On request, what the chain's sampler reported, as in `hf_ebm.chains.ChainResult`: the z-chain's
+            where images were reconstructed, the x-chain's elsewhere.
     """
 
     images: Any
@@ -82,8 +84,8 @@ class DualMCMCMoves(EBMPipeline):
         Raises:
             ValueError: If it is no whole number >= 0, or is not 0 and a component is missing.
         """
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ValueError(f"{name} must be a whole number >= 0, or None for as many as in training, got {value!r}.")
+        if value is not None:
+            check_count(name, value, 0, ", or None for as many as in training")
         if value == 0:
             return 0
         for needed in (scheduler_name, *model_names):
@@ -154,6 +156,7 @@ class DualMCMCMoves(EBMPipeline):
         sample_latents: bool,
         generator: Any,
         output_squared_errors: bool = False,
+        output_diagnostics: bool = False,
         mask: Tensor | None = None,
     ) -> ChainResult:
         """Latents of `x`: a sample of ``q(z | x)``, or its mean, revised by the z-chain."""
@@ -163,7 +166,7 @@ class DualMCMCMoves(EBMPipeline):
         if sample_latents:
             noise = randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
             z = z + (0.5 * logvar).exp() * noise
-        return self.revise_latents(z, x, num_steps, generator, output_squared_errors, mask)
+        return self.revise_latents(z, x, num_steps, generator, output_squared_errors, output_diagnostics, mask)
 
     def revise(
         self,
@@ -207,6 +210,7 @@ class DualMCMCMoves(EBMPipeline):
         num_steps: int,
         generator: Any,
         output_squared_errors: bool = False,
+        output_diagnostics: bool = False,
         mask: Tensor | None = None,
     ) -> ChainResult:
         """The z-chain: `num_steps` updates on the generator's posterior given `x`, from `z`.
@@ -232,6 +236,7 @@ class DualMCMCMoves(EBMPipeline):
                 num_steps,
                 generator,
                 observe=error_fn if output_squared_errors else None,
+                with_diagnostics=output_diagnostics,
                 progress_bar=self.progress_bar,
             )
 

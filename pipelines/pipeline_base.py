@@ -15,6 +15,7 @@ from torch import Tensor
 
 import hf_ebm
 from hf_ebm.commit_pull import HUB_OPTIONS
+from hf_ebm.counting import check_count
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.pull import (
     INDEX,
@@ -210,8 +211,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
 
     def check_common_inputs(self, batch_size: int, generator: Any, output_type: str) -> None:
         """Raise a `ValueError` for a batch size, generator list or output type that cannot be done."""
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
+        check_count("batch_size", batch_size, 1)
         generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
         for one in generators:
             if not isinstance(one, torch.Generator):

@@ -16,6 +16,7 @@ from diffusers import ImagePipelineOutput, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain
 from hf_ebm.memory_format import channels_last_on_cpu
@@ -94,12 +95,9 @@ class DDAEBMPipeline(EBMPipeline):
         self.check_common_inputs(batch_size, generator, output_type)
         self.check_scheduler(self.scheduler, self.generator_model)  # which may have been swapped
         steps = num_inference_steps  # stock schedulers divide by 0, or leave the noise as it is
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise ValueError(
-                f"num_inference_steps must be a whole number >= 1, or None for as many as in training, got {steps!r}."
-            )
-        if not isinstance(num_correction_steps, int) or num_correction_steps < 0:
-            raise ValueError(f"num_correction_steps must be a whole number >= 0, got {num_correction_steps!r}.")
+        if steps is not None:
+            check_count("num_inference_steps", steps, 1, ", or None for as many as in training")
+        check_count("num_correction_steps", num_correction_steps, 0)
         if num_correction_steps and self.energy_model is None:
             raise ValueError("num_correction_steps > 0 needs energy_model, and this pipeline was loaded without one.")
         if num_correction_steps and steps not in (None, all_steps := self.scheduler.config.num_train_timesteps):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.image_inputs import mask_to_tensor
 from hf_ebm.interpolation import PATHS
 from hf_ebm.models.conv_inference import ConvInferenceModel
@@ -154,6 +155,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         output_type: str = "pil",
         return_dict: bool = True,
         output_squared_errors: bool = False,
+        output_diagnostics: bool = False,
     ) -> DualMCMCOutput | tuple[Any]:
         """Infer the latents of images, revise them by the z-chain, and generate from them.
 
@@ -163,6 +165,7 @@ class DualMCMCPipeline(DualMCMCMoves):
             latents: z to start the z-chain from, shape (B, latent_dim), instead of inferring; noise, say.
             sample_latents, generator, output_type, return_dict: See the class.
             output_squared_errors: Whether to return the errors along the chain; costs a forward per update.
+            output_diagnostics: Whether to return what the z-chain's sampler reports.
 
         Returns:
             `DualMCMCOutput` with the reconstructions as ``images`` and their ``latents``.
@@ -173,12 +176,14 @@ class DualMCMCPipeline(DualMCMCMoves):
 
         if latents is None:
             self.check_has("inference_model", "reconstruct without latents")
-            chain = self.infer(x, num_steps, sample_latents, generator, output_squared_errors)
+            chain = self.infer(x, num_steps, sample_latents, generator, output_squared_errors, output_diagnostics)
         else:
             z = self.check_latents("latents", latents, x.shape[0])
-            chain = self.revise_latents(z, x, num_steps, generator, output_squared_errors)
+            chain = self.revise_latents(z, x, num_steps, generator, output_squared_errors, output_diagnostics)
         x = self.generate(chain.sample)
-        return self.finish(x, output_type, return_dict, chain.sample, squared_errors=chain.profile)
+        return self.finish(
+            x, output_type, return_dict, chain.sample, squared_errors=chain.profile, diagnostics=chain.diagnostics
+        )
 
     @torch.no_grad()
     def interpolate(
@@ -210,8 +215,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         Returns:
             `DualMCMCOutput` with ``images`` and ``latents`` of B * num_frames frames, one pair after the other.
         """
-        if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 2:
-            raise ValueError(f"num_frames must be a whole number >= 2, as both ends are included, got {num_frames!r}.")
+        check_count("num_frames", num_frames, 2, ", as both ends are included")
         if path not in PATHS:
             raise ValueError(f"path must be one of {sorted(PATHS)}, got {path!r}.")
         num_steps = self.check_steps("num_inference_steps", num_inference_steps, "scheduler", "energy_model")

@@ -19,6 +19,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.models.energy import EnergyModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
@@ -301,8 +302,7 @@ class EnergyScoringPipeline(EBMPipeline):
         padding: int = 0,
     ) -> dict[str, Tensor]:
         """The named measures of all images, batch by batch, each of shape (N,) or (N, T)."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
+        check_count("batch_size", batch_size, 1)
         measure = self.make_measure(names, seed)
         batches = sample_batches(images, batch_size, self.sample_shape, image_column, resize, num_workers, padding)
         bar = self.progress_bar(batches)

@@ -23,6 +23,8 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hf_ebm.counting import check_count
+
 
 @dataclass
 class EnergySamplerOutput(BaseOutput):
@@ -35,6 +37,8 @@ class EnergySamplerOutput(BaseOutput):
         energy: Energy at the sample that was given, shape (B,); None if it was not given.
         grad: The gradient that was given, shape (B, ...).
         acceptance_rate: Share of the batch that took its proposal at this step, a scalar; None where there was none.
+        swap_rate: Share of the replicas' neighbouring pairs that swapped states, of those whose turn it was, a scalar;
+            None where there was none.
     """
 
     prev_sample: Tensor
@@ -42,6 +46,7 @@ class EnergySamplerOutput(BaseOutput):
     energy: Tensor | None = None
     grad: Tensor | None = None
     acceptance_rate: Tensor | None = None
+    swap_rate: Tensor | None = None
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -88,8 +93,7 @@ class EnergySampler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: If one of them cannot be used.
         """
-        if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int) or num_train_timesteps < 0:
-            raise ValueError(f"num_train_timesteps must be a whole number >= 0, got {num_train_timesteps!r}.")
+        check_count("num_train_timesteps", num_train_timesteps, 0)
         check_size("step_size", step_size)
         if noise_std is not None:
             check_size("noise_std", noise_std)
@@ -128,8 +132,7 @@ class EnergySampler(SchedulerMixin, ConfigMixin):
             ValueError: If it is not a whole number >= 1.
         """
         number = self.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"num_inference_steps must be a whole number >= 1, got {num_inference_steps!r}.")
+        check_count("num_inference_steps", number, 1)
         self.num_inference_steps = number
         self.timesteps = torch.arange(self.num_evaluations(number), device=device)
         self.reset()

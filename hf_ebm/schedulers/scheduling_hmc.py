@@ -20,6 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, half_squared_norm, log_uniform
 
@@ -46,8 +47,7 @@ class HMCScheduler(EnergySampler):
         noise_std: float | None = None,
         num_leapfrog_steps: int = 5,
     ) -> None:
-        if isinstance(num_leapfrog_steps, bool) or not isinstance(num_leapfrog_steps, int) or num_leapfrog_steps < 1:
-            raise ValueError(f"num_leapfrog_steps must be a whole number >= 1, got {num_leapfrog_steps!r}.")
+        check_count("num_leapfrog_steps", num_leapfrog_steps, 1)
         self.setup(num_train_timesteps, step_size, noise_std)
 
     def num_evaluations(self, num_inference_steps: int) -> int:

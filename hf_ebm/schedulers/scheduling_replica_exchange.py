@@ -19,14 +19,19 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.langevin import langevin_step
 from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, is_number
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, log_uniform
 from hf_ebm.schedulers.scheduling_mala import proposal_log_ratio
 
 
-def swap_rows(energy: Tensor, temperatures: Tensor, first: int, log_u: Tensor) -> Tensor:
-    """Whose state each chain has after the swaps: a row of (B R, ...) for each, its own or its neighbour's, (B R,).
+def swap_rows(energy: Tensor, temperatures: Tensor, first: int, log_u: Tensor) -> tuple[Tensor, Tensor]:
+    """Whose state each chain has after the swaps, and which pairs swapped.
+
+    Returns:
+        A row of (B R, ...) for each chain, its own or its neighbour's, shape (B R,); 1 for each pair of neighbours that
+        swapped and 0 for the others, shape (B, R - 1).
 
     Args:
         energy: Energies, shape (B, R).
@@ -39,7 +44,7 @@ def swap_rows(energy: Tensor, temperatures: Tensor, first: int, log_u: Tensor) -
     swap = ((log_u < log_ratio) & (chain[:-1] % 2 == first)).long()  # (B, R - 1)
     up, down = torch.nn.functional.pad(swap, (0, 1)), torch.nn.functional.pad(swap, (1, 0))
     first_row = len(temperatures) * torch.arange(len(energy), device=energy.device)[:, None]
-    return (first_row + chain + up - down).flatten()
+    return (first_row + chain + up - down).flatten(), swap
 
 
 class ReplicaExchangeScheduler(EnergySampler):
@@ -65,8 +70,7 @@ class ReplicaExchangeScheduler(EnergySampler):
         num_replicas: int = 4,
         temperature_ratio: float = 2.0,
     ) -> None:
-        if isinstance(num_replicas, bool) or not isinstance(num_replicas, int) or num_replicas < 2:
-            raise ValueError(f"num_replicas must be a whole number >= 2, got {num_replicas!r}.")
+        check_count("num_replicas", num_replicas, 2)
         if not is_number(temperature_ratio) or not 1.0 < temperature_ratio < float("inf"):
             raise ValueError(f"temperature_ratio must be > 1 and finite, got {temperature_ratio!r}.")
         self.setup(num_train_timesteps, step_size, noise_std)
@@ -112,7 +116,7 @@ class ReplicaExchangeScheduler(EnergySampler):
         noise_std = self.noise_std * ladder.sqrt().repeat(by_chain[0]).to(sample.dtype)
         noise_std = noise_std.reshape(-1, *[1] * (sample.dim() - 1))  # (B R, 1, ...)
         temperatures = self.temperature * ladder
-        state, acceptance_rate = given, None
+        state, acceptance_rate, swap_rate = given, None, None
         if self.state is not None:
             state = self.state
             log_ratio = (state.energy - given.energy) / temperatures.repeat(by_chain[0])
@@ -123,7 +127,10 @@ class ReplicaExchangeScheduler(EnergySampler):
 
             log_u = log_uniform((by_chain[0], num_replicas - 1), sample.device, generator)
             # the first swaps are those of update 1, the pairs (0, 1), (2, 3), ...
-            rows = swap_rows(state.energy.reshape(by_chain), temperatures, (index - 1) % 2, log_u)
+            first = (index - 1) % 2
+            rows, swapped = swap_rows(state.energy.reshape(by_chain), temperatures, first, log_u)
+            in_turn = swapped[:, first::2]
+            swap_rate = in_turn.float().mean() if in_turn.shape[1] else None  # two chains swap every other time
             state = ChainState(state.sample[rows], state.energy[rows], state.grad[rows])
         self.state = state
         current_sample = prev_sample = state.sample[::num_replicas]
@@ -141,4 +148,5 @@ class ReplicaExchangeScheduler(EnergySampler):
             given.energy[::num_replicas],
             model_output[::stride],
             acceptance_rate,
+            swap_rate,
         )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.chains import run_chain
+from hf_ebm.counting import check_count
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.metropolis import half_squared_norm
 from hf_ebm.scoring.gaussian_base import GaussianBase
@@ -132,9 +132,3 @@ def path_betas(num_temperatures: int, schedule: str = "sigmoid") -> Tensor:
         curve = torch.sigmoid(SIGMOID_WIDTH * (2.0 * line - 1.0))
         return (curve - curve[0]) / (curve[-1] - curve[0])
     raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}.")
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise a `ValueError` unless `value` is a whole number >= `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")

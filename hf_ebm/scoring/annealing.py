@@ -34,10 +34,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.schedulers.energy_sampler import EnergySampler, check_positive
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.schedulers.scheduling_mala import MALAScheduler
-from hf_ebm.scoring.annealed_walk import AnnealedWalk, check_count, path_betas
+from hf_ebm.scoring.annealed_walk import AnnealedWalk, path_betas
 from hf_ebm.scoring.gaussian_base import GaussianBase, check_data
 
 ADAPTATION_CHAINS = 128  # the steps are set on so many chains, or on one batch

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.annealed_walk import check_count
+from hf_ebm.counting import check_count
 
 EDGE = 1e-6  # points nearer to a wall, as a share of the width, are moved off it: the wall itself is at infinity
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.schedulers.scheduling_mala import MALAScheduler
-from hf_ebm.scoring.annealed_walk import AnnealedWalk, check_count
+from hf_ebm.scoring.annealed_walk import AnnealedWalk
 from hf_ebm.scoring.gaussian_base import GaussianBase
 
 ROUNDS = 50  # at most; between rounds of equally many updates the step changes, in the first half of them

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.schedulers.energy_sampler import check_positive
 from hf_ebm.schedulers.metropolis import half_squared_norm
-from hf_ebm.scoring.annealed_walk import check_count
 
 
 def log_likelihood(energies: Tensor, log_z: float, temperature: float = 1.0) -> Tensor:

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.json_text import finite_or_none
 from hf_ebm.progress import ProgressBar
 from hf_ebm.schedulers.energy_sampler import EnergySampler, check_positive
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
-from hf_ebm.scoring.annealed_walk import check_count
 from hf_ebm.scoring.annealing import LogZBracket, estimate_log_z
 from hf_ebm.scoring.box import Box
 from hf_ebm.scoring.equilibration import equilibrate

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hf_ebm.counting import check_count
 from hf_ebm.hub_datasets import find_image_column, undecoded
 from hf_ebm.image_inputs import PIL_MODES, images_to_tensor
 from hf_ebm.pictures import UNKNOWN_RANGE, fit_picture, open_picture
@@ -263,8 +264,7 @@ def prepared_batches(
 
     The first one is prepared here while the workers start, and none starts for the sake of a single batch.
     """
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
-        raise ValueError(f"num_workers must be a whole number >= 0, got {num_workers!r}.")
+    check_count("num_workers", num_workers, 0)
     if padding < 0 or (padding and min(sample_shape[1:], default=0) <= 2 * padding):
         raise ValueError(f"padding must be >= 0 and under half of the model's size {sample_shape}, got {padding}.")
     parts = _parts_of_spans(_Spans(rows, sample_shape, resize, padding), iter(spans), num_workers)

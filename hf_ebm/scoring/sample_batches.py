@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.hub_datasets import find_image_column, undecoded
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.pictures import PICTURE_TYPES
@@ -39,8 +40,7 @@ def sample_batches(
     """
     if not isinstance(resize, bool):
         raise ValueError(f"resize must be True or False, got {resize!r}.")
-    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"padding must be >= 0 and a whole number, got {padding!r}.")
+    check_count("padding", padding, 0)
     if isinstance(images, dict) and not images.keys() <= {"bytes", "path"}:
         raise ValueError(
             f"images must be samples or a datasets.Dataset, got a {type(images).__name__} of {sorted(images)}; give "

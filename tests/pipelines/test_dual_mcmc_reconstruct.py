@@ -1,5 +1,6 @@
 """Reconstruction by DualMCMCPipeline: the z-chain from inferred or given latents."""
 
+import pytest
 import torch
 from dual_mcmc_chains import langevin, seeded, some_images, z_energy
 from torch.testing import assert_close
@@ -19,6 +20,18 @@ def test_reconstruct_is_the_algorithm(tiny_dual_mcmc_pipeline):
     assert out.squared_errors.shape == (4, 3)
     for errors, z_there in ((out.squared_errors[0], inferred), (out.squared_errors[-1], z)):
         assert_close(errors, (pipe.generate(z_there) - x).square().mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("latents", [None, torch.zeros(3, 4)])
+def test_what_the_z_chain_reports(tiny_dual_mcmc_pipeline, latents):
+    """The posterior's energy where a gradient is taken: of Langevin the states, so the first is the start's."""
+    pipe, x = tiny_dual_mcmc_pipeline, some_images()
+    out = pipe.reconstruct(x, latents=latents, generator=seeded(), output_type="pt", output_diagnostics=True)
+    assert out.diagnostics["energy"].shape == out.diagnostics["grad_norm"].shape == (3, 3)
+    if latents is not None:
+        assert_close(out.diagnostics["energy"][0], z_energy(pipe, x)(latents).detach())
+    plain = pipe.reconstruct(x, latents=latents, generator=seeded(), output_type="pt")
+    assert plain.diagnostics is None and torch.equal(plain.images, out.images)
 
 
 def test_reconstruct_without_steps_is_the_inference_model_alone(tiny_dual_mcmc_pipeline):

@@ -258,7 +258,7 @@ def test_odd_images_are_found_by_a_known_energy(scorer, digits):
         (["a.png"], {"num_workers": -1}, "num_workers"),
         (None, {}, "images must be PIL images, paths, URLs, arrays, tensors or a datasets.Dataset, got NoneType"),
         (torch.zeros(2, 1, 8, 8), {"resize": "yes"}, "resize must be True or False, got 'yes'"),
-        (torch.zeros(2, 1, 8, 8), {"padding": -1}, "padding must be >= 0 and a whole number, got -1"),
+        (torch.zeros(2, 1, 8, 8), {"padding": -1}, "padding must be a whole number >= 0, got -1"),
         ("no-such-file.png", {}, "no-such-file.png"),
     ],
 )

@@ -90,7 +90,8 @@ def test_swaps_are_metropolis_on_the_product_of_the_chains():
     energy = torch.tensor([0.3, 0.1, 2.0, 1.0])
     for first, pairs in ((0, [(0, 1), (2, 3)]), (1, [(1, 2)])):
         log_u = log_uniform((count, 3), torch.device("cpu"), seeded(first))
-        rows = swap_rows(energy.repeat(count, 1), temperatures, first, log_u).reshape(count, 4)
+        rows, swapped = swap_rows(energy.repeat(count, 1), temperatures, first, log_u)
+        rows = rows.reshape(count, 4)
         partners = rows - 4 * torch.arange(count)[:, None]
         assert torch.equal(partners.sort(dim=1).values, torch.arange(4).expand(count, 4))
         for i, j in ((0, 1), (1, 2), (2, 3)):
@@ -98,6 +99,7 @@ def test_swaps_are_metropolis_on_the_product_of_the_chains():
             after = energy[j] / temperatures[i] + energy[i] / temperatures[j]
             probability = min(1.0, math.exp(before - after)) if (i, j) in pairs else 0.0
             check_mean((partners[:, i] == j).float(), probability)
+            assert torch.equal(swapped[:, i], (partners[:, i] == j).long())
 
 
 def test_each_replica_has_its_temperature():
@@ -109,6 +111,20 @@ def test_each_replica_has_its_temperature():
         proposed = outputs[0].prev_sample[chain::3] - (1 - 0.8**2 / 2) * start
         check_moments(proposed, torch.zeros(1), torch.tensor([[0.8**2 * 2.0**chain]]))
         check_moments(scheduler.state.sample[chain::3], torch.zeros(1), torch.tensor([[2.0**chain]]))
+
+
+def test_the_rate_of_swaps():
+    """Chains at the same place always swap: of those whose turn it is. Two chains have a turn every other time."""
+    for num_replicas, rates in ((4, [None, 1.0, 1.0, 1.0]), (2, [None, 1.0, None, 1.0])):
+        scheduler = ReplicaExchangeScheduler(step_size=1e-6, num_replicas=num_replicas, temperature_ratio=1.01)
+        _, outputs = run(scheduler, lambda x: torch.zeros(len(x)) + 0.0 * x.sum(), torch.zeros(5, 1), 3, seeded(0))
+        assert [None if out.swap_rate is None else out.swap_rate.item() for out in outputs] == rates
+    # in equilibrium, on |x|^2 / 2 in 8 dimensions: E = T chi^2 / 2, independent between chains
+    scheduler, start = ReplicaExchangeScheduler(step_size=0.6, num_replicas=2), torch.randn(20_000, 8)
+    _, outputs = run(scheduler, quadratic(torch.eye(8)), start, 41, seeded(0))
+    cold, hot = torch.randn(2, 400_000, 8).square().sum(dim=2) / 2.0 * torch.tensor([[1.0], [2.0]])
+    expected = (0.5 * (cold - hot)).exp().clamp(max=1.0).mean().item()
+    assert outputs[-1].swap_rate.item() == pytest.approx(expected, abs=0.02)
 
 
 def test_log_uniform():
