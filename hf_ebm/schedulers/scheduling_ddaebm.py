@@ -45,8 +45,8 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule: How the times are laid: ``"vp_"`` and a spacing of `hf_ebm.diffusion.vp_times`.
         prediction_type: ``"sample"``: the generator predicts the clean sample.
         clip_sample: Kept for the stock schedulers; the generator's tanh bounds images already.
-        timestep_spacing: Kept for the stock schedulers, which take fewer steps: ``"trailing"`` starts at the noisiest, where
-            samples do; diffusers' usual ``"leading"`` would start later, and with one step call noise nearly clean.
+        timestep_spacing: Kept for the stock schedulers, which take fewer steps: ``"trailing"`` starts at the noisiest,
+            where samples do; diffusers' usual ``"leading"`` would start later, with one step at the nearly clean.
         trained_betas: Worked out from the above and kept in the config for the stock schedulers; never read.
     """
 
