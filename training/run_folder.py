@@ -23,6 +23,7 @@ from hf_ebm.hub import CARD, SETTINGS, SUMMARY, hardware_name, read_json
 from hf_ebm.pull import INDEX
 from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder, where_it_is
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
+from hf_ebm.scoring.near_data import near_data_metrics
 from hf_ebm.scoring.plots import plot_2d
 from hf_ebm.toy_data import TOY_NAMES, sample_toy
 from hf_ebm.training.checkpoints import is_in, later_checkpoints, list_checkpoints
@@ -189,12 +190,15 @@ def finish_run(
     grid = save_samples(pipeline, output_dir / "samples", step, settings)
     if grid.is_file():
         shutil.copyfile(grid, output_dir / "samples.png")
-    if settings.dataset == "25gaussians":
+    if settings.dataset in TOY_NAMES:
         generator = torch.Generator(pipeline.generator_model.device).manual_seed(0)
         points = pipeline(batch_size=10_000, generator=generator, output_type="pt").images.cpu()
-        metrics = {**sample_metrics(points), **density_metrics(pipeline.energy_model)}
+        if settings.dataset == "25gaussians":
+            metrics = {**sample_metrics(points), **density_metrics(pipeline.energy_model)}
+        else:
+            metrics = near_data_metrics(points, pipeline.energy_model, settings.dataset)
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-        print(f"10,000 samples and the energy beside the 25 Gaussians (metrics.json): {json.dumps(metrics)}")
+        print(f"10,000 samples and the energy beside the data (metrics.json): {json.dumps(metrics)}")
     parameters = {
         name: sum(parameter.numel() for parameter in component.parameters())
         for name, component in pipeline.components.items()

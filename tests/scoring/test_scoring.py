@@ -110,3 +110,31 @@ def test_density_metrics_of_the_true_mixture():
     Mixture.centres = mode_centres()[:10]
     metrics = density_metrics(Mixture())
     assert metrics["num_peaks"] == metrics["modes_with_a_peak"] == 10
+
+
+@pytest.mark.parametrize("name", ["pinwheel", "swissroll"])
+def test_what_is_near_the_data(name):
+    """The data themselves, half of them moved far away, and densities that are flat or far away."""
+    from hf_ebm.data import sample_toy
+    from hf_ebm.scoring.near_data import near_data_metrics
+
+    class Flat(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, x, t):
+            return type("Output", (), {"energy": torch.zeros(len(x))})
+
+    class Corner(Flat):
+        def forward(self, x, t):
+            return type("Output", (), {"energy": 1e4 * (x - 2.2).square().sum(dim=1)})
+
+    points = sample_toy(name, 10_000, torch.Generator().manual_seed(1))
+    perfect = near_data_metrics(points, Flat(), name)
+    assert perfect["samples_near_data"] == pytest.approx(0.99, abs=0.005)
+    assert perfect["data_near_samples"] == pytest.approx(0.99, abs=0.005)
+    uniform = 4.4 * torch.rand(10_000, 2, generator=torch.Generator().manual_seed(2)) - 2.2
+    broken = near_data_metrics(torch.cat([points[:5000], torch.full((5000, 2), 3.0)]), Corner(), name)
+    assert broken["samples_near_data"] == pytest.approx(0.495, abs=0.01) and broken["mass_near_data"] < 1e-3
+    spread = near_data_metrics(uniform, Flat(), name)
+    assert spread["mass_near_data"] == pytest.approx(spread["samples_near_data"], abs=0.02)  # the same flat density
+    assert 0.1 < spread["mass_near_data"] < 0.8 < 0.9 < spread["data_near_samples"]

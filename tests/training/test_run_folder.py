@@ -2,11 +2,13 @@
 
 import io
 import json
+import sys
 
 import PIL.Image
 import pytest
 import torch
 import yaml
+from accelerate.tracking import LoggerType, get_available_trackers
 from small_runs import all_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -46,6 +48,50 @@ def test_trackers_get_the_losses_and_the_samples(tmp_path, script):
     assert [one.step for one in shown] == [2, 4]
     with PIL.Image.open(folder / "samples" / "step_00000004.png") as picture:
         assert PIL.Image.open(io.BytesIO(shown[1].encoded_image_string)).tobytes() == picture.convert("RGB").tobytes()
+
+
+FAKE_WANDB = """
+log = []
+class config:
+    @staticmethod
+    def update(values, **kwargs): log.append(("config", values))
+class Image:
+    def __init__(self, pixels, **kwargs): self.pixels = pixels
+class Run:
+    config = config
+    def log(self, values, step=None, **kwargs): log.append((step, values))
+    def finish(self): log.append(("finished", None))
+run = None
+def init(**kwargs):
+    global run
+    log.append(("init", kwargs))
+    run = Run()
+    return run
+"""
+
+
+def test_wandb_gets_them_too(tmp_path, script, monkeypatch):
+    """A stand-in notes what reaches it: the settings, the losses of each step, the pictures, and the end."""
+    (tmp_path / "site" / "wandb").mkdir(parents=True)
+    (tmp_path / "site" / "wandb" / "__init__.py").write_text(FAKE_WANDB)
+    (tmp_path / "site" / "wandb-0.18.0.dist-info").mkdir()
+    (tmp_path / "site" / "wandb-0.18.0.dist-info" / "METADATA").write_text("Name: wandb\nVersion: 0.18.0\n")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    if LoggerType.WANDB not in get_available_trackers():  # which were looked for when accelerate was imported
+        monkeypatch.setattr("accelerate.tracking._available_trackers", [*get_available_trackers(), LoggerType.WANDB])
+    folder = script.train(tmp_path / "run", sample_every=2, log_every=1, trackers="wandb")
+    noted = sys.modules["wandb"].log
+    assert [name for name, _ in noted if isinstance(name, str)] == ["init", "config", "finished"]
+    assert noted[0][1]["project"] == "hf-ebm" and noted[0][1]["dir"] == str(folder)
+    assert noted[1][1]["batch_size"] == 8
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    written = [(step, values["learning_rate"]) for step, values in noted[2:-1] if "learning_rate" in values]
+    assert written == [(line["step"], pytest.approx(line["learning_rate"])) for line in lines]
+    shown = {step: values["samples"] for step, values in noted[2:-1] if "samples" in values}
+    assert list(shown) == [2, 4]
+    with PIL.Image.open(folder / "samples" / "step_00000004.png") as picture:
+        assert shown[4][0].pixels.tobytes() == picture.convert("RGB").tobytes()
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(tmp_path, script):
