@@ -55,10 +55,10 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser with that help, of `hf-ebm` and of each of its commands."""
+    """A parser with that help, of `hf-ebm` and of each of its commands, that takes options by their whole names."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, **kwargs)
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
         self.given: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -70,7 +70,7 @@ class CommandParser(argparse.ArgumentParser):
         """End the program; where an option is missing because its name is misspelt, that is what it says."""
         options = list(self._option_string_actions)
         names = [text.partition("=")[0] for text in self.given if text.startswith("--")]
-        strange = [name for name in names if not any(option.startswith(name) for option in options)]
+        strange = [name for name in names if name not in options]
         if message.startswith("the following arguments are required") and strange:
             message = f"there is no option {strange[0]}; {did_you_mean(strange[0], options, message)}"
         super().error(message)

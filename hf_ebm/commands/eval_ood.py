@@ -40,6 +40,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--max-images", type=int, default=1000, help="of each set (default: %(default)s)")
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--metrics",
+        default="auroc",
+        help="of the printed tables, comma-separated, of auroc, aupr_out and aupr_in (odd, or in-distribution images "
+        "positive) and fpr95; ood.json has them all (default: %(default)s)",
+    )
     parser.add_argument("--no-baselines", action="store_true", help="of the model's scores alone")
     parser.add_argument(
         "--output",
@@ -52,7 +58,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table of AUROCs; write ``ood.json`` with all metrics and the protocol, and two pictures."""
+    """Print a table of each of ``--metrics``; write ``ood.json`` with all and the protocol, and two pictures."""
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.card_tables import public_name
     from hf_ebm.data import describe_preparation
@@ -80,6 +86,10 @@ def run(options: argparse.Namespace) -> None:
     unknown = sorted(set(scores) - set(pipeline.available_scores))
     if unknown:
         raise ValueError(f"--scores: this model allows {pipeline.available_scores}, got {unknown}.")
+    shown = options.metrics.split(",")
+    if strange := [name for name in shown if name not in METRICS]:
+        near = did_you_mean(strange[0], METRICS, f"choose from {', '.join(METRICS)}.")
+        raise ValueError(f"--metrics: there is no metric {strange[0]!r}; {near}")
     if options.resamples < 1:
         raise ValueError(f"--resamples must be >= 1, got {options.resamples}.")
 
@@ -96,11 +106,11 @@ def run(options: argparse.Namespace) -> None:
             continue
         if "/" not in name and not Path(name).exists() and (near := did_you_mean(name, ODD_IMAGES, "")):
             raise ValueError(f"--ood: {name!r} is no embedded odd set; {near} A set of the Hub is written user/name.")
-        shown = DatasetName.parse(name).public
-        if shown in (*sets, "mean"):
-            raise ValueError(f"--ood: {name} has the same name in the table as another column, {shown!r}; rename it.")
+        column = DatasetName.parse(name).public
+        if column in (*sets, "mean"):
+            raise ValueError(f"--ood: {name} has the same name in the table as another column, {column!r}; rename it.")
         try:
-            sets[shown], sources[shown] = evaluation.load_images(name, shape, "test", *loading)
+            sets[column], sources[column] = evaluation.load_images(name, shape, "test", *loading)
         except ValueError as error:
             near = did_you_mean(name, ODD_IMAGES, f"embedded odd sets are {', '.join(ODD_IMAGES)}.")
             raise ValueError(f"--ood: {error} For --ood: {near}") from error
@@ -132,7 +142,8 @@ def run(options: argparse.Namespace) -> None:
     with whole_file(options.output / "ood.json") as path:
         path.write_text(record, encoding="utf-8")
     refreshed = refresh_card(options.output)
-    print(record if options.json else evaluation.format_table(table))
+    tables = (evaluation.format_table(table, metric) for metric in shown)
+    print(record if options.json else "\n\n".join(tables))
     if not options.json:
         if autoencoder and not autoencoder["converged"]:
             print(f"note: the autoencoder had not converged after {autoencoder['epochs']} epochs")

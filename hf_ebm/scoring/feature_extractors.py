@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from hf_ebm.card_tables import public_name
 from hf_ebm.content_hash import hash_tensors
+from hf_ebm.near_names import did_you_mean
 from hf_ebm.scoring.digit_classifier import NAME as DIGITS_NAME
 from hf_ebm.scoring.digit_classifier import load_digit_classifier
 
@@ -208,9 +210,15 @@ def mean_hidden_state(output: Any, name: str) -> Tensor:
 
 
 def load_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """The extractor of a name: ``"digits"``, ``"inception"``, or a transformers model's id or path."""
+    """The extractor of a name: ``"digits"``, ``"inception"``, or a transformers model's id or path.
+
+    Raises:
+        ValueError: If it cannot be loaded, or is neither a folder nor written user/name and like one of the two names.
+    """
     if name == "digits":
         return digits_extractor(device)
     if name == "inception":
         return inception_extractor(device)
+    if "/" not in name and not Path(name).exists() and (near := did_you_mean(name, ("digits", "inception"), "")):
+        raise ValueError(f"there is no feature extractor {name!r}; {near}")
     return transformers_extractor(name, device)

@@ -26,6 +26,7 @@ from hf_ebm.split_overlap import share_rows, split_sizes
 Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = odder
 MAX_EPOCHS = 1000  # of the autoencoder; 1,000 digits took 229
 MAX_BASELINE_DIMS = 20_000  # a covariance of 3.2 GB
+METRIC_NAMES = {"auroc": "AUROC", "aupr_out": "AUPR out", "aupr_in": "AUPR in", "fpr95": "FPR95"}
 TABLE_WIDTH, COLUMN_WIDTH = 120, 22  # of the printed table
 IN_DISTRIBUTION = "in_distribution"  # the name of the set that is not odd
 
@@ -181,21 +182,22 @@ def score_sets(
     return {name: {key: SCORES[name].function(measures[key], statistics) for key in sets} for name in names}
 
 
-def format_table(table: Mapping[str, Any]) -> str:
-    """AUROC of every scorer (rows) on every odd set and their mean (columns), as text of at most `TABLE_WIDTH`.
+def format_table(table: Mapping[str, Any], metric: str = "auroc") -> str:
+    """One of the metrics of every scorer (rows) on every odd set and their mean (columns), as text.
 
-    Columns that do not fit beside the others come below them.
+    Lines are at most `TABLE_WIDTH` long. Columns that do not fit beside the others come below them.
     """
     columns = list(next(iter(table.values())))
     number = TABLE_WIDTH // COLUMN_WIDTH - 1
     blocks = []
     for start in range(0, len(columns), number):
         shown = columns[start : start + number]
-        lines = ["AUROC [95 % interval]".ljust(COLUMN_WIDTH) + "".join(name[:20].rjust(COLUMN_WIDTH) for name in shown)]
+        heading = f"{METRIC_NAMES[metric]} [95 % interval]"[: COLUMN_WIDTH - 1]
+        lines = [heading.ljust(COLUMN_WIDTH) + "".join(name[:20].rjust(COLUMN_WIDTH) for name in shown)]
         for scorer, rows in table.items():
             cells = []
             for name in shown:
-                cells.append(show_interval(rows[name]["auroc"]))
+                cells.append(show_interval(rows[name][metric]))
             lines.append(scorer.ljust(COLUMN_WIDTH) + "".join(cell.rjust(COLUMN_WIDTH) for cell in cells))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

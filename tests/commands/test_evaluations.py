@@ -11,7 +11,8 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys, mo
     monkeypatch.setattr("hf_ebm.progress.DELAY", 0.0)
     out = tmp_path / "ood"
     arguments = ["eval-ood", "--model", folder, "--id", "digits", "--ood", "noise,constant", "--output", str(out)]
-    main([*arguments, "--max-images", "40", "--resamples", "10", "--scores", "energy,typicality"])
+    arguments += ["--max-images", "40", "--resamples", "10", "--scores", "energy,typicality"]
+    main([*arguments, "--metrics", "auroc,fpr95"])
     record = json.loads((out / "ood.json").read_text())
     assert set(record["metrics"]) >= {"energy", "typicality", "pixel_gaussian", "nearest_neighbour"}
     assert set(record["metrics"]["energy"]) == {"noise", "constant", "mean"}
@@ -24,7 +25,8 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys, mo
     assert protocol["model"] == "model" and str(tmp_path) not in (out / "ood.json").read_text()
     assert {path.name for path in out.iterdir()} == {"ood.json", "roc.png", "histograms.png"}
     printed, progress = capsys.readouterr()
-    assert "pixel_gaussian" in printed and "%|" not in printed
+    assert printed.count("pixel_gaussian") == 2 and "%|" not in printed
+    assert printed.startswith("AUROC [95 % interval]") and "\n\nFPR95 [95 % interval]" in printed
     assert all(f"{title}:" in progress for title in ("fitting the baselines", "scoring the sets", "intervals"))
 
 
@@ -33,10 +35,21 @@ def test_an_odd_set_that_is_not_there_is_told_with_its_near_names(folder, tmp_pa
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--ood", str(tmp_path / "zzz")])
     assert "For --ood: embedded odd sets are rotated, " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--metrics", "auroc,fpr"])
+    assert "--metrics: there is no metric 'fpr'; did you mean fpr95" in capsys.readouterr().err
     monkeypatch.setattr("datasets.load_dataset", None)  # the Hub is not asked for a near name
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--ood", "nois"])
     assert "--ood: 'nois' is no embedded odd set; did you mean noise?" in capsys.readouterr().err
+
+
+def test_a_misspelt_extractor_is_told_before_the_hub_is_asked(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.AutoModel", None)
+    arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--feature-extractor", "incepton"])
+    assert "there is no feature extractor 'incepton'; did you mean inception?" in capsys.readouterr().err
 
 
 def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from hf_ebm.cli import COMMANDS, main, make_parser
             "hf-ebm sample: error: there is no option --num-imagse",
         ),
         (["evaluate", "--model", "x", "--dataset", "digits", "--sede=3"], 2, "no option --sede; did you mean --seed"),
+        (["sample", "--model", "x", "--num-image", "3"], 2, "no option --num-image; did you mean --num-images"),
         (["score", "--modle", "x", "y.png"], 2, "score: error: there is no option --modle; did you mean --model?"),
         (["score", "y.png"], 2, "score: error: the following arguments are required: --model"),
         (["info", "--model", "x", "--zzz"], 2, "hf-ebm info: error: there is no option --zzz; see hf-ebm info --help"),

@@ -148,19 +148,21 @@ def test_mistakes():
     assert set(make_odd_sets(torch.zeros(4, 1, 8, 8), list(ODD_IMAGES))) == set(ODD_IMAGES)
 
 
-def test_the_printed_table_is_narrow_and_has_every_figure():
+@pytest.mark.parametrize("metric", ["auroc", "fpr95"])
+def test_the_printed_table_is_narrow_and_has_every_figure(metric):
     sets, scorers = [*ODD_IMAGES, "user/a_data_set@test"], ("energy", "typicality", "pixel_gaussian")
     table = {
         scorer: {
             **{
-                name: {"auroc": {"value": 0.5 + i / 100, "low": i / 1000, "high": 0.9 + j / 100}}
+                name: {metric: {"value": 0.5 + i / 100, "low": i / 1000, "high": 0.9 + j / 100}}
                 for i, name in enumerate(sets)
             },
-            "mean": {"auroc": {"value": 0.7 + j / 1000, "low": 0.6, "high": 0.8}},
+            "mean": {metric: {"value": 0.7 + j / 1000, "low": 0.6, "high": 0.8}},
         }
         for j, scorer in enumerate(scorers)
     }
-    blocks = format_table(table).split("\n\n")
+    blocks = (format_table(table) if metric == "auroc" else format_table(table, metric)).split("\n\n")
+    assert all(block.startswith(metric.upper()) for block in blocks)
     assert max(len(line) for block in blocks for line in block.splitlines()) <= 120
     rows = [[line.split("  ") for line in block.splitlines()] for block in blocks]
     heads = [[cell.strip() for cell in block[0] if cell][1:] for block in rows]
@@ -168,7 +170,7 @@ def test_the_printed_table_is_narrow_and_has_every_figure():
     for index, scorer in enumerate(scorers):
         shown = [cell.strip() for block in rows for cell in block[1 + index][1:] if cell]
         assert [block[1 + index][0] for block in rows] == [scorer] * 3
-        figures = [table[scorer][name]["auroc"] for name in (*sets, "mean")]
+        figures = [table[scorer][name][metric] for name in (*sets, "mean")]
         assert shown == [f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" for figure in figures]
 
 
