@@ -59,3 +59,17 @@ def test_memory_does_not_grow_with_the_steps(tiny_dual_mcmc_pipeline):
 
     tiny_dual_mcmc_pipeline(3, 40, callback_on_step_end=callback)
     assert alive[0] == alive[1] > 0
+
+
+def test_memory_does_not_grow_with_the_steps_on_latents(tiny_dual_mcmc_pipeline):
+    alive, calls = [], []
+
+    def look(module, args, output):
+        calls.append(1)
+        if len(calls) in (3, 38):
+            gc.collect()
+            alive.append(sum(type(o) is torch.Tensor and o.shape in ((3, 4), (3, 1, 8, 8)) for o in gc.get_objects()))
+
+    tiny_dual_mcmc_pipeline.generator_model.register_forward_hook(look)
+    tiny_dual_mcmc_pipeline.reconstruct(some_images(), 40)
+    assert alive[0] == alive[1] > 0 and len(calls) >= 40
