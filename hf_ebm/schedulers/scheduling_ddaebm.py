@@ -45,8 +45,6 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule: How the times are laid: ``"vp_"`` and a spacing of `hf_ebm.diffusion.vp_times`.
         prediction_type: ``"sample"``: the generator predicts the clean sample.
         clip_sample: Kept for the stock schedulers; the generator's tanh bounds images already.
-        timestep_spacing: Kept for the stock schedulers, which take fewer steps: ``"trailing"`` starts at the noisiest,
-            where samples do; diffusers' usual ``"leading"`` would start later, with one step at the nearly clean.
         trained_betas: Worked out from the above and kept in the config for the stock schedulers; never read.
     """
 
@@ -61,7 +59,6 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule: str = "vp_uniform",
         prediction_type: str = "sample",
         clip_sample: bool = False,
-        timestep_spacing: str = "trailing",
         trained_betas: list[float] | None = None,
     ) -> None:
         if prediction_type != "sample":
@@ -83,7 +80,6 @@ class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
             beta_schedule=beta_schedule,
             prediction_type="sample",
             clip_sample=clip_sample,
-            timestep_spacing=timestep_spacing,
             trained_betas=[first, *coefficients.betas[2:].tolist()],
         )
         self.coefficients = coefficients

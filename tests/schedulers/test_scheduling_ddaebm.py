@@ -59,9 +59,8 @@ def test_stock_schedulers_get_our_chain(stock, schedule):
     theirs = stock.from_config(ours.config)
     assert_close(theirs.alphas_cumprod, ours.coefficients.alphas_cumprod[1:], rtol=1e-4, atol=1e-7)
     assert theirs.config.prediction_type == "sample" and not theirs.config.clip_sample
-    for num_steps, timesteps in ((4, [3, 2, 1, 0]), (2, [3, 1]), (1, [3])):  # samples start as noise alone
-        theirs.set_timesteps(num_steps)
-        assert theirs.timesteps.tolist() == timesteps
+    theirs.set_timesteps(4)
+    assert theirs.timesteps.tolist() == [3, 2, 1, 0]
     back = DDAEBMScheduler.from_config(theirs.config)
     assert_close(back.coefficients.betas, ours.coefficients.betas, rtol=0, atol=0)
 
