@@ -179,6 +179,15 @@ def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings,
     assert "360/360" in result.stderr  # the bar counts what was there and what the other process did
 
 
+def test_weights_stay_where_they_are_in_memory(settings, scorer, monkeypatch):
+    """The CPU of several processes is called cpu:0; weights that are copied there lie otherwise, and round otherwise."""
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cpu:0")))
+    before = [parameter.data_ptr() for parameter in scorer.energy_model.parameters()]
+    one = settings()
+    score_rows(scorer, load_rows_of(one), "digits", one, Accelerator(cpu=True))
+    assert [parameter.data_ptr() for parameter in scorer.energy_model.parameters()] == before
+
+
 def load_rows_of(settings):
     from hf_ebm.scoring.run import load_rows
 
