@@ -130,10 +130,8 @@ def score_rows(
     """
     pipeline.check_score(settings.score)
     device = accelerator.device if settings.device is None else find_device(settings.device)
-    if (
-        device.type == "cpu"
-    ):  # "cpu:0", as several processes have it, moves weights in memory, where they round otherwise
-        device = torch.device("cpu")
+    if device.type == "cpu":
+        device = torch.device("cpu")  # not "cpu:0", as several processes have it: weights copied there round otherwise
     if settings.require_calibration and pipeline.calibration is None:
         raise ValueError(
             f"model {settings.model} was not calibrated, so nothing is called odd: {how_to_calibrate(settings.model)}."

@@ -180,7 +180,7 @@ def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings,
 
 
 def test_weights_stay_where_they_are_in_memory(settings, scorer, monkeypatch):
-    """The CPU of several processes is called cpu:0; weights that are copied there lie otherwise, and round otherwise."""
+    """The CPU of several processes is called cpu:0; weights that are copied there lie, and round, otherwise."""
     monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cpu:0")))
     before = [parameter.data_ptr() for parameter in scorer.energy_model.parameters()]
     one = settings()
