@@ -29,15 +29,15 @@ from hf_ebm.schedulers.scheduling_mala import proposal_log_ratio
 def swap_rows(energy: Tensor, temperatures: Tensor, first: int, log_u: Tensor) -> tuple[Tensor, Tensor]:
     """Whose state each chain has after the swaps, and which pairs swapped.
 
-    Returns:
-        A row of (B R, ...) for each chain, its own or its neighbour's, shape (B R,); 1 for each pair of neighbours that
-        swapped and 0 for the others, shape (B, R - 1).
-
     Args:
         energy: Energies, shape (B, R).
         temperatures: T_r, shape (R,).
         first: 0 or 1: the pairs (first, first + 1), (first + 2, first + 3), ... may swap.
         log_u: Log of uniform numbers, one per pair of neighbours, shape (B, R - 1).
+
+    Returns:
+        A row of (B R, ...) for each chain, its own or its neighbour's, shape (B R,); 1 for each pair of neighbours that
+        swapped and 0 for the others, shape (B, R - 1).
     """
     beta, chain = 1.0 / temperatures, torch.arange(len(temperatures), device=energy.device)
     log_ratio = (beta[:-1] - beta[1:]) * (energy[:, :-1] - energy[:, 1:])

@@ -1,7 +1,7 @@
 """How well samples and density of a 2-D set without separate modes, the pinwheel or the swiss roll, follow the data.
 
-Near is what lies within the reach r of one of 10,000 points of data; within r 99 % of other points
-of data have one. (After precision and recall of Sajjadi et al. 2018 and Kynkäänniemi et al. 2019, with one radius for
+Near is what lies within the reach r of one of 10,000 points of data; r is such that 99 % of other points of data are.
+(After precision and recall of Sajjadi et al. 2018 and Kynkäänniemi et al. 2019, with one radius for
 all points and the data's own coordinates as features.)
 """
 
