@@ -1,4 +1,4 @@
-"""The tables of a model card that come from ``evaluate.json`` and ``ood.json``, as Markdown."""
+"""The tables of a model card that come from ``metrics.json``, ``evaluate.json`` and ``ood.json``, as Markdown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ OTHER_METRICS = {  # of `hf_ebm.scoring.ood_metrics`, besides AUROC
     "aupr_out": "AUPR, odd images positive",
     "aupr_in": "AUPR, images like the training data positive",
     "fpr95": "FPR at 95 % TPR (share of these called odd where 95 % of the odd are found; lower is better)",
+}
+
+TOY_METRICS = {  # of `hf_ebm.scoring.modes` and `hf_ebm.scoring.near_data`
+    "within_4_sigma": "samples within 4 standard deviations of one of the 25 modes, share",
+    "num_modes": "modes that get samples, of 25",
+    "balance": "samples of the smallest mode over those of the largest",
+    "num_peaks": "separate regions of the density above 5 % of its highest value",
+    "modes_with_a_peak": "modes inside such a region, of 25 (several may share one)",
+    "mass_at_modes": "share of the density's mass at the modes",
+    "reach": "near is what has a point of data within",
+    "samples_near_data": "samples near the data, share (0.99 of data are)",
+    "data_near_samples": "data near a sample, share",
+    "mass_near_data": "share of the density's mass near the data",
 }
 
 
@@ -31,6 +44,14 @@ def frechet_name(feature_extractor: Mapping[str, Any]) -> str:
     if feature_extractor["is_standard_inception"]:
         return "FID"
     return f"Frechet distance ({feature_extractor['name']})"
+
+
+def toy_table(metrics: Mapping[str, Any]) -> str:
+    """What a training on a 2-D set measured of 10,000 samples and of ``exp(-E(x, 0))``; empty where it is not there."""
+    lines = [f"| {words} | {metrics[name]:.4g} |" for name, words in TOY_METRICS.items() if name in metrics]
+    return (
+        "\n".join(["| of 10,000 samples, and of `exp(-E(x, 0))` on a grid | |", "|---|---|", *lines]) if lines else ""
+    )
 
 
 def sample_table(record: Mapping[str, Any]) -> str:

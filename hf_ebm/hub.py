@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table
+from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table, toy_table
 from hf_ebm.counting import counted, duration
 from hf_ebm.pull import INDEX, SETTINGS
 from hf_ebm.scoring.calibration import Calibration
@@ -227,6 +227,8 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             counted=counted,
             duration=duration,
             score_words=SCORE_WORDS,
+            toy=dataset in TOY_NAMES,
+            toy_table=toy_table(metrics),
             sample_table=sample_table(evaluation),
             reconstruction_measured=bool(evaluation.get("reconstruction")),
             ood_table=ood_table(ood),

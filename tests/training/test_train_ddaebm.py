@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_ebm import DDAEBMPipeline, DiffusionCoefficients
+from hf_ebm.card_tables import TOY_METRICS
 from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.training.settings import make_settings
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, train
@@ -82,6 +83,23 @@ def test_every_option_runs(tmp_path, changes):
         assert all(torch.isfinite(torch.tensor(float(value))) for value in record.values())
         if changes.get("r1_interval"):
             assert (record["gradient_penalty"] > 0) == (record["step"] == 1)  # penalised at steps 0, 2, ...
+
+
+@pytest.mark.parametrize(("dataset", "figure"), [("pinwheel", "mass_near_data"), ("25gaussians", "mass_at_modes")])
+def test_a_2d_run_measures_itself_and_its_card_says_so(tmp_path, dataset, figure):
+    toy = {
+        "preset": "toy",
+        "dataset": dataset,
+        "models": {},
+        "noise_at_t0": True,
+        "reconstruction_loss": "gaussian_nll",
+    }
+    folder = train(settings(tmp_path / "run", max_steps=1, checkpoint_every=0, **toy))
+    metrics, card = json.loads((folder / "metrics.json").read_text()), (folder / "README.md").read_text()
+    assert 0.0 <= metrics[figure] <= 1.0
+    for name, value in metrics.items():
+        assert f"| {TOY_METRICS[name]} | {value:.4g} |" in card
+    assert "of shape (B, 2)" in card and "pixels" not in card and "`hf-ebm calibrate`" not in card
 
 
 def test_saved_weights_are_the_emas(tmp_path):
