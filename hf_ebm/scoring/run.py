@@ -130,7 +130,7 @@ def score_rows(
     """
     pipeline.check_score(settings.score)
     device = accelerator.device if settings.device is None else find_device(settings.device)
-    if device.type == "cpu":
+    if settings.device is None and device.type == "cpu":
         device = torch.device("cpu")  # not "cpu:0", as several processes have it: weights copied there round otherwise
     if settings.require_calibration and pipeline.calibration is None:
         raise ValueError(
