@@ -49,9 +49,8 @@ def frechet_name(feature_extractor: Mapping[str, Any]) -> str:
 def toy_table(metrics: Mapping[str, Any]) -> str:
     """What a training on a 2-D set measured of 10,000 samples and of ``exp(-E(x, 0))``; empty where it is not there."""
     lines = [f"| {words} | {metrics[name]:.4g} |" for name, words in TOY_METRICS.items() if name in metrics]
-    return (
-        "\n".join(["| of 10,000 samples, and of `exp(-E(x, 0))` on a grid | |", "|---|---|", *lines]) if lines else ""
-    )
+    head = ["| of 10,000 samples, and of `exp(-E(x, 0))` on a grid | |", "|---|---|"]
+    return "\n".join([*head, *lines]) if lines else ""
 
 
 def sample_table(record: Mapping[str, Any]) -> str:

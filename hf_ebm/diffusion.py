@@ -102,7 +102,7 @@ class DiffusionCoefficients:
         check_count("num_timesteps", num_timesteps, 1)
         if not (0.0 <= beta_min < beta_max < math.inf):
             raise ValueError(f"0 <= beta_min < beta_max must hold, got beta_min={beta_min}, beta_max={beta_max}.")
-        u = vp_times(int(num_timesteps), spacing)
+        u = vp_times(num_timesteps, spacing)
         abar = torch.exp(-0.5 * u**2 * (beta_max - beta_min) - u * beta_min)
         abar_prev = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
         return cls.from_betas((1.0 - abar / abar_prev).clamp(max=BETA_MAX_CLAMP))

@@ -75,6 +75,10 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.software import software_versions
     from hf_ebm.whole_files import whole_file
 
+    shown = options.metrics.split(",")
+    if strange := [name for name in shown if name not in METRICS]:
+        near = did_you_mean(strange[0], METRICS, f"choose from {', '.join(METRICS)}.")
+        raise ValueError(f"--metrics: there is no metric {strange[0]!r}; {near}")
     device = find_device(options.device)
     pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction="auto").to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -86,10 +90,6 @@ def run(options: argparse.Namespace) -> None:
     unknown = sorted(set(scores) - set(pipeline.available_scores))
     if unknown:
         raise ValueError(f"--scores: this model allows {pipeline.available_scores}, got {unknown}.")
-    shown = options.metrics.split(",")
-    if strange := [name for name in shown if name not in METRICS]:
-        near = did_you_mean(strange[0], METRICS, f"choose from {', '.join(METRICS)}.")
-        raise ValueError(f"--metrics: there is no metric {strange[0]!r}; {near}")
     if options.resamples < 1:
         raise ValueError(f"--resamples must be >= 1, got {options.resamples}.")
 

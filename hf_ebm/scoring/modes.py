@@ -37,6 +37,12 @@ def sample_metrics(samples: Tensor) -> dict[str, float]:
     }
 
 
+def grid_points() -> np.ndarray:
+    """The points of the grid that densities are looked at on, shape (GRID_RESOLUTION, GRID_RESOLUTION, 2)."""
+    line = np.linspace(-GRID_LIMIT, GRID_LIMIT, GRID_RESOLUTION)
+    return np.stack(np.meshgrid(line, line), axis=-1)
+
+
 def density_metrics(energy_model: Any) -> dict[str, float]:
     """Peaks of ``exp(-E(x, 0))`` on a grid, and how much of it lies at the modes.
 
@@ -48,8 +54,7 @@ def density_metrics(energy_model: Any) -> dict[str, float]:
 
     density = density_on_grid(energy_model, GRID_LIMIT, GRID_RESOLUTION)
     regions, num_peaks = ndimage.label(density > PEAK_THRESHOLD * density.max())
-    line = np.linspace(-GRID_LIMIT, GRID_LIMIT, GRID_RESOLUTION)
-    points = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 1, 2)
+    points = grid_points().reshape(-1, 1, 2)
     distance = np.linalg.norm(points - mode_centres().numpy()[None], axis=-1).reshape(*density.shape, 25)
     near = distance < 4.0 * np.hypot(TOY_MODE_STD, 0.0105)
     at_modes = sum(bool((regions[near[..., mode]] > 0).any()) for mode in range(25))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.modes import GRID_LIMIT, GRID_RESOLUTION
+from hf_ebm.scoring.modes import GRID_LIMIT, GRID_RESOLUTION, grid_points
 from hf_ebm.scoring.plots import density_on_grid
 from hf_ebm.toy_data import sample_toy
 
@@ -41,11 +41,9 @@ def near_data_metrics(samples: Tensor, energy_model: Any, name: str) -> dict[str
     reach = float(np.quantile(tree.query(others)[0], SHARE_WITHIN_REACH))
     generated = samples.float().cpu().numpy()
     density = density_on_grid(energy_model, GRID_LIMIT, GRID_RESOLUTION)
-    line = np.linspace(-GRID_LIMIT, GRID_LIMIT, GRID_RESOLUTION)
-    grid = np.stack(np.meshgrid(line, line), axis=-1)
     return {
         "reach": reach,
         "samples_near_data": float((tree.query(generated)[0] <= reach).mean()),
         "data_near_samples": float((cKDTree(generated).query(others)[0] <= reach).mean()),
-        "mass_near_data": float(density[tree.query(grid)[0] <= reach].sum()),
+        "mass_near_data": float(density[tree.query(grid_points())[0] <= reach].sum()),
     }

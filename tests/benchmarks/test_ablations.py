@@ -117,9 +117,14 @@ def test_rows_of_the_command_line(tmp_path):
         ablations.chosen_rows(groups, None, ["lr"])
 
 
-def test_the_figure_shows_what_there_is(tmp_path):
+def test_the_figure_shows_what_there_is(tmp_path, monkeypatch):
     """A table of some rows alone still has its figure, and a run that diverged is left out."""
     negatives = {"frechet_distance": 4.0, "generator_alone": 5.0}
     results = {"energy_negatives=second_chain": {"0": negatives}, "energy_negatives=generator": {"0": {}}}
-    importlib.import_module("dual_mcmc_ablations").plot(results, tmp_path / "figure.png")
+    script, figures = importlib.import_module("dual_mcmc_ablations"), []
+    new_figure = script.new_figure
+    monkeypatch.setattr(script, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[0])
+    script.plot(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
+    drawn = [collection.get_offsets().tolist() for collection in figures[0].axes[2].collections]
+    assert [marks for marks in drawn if marks] == [[[0.0, 4.0]], [[0.0, 5.0]]]
