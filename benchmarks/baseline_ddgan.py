@@ -30,9 +30,11 @@ from hf_ebm.models.presets import ddaebm_model_settings
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.schedulers.scheduling_ddaebm import BETA_SCHEDULES, DDAEBMScheduler
-from hf_ebm.training.run import Method, cosine_schedule, run_training, update
+from hf_ebm.training.method import Method
+from hf_ebm.training.run import run_training
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.script import run_script
+from hf_ebm.training.steps import cosine_schedule, update
 
 
 @dataclasses.dataclass(frozen=True)

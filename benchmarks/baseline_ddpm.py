@@ -29,10 +29,12 @@ from hf_ebm.models.presets import ddaebm_model_settings
 from hf_ebm.models.unet import build_unet
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.models.upsampling import use_upsample
-from hf_ebm.training.run import Method, cosine_schedule, run_training, update
+from hf_ebm.training.method import Method
+from hf_ebm.training.run import run_training
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.script import run_script
 from hf_ebm.training.settings import make_settings, read_yaml
+from hf_ebm.training.steps import cosine_schedule, update
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,9 +30,11 @@ from hf_ebm.models.resnet_energy import ResNetEnergyConfig, ResNetEnergyModel
 from hf_ebm.near_names import check_known
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
-from hf_ebm.training.run import Method, cosine_schedule, run_training, update
+from hf_ebm.training.method import Method
+from hf_ebm.training.run import run_training
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.script import run_script
+from hf_ebm.training.steps import cosine_schedule, update
 from hf_ebm.training.train_dual_mcmc import settle_singular_values
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.run import make_train_step, prepare_models, training_convolutions
+from hf_ebm.training.steps import make_train_step, prepare_models, training_convolutions
 from hf_ebm.training.train_dual_mcmc import METHOD, DualMCMCSettings, make_model_settings, make_objects
 
 BATCH_SIZES = {"digits": 64, "cifar10": 2}

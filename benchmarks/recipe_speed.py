@@ -27,8 +27,8 @@ from hf_ebm.training import train_ddaebm, train_dual_mcmc
 from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.cuda_graph import NUM_EAGER
 from hf_ebm.training.loop import advance
-from hf_ebm.training.run import make_train_step, prepare_models, training_convolutions
 from hf_ebm.training.settings import load_settings
+from hf_ebm.training.steps import make_train_step, prepare_models, training_convolutions
 
 METHODS: dict[str, tuple[Any, Any, str]] = {
     "ddaebm": (train_ddaebm.METHOD, train_ddaebm.DDAEBMSettings, train_ddaebm.DEFAULT_CONFIG),

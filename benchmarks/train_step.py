@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from hf_ebm.models.presets import build_ddaebm_models
 from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.run import make_train_step, prepare_models, training_convolutions
+from hf_ebm.training.steps import make_train_step, prepare_models, training_convolutions
 from hf_ebm.training.train_ddaebm import METHOD, DDAEBMSettings, make_model_settings, make_objects
 
 BATCH_SIZES = {"digits": 64, "cifar10": 8}

@@ -171,7 +171,7 @@ def finish_run(
 ) -> None:
     """Turn the run folder into a pipeline folder: safetensors, configs, a last grid, a summary and the card.
 
-    `save_samples` and `write_card` are the method's, see `hf_ebm.training.run.Method`.
+    `save_samples` and `write_card` are the method's, see `hf_ebm.training.method.Method`.
 
     The pipeline is written under a temporary name and its parts are then moved in place, so that a reader of the folder
     never sees half a component. What was found out about the weights of an earlier end of the run is removed.

@@ -34,9 +34,11 @@ from hf_ebm.losses.ddaebm import (
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.schedulers.scheduling_ddaebm import BETA_SCHEDULES, DDAEBMScheduler
-from hf_ebm.training.run import Method, cosine_schedule, run_training, update
+from hf_ebm.training.method import Method
+from hf_ebm.training.run import run_training
 from hf_ebm.training.run_settings import RunSettings
 from hf_ebm.training.script import run_script
+from hf_ebm.training.steps import cosine_schedule, update
 
 DEFAULT_CONFIG = "ddaebm_digits.yaml"
 

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from hf_ebm.data import load_digits
 from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
-from hf_ebm.training import run
+from hf_ebm.training import running
 from hf_ebm.training.checkpoints import list_checkpoints
 from hf_ebm.training.settings import CONFIGS, make_settings, read_yaml
 
@@ -95,16 +95,16 @@ def test_draw_is_seeded_and_in_range(tmp_path, script):
 def test_resume_is_bit_exact(tmp_path, script, monkeypatch):
     """Interrupted after 2 of 4 steps and resumed = never interrupted, to the last bit."""
     whole = script.train(tmp_path / "whole")
-    original = run.save_checkpoint
+    original = running.save_checkpoint
 
     def stop_after(*arguments):
         original(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "save_checkpoint", stop_after)
+    monkeypatch.setattr(running, "save_checkpoint", stop_after)
     with pytest.raises(KeyboardInterrupt):
         script.train(tmp_path / "part")
-    monkeypatch.setattr(run, "save_checkpoint", original)
+    monkeypatch.setattr(running, "save_checkpoint", original)
     assert [path.name for path in list_checkpoints(tmp_path / "part" / "checkpoints")] == ["step_00000002"]
     part = script.train(tmp_path / "part", resume="latest")
     compared = 0

@@ -55,11 +55,11 @@ def test_mistakes(recipe_speed, arguments, message):
 
 @pytest.mark.parametrize("winograd", [True, False])
 def test_convolutions_are_as_the_settings_say(recipe_speed, monkeypatch, winograd):
-    from hf_ebm.training import run
+    from hf_ebm.training import steps
 
     entered = []
-    monkeypatch.setattr(run.WinogradConvolutions, "__enter__", lambda self: entered.append(self))
-    monkeypatch.setattr(run.WinogradConvolutions, "__exit__", lambda *_: None)
+    monkeypatch.setattr(steps.WinogradConvolutions, "__enter__", lambda self: entered.append(self))
+    monkeypatch.setattr(steps.WinogradConvolutions, "__exit__", lambda *_: None)
     change = " ".join([*TINY, f"winograd={winograd}".lower()])
     recipe_speed("ddaebm", "--change", change, "--repeats", "1", "--warmup", "0")
     assert bool(entered) is winograd

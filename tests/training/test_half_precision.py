@@ -14,7 +14,7 @@ from small_runs import all_weights, assert_same_run
 
 from hf_ebm.training import loop
 from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.run import update
+from hf_ebm.training.steps import update
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def test_resume_is_bit_exact(tmp_path, script, processes):
     part = tmp_path / "part"
     code = (
         "import os, sys\n"
-        "import hf_ebm.training.run as run\n"
+        "import hf_ebm.training.running as run\n"
         f"import hf_ebm.training.train_{script.name} as script\n"
         "original = run.save_checkpoint\n"
         "def die_after(*arguments):\n"
@@ -91,6 +91,7 @@ def test_stretches_make_the_whole_run(tmp_path, script, capsys):
     script.train(part, checkpoint_every=0, stretch_seconds=1e-9, resume="latest")
     script.train(part, checkpoint_every=0, stretch_seconds=1e9, resume="latest")
     assert "the stretch ended at step 2 of 4" in (printed := capsys.readouterr().out) and "step 4 of" not in printed
+    assert f"going on from step 2 of 4: {part / 'checkpoints' / 'step_00000002'}" in printed
     assert_same_run(whole, part)
 
 

@@ -128,7 +128,7 @@ def test_the_image_processor_pads_as_the_training_did(tmp_path, script):
 
 def test_a_run_that_replaces_another_leaves_no_pipeline_of_both(tmp_path, script, monkeypatch):
     folder = script.train(tmp_path / "run", max_steps=1)
-    monkeypatch.setattr("hf_ebm.training.run.finish_run", lambda *_, **__: 1 / 0)  # it breaks off before it saves
+    monkeypatch.setattr("hf_ebm.training.running.finish_run", lambda *_, **__: 1 / 0)  # it breaks off before it saves
     with pytest.raises(ZeroDivisionError):
         script.train(folder, max_steps=2, overwrite_output_dir=True)
     assert not (folder / "model_index.json").exists() and (folder / "settings.yaml").exists()

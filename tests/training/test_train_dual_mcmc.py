@@ -13,8 +13,8 @@ from hf_ebm.data import load_digits
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.scoring.metrics import auroc
 from hf_ebm.training.loop import TrainingDivergedError
-from hf_ebm.training.run import prepare_models
 from hf_ebm.training.settings import make_settings
+from hf_ebm.training.steps import prepare_models
 from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, make_model_settings, make_objects, train, train_step
 
 TINY = {
