@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 import sys
@@ -22,6 +23,7 @@ from hf_ebm.exit_codes import INTERRUPTED
 from hf_ebm.hub import SETTINGS, write_card
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.pull import INDEX
 from hf_ebm.scoring.digit_classifier import NAME, load_digit_classifier
 from hf_ebm.scoring.metrics import auroc, frechet_distance
 from hf_ebm.scoring.odd_images import ODD_IMAGES
@@ -163,6 +165,13 @@ def keep_earlier_run(folder: Path) -> Path | None:
     return folder.rename(kept)
 
 
+def newest_kept_run(folder: Path) -> Path | None:
+    """Of the runs that `keep_earlier_run` moved, the last to have ended; None where none has."""
+    indices = folder.parent.glob(f"{glob.escape(folder.name)}-[0-9]*/{INDEX}")
+    newest = max(indices, key=lambda path: path.stat().st_mtime, default=None)
+    return newest.parent if newest else None
+
+
 def python_here() -> list[str]:
     """What a shell in this folder calls the running Python: a path below it, such as a ``.venv``'s, or its name."""
     python, here = Path(sys.executable), Path.cwd()
@@ -203,8 +212,8 @@ def run(method: str, arguments: Sequence[str]) -> None:
             others = [argument for argument in arguments if not argument.startswith("resume=")]
             again = shlex.join([*python_here(), "-m", "hf_ebm.training.demo", method, "resume=latest", *others])
             print(f"hf-ebm: the demo begins again by make demo; it goes on by {again}", file=sys.stderr)
-            if kept is not None:
-                print(f"hf-ebm: until it has ended, use the earlier run in {kept}", file=sys.stderr)
+            if (ended := newest_kept_run(folder)) is not None:
+                print(f"hf-ebm: until it has ended, use the earlier run in {ended}", file=sys.stderr)
         raise SystemExit(code)
     pipeline = METHODS[method].from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

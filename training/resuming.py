@@ -125,7 +125,9 @@ def adopt_settings(
         others.append(f"max_steps {earlier['max_steps']}")
         found.append(others[-1])
     if found:
-        accelerator.print(f"note: other settings than before, which were {', '.join(found)}.")
+        names = [change.split()[0] for change in found]
+        pairs = ", ".join(f"{change}, now {getattr(settings, name)}" for change, name in zip(found, names, strict=True))
+        accelerator.print(f"note: other settings than before: {pairs}.")
     if others:
         restart_schedules(schedules, beginnings, step)
     elif step >= earlier.get("max_steps", settings.max_steps):

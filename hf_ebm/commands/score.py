@@ -97,6 +97,9 @@ def score_files(options: argparse.Namespace) -> None:
         if batch.ids:
             files += [options.images[place] for place in batch.ids]
             rows += rows_of(pipeline.judge(measures, options.score))
+    if pipeline.calibration is None and not options.json:
+        how = how_to_calibrate(options.model)
+        print(f"hf-ebm: no p-values and verdicts without a calibration: {how}", file=sys.stderr)
     for name, reason in unreadable:
         print(f"hf-ebm: skipped: image {name} {reason}", file=sys.stderr)
     if options.json:

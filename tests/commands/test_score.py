@@ -36,7 +36,8 @@ def test_score_skips_and_names_unreadable_files_unless_told_to_stop(folder, tmp_
     with open(text, "w") as file:
         file.write("no picture")
     main(["score", "--model", folder, good])
-    alone = capsys.readouterr().out
+    alone, said = capsys.readouterr()
+    assert f"no p-values and verdicts without a calibration: hf-ebm calibrate --model {folder}" in said
     for batch_size in ("1", "256"):
         main(["score", "--model", folder, "--batch-size", batch_size, text, good, large])
         printed = capsys.readouterr()

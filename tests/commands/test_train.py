@@ -88,6 +88,7 @@ def test_a_demo_made_again_keeps_the_earlier_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(digits_demo, "launch", stop)
     folder.mkdir()
     (folder / "settings.yaml").write_text("old")
+    (folder / "model_index.json").write_text("{}")  # it has ended
     (tmp_path / "run-1").mkdir()  # somebody's
     with pytest.raises(SystemExit):
         demo.main([f"output_dir={folder}"])
@@ -95,12 +96,21 @@ def test_a_demo_made_again_keeps_the_earlier_run(monkeypatch, tmp_path, capsys):
     kept = f"the earlier run of {folder} is kept in {tmp_path / 'run-2'}\n"
     printed = capsys.readouterr()
     assert printed.out == kept and f"use the earlier run in {tmp_path / 'run-2'}\n" in printed.err
+    with pytest.raises(SystemExit):
+        demo.main([f"output_dir={folder}"])
+    assert not (tmp_path / "run-3" / "model_index.json").exists()  # the one that was interrupted has no model
+    assert f"use the earlier run in {tmp_path / 'run-2'}\n" in capsys.readouterr().err
     code = 2  # a mistake in the settings: nothing was begun
     with pytest.raises(SystemExit):
         demo.main([f"output_dir={folder}"])
-    assert (folder / "settings.yaml").read_text() == "new" and not (tmp_path / "run-3").exists()
-    kept = f"the earlier run of {folder} is kept in {tmp_path / 'run-3'}\n"
-    assert capsys.readouterr() == (f"{kept}nothing was begun: {tmp_path / 'run-3'} is {folder} again\n", "")
+    assert (folder / "settings.yaml").read_text() == "new" and not (tmp_path / "run-4").exists()
+    kept = f"the earlier run of {folder} is kept in {tmp_path / 'run-4'}\n"
+    assert capsys.readouterr() == (f"{kept}nothing was begun: {tmp_path / 'run-4'} is {folder} again\n", "")
+    (tmp_path / "run-2" / "model_index.json").unlink()
+    code = 130
+    with pytest.raises(SystemExit):
+        demo.main([f"output_dir={folder}"])
+    assert "use the earlier run" not in capsys.readouterr().err  # none has ended
 
 
 def test_ctrl_c_ends_the_demo_with_one_line_also_while_it_imports(monkeypatch, capsys):

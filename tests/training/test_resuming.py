@@ -213,7 +213,7 @@ def test_more_steps_for_a_run_that_is_under_way(tmp_path, capsys):
     capsys.readouterr()
     script.train(part, max_steps=6, resume="latest")
     printed = capsys.readouterr().out
-    assert "note: other settings than before, which were max_steps 4." in printed and "is extended" not in printed
+    assert "note: other settings than before: max_steps 4, now 6." in printed and "is extended" not in printed
     assert [learning_rates(part)[step] for step in (3, 6)] == [learning_rates(whole)[step] for step in (3, 6)]
     assert "up to step 1: max_steps 4." in " ".join((part / "README.md").read_text().split())
 
@@ -225,7 +225,7 @@ def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, ca
     assert "the run was finished at step 2 and is extended to max_steps 4; its learning rate goes on at" in printed
     assert "other settings" not in printed and "on the way" not in (folder / "README.md").read_text()
     script.train(folder, max_steps=5, resume="latest", batch_size=4, seed=0)
-    assert "note: other settings than before, which were batch_size 8." in capsys.readouterr().out
+    assert "note: other settings than before: batch_size 8, now 4." in capsys.readouterr().out
     script.train(folder, max_steps=6, resume="latest", batch_size=4, seed=1)
     card = " ".join((folder / "README.md").read_text().split())
     assert "Settings were changed on the way: up to step 4: batch_size 8; up to step 5: seed 0." in card
