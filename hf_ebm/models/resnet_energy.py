@@ -9,8 +9,7 @@ Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample
-from hf_ebm.models.matrix_energy import MatrixEnergy, has_small_matrices
 
 
 class ResNetEnergyConfig(PreTrainedConfig):
@@ -136,33 +134,12 @@ class ResNetEnergyModel(EnergyModel):
                 nn.init.xavier_normal_(module.weight)
                 if config.spectral_norm:
                     spectral_norm(module)
-        self.small = has_small_matrices(self)
-        self.matrices: dict[torch.dtype, MatrixEnergy] | None = None  # by what they compute in, while weights are fixed
         self.post_init()
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one image, (C, H, W)."""
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
-
-    @contextlib.contextmanager
-    def fixed_weights(self) -> Iterator[None]:
-        """As `EnergyModel.fixed_weights`; of a network on a few pixels also its matrices, on a CPU."""
-        before = self.matrices
-        with super().fixed_weights():
-            self.matrices = {} if self.small and self.device.type == "cpu" else None
-            try:
-                yield
-            finally:
-                self.matrices = before
-
-    def by_matrices(self, x: Tensor) -> Tensor:
-        """What `forward` gives, by a `MatrixEnergy`, which is made where it is not there."""
-        assert self.matrices is not None
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.head.weight.dtype
-        if dtype not in self.matrices:
-            self.matrices[dtype] = MatrixEnergy(self, dtype)
-        return self.matrices[dtype](x)
 
     def forward(self, pixel_values: Tensor, timestep: Tensor | int | None = None, **_: Any) -> EnergyOutput:
         """Energy of each image.
@@ -175,8 +152,6 @@ class ResNetEnergyModel(EnergyModel):
             `EnergyOutput` with ``energy`` of shape (B,), float32.
         """
         check_sample("pixel_values", pixel_values, self.sample_shape)
-        if self.matrices is not None and not torch.compiler.is_compiling():
-            return EnergyOutput(energy=self.by_matrices(pixel_values))
         hidden = pixel_values
         if self.config.patch_size > 1:
             hidden = channels_last_on_cpu(F.pixel_unshuffle(hidden, self.config.patch_size))
