@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from baselines import CONFIGS, check_parts, draw_by
+from ddgan_losses import discriminator_loss, generator_loss, r1_penalty
 from torch import Tensor
 
 from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients
-from hf_ebm.losses.ddgan import discriminator_loss, generator_loss, r1_penalty
 from hf_ebm.models.pair_inference import PairInferenceModel
 from hf_ebm.models.presets import ddaebm_model_settings
 from hf_ebm.models.unet_generator import UNetGeneratorModel

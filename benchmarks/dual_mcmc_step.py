@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.steps import make_train_step, prepare_models, training_convolutions
+from hf_ebm.training.steps import make_train_step, prepare_models
 from hf_ebm.training.train_dual_mcmc import METHOD, DualMCMCSettings, make_model_settings, make_objects
 
 BATCH_SIZES = {"digits": 64, "cifar10": 2}
@@ -44,13 +44,11 @@ class Package:
         self.settings = settings
         prepare_models(models, settings)
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
-        self.convolutions = training_convolutions(settings, accelerator.device)
         self.train_step = make_train_step(METHOD, settings, self.objects)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on the batch `x`; the terms of the losses."""
-        with self.convolutions:
-            return self.train_step(x, 0, self.objects, self.settings)
+        return self.train_step(x, 0, self.objects, self.settings)
 
 
 def agreement(models: Any, x: Tensor, settings: DualMCMCSettings, accelerator: Accelerator) -> dict[str, float]:
@@ -104,7 +102,6 @@ def main() -> None:
         channels_last=arguments.channels_last,
         compile=arguments.compile,
         cuda_graph=arguments.cuda_graph,
-        winograd=arguments.winograd,
     )
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.device == "cpu")
     device = accelerator.device
@@ -130,7 +127,7 @@ def main() -> None:
         results["speed-up (CPU seconds)"] = ratio(cpu, SIDES[1], SIDES[0])
     options = {"precision": settings.mixed_precision, "channels_last": settings.channels_last}
     results |= {"batch": arguments.batch_size, **options, "compile": settings.compile}
-    results |= {"cuda_graph": settings.cuda_graph, "winograd": settings.winograd}
+    results |= {"cuda_graph": settings.cuda_graph}
     results |= {"agreement": found}
     report(f"Dual-MCMC train step, {arguments.preset} preset, on {device}", arguments, wall, cpu, results)
 

@@ -28,7 +28,7 @@ from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.cuda_graph import NUM_EAGER
 from hf_ebm.training.loop import advance
 from hf_ebm.training.settings import load_settings
-from hf_ebm.training.steps import make_train_step, prepare_models, training_convolutions
+from hf_ebm.training.steps import make_train_step, prepare_models
 
 METHODS: dict[str, tuple[Any, Any, str]] = {
     "ddaebm": (train_ddaebm.METHOD, train_ddaebm.DDAEBMSettings, train_ddaebm.DEFAULT_CONFIG),
@@ -54,9 +54,8 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
     train_step = make_train_step(method, settings, objects)
 
     def run() -> None:
-        with training_convolutions(settings, accelerator.device):
-            for _, step in zip(range(round_steps), steps, strict=False):
-                one_step(step)
+        for _, step in zip(range(round_steps), steps, strict=False):
+            one_step(step)
 
     def one_step(step: int) -> None:
         x = torch.rand(settings.batch_size, *models[0].sample_shape, device=accelerator.device) * 2 - 1

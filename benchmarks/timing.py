@@ -98,7 +98,6 @@ def make_parser(description: str, batch_sizes: dict[str, int], repeats: int) -> 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """The options of what trains."""
     parser.add_argument("--cuda-graph", action="store_true", help="launch the package's step as a CUDA graph")
-    parser.add_argument("--winograd", action="store_true", help="wide fp32 convolutions on a CPU by this algorithm")
 
 
 def warmup_rounds(arguments: argparse.Namespace) -> int:

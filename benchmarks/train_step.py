@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from hf_ebm.models.presets import build_ddaebm_models
 from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.steps import make_train_step, prepare_models, training_convolutions
+from hf_ebm.training.steps import make_train_step, prepare_models
 from hf_ebm.training.train_ddaebm import METHOD, DDAEBMSettings, make_model_settings, make_objects
 
 BATCH_SIZES = {"digits": 64, "cifar10": 8}
@@ -51,13 +51,11 @@ class Package:
         prepare_models(models, settings)
         self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
         self.emas = make_emas(models[:2], settings.ema_decay, accelerator.device)
-        self.convolutions = training_convolutions(settings, accelerator.device)
         self.train_step = make_train_step(METHOD, settings, self.objects)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on clean images `x`; the terms of the losses."""
-        with self.convolutions:
-            terms = self.train_step(x, 0, self.objects, self.settings)
+        terms = self.train_step(x, 0, self.objects, self.settings)
         for ema, model in zip(self.emas, self.models[:2], strict=True):
             ema.step(model.parameters())
         return terms
@@ -153,7 +151,6 @@ def main() -> None:
         channels_last=arguments.channels_last,
         compile=arguments.compile,
         cuda_graph=arguments.cuda_graph,
-        winograd=arguments.winograd,
     )
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.device == "cpu")
     device = accelerator.device
@@ -182,7 +179,7 @@ def main() -> None:
         results["speed-up (CPU seconds)"] = ratio(cpu, SIDES["literal"], SIDES["package"])
     options = {"precision": settings.mixed_precision, "channels_last": settings.channels_last}
     results |= {"batch": arguments.batch_size, **options, "compile": settings.compile}
-    results |= {"cuda_graph": settings.cuda_graph, "winograd": settings.winograd}
+    results |= {"cuda_graph": settings.cuda_graph}
     results |= {"agreement": found}
     report(f"train step, {arguments.preset} preset, on {device}", arguments, wall, cpu, results)
 

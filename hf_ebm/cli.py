@@ -26,7 +26,6 @@ from hf_ebm.commands import (
 from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED, exit_code
 from hf_ebm.extras import how_to_install
 from hf_ebm.near_names import did_you_mean
-from hf_ebm.threads import let_waiting_threads_sleep
 
 COMMANDS = (
     train,
@@ -120,7 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Without a command it shows them all.
     """
-    let_waiting_threads_sleep()
     parser = make_parser()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     check_command(parser, arguments)

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 
 from hf_ebm.exit_codes import INTERRUPTED
-from hf_ebm.threads import let_waiting_threads_sleep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,7 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__doc__)
         return
     method = arguments.pop(0) if arguments and "=" not in arguments[0] else "ddaebm"
-    let_waiting_threads_sleep()
     try:
         from hf_ebm.training.digits_demo import run
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 NOT_LEARNED_FROM = frozenset(
     {
         "output_dir", "overwrite_output_dir", "num_workers", "max_steps", "stretch_seconds", "loss_limit", "compile",
-        "channels_last", "cuda_graph", "winograd", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
+        "channels_last", "cuda_graph", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
         "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "push_every_checkpoint", "hub_model_id",
         "hub_private",
     }
@@ -70,7 +70,6 @@ class RunSettings:
     compile: bool = False  # torch.compile the networks where the method allows it
     channels_last: bool = False
     cuda_graph: bool = False  # on one GPU, but for fp16: each step launched as a whole, up to 5 times as fast
-    winograd: bool = False  # wide fp32 convolutions on a CPU by Winograd's algorithm, if not compiled
 
     # records
     log_every: int = 10

@@ -30,7 +30,7 @@ from hf_ebm.training.loop import (
 from hf_ebm.training.method import Method
 from hf_ebm.training.resuming import Course
 from hf_ebm.training.run_folder import finish_run, log_samples, push_checkpoint
-from hf_ebm.training.steps import make_train_step, training_convolutions
+from hf_ebm.training.steps import make_train_step
 from hf_ebm.training.stopping import Interruption
 
 
@@ -208,7 +208,7 @@ def train(run: Run, interruption: Interruption) -> None:
         desc=method.name,
         unit="step",
     )
-    with progress, training_convolutions(settings, accelerator.device):
+    with progress:
         while course.step < settings.max_steps:
             x = run.next_batch(batches)
             with accelerator.accumulate(*run.objects.models):

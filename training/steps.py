@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from hf_ebm.training.cuda_graph import GraphedStep, why_no_cuda_graph
 from hf_ebm.training.method import Method
 from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.winograd import WinogradConvolutions
 
 
 def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
@@ -33,12 +31,6 @@ def make_train_step(method: Method, settings: RunSettings, objects: Any) -> Call
         accelerator.print(f"note: cuda_graph has no effect here: {why_not}.")
         return method.train_step
     return GraphedStep(method.train_step, method.step_kind, objects, accelerator.device)
-
-
-def training_convolutions(settings: RunSettings, device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, convolutions are done as `settings` say."""
-    eager = device.type == "cpu" and settings.mixed_precision == "no" and not settings.compile
-    return WinogradConvolutions() if settings.winograd and eager else nullcontext()
 
 
 def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: Any, settings: RunSettings) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from diffusers import ConfigMixin
+from diffusers import ConfigMixin, ModelMixin
 
 from hf_ebm.config_types import check_config_types
 from hf_ebm.models.loaded_weights import check_same_architecture
-from hf_ebm.models.precision import QuickDtype
 from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
 from hf_ebm.saved_config import PathlessConfig
@@ -22,7 +21,7 @@ logging.getLogger("diffusers.models.modeling_utils").addFilter(
 )
 
 
-class Network(PathlessConfig, QuickDtype, ConfigMixin):
+class Network(PathlessConfig, ModelMixin, ConfigMixin):
     """A diffusers model whose weights are safetensors and whose config has the constructor's types."""
 
     @classmethod

@@ -12,11 +12,10 @@ from diffusers import UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_ebm.models.precision import QuickDtype
 from hf_ebm.models.upsampling import use_upsample
 
 
-class UNet(QuickDtype, UNet2DModel):
+class UNet(UNet2DModel):
     """diffusers' `UNet2DModel`."""
 
 

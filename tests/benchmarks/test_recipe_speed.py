@@ -51,15 +51,3 @@ def test_every_variant_is_timed_beside_the_recipe(recipe_speed, tmp_path, capsys
 def test_mistakes(recipe_speed, arguments, message):
     with pytest.raises(SystemExit, match=message):
         recipe_speed("ddaebm", *arguments)
-
-
-@pytest.mark.parametrize("winograd", [True, False])
-def test_convolutions_are_as_the_settings_say(recipe_speed, monkeypatch, winograd):
-    from hf_ebm.training import steps
-
-    entered = []
-    monkeypatch.setattr(steps.WinogradConvolutions, "__enter__", lambda self: entered.append(self))
-    monkeypatch.setattr(steps.WinogradConvolutions, "__exit__", lambda *_: None)
-    change = " ".join([*TINY, f"winograd={winograd}".lower()])
-    recipe_speed("ddaebm", "--change", change, "--repeats", "1", "--warmup", "0")
-    assert bool(entered) is winograd

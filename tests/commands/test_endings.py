@@ -1,6 +1,5 @@
 """How a command ends when it cannot go on: one line that names what to change, and the code that goes with it."""
 
-import os
 import re
 import sys
 
@@ -112,17 +111,3 @@ def test_ctrl_c_ends_a_command_with_one_line(folder, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main(["sample", "--model", folder])
     assert end.value.code == 130 and capsys.readouterr().err.endswith("hf-ebm: stopped by the user.\n")
-
-
-@pytest.mark.parametrize(
-    ("chosen", "found"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
-)
-def test_waiting_threads_sleep_unless_somebody_chose_otherwise(monkeypatch, chosen, found):
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in chosen.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert os.environ.get("GOMP_SPINCOUNT") == found

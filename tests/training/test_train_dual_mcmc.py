@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.testing import assert_close
 
-from hf_ebm import DualMCMCPipeline, winograd
+from hf_ebm import DualMCMCPipeline
 from hf_ebm.data import load_digits
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.scoring.metrics import auroc
@@ -194,24 +194,6 @@ def test_every_option_runs(tmp_path, changes):
         assert json.loads(line)["teaching"] == 0
     pipe = DualMCMCPipeline.from_pretrained(folder)
     assert torch.isfinite(pipe(2, num_inference_steps=1, output_type="pt").images).all()
-
-
-@pytest.mark.parametrize(("changes", "wanted"), [({}, True), ({"mixed_precision": "bf16"}, False)])
-def test_wide_layers_by_winograds_algorithm(tmp_path, monkeypatch, changes, wanted):
-    """Where it is asked for, in float32, it does the convolutions, and the run is the same but for rounding."""
-    calls = []
-    convolve = winograd.convolve
-    monkeypatch.setattr(winograd, "MIN_CHANNELS", 128)  # as on a CPU without AVX-512
-    monkeypatch.setattr(winograd, "convolve", lambda *arguments: (calls.append(1), convolve(*arguments))[1])
-    wide = {**TINY["models"], "energy": {"block_out_channels": [192, 192], "patch_size": 1, "num_downsamples": 0}}
-    lines = []
-    for name, used in (("winograd", True), ("direct", False)):
-        folder = train(settings(output_dir=str(tmp_path / name), models=wide, winograd=used, max_steps=2, **changes))
-        lines.append([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
-        assert bool(calls) is (used and wanted)
-        calls.clear()
-    for got, want in zip(*lines, strict=True):
-        assert {**got, "steps_per_second": 0} == pytest.approx({**want, "steps_per_second": 0}, rel=1e-2, abs=1e-4)
 
 
 def test_saved_batch_norm_fits_the_averaged_weights(tmp_path):

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from ddgan_losses import discriminator_loss, generator_loss, r1_penalty
 from torch.testing import assert_close
 
 from hf_ebm.diffusion import DiffusionCoefficients
-from hf_ebm.losses.ddgan import discriminator_loss, generator_loss, r1_penalty
 
 
 def gaussian_log_ratio(x, mean_q, mean_p, std):
