@@ -129,10 +129,14 @@ def fingerprint(dataset: Any) -> str:
     """
     if not isinstance(dataset, HubImages):
         return hash_tensors({"samples": dataset.tensors[0]})[:16]
-    images, number = dataset.dataset.select_columns([dataset.column]), len(dataset)
+    return f"{hash_images(dataset.dataset, dataset.column)}:{len(dataset)}:{dataset.column}"
+
+
+def hash_images(dataset: Any, column: str) -> str:
+    """A hash of the images of an undecoded `datasets.Dataset`, of at most `MOST_HASHED` evenly spaced ones."""
+    images, number = dataset.select_columns([column]), len(dataset)
     some = images.select(range(0, number, math.ceil(number / MOST_HASHED)))
-    content = hash_pictures(row[dataset.column] for row in some)
-    return f"{content[:16]}:{number}:{dataset.column}"
+    return hash_pictures(row[column] for row in some)[:16]
 
 
 def load_training_data(

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 from hf_ebm.card_tables import public_name
 from hf_ebm.data import EMBEDDED_NAMES, fingerprint, load_training_data
+from hf_ebm.hub_datasets import find_splits
+from hf_ebm.user_paths import expand_home
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,13 @@ class DatasetName:
 
     @classmethod
     def parse(cls, text: str) -> DatasetName:
-        """The parts of ``name[:config][@split]``; a path that is there is a name as it stands.
+        """The parts of ``name[:config][@split]``; a path that exists is a name as it stands.
 
         Raises:
             ValueError: If a part is empty, or an embedded set is given a configuration.
         """
-        if Path(text).exists():
+        text = expand_home(text)
+        if text and Path(text).exists():
             return cls(text)
         rest, at, split = text.rpartition("@") if "@" in text else (text, "", "")
         name, colon, config = (rest, "", "") if Path(rest).exists() else rest.partition(":")
@@ -110,7 +113,9 @@ def load_named(
         loaded = load(split)
     except ValueError as error:
         no_more = named.split or named.name in EMBEDDED_NAMES or isinstance(error.__cause__, ConnectionError)
-        splits = [] if no_more else find_splits(named)  # a Hub that was not reached is not asked again
+        splits = (
+            [] if no_more else find_splits(named.name, named.config)
+        )  # a Hub that was not reached is not asked again
         if not splits or split in splits:
             raise
         if len(splits) > 1:
@@ -122,16 +127,3 @@ def load_named(
     source = {"dataset": public_name(named.name), "split": split, "fingerprint": fingerprint(loaded)}
     source |= {"config": named.config} if named.config else {}
     return loaded, source | ({"only_split": True} if only else {})
-
-
-def find_splits(named: DatasetName) -> list[str]:
-    """The splits of a Hub data set or a folder; empty where they cannot be told."""
-    import datasets
-
-    path = Path(named.name)
-    if (path / "dataset_dict.json").is_file():
-        return sorted(datasets.load_from_disk(named.name))
-    try:
-        return datasets.get_dataset_split_names(named.name, named.config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError):
-        return []

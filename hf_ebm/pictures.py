@@ -3,6 +3,7 @@
 | what comes | what happens |
 |---|---|
 | no picture, a corrupt or a truncated one | refused |
+| a file of another format than `FORMATS`, such as EPS, which PIL opens with another program (Ghostscript) | refused |
 | more than `MAX_PIXELS` pixels (a decompression bomb) | refused before it is decoded |
 | several frames: animated GIF, WebP, APNG, pages of a TIFF | refused; an MPO's first frame is the photograph |
 | an EXIF orientation | turned upright |
@@ -11,13 +12,14 @@
 | transparency | laid on white |
 | palette, 1 bit, CMYK, YCbCr, HSV, another of gray and RGB | converted by PIL |
 
-Refused means a `ValueError` that says why. The first four rows are `open_picture`, the others `convert_picture`, which
+Refused means a `ValueError` that says why. The first five rows are `open_picture`, the others `convert_picture`, which
 runs only where a conversion was asked for, mostly as the first step of `fit_picture`. The demo's page opens its
 uploads itself (`hf_ebm.space.uploads`): it takes an animation's first frame, and says so.
 """
 
 from __future__ import annotations
 
+import functools
 import http.client
 import io
 import struct
@@ -32,8 +34,11 @@ import PIL.Image
 import PIL.ImageOps
 from PIL.ExifTags import Base as ExifTag
 
+from hf_ebm.user_paths import expand_home
+
 MAX_PIXELS = 89_478_485  # the size at which PIL warns; a quarter of a gigabyte of RGB
 UNKNOWN_RANGE = ("I", "F", "LAB")  # modes that are not converted
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")  # read by PIL itself
 PICTURE_TYPES = (str, Path, bytes, dict, PIL.Image.Image)
 URL_TIMEOUT = 30.0  # seconds without an answer
 MAX_BYTES = 2**28  # of a picture that is not on this machine
@@ -66,6 +71,20 @@ def open_picture(source: Any) -> PIL.Image.Image:
         raise ValueError(f"cannot be read ({error or type(error).__name__})") from error
 
 
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow reads: an older one has no AVIF."""
+    PIL.Image.init()
+    return tuple(name for name in FORMATS if name in PIL.Image.OPEN or name == "MPO")  # which the JPEG reader makes
+
+
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """The file name extensions of `readable_formats`, in lower case, each with its dot."""
+    formats = readable_formats()
+    return frozenset(end for end, name in PIL.Image.registered_extensions().items() if name in formats)
+
+
 def is_url(source: Any) -> bool:
     """Whether a picture's name is an address on the web, not a path."""
     return str(source).startswith(("http://", "https://"))
@@ -77,7 +96,9 @@ def words_of(error: ValueError) -> str:
 
 
 def _decoded(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture decoded and upright, if it is not too large and has one frame."""
+    """The picture decoded and upright, if it is not too large, of a format that is read, and has one frame."""
+    if image.format not in (None, *FORMATS):  # opened by the caller, and not decoded yet
+        raise ValueError(f"its format {image.format} is not one of {', '.join(FORMATS)}; convert it to one of them")
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: a decompression bomb?")
@@ -92,9 +113,9 @@ def _decoded(image: PIL.Image.Image) -> PIL.Image.Image:
 def _recognised(file: BinaryIO) -> PIL.Image.Image:
     """The picture in a file, not yet decoded."""
     try:
-        return PIL.Image.open(file)
+        return PIL.Image.open(file, formats=[name for name in readable_formats() if name != "MPO"])
     except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
-        raise ValueError("it is no picture of a kind that PIL knows") from error
+        raise ValueError(f"it is not an image of a known format: {', '.join(FORMATS)}") from error
     except PIL.Image.DecompressionBombError as error:  # its own words name PIL's limit, twice ours
         raise ValueError(f"its pixels are more than {MAX_PIXELS:,}: a decompression bomb?") from error
 
@@ -120,7 +141,7 @@ def _file(source: Any) -> BinaryIO | Any:
                 return _bounded(file)
         except Exception as error:  # each protocol's library has errors of its own: aiohttp's, botocore's, ...
             raise ValueError(f"{type(error).__name__}: {error}") from error
-    return Path(source).open("rb")
+    return Path(expand_home(source)).open("rb")
 
 
 def _bounded(file: Any) -> BinaryIO:

@@ -31,13 +31,31 @@ def share_rows(first: str, second: str, sizes: Mapping[str, int]) -> bool:
 
 
 def row_ranges(split: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """The parts of a split as (name, first row, row after the last)."""
+    """The parts of a split as (name, first row, row after the last); of an unknown one, all slices are the whole."""
+    names = [part.partition("[")[0] for part in split.split("+")]
+    if split not in sizes and not all(sizes.get(name) for name in names):
+        return [(name, 0, 1) for name in names]
+    return split_ranges(split, sizes)
+
+
+def split_ranges(split: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """The parts of a split as (name, first row, row after the last).
+
+    Raises:
+        ValueError: If `sizes` lacks one of its names, or it is not written as `datasets` writes splits.
+    """
     import datasets
 
     if split in sizes:  # whatever its name
         return [(split, 0, sizes[split])]
-    names = [part.partition("[")[0] for part in split.split("+")]
-    if not all(sizes.get(name) for name in names):
-        return [(name, 0, 1) for name in names]
     ranges = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
     return [(part.splitname, part.from_, part.to) for part in ranges]
+
+
+def split_dict(sizes: Mapping[str, int]) -> Any:
+    """Rows of each whole split as a `datasets.DatasetInfo` holds them."""
+    import datasets
+
+    return datasets.SplitDict(
+        {name: datasets.splits.SplitInfo(name, num_examples=size) for name, size in sizes.items()}
+    )

@@ -138,7 +138,7 @@ def log_samples(accelerator: Accelerator, path: Path, step: int) -> None:
     """Show the picture of the samples of a step, if one was made, in the run's trackers."""
     if not accelerator.trackers or not path.is_file():
         return
-    with PIL.Image.open(path) as picture:
+    with PIL.Image.open(path, formats=["PNG"]) as picture:
         pixels = np.asarray(picture.convert("RGB"))[None]
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # wandb takes no other

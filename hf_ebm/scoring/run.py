@@ -33,7 +33,7 @@ from transformers import PreTrainedConfig
 import hf_ebm
 from hf_ebm.content_hash import hash_tensors
 from hf_ebm.counting import counted
-from hf_ebm.data import load_digits
+from hf_ebm.data import hash_images, load_digits
 from hf_ebm.devices import find_device
 from hf_ebm.hub_datasets import load_hub_dataset
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
@@ -43,6 +43,7 @@ from hf_ebm.scoring.run_settings import ScoringSettings, add_options, settings_o
 from hf_ebm.scoring.scores import SCORES
 from hf_ebm.scoring.shard_scoring import rows_written, score_shards
 from hf_ebm.scoring.shards import SUMMARY, UNREADABLE, ShardFolder
+from hf_ebm.user_paths import expand_home
 
 NUM_PROBED = 100  # rows of which one at least must have a score, or nothing is begun
 NUM_SHOWN = 5  # unreadable images named at the end
@@ -59,9 +60,11 @@ def load_rows(settings: ScoringSettings) -> tuple[Rows, str]:
     if settings.dataset == "digits":
         return ListRows(load_digits(settings.split)[0]), f"digits-{settings.split}"
     dataset = load_hub_dataset(settings.dataset, settings.split, settings.config_name, settings.revision)
-    root = settings.dataset if Path(settings.dataset).is_dir() else None
-    rows = HubRows(dataset, settings.image_column, settings.id_column, root)
-    return rows, rows.fingerprint
+    folder = expand_home(settings.dataset)
+    rows = HubRows(dataset, settings.image_column, settings.id_column, folder if Path(folder).is_dir() else None)
+    # the fingerprint of a folder of image files is of names and sizes
+    content = f":{hash_images(rows.dataset, rows.column)}" if rows.files else ""
+    return rows, f"{rows.fingerprint}{content}"
 
 
 def model_fingerprint(pipeline: EnergyScoringPipeline) -> str:

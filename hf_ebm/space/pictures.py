@@ -28,7 +28,7 @@ def to_pil(figure: Any) -> PIL.Image.Image:
     file = io.BytesIO()
     figure.draw_without_rendering()  # the layout makes room for tick labels, and with that room they may be others
     figure.savefig(file, format="png", dpi=DPI)
-    return PIL.Image.open(file)
+    return PIL.Image.open(file, formats=["PNG"])
 
 
 def show_state(axis: Any, x: Tensor, colour: str | None = None) -> None:
