@@ -2,12 +2,14 @@
 
 | given | range | layout |
 |---|---|---|
-| PIL image, or a list of them | as is | mode "L" for 1 channel, "RGB" for 3 |
+| PIL image, a list of them, a `datasets` column | as is | mode "L" for 1 channel, "RGB" for 3 |
 | uint8 array | 0..255 | (B, H, W, C), (H, W, C); (B, H, W), (H, W) for 1 channel |
 | float array | 0..1 | the same |
 | float tensor | -1..1 | (B, C, H, W), (C, H, W) |
 | vector data: float array or tensor | any | (B, D) |
 
+PIL images are turned upright by their EXIF orientation; what `hf_ebm.pictures.open_picture` refuses is an error. A
+`datasets` column is ``dataset["image"]``.
 Masks have diffusers' convention, 1 (white) = to be filled in, and the module's function `mask_to_tensor`.
 """
 
@@ -22,7 +24,8 @@ import torch
 from torch import Tensor
 
 from hf_ebm.counting import counted
-from hf_ebm.pictures import UNKNOWN_RANGE
+from hf_ebm.hub_datasets import column_images, is_column
+from hf_ebm.pictures import UNKNOWN_RANGE, open_picture
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 RANGE_TOLERANCE = 1e-3
@@ -32,12 +35,14 @@ def images_to_tensor(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
     """Images (or vectors) as a float32 tensor in the models' own range, (B, C, H, W) in [-1, 1] or (B, D).
 
     Args:
-        images: PIL image, array, tensor, or a list of one of these kinds, as in the module's table.
+        images: PIL image, array, tensor, a list of one of these kinds, or a `datasets` column: the module's table.
         sample_shape: What the model takes, (C, H, W) or (D,).
 
     Raises:
         ValueError: If a size, channel count, mode, type or range does not fit; it names what to change.
     """
+    if is_column(images):
+        images = column_images(images)
     if isinstance(images, PIL.Image.Image):
         images = [images]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
@@ -91,6 +96,7 @@ def _from_pil(image: PIL.Image.Image, sample_shape: tuple[int, ...]) -> Tensor:
     mode = PIL_MODES.get(sample_shape[0])
     if mode is None:
         raise ValueError(f"images cannot be PIL images for a model of {sample_shape[0]} channels; give tensors.")
+    image = upright(image, "images")
     if image.mode != mode:
         channels = sample_shape[0]
         if image.mode in UNKNOWN_RANGE:
@@ -104,6 +110,14 @@ def _from_pil(image: PIL.Image.Image, sample_shape: tuple[int, ...]) -> Tensor:
             f"{how}."
         )
     return _from_array(np.asarray(image), sample_shape)
+
+
+def upright(image: PIL.Image.Image, argument: str) -> PIL.Image.Image:
+    """A PIL image decoded and turned by its EXIF orientation, as `hf_ebm.pictures.open_picture` opens files."""
+    try:
+        return open_picture(image)
+    except ValueError as error:
+        raise ValueError(f"{argument}: a PIL image {error}.") from error
 
 
 def _from_array(array: np.ndarray, sample_shape: tuple[int, ...]) -> Tensor:
@@ -164,6 +178,8 @@ def mask_to_tensor(mask: Any, batch_size: int, sample_shape: tuple[int, ...]) ->
     Raises:
         ValueError: If the type, a shape or a value does not fit.
     """
+    if is_column(mask):
+        mask = column_images(mask)
     if isinstance(mask, PIL.Image.Image):
         mask = [mask]
     if isinstance(mask, Sequence) and not isinstance(mask, str | bytes) and len(mask) > 0:
@@ -197,6 +213,7 @@ def _pil_masks(masks: Sequence[Any]) -> np.ndarray:
             raise ValueError(f"mask as a list must hold PIL images, got {type(mask).__name__}; stack arrays instead.")
         if mask.mode not in ("1", "L"):
             raise ValueError(f"mask must have mode '1' or 'L', got {mask.mode!r}; convert it with mask.convert('L').")
+    masks = [upright(mask, "mask") for mask in masks]
     sizes = sorted({mask.size for mask in masks})
     if len(sizes) > 1:
         raise ValueError(f"mask images must all have one size, got {sizes}.")

@@ -17,6 +17,7 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_ebm.models.energy_image_processor  # noqa: F401 (registers the image processor and the energies)
+from hf_ebm.hub_datasets import column_images, is_column
 from hf_ebm.pictures import open_picture
 from hf_ebm.scoring.calibration import Calibration
 
@@ -33,6 +34,12 @@ class OODDetectionPipeline(Pipeline):
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' pipelines; a tuple or a `datasets` column, ``dataset["image"]``, counts as a list."""
+        if is_column(inputs):
+            inputs = column_images(inputs)
+        return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, *args, **kwargs)
 
     def _sanitize_parameters(
         self, calibration: Any = None, **kwargs: Any

@@ -12,6 +12,7 @@ import pytest
 from torch.testing import assert_close
 
 from hf_ebm.data import image_transform
+from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.pictures import MAX_PIXELS, convert_picture, open_picture
 from hf_ebm.scoring.rows import prepare_rows, prepare_sample
 from hf_ebm.scoring.sample_batches import sample_batches
@@ -48,9 +49,9 @@ def photo(image):
 
 PNG = encoded(PIL.Image.fromarray(COLOUR))
 REFUSED = {
-    "corrupt": (b"\x89PNG\r\n\x1a\n but no more", "no picture of a kind"),
-    "no picture": (b"plain text", "no picture of a kind"),
-    "empty file": (b"", "no picture of a kind"),
+    "corrupt": (b"\x89PNG\r\n\x1a\n but no more", "not an image of a known format"),
+    "no picture": (b"plain text", "not an image of a known format"),
+    "empty file": (b"", "not an image of a known format"),
     "truncated png": (PNG[:-30], "truncated"),
     "truncated jpeg": (encoded(PIL.Image.fromarray(COLOUR), "jpeg")[:-60], "truncated"),
     "bomb at PIL's warning": (png_of_size(10_000, 9_000), f"{MAX_PIXELS:,}: a decompression bomb"),
@@ -59,6 +60,8 @@ REFUSED = {
     "animated webp": (animation("webp"), "2 frames"),
     "animated png": (animation("png"), "2 frames"),
     "tiff of two pages": (animation("tiff"), "2 frames"),
+    "eps": (encoded(PIL.Image.fromarray(COLOUR), "eps"), "not an image of a known format"),
+    "eps opened by the caller": (PIL.Image.open(io.BytesIO(encoded(PIL.Image.fromarray(COLOUR), "eps"))), "EPS"),
     "missing file": ("no-such-file.png", "No such file"),
     "row without an image": ({"bytes": None, "path": None}, "holds no image"),
     "number": (17, "got int"),
@@ -71,6 +74,26 @@ def test_refused(name):
     source, reason = REFUSED[name]
     with pytest.raises(ValueError, match=rf"^cannot be read \(.*(?i:{reason})"):
         open_picture(source)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "mpo", "webp", "bmp", "gif", "tiff", "ppm", "jpeg2000"])
+def test_formats_that_are_read(kind):
+    image = PIL.Image.fromarray(COLOUR)
+    assert (
+        open_picture(encoded(image, kind)).size == open_picture(PIL.Image.open(io.BytesIO(encoded(image, kind)))).size
+    )
+
+
+def test_no_image_file_starts_another_program(monkeypatch):
+    """Every format that is read is decoded by Pillow itself: with EPS, a file would choose what Ghostscript runs."""
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    eps = encoded(PIL.Image.fromarray(COLOUR), "eps")
+    for source in (eps, {"bytes": eps, "path": "a.png"}, PIL.Image.open(io.BytesIO(eps))):
+        with pytest.raises(ValueError, match=r"^cannot be read \("):
+            open_picture(source)
+    with pytest.raises(ValueError, match="EPS"):
+        images_to_tensor(PIL.Image.open(io.BytesIO(eps)), (3, 8, 8))
 
 
 def test_the_limit_holds_where_pils_own_is_switched_off(monkeypatch):

@@ -14,6 +14,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 
 from hf_ebm.data import image_transform
+from hf_ebm.hub_datasets import column_images, is_column
 from hf_ebm.models.resnet_energy import ResNetEnergyConfig
 from hf_ebm.models.unet_energy import UNetEnergyConfig
 from hf_ebm.pictures import open_picture
@@ -35,11 +36,13 @@ class EnergyImageProcessor(PilBackend):
         self.image_size, self.num_channels, self.padding = image_size, num_channels, padding
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **_: Any) -> BatchFeature:
-        """PIL images, one or a list, as ``pixel_values``.
+        """PIL images, one, a list or a `datasets` column, as ``pixel_values``.
 
         Raises:
             ValueError: If an image is no PIL image, or is refused by `hf_ebm.pictures`.
         """
+        if is_column(images):
+            images = column_images(images)
         images = images if isinstance(images, list | tuple) else [images]
         for image in images:
             if not hasattr(image, "convert"):

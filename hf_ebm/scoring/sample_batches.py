@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from hf_ebm.counting import check_count
-from hf_ebm.hub_datasets import find_image_column, undecoded
+from hf_ebm.hub_datasets import column_images, find_image_column, has_transform, is_column, undecoded
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.pictures import PICTURE_TYPES
 from hf_ebm.scoring.rows import (
@@ -48,6 +48,11 @@ def sample_batches(
         )
     if isinstance(images, PICTURE_TYPES):
         images = [images]
+    if is_column(images):  # read batch by batch, as a data set is
+        if hasattr(images.source, "column_names") and not has_transform(images.source):
+            images, image_column = images.source, images.column_name
+        else:
+            images = column_images(images)
     if hasattr(images, "column_names") and hasattr(images, "features"):
         if hasattr(images, "__len__"):
             rows: Rows = HubRows(images, image_column)
