@@ -23,6 +23,7 @@ import torch
 from changes import SHIPPED, current_commit, split_change
 from measured_data import DATA, MeasuredData
 
+from hf_ebm.commands.options import path_option
 from hf_ebm.hub import hardware_name
 from hf_ebm.software import software_versions
 from hf_ebm.training.digits_demo import launch_options
@@ -114,7 +115,7 @@ def make_table(
     parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, choices=("cpu", "cuda"), help="of measuring; training takes a GPU")
-    parser.add_argument("--output", type=Path, default=Path(f"outputs/{method.replace('_', '-')}-ablations"))
+    parser.add_argument("--output", type=path_option, default=Path(f"outputs/{method.replace('_', '-')}-ablations"))
     parser.add_argument("--rows", nargs="+", choices=sorted(groups), help="default: all; none with --change")
     parser.add_argument(
         "--change",

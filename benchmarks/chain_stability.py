@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hf_ebm.commands.options import path_option
 from hf_ebm.data import draw_rows, load_training_data
 from hf_ebm.hub import SETTINGS
 from hf_ebm.langevin import energy_and_grad, langevin_chain
@@ -92,7 +93,7 @@ def load_networks(checkpoint: Path) -> tuple[Any, Any]:
 def main() -> None:
     """Print the measurements of each checkpoint as a line of JSON."""
     parser = argparse.ArgumentParser(description="The energy's curvature against what the x-chain's step can bear.")
-    parser.add_argument("--run", required=True, type=Path, help="run folder of train_dual_mcmc.py")
+    parser.add_argument("--run", required=True, type=path_option, help="run folder of train_dual_mcmc.py")
     parser.add_argument("--num-samples", type=int, default=64, help="of the generator (default: %(default)s)")
     parser.add_argument("--distance", type=float, default=0.02, help="over which gradients change, Euclidean")
     parser.add_argument("--iterations", type=int, default=15, help="of the power iteration (default: %(default)s)")

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from hf_ebm.commands.evaluate import format_table, write_record
 from hf_ebm.commands.models import load_image_generator
+from hf_ebm.commands.options import path_option
 from hf_ebm.devices import find_device
 from hf_ebm.scoring.sample_evaluation import evaluate_samples
 
@@ -26,12 +27,12 @@ from hf_ebm.scoring.sample_evaluation import evaluate_samples
 def main() -> None:
     """Measure each model, print its table, write it into its folder."""
     parser = argparse.ArgumentParser(description="Evaluate models in the features of a classifier of their data.")
-    parser.add_argument("--model", type=Path, nargs="+", required=True, help="run folders")
+    parser.add_argument("--model", type=path_option, nargs="+", required=True, help="run folders")
     parser.add_argument("--data", choices=sorted(DATA), required=True)
     parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
     parser.add_argument("--num-images", type=int, default=2000, help="samples (default: %(default)s)")
     parser.add_argument("--num-seeds", type=int, default=1, help="sets of so many samples (default: %(default)s)")
-    parser.add_argument("--features", type=Path, help="folder of the classifier; default: outputs/quality-DATA")
+    parser.add_argument("--features", type=path_option, help="folder of the classifier; default: outputs/quality-DATA")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device = find_device(options.device)

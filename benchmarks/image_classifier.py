@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from hf_ebm.commands.options import path_option
 from hf_ebm.dataset_names import DatasetName, load_named
 from hf_ebm.scoring.feature_extractors import FeatureExtractor, module_extractor
 
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--num-epochs", type=int, default=3)
     parser.add_argument("--flip", action="store_true", help="mirror images at random in training")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("outputs/classifier"))
+    parser.add_argument("--output", type=path_option, default=Path("outputs/classifier"))
     options = parser.parse_args()
     extractor, facts = classifier_extractor(
         options.dataset,

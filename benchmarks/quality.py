@@ -36,6 +36,7 @@ from quality_methods import CONTENDERS, Contender, variants
 from quality_report import is_finished, write_report
 from tqdm.auto import tqdm
 
+from hf_ebm.commands.options import path_option
 from hf_ebm.hub import hardware_name
 from hf_ebm.scoring.feature_extractors import FeatureExtractor
 from hf_ebm.scoring.feature_statistics import FeatureStatistics
@@ -69,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=256, help="of sampling (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--time-limit", type=float, default=math.inf, help="seconds after which no stretch is begun")
-    parser.add_argument("--output", type=Path, help="default: outputs/quality-DATA")
+    parser.add_argument("--output", type=path_option, help="default: outputs/quality-DATA")
     options = parser.parse_args()
     if options.seconds <= 0 or options.looks < 1 or options.probe_seconds <= 0:
         parser.error("--seconds and --probe-seconds must be positive, --looks at least 1.")

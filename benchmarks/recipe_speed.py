@@ -13,7 +13,6 @@ import argparse
 import gc
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from accelerate.utils import set_seed
 from changes import SHIPPED, split_change
 from timing import Spread, alternate, ratio, report
 
+from hf_ebm.commands.options import path_option
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
 from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.cuda_graph import NUM_EAGER
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--json", type=path_option, help="also write the results to this file")
     arguments = parser.parse_args()
     if min(arguments.round_steps, arguments.repeats) < 1 or arguments.warmup < 0:
         parser.error("--round-steps and --repeats must be >= 1, --warmup >= 0.")

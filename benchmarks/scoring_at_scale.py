@@ -27,6 +27,7 @@ from accelerate.utils import set_seed
 from timing import cpu_name
 
 from hf_ebm import DDAEBMScheduler, EnergyScoringPipeline
+from hf_ebm.commands.options import path_option
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.scoring.rows import Row
@@ -94,13 +95,13 @@ def anonymous_memory() -> int:
 def main() -> None:
     """Score, watch the memory, report."""
     parser = argparse.ArgumentParser(description="Memory and speed of a long scoring run.")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--output", type=path_option, required=True, help="a new folder")
     parser.add_argument("--rows", type=int, default=1_000_000, help="generated images (default: %(default)s)")
     parser.add_argument("--dataset", help="a Hub id or a folder of 32x32 RGB images, instead of generated ones")
     parser.add_argument("--split", default="test", help="of the data set (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--num-workers", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--json", type=path_option, help="also write the results to this file")
     options = parser.parse_args()
     set_seed(0)
     if options.dataset is None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from hf_ebm.commands.options import path_option
 from hf_ebm.training.cuda_graph import NUM_EAGER
 
 Times = dict[str, list[float]]
@@ -90,7 +91,7 @@ def make_parser(description: str, batch_sizes: dict[str, int], repeats: int) -> 
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--json", type=path_option, help="also write the results to this file")
     parser.set_defaults(batch_sizes=batch_sizes)
     return parser
 

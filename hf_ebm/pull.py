@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from hf_ebm.commit_pull import HUB_OPTIONS, check_subfolder, pull_commit
+from hf_ebm.user_paths import expand_home
 
 INDEX = "model_index.json"
 SETTINGS = "settings.yaml"  # which a run writes at its start, and the index at its end
@@ -228,7 +229,10 @@ def fetch_network(name: Any, kwargs: dict[str, Any]) -> Any:
     Raises:
         OSError: If the repository, the revision or the network is not there, or a file came damaged.
     """
-    if name is None or Path(name).is_dir():
+    if name is None:
+        return name
+    name = expand_home(name)
+    if Path(name).is_dir():
         return name
     options = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
     prefix, variant = check_subfolder(kwargs.pop("subfolder", None)), kwargs.get("variant")

@@ -25,6 +25,7 @@ from hf_ebm.missing_models import meant
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.push_errors import AS_IT_WAS, MADE_EMPTY, NOT_MADE, PushError, as_push_error
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
+from hf_ebm.user_paths import expand_home
 
 logger = logging.getLogger(__name__)
 FACTS = ("*.json", "*.jsonl", "*.png", SETTINGS, CARD)  # at the top of a run folder
@@ -61,7 +62,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
             ``private`` says.
         PushError: If the Hub did not take it.
     """
-    folder = Path(folder)
+    folder = Path(expand_home(folder))
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder here: give that of a run, or of a saved pipeline.{meant(str(folder))}")
     if not (folder / INDEX).is_file():

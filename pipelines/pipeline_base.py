@@ -31,6 +31,7 @@ from hf_ebm.remote_code import CODE_FILE, holds_own_code, pipeline_code
 from hf_ebm.safetensors_only import require_safetensors
 from hf_ebm.saved_config import PathlessConfig
 from hf_ebm.scoring.energy import ScoreOutput, score_samples
+from hf_ebm.user_paths import expand_home
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -56,6 +57,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
                 no safetensors or damaged.
             OSError: If nothing is there, or the Hub cannot be reached.
         """
+        pretrained_model_name_or_path = expand_home(pretrained_model_name_or_path)
         require_safetensors(kwargs)
         for name, component in cls.given(kwargs).items():
             if component is None and name not in cls._optional_components:
@@ -148,6 +150,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """
         if not kwargs.pop("safe_serialization", True):
             raise ValueError("safe_serialization must be True: these pipelines are saved as safetensors only.")
+        save_directory = expand_home(save_directory)
         names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision")
         push_options = {name: kwargs.pop(name) for name in names if push_to_hub and name in kwargs}
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)

@@ -31,6 +31,7 @@ from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
 from hf_ebm.scoring.measures import make_measure, measure_batches
 from hf_ebm.scoring.sample_batches import sample_batches
 from hf_ebm.scoring.scores import SCORES
+from hf_ebm.user_paths import expand_home
 
 RECONSTRUCTION = ("generator_model", "inference_model", "latent_scheduler")
 
@@ -101,6 +102,7 @@ class EnergyScoringPipeline(EBMPipeline):
                 for.
             OSError: If nothing is there, or the Hub cannot be reached.
         """
+        pretrained_model_name_or_path = expand_home(pretrained_model_name_or_path)
         load_reconstruction = kwargs.pop("load_reconstruction", False)
         if not isinstance(load_reconstruction, bool) and load_reconstruction != "auto":
             raise ValueError(f"load_reconstruction must be True, False or 'auto', got {load_reconstruction!r}.")

@@ -16,6 +16,7 @@ from huggingface_hub.utils import httpx
 from hf_ebm.hub import public_values
 from hf_ebm.hub_datasets import EMBEDDED_NAMES
 from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_login, with_owner
+from hf_ebm.user_paths import expand_home
 
 logger = logging.getLogger(__name__)
 NOT_LEARNED_FROM = frozenset(
@@ -87,7 +88,12 @@ class RunSettings:
     hub_private: bool | None = None  # of a new repository; None: as the account's default
 
     def __post_init__(self) -> None:
-        """Raise a `ValueError` that names the setting, before any work."""
+        """Expand ``~`` in paths; raise a `ValueError` that names the setting, before any work."""
+        for name in ("output_dir", "dataset", "resume"):
+            if value := getattr(self, name):
+                object.__setattr__(self, name, expand_home(value))
+        if not self.dataset.strip():
+            raise ValueError(f"dataset must be the name of a data set or a folder, got {self.dataset!r}.")
         self.check_at_least(1, "max_steps", "batch_size", "gradient_accumulation_steps", "log_every")
         self.check_at_least(0, "padding", "num_workers", "sample_every", "checkpoint_every", "seed")
         self.check_at_least(1, "num_grid_samples", "num_toy_samples")

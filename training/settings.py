@@ -15,6 +15,7 @@ import yaml
 
 from hf_ebm.commands.train import METHODS
 from hf_ebm.near_names import did_you_mean
+from hf_ebm.user_paths import expand_home
 
 SettingsT = TypeVar("SettingsT")
 CONFIGS = Path(__file__).parent / "configs"
@@ -97,6 +98,7 @@ def find_config(config: str, default_config: str) -> Path:
     Raises:
         ValueError: If there is no such file, or it is the shipped one of another method than `default_config` is of.
     """
+    config = expand_home(config)
     own, folder = shipped_configs(default_config), (CONFIGS / default_config).parent
     names, shipped = ", ".join(path.name for path in own), []
     if Path(config).parent in (Path("."), Path("training/configs")):  # any other folder is meant as it is written

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import model_folder
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option, path_text
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
 
@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--dataset",
         required=True,
+        type=path_text,
         help="images that the model was not trained on: digits, or a Hub id or a folder, name[:config][@split]",
     )
     parser.add_argument("--split", help="of the data set, where --dataset names none (default: test)")

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
+from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder, path_text
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
+from hf_ebm.user_paths import expand_home
 
 ODD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
 
@@ -25,6 +26,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--id",
         required=True,
+        type=path_text,
         help="in-distribution data set: digits, or a Hub id or a folder, name[:config][@split]; its split train fits, "
         "the named one, default test, is scored",
     )
@@ -96,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     padding = find_padding(options.model, options.padding)
     loading = (options.image_column, options.max_images, options.seed, padding)
     (train, train_source), (test, test_source) = evaluation.load_train_and_test(options.id, shape, *loading)
-    names = list(ODD_IMAGES) if options.ood is None else options.ood.split(",")
+    names = list(ODD_IMAGES) if options.ood is None else [expand_home(name) for name in options.ood.split(",")]
     sets = {evaluation.IN_DISTRIBUTION: test}
     sources: dict[str, Any] = {}
     for name in names:

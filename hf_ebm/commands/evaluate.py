@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import load_image_generator
-from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
+from hf_ebm.commands.options import (
+    CARD_REFRESHED,
+    add_comparison_options,
+    add_device_option,
+    output_folder,
+    path_option,
+    path_text,
+)
 from hf_ebm.counting import counted
 from hf_ebm.run_padding import find_padding
 
@@ -22,7 +29,9 @@ def add_parser(commands: Any) -> None:
     )
     add_comparison_options(parser)
     add_device_option(parser)
-    parser.add_argument("--dataset", required=True, help="digits, or a Hub id or a folder, name[:config][@split]")
+    parser.add_argument(
+        "--dataset", required=True, type=path_text, help="digits, or a Hub id or a folder, name[:config][@split]"
+    )
     parser.add_argument(
         "--split",
         help="whose images samples are compared with, where --dataset names none (default: test)",
@@ -33,6 +42,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--feature-extractor",
+        type=path_text,
         help="digits, inception, or the id or path of a transformers model (timm/... needs timm); default: digits for "
         "the digits, else inception",
     )
@@ -40,7 +50,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--num-reconstruction-steps", type=int, help="of the z-chain; default: as in training")
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=0, help="that decode images (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features")
+    parser.add_argument(
+        "--cache", type=path_option, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features"
+    )
     parser.add_argument(
         "--output",
         type=output_folder,
@@ -109,8 +121,8 @@ def write_record(record: dict[str, Any], model: str, folder: Path) -> tuple[str,
 
     record["protocol"] = {"model": public_name(model), **record["protocol"]}
     text = to_json(record, indent=2)
-    with whole_file(folder / "evaluate.json") as path:
-        path.write_text(text, encoding="utf-8")
+    with whole_file(folder / "evaluate.json") as file:
+        file.write_text(text, encoding="utf-8")
     return text, refresh_card(folder)
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from hf_ebm.commands.models import load_pipeline
-from hf_ebm.commands.options import add_comparison_options, add_device_option
+from hf_ebm.commands.options import add_comparison_options, add_device_option, path_text
 from hf_ebm.run_padding import find_padding
 
 BASES = ("uniform", "diagonal", "low_rank", "full")
@@ -25,6 +25,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--dataset",
         required=True,
+        type=path_text,
         help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]; of images the split "
         "train fits, the named one, default test, is held out",
     )

@@ -6,13 +6,29 @@ import argparse
 from pathlib import Path
 
 from hf_ebm.run_padding import add_padding_option
+from hf_ebm.user_paths import expand_home
 
 CARD_REFRESHED = "wrote {}/README.md (the model card) anew"
 
 
+def path_text(text: str) -> str:
+    """A path, a URL or a Hub id that an option names, with a leading ``~`` expanded."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def path_option(text: str) -> Path:
+    """A path that an option names, with a leading ``~`` expanded."""
+    return Path(path_text(text))
+
+
 def add_model_option(parser: argparse.ArgumentParser, hub: bool = True) -> None:
     """``--model``; `hub`: whether it may be on the Hub."""
-    parser.add_argument("--model", required=True, help="a run folder" + " or a Hub id" * hub)
+    parser.add_argument("--model", required=True, type=path_text, help="a run folder" + " or a Hub id" * hub)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +40,10 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 def output_folder(text: str) -> Path:
     """The folder that an option names, which need not be there; argparse tells of one that is a file."""
-    if Path(text).exists() and not Path(text).is_dir():
+    folder = path_option(text)
+    if folder.exists() and not folder.is_dir():
         raise argparse.ArgumentTypeError(f"must be a folder, and {text!r} is a file")
-    return Path(text)
+    return folder
 
 
 def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:

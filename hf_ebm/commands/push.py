@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from hf_ebm.commands.options import path_text
+
 
 def add_parser(commands: Any) -> None:
     """The command's options."""
@@ -14,7 +16,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm push --model outputs/ddaebm-digits --repo-id user/ddaebm-digits; the token is that of "
         "`hf auth login` or HF_TOKEN",
     )
-    parser.add_argument("--model", required=True, help="a run folder")
+    parser.add_argument("--model", required=True, type=path_text, help="a run folder")
     parser.add_argument("--repo-id", required=True, help="user/name; made if it is not there")
     parser.add_argument(
         "--private",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import check_images, check_picture, load_image_generator, open_named_picture
-from hf_ebm.commands.options import add_device_option
+from hf_ebm.commands.options import add_device_option, path_option, path_text
 from hf_ebm.run_padding import add_padding_option, find_padding
 
 
@@ -20,15 +20,15 @@ def add_parser(commands: Any) -> None:
         help="infer images' latents, revise them, and generate from them again",
         epilog="example: hf-ebm reconstruct --model outputs/dual-mcmc-digits digit.png --output again.png",
     )
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id of Dual-MCMC Teaching")
-    parser.add_argument("images", nargs="+", help="image files or URLs, prepared as in training")
+    parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id of Dual-MCMC Teaching")
+    parser.add_argument("images", nargs="+", type=path_text, help="image files or URLs, prepared as in training")
     add_padding_option(parser)
     add_device_option(parser)
     parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
     parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path_option,
         default=Path("reconstructions.png"),
         help="a picture (rows: images, inference model alone, after the z-chain), or a folder for one file per "
         "reconstruction (default: %(default)s)",
@@ -87,12 +87,12 @@ def run(options: argparse.Namespace) -> None:
     }
     if as_folder:
         for name, picture in zip(names, pipeline.post_process(revised, "pil"), strict=True):
-            with whole_file(options.output / name) as path:
-                picture.save(path)
+            with whole_file(options.output / name) as file:
+                picture.save(file)
     else:
         rows = [picture for x in (images, inferred, revised) for picture in pipeline.post_process(x, "pil")]
-        with whole_file(options.output) as path:
-            save_grid(rows, path, len(images), scale=max(1, 64 // rows[0].width))
+        with whole_file(options.output) as file:
+            save_grid(rows, file, len(images), scale=max(1, 64 // rows[0].width))
     if options.json:
         print(to_json({"output": str(options.output), "seed": options.seed, "errors": errors}, indent=2))
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import check_picture, load_image_generator
-from hf_ebm.commands.options import add_device_option, add_model_option
+from hf_ebm.commands.options import add_device_option, add_model_option, path_option
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +28,9 @@ def add_parser(commands: Any) -> None:
         "training had noise levels; default: as in training",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("samples.png"), help="the picture (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=path_option, default=Path("samples.png"), help="the picture (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(run=run)
 
@@ -49,8 +51,8 @@ def run(options: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     images = pipeline(options.num_images, options.num_inference_steps, generator=generator).images
     columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
-    with whole_file(options.output) as path:
-        save_grid(images, path, options.num_images // columns, scale=max(1, 64 // images[0].width))
+    with whole_file(options.output) as file:
+        save_grid(images, file, options.num_images // columns, scale=max(1, 64 // images[0].width))
     asked = {name: getattr(options, name) for name in ("num_images", "num_inference_steps", "seed")}
     written = {"model": options.model, "output": str(options.output), **asked}
     print(json.dumps(written) if options.json else f"wrote {options.output}")

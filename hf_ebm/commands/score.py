@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_ebm.commands.models import check_images
+from hf_ebm.commands.options import path_text
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import add_options, refuse_dataset_options, settings_of
 
@@ -32,6 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "images",
         nargs="*",
+        type=path_text,
         help="image files or URLs, of the model's size (with or without its padding), or with --resize",
     )
     add_options(parser, required=False)

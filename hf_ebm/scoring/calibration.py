@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics, OthersStatistics
+from hf_ebm.user_paths import expand_home
 from hf_ebm.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -142,13 +143,13 @@ class Calibration:
 
     def save(self, folder: str | Path) -> None:
         """Write ``calibration.json``, whole or not at all."""
-        with whole_file(Path(folder) / FILE_NAME) as temporary:
+        with whole_file(Path(expand_home(folder)) / FILE_NAME) as temporary:
             temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration | None:
         """The calibration in a folder, or None where there is none."""
-        path = Path(folder) / FILE_NAME
+        path = Path(expand_home(folder)) / FILE_NAME
         if not path.is_file():
             return None
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from hf_ebm.commands.options import path_option, path_text
 from hf_ebm.run_padding import add_padding_option, find_padding
 
 ON_ERROR = ("skip", "stop")
@@ -71,17 +72,19 @@ class ScoringSettings:
 
 def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
     """The options of a run; `required`: whether a data set must be given."""
-    parser.add_argument("--model", required=True, help="a run folder or a Hub id")
+    parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id")
     parser.add_argument(
         "--dataset",
         required=required,
+        type=path_text,
         help="digits, or a Hub id or a folder of parquet files or images, name[:config][@split]",
     )
-    parser.add_argument("--output", required=required, type=Path, help="folder for the Parquet shards of a data set")
+    parser.add_argument(
+        "--output", required=required, type=path_option, help="folder for the Parquet shards of a data set"
+    )
     parser.add_argument(
         "--split",
-        help="of the data set, where --dataset names none (default: train, which a folder of images always has; "
-        "evaluate and eval-ood: test)",
+        help="of the data set, where --dataset names none (default: train; evaluate and eval-ood: test)",
     )
     parser.add_argument("--config-name", help="of a Hub data set; default: its only one")
     parser.add_argument("--revision", help="of a Hub data set; default: its newest")
