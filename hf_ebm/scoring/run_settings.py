@@ -84,7 +84,8 @@ def add_options(parser: argparse.ArgumentParser, required: bool) -> None:
     )
     parser.add_argument(
         "--split",
-        help="of the data set, where --dataset names none (default: train; evaluate and eval-ood: test)",
+        help="of the data set, where --dataset names none (default: train, the only split of a folder of images unless "
+        "all its folders have names of splits; evaluate and eval-ood: test)",
     )
     parser.add_argument("--config-name", help="of a Hub data set; default: its only one")
     parser.add_argument("--revision", help="of a Hub data set; default: its newest")

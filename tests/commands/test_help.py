@@ -93,7 +93,7 @@ def test_help_shows_what_every_option_is_its_choices_and_its_default(monkeypatch
             if action.default not in (None, False, "==SUPPRESS==") and action.nargs != "*":
                 assert f"default: {action.default}" in shown, f"{name} {action.dest}: {shown}"
     score = make_parser()._subparsers._group_actions[0].choices["score"].format_help()
-    assert "{" + ",".join(SCORE_NAMES) + "}" in score and "which a folder of images always has" in score
+    assert "{" + ",".join(SCORE_NAMES) + "}" in score and "the only split of a folder of images" in score
 
 
 def test_choices_of_the_commands_are_those_of_the_code():
