@@ -82,7 +82,7 @@ def test_unreadable_images_are_named_and_counted(settings, tmp_path, capsys, num
     assert [row["id"] for row in read(tmp_path / "out")] == ["0.png", "1.png", "3.png", "4.png", "6.png"]
     found = [json.loads(line) for line in (tmp_path / "out/unreadable.jsonl").read_text().splitlines()]
     assert [(line["row"], line["id"]) for line in found] == [(2, "2.png"), (5, "5.png")]
-    assert "no picture" in found[0]["reason"] and "2.png" in found[0]["name"]
+    assert "not an image of a known format" in found[0]["reason"] and "2.png" in found[0]["name"]
     printed = capsys.readouterr().out
     assert "2 could not be scored" in printed and "2.png" in printed and "5.png" in printed
     assert "the first" not in printed and "--resize" not in printed
