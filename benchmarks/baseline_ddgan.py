@@ -196,12 +196,11 @@ def make_objects(
     return Objects(accelerator, *prepared, q.to(accelerator.device), weights), schedules
 
 
-def make_pipeline(objects: Objects, settings: DDGANSettings) -> DDAEBMPipeline:
-    """The pipeline around the (unwrapped) generator as it is now."""
+def make_pipeline(models: tuple[Any, Any], settings: DDGANSettings) -> DDAEBMPipeline:
+    """The pipeline around the generator as it is now."""
     schedule = {spacing: key for key, spacing in BETA_SCHEDULES.items()}[settings.spacing]
     scheduler = DDAEBMScheduler(settings.num_timesteps, settings.beta_min, settings.beta_max, schedule)
-    unwrapped = objects.accelerator.unwrap_model(objects.generator_model, keep_fp32_wrapper=False)
-    return DDAEBMPipeline(unwrapped, scheduler)
+    return DDAEBMPipeline(models[0], scheduler)
 
 
 METHOD = Method(

@@ -142,14 +142,18 @@ def make_objects(
     if settings.compile:
         unet.compile()
     patch_size = make_model_settings(settings)["unet"]["patch_size"]
-    scheduler = DDPMScheduler(prediction_type=settings.prediction_type)
-    return Objects(accelerator, *accelerator.prepare(unet, optimizer), scheduler, patch_size), schedules
+    return Objects(accelerator, *accelerator.prepare(unet, optimizer), make_scheduler(settings), patch_size), schedules
 
 
-def make_pipeline(objects: Objects, settings: DDPMSettings) -> DDIMPipeline:
-    """The pipeline around the (unwrapped) U-Net as it is now."""
-    scheduler = DDIMScheduler.from_config(objects.scheduler.config, timestep_spacing=settings.timestep_spacing)
-    return DDIMPipeline(objects.accelerator.unwrap_model(objects.unet, keep_fp32_wrapper=False), scheduler)
+def make_scheduler(settings: DDPMSettings) -> DDPMScheduler:
+    """The noise schedule of training."""
+    return DDPMScheduler(prediction_type=settings.prediction_type)
+
+
+def make_pipeline(models: tuple[Any], settings: DDPMSettings) -> DDIMPipeline:
+    """The pipeline around the U-Net as it is now."""
+    config = make_scheduler(settings).config
+    return DDIMPipeline(models[0], DDIMScheduler.from_config(config, timestep_spacing=settings.timestep_spacing))
 
 
 def sample_images(

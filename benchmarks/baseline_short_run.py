@@ -146,12 +146,10 @@ def make_objects(
     return Objects(accelerator, *accelerator.prepare(energy_model, optimizer)), schedules
 
 
-def make_pipeline(objects: Objects, settings: ShortRunSettings) -> EnergyScoringPipeline:
-    """The pipeline around the (unwrapped) energy as it is now, with the chain that samples it."""
-    energy_model = objects.accelerator.unwrap_model(objects.energy_model, keep_fp32_wrapper=False)
-    return EnergyScoringPipeline(
-        energy_model, LangevinScheduler(settings.num_steps, settings.step_size, settings.noise_std)
-    )
+def make_pipeline(models: tuple[Any], settings: ShortRunSettings) -> EnergyScoringPipeline:
+    """The pipeline around the energy as it is now, with the chain that samples it."""
+    scheduler = LangevinScheduler(settings.num_steps, settings.step_size, settings.noise_std)
+    return EnergyScoringPipeline(models[0], scheduler)
 
 
 def sample_images(

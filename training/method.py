@@ -24,7 +24,8 @@ class Method:
         make_objects: ``(settings, accelerator, models, steps_per_epoch) -> (objects, learning-rate schedules)``; the
             objects have ``models``, the prepared networks.
         train_step: ``(x, step, objects, settings) -> terms``, all updates of one iteration.
-        make_pipeline: ``(objects, settings) -> pipeline`` around the networks as they are.
+        make_pipeline: ``(networks, settings) -> pipeline`` around the networks that `build_models` returned. Their
+            forward passes keep the run's mixed precision, so pipelines compute in it; saved weights are float32.
         shown_terms: Terms on the progress bar.
         term_limits: Limits of single terms' size; ``loss_limit`` for the others.
         when_diverged: Which settings to change after a run that diverged, in words.

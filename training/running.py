@@ -136,7 +136,7 @@ class Run:
         """A picture of samples of the averaged weights, in the run's folder and the trackers; of the main process."""
         step = self.course.step
         with self.averages():
-            pipeline = self.method.make_pipeline(self.objects, self.settings)
+            pipeline = self.method.make_pipeline(self.models, self.settings)
             picture = self.method.save_samples(pipeline, self.output_dir / "samples", step, self.settings)
         log_samples(self.accelerator, picture, step)
         self.training_mode()
@@ -164,7 +164,7 @@ class Run:
         if settings.push_every_checkpoint and self.accelerator.is_main_process:
             with self.averages():
                 push_checkpoint(
-                    self.method.make_pipeline(self.objects, settings), settings, self.output_dir, course.step
+                    self.method.make_pipeline(self.models, settings), settings, self.output_dir, course.step
                 )
             self.training_mode()
 
@@ -176,7 +176,7 @@ class Run:
         with self.averages():
             if self.accelerator.is_main_process:
                 finish_run(
-                    self.method.make_pipeline(self.objects, settings),
+                    self.method.make_pipeline(self.models, settings),
                     settings,
                     self.output_dir,
                     step=step,

@@ -251,17 +251,12 @@ def make_objects(
     return objects, schedules
 
 
-def make_pipeline(objects: Objects, settings: DDAEBMSettings) -> DDAEBMPipeline:
-    """The pipeline around the (unwrapped) networks as they are now."""
+def make_pipeline(models: tuple[Any, Any, Any], settings: DDAEBMSettings) -> DDAEBMPipeline:
+    """The pipeline around the networks of `build_ddaebm_models` as they are now."""
+    generator_model, energy_model, inference_model = models
     schedule = {spacing: key for key, spacing in BETA_SCHEDULES.items()}[settings.spacing]
     scheduler = DDAEBMScheduler(settings.num_timesteps, settings.beta_min, settings.beta_max, schedule)
-    unwrap = objects.accelerator.unwrap_model
-    return DDAEBMPipeline(
-        unwrap(objects.generator_model, keep_fp32_wrapper=False),
-        scheduler,
-        unwrap(objects.energy_model, keep_fp32_wrapper=False),
-        unwrap(objects.inference_model, keep_fp32_wrapper=False),
-    )
+    return DDAEBMPipeline(generator_model, scheduler, energy_model, inference_model)
 
 
 METHOD = Method(

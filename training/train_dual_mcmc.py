@@ -291,14 +291,14 @@ def settle_singular_values(energy_model: Any) -> None:
         energy_model(torch.zeros(1, *energy_model.sample_shape, device=energy_model.device))
 
 
-def make_pipeline(objects: Objects, settings: DualMCMCSettings) -> DualMCMCPipeline:
-    """The pipeline around the (unwrapped) networks as they are now."""
-    unwrap = objects.accelerator.unwrap_model
+def make_pipeline(models: tuple[Any, Any, Any], settings: DualMCMCSettings) -> DualMCMCPipeline:
+    """The pipeline around the networks of `build_dual_mcmc_models` as they are now."""
+    generator_model, energy_model, inference_model = models
     return DualMCMCPipeline(
-        unwrap(objects.generator_model, keep_fp32_wrapper=False),
+        generator_model,
         LangevinScheduler(settings.x_num_steps, settings.x_step_size, settings.x_noise_std),
-        unwrap(objects.energy_model, keep_fp32_wrapper=False),
-        unwrap(objects.inference_model, keep_fp32_wrapper=False),
+        energy_model,
+        inference_model,
         LangevinScheduler(settings.z_num_steps, settings.z_step_size, settings.z_noise_std),
     )
 

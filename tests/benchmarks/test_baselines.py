@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import mixed_precision
 import pytest
 import torch
 from accelerate import Accelerator
@@ -121,6 +122,13 @@ def test_resume_is_bit_exact(tmp_path, script, monkeypatch):
     assert metrics[0] == metrics[1] and len(metrics[0]) == 4
 
 
+def test_mixed_precision_lasts_beyond_sample_grids(tmp_path, script, monkeypatch):
+    record = mixed_precision.record_dtypes(monkeypatch)
+    script.train(tmp_path / "run", mixed_precision="bf16", sample_every=1, max_steps=3)
+    assert sorted(record) == [0, 1, 2] and len(record[0]) == (2 if script.name == "ddgan" else 1)
+    assert all(dtypes == {"bfloat16"} for networks in record.values() for dtypes in networks.values())
+
+
 def test_mistakes_are_named(tmp_path, script):
     with pytest.raises(ValueError, match="models must map some of"):
         script.train(tmp_path / "run", models={"inference": {"block_out_channels": [8, 16]}})
@@ -214,7 +222,7 @@ def test_ddpm_of_an_oracle_has_no_error_and_draws_its_image(monkeypatch, predict
     monkeypatch.setattr(script.module, "update", lambda *arguments: None)
     terms = script.module.train_step(image.expand(8, -1, -1, -1), 0, objects, settings)
     assert terms["squared_error"].item() < 1e-8
-    pipeline = script.module.make_pipeline(objects, settings)
+    pipeline = script.module.make_pipeline((objects.unet,), settings)
     assert pipeline.scheduler.config.prediction_type == prediction_type
     for num_steps in (1, 4):
         drawn = script.module.sample_images(pipeline, 3, torch.Generator().manual_seed(0), num_steps, patch_size=2)

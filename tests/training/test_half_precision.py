@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from mixed_precision import HalfOnCPU
 from small_runs import all_weights, assert_same_run
 
 from hf_ebm.training import loop
@@ -20,16 +21,9 @@ from hf_ebm.training.steps import update
 @pytest.fixture
 def half_on_cpu(monkeypatch):
     """Makes accelerate do fp16 on the CPU as on a GPU; the accelerators that were made."""
-    made = []
-
-    class HalfOnCPU(Accelerator):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu")
-            made.append(self)
-
+    HalfOnCPU.made.clear()
     monkeypatch.setattr(loop, "Accelerator", HalfOnCPU)
-    return made
+    return HalfOnCPU.made
 
 
 def last_terms(folder):
