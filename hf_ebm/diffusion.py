@@ -29,13 +29,14 @@ SPACINGS = ("uniform", "dense_start", "quadratic")
 
 
 def vp_times(num_timesteps: int, spacing: str) -> Tensor:
-    """Continuous times ``u_0 .. u_T`` in [0, 1] of the chain's states, shape (T + 1,), float64.
+    """Continuous times ``u_0 .. u_T`` in [0, 1] of the chain's states, shape (T + 1,), float64 on the CPU.
 
     ``"uniform"``: ``u_k = eps + (1 - eps) k / T`` with ``eps = 1e-3``. ``"dense_start"`` (the published LSUN setting):
     multiples of ``floor(1000 / (2 (T - 1)))`` and then 999, divided by 999; it needs T >= 2. ``"quadratic"`` (ours, for
     data with narrow modes): ``u_k = eps + (1 - eps) (k / T)^2``, small steps near the data.
     """
-    eps, fraction = 1e-3, torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    # on the CPU whatever torch's default device is: MPS has no float64
+    eps, fraction = 1e-3, torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
     if spacing == "uniform":
         return eps + (1.0 - eps) * fraction
     if spacing == "quadratic":
@@ -44,7 +45,8 @@ def vp_times(num_timesteps: int, spacing: str) -> Tensor:
         if num_timesteps < 2:
             raise ValueError(f"spacing='dense_start' needs num_timesteps >= 2, got {num_timesteps}; use 'uniform'.")
         stride = 1000 // (2 * (num_timesteps - 1))
-        return torch.tensor([k * stride for k in range(num_timesteps)] + [999], dtype=torch.float64) / 999.0
+        times = [*(k * stride for k in range(num_timesteps)), 999]
+        return torch.tensor(times, dtype=torch.float64, device="cpu") / 999.0
     raise ValueError(f"spacing must be one of {SPACINGS}, got {spacing!r}.")
 
 
@@ -104,13 +106,13 @@ class DiffusionCoefficients:
             raise ValueError(f"0 <= beta_min < beta_max must hold, got beta_min={beta_min}, beta_max={beta_max}.")
         u = vp_times(num_timesteps, spacing)
         abar = torch.exp(-0.5 * u**2 * (beta_max - beta_min) - u * beta_min)
-        abar_prev = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+        abar_prev = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
         return cls.from_betas((1.0 - abar / abar_prev).clamp(max=BETA_MAX_CLAMP))
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> DiffusionCoefficients:
-        """The chain of given ``betas``, shape (T + 1,), each in [0, 1)."""
-        betas = betas.to(torch.float64)
+        """The chain of given ``betas``, shape (T + 1,), each in [0, 1); computed in float64 on the CPU."""
+        betas = betas.cpu().double()
         abar = torch.cumprod(1.0 - betas, dim=0)
         abar_t, abar_next, beta_next = abar[:-1], abar[1:], betas[1:]
         variance = (beta_next * (1.0 - abar_t) / (1.0 - abar_next)).float()
@@ -121,7 +123,7 @@ class DiffusionCoefficients:
             posterior_mean_coef_x0=(beta_next * abar_t.sqrt() / (1.0 - abar_next)).float(),
             posterior_mean_coef_xnext=((1.0 - abar_t) * (1.0 - beta_next).sqrt() / (1.0 - abar_next)).float(),
             posterior_variance=variance,
-            sampling_std=std * (torch.arange(len(std)) > 0),
+            sampling_std=torch.cat([torch.zeros_like(std[:1]), std[1:]]),
         )
 
     @property

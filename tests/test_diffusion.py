@@ -49,6 +49,17 @@ def test_dense_start_times_are_the_published_ones():
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "dense_start", "quadratic"])
+def test_coefficients_are_computed_on_the_cpu(spacing):
+    """In float64, which MPS does not have, whatever the default device is; what moves to a device is float32."""
+    with torch.device("meta"):
+        times, q = vp_times(4, spacing), DiffusionCoefficients.vp(4, spacing=spacing)
+    assert times.dtype == torch.float64 and times.device.type == "cpu"
+    for name, values in vars(DiffusionCoefficients.vp(4, spacing=spacing)).items():
+        assert getattr(q, name).device.type == "cpu" and torch.equal(getattr(q, name), values), name
+        assert values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "dense_start", "quadratic"])
 @pytest.mark.parametrize("num_timesteps", [2, 4, 8])
 def test_marginals_compose(spacing, num_timesteps):
     """A marginal followed by a step is the next marginal: means multiply, variances add."""

@@ -41,6 +41,7 @@ from hf_ebm.training.script import run_script
 from hf_ebm.training.steps import cosine_schedule, update
 
 DEFAULT_CONFIG = "ddaebm_digits.yaml"
+POSTERIOR_T1 = "posterior_t1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class DDAEBMSettings(RunSettings):
     recon_weight: float = 1.0
     reconstruction_latent: str = "posterior"  # or "prior", as the published image code
     reconstruction_loss: str = "squared_error"  # or "gaussian_nll", or "lsun_nll" (weighted per step)
-    reconstruction_min_variance: float = 1e-4  # of the Gaussian in the two likelihoods
+    reconstruction_min_variance: float | str = 1e-4  # of the two likelihoods; "posterior_t1": the posterior's at t = 1
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` that names the setting, before any work."""
@@ -77,7 +78,7 @@ class DDAEBMSettings(RunSettings):
         self.check_at_least(1, "r1_interval", "num_timesteps")
         self.check_not_negative("energy_magnitude_weight", "adversarial_weight", "latent_weight")
         self.check_not_negative("kl_weight", "recon_weight")
-        self.check_positive("reconstruction_min_variance")
+        self.check_min_variance()
         self.check_choice("reconstruction_latent", ("posterior", "prior"))
         self.check_choice("reconstruction_loss", ("squared_error", "gaussian_nll", "lsun_nll"))
         self.check_choice("spacing", SPACINGS)
@@ -91,6 +92,22 @@ class DDAEBMSettings(RunSettings):
                 f"{self.timestep_weights}."
             )
         DiffusionCoefficients.vp(self.num_timesteps, self.beta_min, self.beta_max, self.spacing)  # which checks them
+
+    def check_min_variance(self) -> None:
+        """Raise a `ValueError` if `reconstruction_min_variance` is neither a variance nor a name of one."""
+        if not isinstance(self.reconstruction_min_variance, str):
+            self.check_positive("reconstruction_min_variance")
+            return
+        if self.reconstruction_min_variance != POSTERIOR_T1:
+            raise ValueError(
+                f"reconstruction_min_variance must be a positive number or {POSTERIOR_T1!r} (the posterior variance of "
+                f"t = 1), got {self.reconstruction_min_variance!r}."
+            )
+        if self.num_timesteps < 2:
+            raise ValueError(
+                f"reconstruction_min_variance={POSTERIOR_T1} needs num_timesteps >= 2, got {self.num_timesteps}; use a "
+                "number."
+            )
 
 
 @dataclasses.dataclass
@@ -200,10 +217,23 @@ def reconstruct(x_t: Tensor, predicted: Tensor, t: Tensor, objects: Objects, set
     """``-log p(x_t | x_next, z)`` up to the constants of the chosen reconstruction loss."""
     if settings.reconstruction_loss == "squared_error":
         return reconstruction_term(x_t, predicted)
-    log_variance = per_sample(objects.coefficients.posterior_log_variance, t, x_t)
-    log_variance = log_variance.clamp(min=math.log(settings.reconstruction_min_variance))
+    log_variance = reconstruction_log_variance(objects.coefficients, settings.reconstruction_min_variance)
+    log_variance = per_sample(log_variance, t, x_t)
     weight = lsun_step_weight(t, objects.times) if settings.reconstruction_loss == "lsun_nll" else 1.0
     return reconstruction_nll_term(x_t, predicted, log_variance, weight)
+
+
+def reconstruction_log_variance(coefficients: DiffusionCoefficients, min_variance: float | str) -> Tensor:
+    """Log variances of the reconstruction's Gaussian, shape (T,): the posterior's, clamped below.
+
+    Args:
+        coefficients: The chain.
+        min_variance: The lower limit, > 0, or ``"posterior_t1"``: the posterior variance of t = 1, as in the
+            published LSUN code (0.212 for ``dense_start``).
+    """
+    log_variance = coefficients.posterior_log_variance
+    lowest = log_variance[1] if isinstance(min_variance, str) else log_variance.new_tensor(min_variance).log()
+    return log_variance.maximum(lowest)
 
 
 def make_model_settings(settings: DDAEBMSettings) -> dict[str, Any]:
@@ -244,7 +274,7 @@ def make_objects(
         energy_optimizer=prepared[3],
         generator_optimizer=prepared[4],
         coefficients=q.to(accelerator.device),
-        times=vp_times(settings.num_timesteps, settings.spacing).to(accelerator.device),
+        times=vp_times(settings.num_timesteps, settings.spacing).float().to(accelerator.device),
         r1_weight=r1_weight,
         timestep_weights=torch.tensor(settings.timestep_weights or [1.0] * q.num_timesteps, device=accelerator.device),
     )

@@ -136,4 +136,4 @@ def reconstruction_nll_term(
 
 def lsun_step_weight(t: Tensor, times: Tensor) -> Tensor:
     """``0.6 u_{t+1}^1.585``, shape (B,): the published LSUN setting's weight per step; `times` are ``u_0..u_T``."""
-    return (0.6 * times.to(t.device)[t + 1] ** 1.585).float()
+    return 0.6 * times.float().to(t.device)[t + 1] ** 1.585

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from hf_ebm import DDAEBMPipeline, DiffusionCoefficients
 from hf_ebm.card_tables import TOY_METRICS
 from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.settings import make_settings
-from hf_ebm.training.train_ddaebm import DDAEBMSettings, train
+from hf_ebm.training.settings import CONFIGS, make_settings, read_yaml
+from hf_ebm.training.train_ddaebm import DDAEBMSettings, reconstruction_log_variance, train
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -59,7 +59,7 @@ def test_training_learns(tmp_path):
     [
         {},
         {"reconstruction_latent": "prior", "r1_interval": 2, "r1_include_transition": False},
-        {"reconstruction_loss": "lsun_nll", "spacing": "dense_start", "gradient_accumulation_steps": 2},
+        {"reconstruction_loss": "lsun_nll", "spacing": "dense_start", "reconstruction_min_variance": "posterior_t1"},
         {"reconstruction_loss": "gaussian_nll", "num_timesteps": 2, "r1_weight": [0.1, 0.2], "max_grad_norm": 1.0},
         {
             "preset": "toy",
@@ -74,7 +74,7 @@ def test_training_learns(tmp_path):
         {"latent_dim": 0, "models": {"unet": {"base_channels": 8}}, "adversarial_weight": 0.0},
         {"horizontal_flip": True, "channels_last": True, "ema_decay": None, "mixed_precision": "bf16"},
     ],
-    ids=["default", "prior-lazy", "lsun-accumulate", "nll-T2-clip", "vectors", "coupled", "no-latent", "flip-bf16"],
+    ids=["default", "prior-lazy", "lsun", "nll-T2-clip", "vectors", "coupled", "no-latent", "flip-bf16"],
 )
 def test_every_option_runs(tmp_path, changes):
     folder = train(settings(tmp_path / "run", max_steps=2, checkpoint_every=0, **changes))
@@ -102,6 +102,18 @@ def test_a_2d_run_measures_itself_and_its_card_says_so(tmp_path, dataset, figure
     assert "of shape (B, 2)" in card and "pixels" not in card and "`hf-ebm calibrate`" not in card
 
 
+def test_lsun_clamps_the_reconstruction_variance_at_the_posteriors_second_entry():
+    """The published setting: 0.212 for the times of ``dense_start``; larger variances stay."""
+    lsun = make_settings(DDAEBMSettings, read_yaml(CONFIGS / "ddaebm_lsun128.yaml"))
+    q = DiffusionCoefficients.vp(lsun.num_timesteps, lsun.beta_min, lsun.beta_max, lsun.spacing)
+    variance = reconstruction_log_variance(q, lsun.reconstruction_min_variance).exp()
+    expected = q.posterior_variance.clone()
+    expected[0] = expected[1]
+    torch.testing.assert_close(variance, expected)
+    assert variance[:2].tolist() == pytest.approx([0.212, 0.212], abs=5e-4) and variance[2:].min() > 0.212
+    torch.testing.assert_close(reconstruction_log_variance(q, 0.3).exp(), q.posterior_variance.clamp(min=0.3))
+
+
 def test_saved_weights_are_the_emas(tmp_path):
     """With decay d the saved weights are the running average of the trained ones; without, the trained ones."""
     plain = train(
@@ -123,6 +135,7 @@ def test_saved_weights_are_the_emas(tmp_path):
     [
         ({"batch_size": 5000}, "batch_size must be at most the data set's 1437"),
         ({"batch_size": 0}, "batch_size"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1.*got 2. Use a larger batch_size"),
         ({"mixed_precision": "fp8"}, "mixed_precision"),
         ({"reconstruction_loss": "l1"}, "reconstruction_loss"),
         ({"r1_weight": [0.1, 0.2]}, "r1_weight"),
@@ -149,6 +162,11 @@ def test_saved_weights_are_the_emas(tmp_path):
         ({"latent_weight": -1.0}, "latent_weight must be >= 0"),
         ({"kl_weight": float("inf")}, "kl_weight must be >= 0"),
         ({"reconstruction_min_variance": -1.0}, "reconstruction_min_variance must be positive"),
+        (
+            {"reconstruction_min_variance": "first"},
+            "reconstruction_min_variance must be a positive number or 'posterior_t1'",
+        ),
+        ({"reconstruction_min_variance": "posterior_t1", "num_timesteps": 1}, "needs num_timesteps >= 2, got 1"),
         ({"beta_min": 30.0}, "beta_min < beta_max"),
     ],
 )
