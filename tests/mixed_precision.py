@@ -1,14 +1,15 @@
 """A training run in mixed precision on a CPU, with a record of the dtypes in which its convolutions compute.
 
-As a script, ``mixed_precision.py METHOD CONFIG FOLDER``, it trains four steps in each precision, resumes these runs from
-their second step, and writes the record of each process to ``FOLDER/<rank>.json``. accelerate does fp16 on GPUs only:
-`HalfOnCPU` uses torch's own autocast and `GradScaler`, which work on a CPU as well.
+As a script, ``mixed_precision.py METHOD CONFIG FOLDER``, it trains four steps in each precision, resumes these runs
+from their second step, and writes the record of each process to ``FOLDER/<rank>.json``. accelerate does fp16 on GPUs
+only: `HalfOnCPU` uses torch's own autocast and `GradScaler`, which work on a CPU as well.
 """
 
 import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -17,14 +18,13 @@ from torch import nn
 from hf_ebm.training import loop, run_folder, running
 from hf_ebm.training.run_settings import RunSettings
 
-
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 class HalfOnCPU(Accelerator):
     """An `Accelerator` that does fp16 on the CPU as on a GPU."""
 
-    made = []
+    made: ClassVar[list[Accelerator]] = []
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -39,15 +39,18 @@ def record_dtypes(monkeypatch):
 
     def make(method, settings, objects):
         train_step, now = make_train_step(method, settings, objects), []
-        for model in objects.models:
-            network = objects.accelerator.unwrap_model(model)
+
+        def watch(network):
+            def note(_module, _inputs, output):
+                if now:
+                    record[now[0]][type(network).__name__].add(str(output.dtype).removeprefix("torch."))
+
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.register_forward_hook(
-                        lambda _module, _inputs, output, name=type(network).__name__: (
-                            record[now[0]][name].add(str(output.dtype).removeprefix("torch.")) if now else None
-                        )
-                    )
+                    module.register_forward_hook(note)
+
+        for model in objects.models:
+            watch(objects.accelerator.unwrap_model(model))
 
         def recorded(x, step, objects, settings):
             now.append(step)

@@ -29,8 +29,6 @@ def why_no_cuda_graph(settings: RunSettings, accelerator: Accelerator) -> str | 
         return f"it needs one process, and there are {accelerator.num_processes}"
     if settings.mixed_precision == "fp16":
         return "mixed_precision=fp16 decides from step to step whether to update; bf16 does not"
-    if settings.gradient_accumulation_steps > 1:
-        return f"it needs gradient_accumulation_steps=1, got {settings.gradient_accumulation_steps}"
     return None
 
 

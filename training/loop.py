@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    parse_flag_from_env,
 )
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +31,12 @@ from torch.utils.data import DataLoader, Dataset
 from hf_ebm.training.stopping import TrainingDivergedError, outlive_signals
 
 TRACKERS = ("tensorboard", "wandb")
+UNSUPPORTED = {  # variables that `accelerate launch` sets, and what each asks for
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait so long for the first, which draws samples and uploads
 
 
@@ -46,14 +54,31 @@ def advance(schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
         schedule.step()
 
 
-def make_accelerator(
-    mixed_precision: str, gradient_accumulation_steps: int, trackers: tuple[str, ...], output_dir: Path
-) -> Accelerator:
+def check_launch_environment() -> None:
+    """Raise a `ValueError` if `accelerate launch` or the environment asks for what training does not support."""
+    for name, option in UNSUPPORTED.items():
+        if parse_flag_from_env(name):
+            raise ValueError(
+                f"{name} must not be set: training does not support {option}, which would split the networks that "
+                "the steps, their averages and checkpoints need whole. Start it with plain data parallelism: "
+                "accelerate launch --multi_gpu --num_processes N, or choose 'NO' in accelerate config."
+            )
+    number = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if number != "1":
+        raise ValueError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS must be 1 or unset, got {number!r}: gradient accumulation is not "
+            "supported for now. Use a larger batch_size, or more processes."
+        )
+
+
+def make_accelerator(mixed_precision: str, trackers: tuple[str, ...], output_dir: Path) -> Accelerator:
     """An `Accelerator` whose data order can be resumed, with trackers that are there.
 
     Raises:
-        ValueError: If a tracker is unknown or its package is not installed, or the device cannot do the precision.
+        ValueError: If a tracker is unknown or its package is not installed, the environment asks for FSDP, DeepSpeed,
+            Megatron-LM, a parallelism config or gradient accumulation, or the device cannot do the precision.
     """
+    check_launch_environment()
     for tracker in trackers:
         if tracker not in TRACKERS:
             raise ValueError(f"trackers must be among {TRACKERS}, got {tracker!r}.")
@@ -63,7 +88,6 @@ def make_accelerator(
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
-        gradient_accumulation_steps=gradient_accumulation_steps,
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
@@ -82,15 +106,23 @@ def make_accelerator(
     return accelerator
 
 
-def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int) -> DataLoader:
+def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int, num_processes: int = 1) -> DataLoader:
     """A shuffling loader of full batches, its order given by `seed` alone.
 
+    Args:
+        dataset: The samples.
+        batch_size: Samples per batch and process.
+        seed: Of the order.
+        num_workers: Processes that load samples.
+        num_processes: Processes that train, each on batches of its own.
+
     Raises:
-        ValueError: If the data set has fewer samples than one batch.
+        ValueError: If the data set has fewer samples than one batch for each process.
     """
     size = len(dataset)  # type: ignore[arg-type]
-    if size < batch_size:
-        raise ValueError(f"batch_size must be at most the data set's {size} samples, got {batch_size}.")
+    if size < batch_size * num_processes:
+        of_all = f" in each of {num_processes} processes, {batch_size * num_processes} in all" * (num_processes > 1)
+        raise ValueError(f"batch_size must be at most the data set's {size} samples, got {batch_size}{of_all}.")
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -105,7 +137,16 @@ def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int) 
 
 
 def endless_batches(loader: Any, position: Position) -> Iterator[Tensor]:
-    """Batches for ever, from `position` on, which moves along; the same ones whether or not the run was resumed."""
+    """Yield batches indefinitely from `position`, advancing it; a resumed run gets the same ones.
+
+    Raises:
+        ValueError: If the loader has no batch.
+    """
+    if len(loader) == 0:
+        raise ValueError(
+            "the data loader has no batch, so there is nothing to train on; use a smaller batch_size, fewer processes "
+            "or more data."
+        )
     while True:
         loader.set_epoch(position.epoch)
         done = position.batch

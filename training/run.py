@@ -35,9 +35,7 @@ def run_training(method: Method, settings: Any) -> Path:
     if method.write_card is None and (settings.push_to_hub or settings.push_every_checkpoint):
         raise ValueError(f"push_to_hub must be false: a {method.name} run has no model card and stays local.")
     output_dir = Path(settings.output_dir)
-    accelerator = make_accelerator(
-        settings.mixed_precision, settings.gradient_accumulation_steps, settings.trackers, output_dir
-    )
+    accelerator = make_accelerator(settings.mixed_precision, settings.trackers, output_dir)
     with only_run(output_dir) if accelerator.is_main_process else nullcontext():
         return _run(method, settings, accelerator, output_dir)
 
@@ -62,8 +60,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     loader = open_data(settings, method.sample_shape(models, model_settings), accelerator)
 
     prepare_models(models, settings)
-    steps_per_epoch = max(1, len(loader) // settings.gradient_accumulation_steps)
-    objects, schedules = method.make_objects(settings, accelerator, models, steps_per_epoch)
+    objects, schedules = method.make_objects(settings, accelerator, models, len(loader))
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     accelerator.register_for_checkpointing(*schedules, *emas)
@@ -118,5 +115,7 @@ def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Acceler
     )
     if change := describe_change(dataset, sample_shape, settings.padding):
         accelerator.print(f"note: {change}. The models take what their settings say (preset, models, padding).")
-    loader = make_loader(dataset, settings.batch_size, settings.seed, settings.num_workers)
+    loader = make_loader(
+        dataset, settings.batch_size, settings.seed, settings.num_workers, num_processes=accelerator.num_processes
+    )
     return accelerator.prepare_data_loader(loader)

@@ -208,11 +208,7 @@ def finish_run(
         "steps": step,
         "seconds": round(seconds, 1),
         "steps_per_second": step / seconds,
-        "images_per_second": step
-        / seconds
-        * settings.batch_size
-        * settings.gradient_accumulation_steps
-        * num_processes,
+        "images_per_second": step / seconds * settings.batch_size * num_processes,
         "peak_memory_bytes": memory,  # of the first process: on its GPU, or in RAM where there is none
         "num_images": num_images,
         "num_processes": num_processes,

@@ -56,7 +56,7 @@ class RunSettings:
     max_steps: int = 2000
     stretch_seconds: float | None = None  # a start ends after so much training, as a stretch; resume=latest goes on
     batch_size: int = 64  # per process
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = 1  # for now only 1 is supported
     energy_learning_rate: float = 1e-4
     generator_learning_rate: float = 1e-4
     final_learning_rate: float = 1e-5  # end of the cosine decay; a finished run that is extended goes on at it
@@ -94,7 +94,13 @@ class RunSettings:
                 object.__setattr__(self, name, expand_home(value))
         if not self.dataset.strip():
             raise ValueError(f"dataset must be the name of a data set or a folder, got {self.dataset!r}.")
-        self.check_at_least(1, "max_steps", "batch_size", "gradient_accumulation_steps", "log_every")
+        self.check_at_least(1, "max_steps", "batch_size", "log_every")
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "gradient_accumulation_steps must be 1: a step updates several networks in turn, and accumulated "
+                f"gradients would train one of them against an outdated other; got {self.gradient_accumulation_steps}. "
+                "Use a larger batch_size, or more processes."
+            )
         self.check_at_least(0, "padding", "num_workers", "sample_every", "checkpoint_every", "seed")
         self.check_at_least(1, "num_grid_samples", "num_toy_samples")
         self.check_positive("energy_learning_rate", "generator_learning_rate", "loss_limit")

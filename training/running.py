@@ -105,9 +105,8 @@ class Run:
         try:
             x = next(batches)
         except ValueError as error:
-            # the others of several processes would wait for this one, and half an accumulated step is not kept
-            is_whole = self.accelerator.num_processes == 1 and self.accelerator.sync_gradients
-            if not is_whole or self.course.step == self.start_step:
+            # with several processes the others wait for this one, so that no checkpoint can be written
+            if self.accelerator.num_processes > 1 or self.course.step == self.start_step:
                 raise
             self.checkpoint()
             raise ValueError(
@@ -211,15 +210,12 @@ def train(run: Run, interruption: Interruption) -> None:
     with progress:
         while course.step < settings.max_steps:
             x = run.next_batch(batches)
-            with accelerator.accumulate(*run.objects.models):
-                losses = train_step(x, course.step, run.objects, settings)
+            losses = train_step(x, course.step, run.objects, settings)
             spent, asked = torch.tensor([run.seconds, float(interruption.asked)], device=accelerator.device)
             terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
             # the same on all processes, so that they stop at one step
             stretch_seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
             check_terms(terms, settings.loss_limit, limits)
-            if not accelerator.sync_gradients:
-                continue
             for schedule in run.schedules:
                 advance(schedule)
             for ema, model in zip(run.emas, run.averaged, strict=True):

@@ -36,8 +36,8 @@ def make_train_step(method: Method, settings: RunSettings, objects: Any) -> Call
 def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: Any, settings: RunSettings) -> None:
     """One step of `optimizer` down `loss`."""
     accelerator.backward(loss)
-    if settings.max_grad_norm is not None and accelerator.sync_gradients:
-        # accelerate's own clipping would unscale the gradients of the other optimizers as well, which are not whole yet
+    if settings.max_grad_norm is not None:
+        # accelerate's own clipping would unscale the gradients of the other optimizers as well
         accelerator.unscale_gradients(optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
     optimizer.step()

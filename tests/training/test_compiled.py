@@ -9,8 +9,7 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path, script, monkeypatch, accumulation):
+def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path, script, monkeypatch):
     compiled, traced = [], []
     plain = torch.nn.Module.compile
 
@@ -22,7 +21,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path, script, monkeypa
         compiled.append(type(module).__name__)
         plain(module, *args, backend=backend, **kwargs)
 
-    options = {"max_steps": 3, "checkpoint_every": 0, "gradient_accumulation_steps": accumulation}
+    options = {"max_steps": 3, "checkpoint_every": 0}
     eager = script.train(tmp_path / "eager", **options)
     monkeypatch.setattr(torch.nn.Module, "compile", compile_with)
     torch.compiler.reset()
