@@ -12,6 +12,7 @@ Source: Nijkamp, Hill, Zhu & Wu, "Learning non-convergent non-persistent short-r
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from hf_ebm.chains import run_chain
 from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.losses.ddaebm import energy_loss, energy_magnitude_term
 from hf_ebm.models.dual_mcmc_presets import dual_mcmc_model_settings
+from hf_ebm.models.eval_copy import eval_copy
 from hf_ebm.models.resnet_energy import ResNetEnergyConfig, ResNetEnergyModel
 from hf_ebm.near_names import check_known
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
@@ -156,12 +158,11 @@ def sample_images(
     pipeline: EnergyScoringPipeline, number: int, generator: torch.Generator, num_inference_steps: int | None = None
 ) -> Tensor:
     """`number` ends of the chain from uniform noise, shape (number, C, H, W); None: as many steps as in training."""
-    energy_model, scheduler = pipeline.energy_model, pipeline.scheduler
+    energy_model, scheduler = eval_copy(pipeline.energy_model), copy.deepcopy(pipeline.scheduler)
     shape = (number, *energy_model.sample_shape)
     start = 2.0 * torch.rand(shape, generator=generator, device=generator.device) - 1.0
     num_steps = num_inference_steps or scheduler.config.num_train_timesteps
-    with energy_model.chain_in_eval():
-        return run_chain(scheduler, lambda x: energy_model(x).energy, start, num_steps, generator).sample
+    return run_chain(scheduler, lambda x: energy_model(x).energy, start, num_steps, generator).sample
 
 
 def save_samples(pipeline: EnergyScoringPipeline, folder: Path, step: int, settings: ShortRunSettings) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.inference_mode import no_grad
 from hf_ebm.langevin import ChainGuard, check_energy, energy_and_grad
 
 
@@ -40,7 +41,7 @@ def check_known(unknown: Tensor, at_once: bool) -> None:
         raise ValueError("the energy of the chain's start is NaN; look for weights of the energy that are not finite.")
 
 
-@torch.no_grad()
+@no_grad
 def run_chain(
     scheduler: Any,
     energy_fn: Callable[[Tensor], Tensor],
@@ -55,7 +56,8 @@ def run_chain(
     """`num_steps` updates of `scheduler` on `energy_fn`, from `x`.
 
     Args:
-        scheduler: An `EnergySampler`; a chain of no updates does not touch it.
+        scheduler: An `EnergySampler`, whose state is this chain's while it runs: give each thread a copy of its own. A
+            chain of no updates does not touch it.
         energy_fn: ``x -> E(x)``, shape (B,).
         x: Start, shape (B, ...).
         num_steps: Updates of the chain >= 0.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hf_ebm.counting import check_count
 from hf_ebm.diffusion import DiffusionCoefficients
+from hf_ebm.inference_mode import without_inference_tensors
 from hf_ebm.schedulers.energy_sampler import check_not_negative, check_positive
 
 
@@ -51,13 +52,16 @@ def check_energy(energy: Any, x: Tensor) -> None:
 
 
 def energy_and_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """``E(x)``, shape (B,), and ``grad_x E(x)`` of each sample, shape of `x`; detached, works inside ``no_grad()``.
+    """``E(x)``, shape (B,), and ``grad_x E(x)`` of each sample, shape of `x`, detached.
+
+    Works inside ``torch.no_grad()`` and ``torch.inference_mode()``; in the latter, `energy_fn` must
+    not hold inference tensors.
 
     Raises:
         ValueError: If `energy_fn` does not return one number per sample.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = without_inference_tensors(x.detach()).requires_grad_(True)
         energy = energy_fn(x)
         check_energy(energy, x)
         (grad,) = torch.autograd.grad(energy.sum(), x)
@@ -65,7 +69,7 @@ def energy_and_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
 
 
 def energy_grad(energy_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``grad_x E(x)`` of each sample, detached, shape of `x`; works inside ``torch.no_grad()``."""
+    """``grad_x E(x)`` of each sample, detached, shape of `x`; see `energy_and_grad`."""
     return energy_and_grad(energy_fn, x)[1]
 
 

@@ -3,27 +3,29 @@
     generate: z -> g(z)        revise: the x-chain
     infer: x -> z ~ q(z | x), then revise_latents: the z-chain
 
-Networks run as for sampling (eval mode, running statistics alone) and are put back. The chains' states are float32
-whatever the networks are, so that small steps are not lost; they are not clamped.
+Networks run in eval mode, as copies that share their weights (`hf_ebm.models.eval_copy`), so their
+own modes do not change. The chains' states are float32 whatever the networks are, so that small
+steps are not lost; they are not clamped. The moves run the schedulers of the pipeline they are
+called on, so tasks call them on a copy of it (`EBMPipeline.call_copy`).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_ebm.chains import ChainResult, run_chain
 from hf_ebm.counting import check_count
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.losses.dual_mcmc import posterior_energy, squared_error
 from hf_ebm.memory_format import channels_last_on_cpu
+from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 
@@ -47,17 +49,6 @@ class DualMCMCOutput(BaseOutput):
     energies: Tensor | None = None
     squared_errors: Tensor | None = None
     diagnostics: dict[str, Tensor] | None = None
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in eval mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def repeat_rows(values: Tensor, like: Tensor) -> Tensor:
@@ -140,14 +131,14 @@ class DualMCMCMoves(EBMPipeline):
         """Images of any kind as a float32 tensor in [-1, 1] on the pipeline's device, (B, C, H, W); vectors (B, D)."""
         return images_to_tensor(images, self.sample_shape).to(self._execution_device)
 
-    def generator_fn(self, z: Tensor) -> Tensor:
-        """``g(z)`` in float32, shape (B, Z) -> (B, ...); the caller sets the mode."""
-        return self.generator_model(z.to(self.generator_model.dtype)).sample.float()
+    def generator_fn(self) -> Callable[[Tensor], Tensor]:
+        """``z -> g(z)`` in float32, shape (B, Z) -> (B, ...), as for sampling."""
+        generator_model = self.generator_model.for_sampling()
+        return lambda z: generator_model(z.to(generator_model.dtype)).sample.float()
 
     def generate(self, z: Tensor) -> Tensor:
         """``g(z)`` in float32, shape (B, Z) -> (B, ...)."""
-        with self.generator_model.sampling():
-            return self.generator_fn(z)
+        return self.generator_fn()(z)
 
     def infer(
         self,
@@ -160,8 +151,8 @@ class DualMCMCMoves(EBMPipeline):
         mask: Tensor | None = None,
     ) -> ChainResult:
         """Latents of `x`: a sample of ``q(z | x)``, or its mean, revised by the z-chain."""
-        with eval_mode(self.inference_model):
-            inferred = self.inference_model(x.to(self.inference_model.dtype))
+        inference_model = in_eval(self.inference_model)
+        inferred = inference_model(x.to(inference_model.dtype))
         z, logvar = inferred.mean.float(), inferred.logvar.float()
         if sample_latents:
             noise = randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
@@ -185,23 +176,23 @@ class DualMCMCMoves(EBMPipeline):
         """
         if self.energy_model is None:
             return ChainResult(x)
-        dtype = self.energy_model.dtype
+        energy_model = eval_copy(self.energy_model)
 
         def energy_fn(x: Tensor) -> Tensor:
-            return self.energy_model(channels_last_on_cpu((x if known is None else known(x)).to(dtype))).energy
+            x = (x if known is None else known(x)).to(energy_model.dtype)
+            return energy_model(channels_last_on_cpu(x)).energy
 
-        with self.energy_model.chain_in_eval():
-            return run_chain(
-                self.scheduler,
-                energy_fn,
-                x,
-                num_steps,
-                generator,
-                observe=energy_fn if output_energies else None,
-                with_diagnostics=output_diagnostics,
-                after_step=after_step if known is None else lambda step, t, x: known(x),
-                progress_bar=self.progress_bar,
-            )
+        return run_chain(
+            self.scheduler,
+            energy_fn,
+            x,
+            num_steps,
+            generator,
+            observe=energy_fn if output_energies else None,
+            with_diagnostics=output_diagnostics,
+            after_step=after_step if known is None else lambda step, t, x: known(x),
+            progress_bar=self.progress_bar,
+        )
 
     def revise_latents(
         self,
@@ -218,8 +209,10 @@ class DualMCMCMoves(EBMPipeline):
         With `mask`, pixels where it is true are unknown and have no error.
         """
 
+        generate = self.generator_fn()
+
         def explained(z: Tensor) -> Tensor:
-            recon = self.generator_fn(z)
+            recon = generate(z)
             return recon if mask is None else torch.where(repeat_rows(mask, z), repeat_rows(x, z), recon)
 
         def energy_fn(z: Tensor) -> Tensor:
@@ -228,22 +221,20 @@ class DualMCMCMoves(EBMPipeline):
         def error_fn(z: Tensor) -> Tensor:
             return squared_error(explained(z), x) / x[0].numel()
 
-        with self.generator_model.sampling():
-            return run_chain(
-                self.latent_scheduler,
-                energy_fn,
-                z,
-                num_steps,
-                generator,
-                observe=error_fn if output_squared_errors else None,
-                with_diagnostics=output_diagnostics,
-                progress_bar=self.progress_bar,
-            )
+        return run_chain(
+            self.latent_scheduler,
+            energy_fn,
+            z,
+            num_steps,
+            generator,
+            observe=error_fn if output_squared_errors else None,
+            with_diagnostics=output_diagnostics,
+            progress_bar=self.progress_bar,
+        )
 
     def finish(
         self, x: Tensor, output_type: str, return_dict: bool, latents: Tensor, **profiles: Any
     ) -> DualMCMCOutput | tuple[Any]:
         """Samples in the form that was asked for, with what belongs to them."""
         images = self.post_process(x, output_type)
-        self.maybe_free_model_hooks()
         return DualMCMCOutput(images=images, latents=latents, **profiles) if return_dict else (images,)

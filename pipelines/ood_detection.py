@@ -18,6 +18,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_ebm.models.energy_image_processor  # noqa: F401 (registers the image processor and the energies)
 from hf_ebm.hub_datasets import column_images, is_column
+from hf_ebm.models.eval_copy import in_eval
 from hf_ebm.pictures import open_picture
 from hf_ebm.scoring.calibration import Calibration
 
@@ -57,9 +58,8 @@ class OODDetectionPipeline(Pipeline):
         return self.image_processor(open_picture(image), return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs: Any) -> Any:
-        self.model.eval()
         with torch.no_grad():
-            return self.model(**model_inputs)
+            return in_eval(self.model)(**model_inputs)
 
     def postprocess(self, model_outputs: Any, calibration: Calibration | None = None) -> dict[str, Any]:
         """``{"energy": E}``, and with a calibration also ``p_value`` and ``is_ood``."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,6 +20,7 @@ import hf_ebm
 from hf_ebm.commit_pull import HUB_OPTIONS
 from hf_ebm.counting import check_count
 from hf_ebm.image_inputs import images_to_tensor
+from hf_ebm.inference_mode import no_grad
 from hf_ebm.pull import (
     INDEX,
     check_classes,
@@ -34,6 +38,30 @@ from hf_ebm.scoring.energy import ScoreOutput, score_samples
 from hf_ebm.user_paths import expand_home
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+SCHEDULERS = ("scheduler", "latent_scheduler")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T", bound="EBMPipeline")
+
+
+def task(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """Decorate a pipeline's public call: without gradients, and safe to run from several threads.
+
+    `method` gets a `call_copy` of the pipeline, so the schedulers' state and ``num_timesteps``
+    belong to the call. It works inside ``torch.inference_mode()`` too.
+    """
+
+    @functools.wraps(method)
+    @no_grad
+    def call(self: T, *args: P.args, **kwargs: P.kwargs) -> R:
+        copied = self.call_copy()
+        output = method(copied, *args, **kwargs)
+        self.__dict__["_num_timesteps"] = copied.num_timesteps
+        self.maybe_free_model_hooks()
+        return output
+
+    return call
 
 
 class EBMPipeline(PathlessConfig, DiffusionPipeline):
@@ -231,10 +259,24 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         if output_type not in allowed:
             raise ValueError(f"output_type must be one of {allowed} for this model, got {output_type!r}.")
 
+    def call_copy(self) -> Self:
+        """A shallow copy for one call: its schedulers are copies, all else is shared with this pipeline.
+
+        Schedulers keep state (timesteps, a waiting proposal, a running mean), which calls from
+        other threads must not change. ``callback_on_step_end`` gets this copy as its pipeline.
+        """
+        copied = copy.copy(self)
+        copied.__dict__.pop("_num_timesteps", None)
+        for name in SCHEDULERS:
+            if self.__dict__.get(name) is not None:  # past diffusers' __setattr__, which would write it into the config
+                copied.__dict__[name] = copy.deepcopy(self.__dict__[name])
+        return copied
+
     @property
     def num_timesteps(self) -> int:
-        """Entries of the timesteps of the last call's loop, as diffusers' callbacks read it."""
-        return len(self.scheduler.timesteps)
+        """Number of timesteps in the loop of the last call; in a callback, of the call that it belongs to."""
+        last: int | None = self.__dict__.get("_num_timesteps")
+        return len(self.scheduler.timesteps) if last is None else last
 
     def callback_names(self, callback: Any, names: list[str] | None) -> list[str]:
         """Which tensors a ``callback_on_step_end`` gets: its own ``tensor_inputs`` if it is one of diffusers' objects.

@@ -20,13 +20,14 @@ from hf_ebm.counting import check_count
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain
 from hf_ebm.memory_format import channels_last_on_cpu
+from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.models.mlp_energy import MLPEnergyModel
 from hf_ebm.models.mlp_generator import MLPGeneratorModel
 from hf_ebm.models.mlp_pair_inference import MLPPairInferenceModel
 from hf_ebm.models.pair_inference import PairInferenceModel
 from hf_ebm.models.unet_energy import UNetEnergyModel
 from hf_ebm.models.unet_generator import UNetGeneratorModel
-from hf_ebm.pipelines.pipeline_base import EBMPipeline
+from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
 from hf_ebm.schedulers.energy_sampler import check_positive
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 
@@ -107,7 +108,7 @@ class DDAEBMPipeline(EBMPipeline):
             )
         check_positive("correction_step_size", correction_step_size)
 
-    @torch.no_grad()
+    @task
     def __call__(
         self,
         batch_size: int = 1,
@@ -132,7 +133,8 @@ class DDAEBMPipeline(EBMPipeline):
             num_correction_steps: Langevin steps after each denoising step on the conditional energy
                 ``E(x_t, t) - log q(x_next | x_t)``; 0 = none.
             correction_step_size: Their step size, in units of the denoising posterior's standard deviation.
-            callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each step.
+            callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each step. Its
+                ``pipe`` is a shallow copy of this pipeline with the call's own scheduler.
             callback_on_step_end_tensor_inputs: Which of ``x`` (the state) and ``x0_pred`` it gets; default ``["x"]``.
 
         Returns:
@@ -145,30 +147,30 @@ class DDAEBMPipeline(EBMPipeline):
             batch_size, generator, output_type, num_inference_steps, num_correction_steps, correction_step_size
         )
         names = self.callback_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        if self.generator_model.training:  # eval() goes through all modules, 1 % of the digits' time
-            self.generator_model.eval()
+        generator_model = in_eval(self.generator_model)
+        energy_model = eval_copy(self.energy_model) if num_correction_steps else None
         device = self._execution_device
         num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(num_steps)  # on the CPU, as diffusers' DDPMPipeline: read there, not waited for
-        latent_dim = self.generator_model.config.latent_dim
+        latent_dim = generator_model.config.latent_dim
         step_kwargs: dict[str, Any] = {}
         if takes_generator(self.scheduler.__class__):
             step_kwargs["generator"] = generator
 
-        draw = functools.partial(randn_tensor, generator=generator, device=device, dtype=self.generator_model.dtype)
+        draw = functools.partial(randn_tensor, generator=generator, device=device, dtype=generator_model.dtype)
         x = draw((batch_size, *self.sample_shape))
         for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             # 1. predict the clean sample with a random latent
             z = draw((batch_size, latent_dim))
-            (x0_pred,) = self.generator_model(channels_last_on_cpu(x), t, z, return_dict=False)
+            (x0_pred,) = generator_model(channels_last_on_cpu(x), t, z, return_dict=False)
 
             # 2. draw x_t ~ q(x_t | x_next, x0_pred)
             x_next = x
             x = self.scheduler.step(x0_pred, t, x_next, return_dict=False, **step_kwargs)[0].to(x_next.dtype)
 
             # 3. optional: Langevin steps on E(x_t, t) - log q(x_next | x_t)
-            if num_correction_steps:
-                x = self.correct(x, x_next, t, num_correction_steps, correction_step_size, generator)
+            if energy_model is not None:
+                x = self.correct(x, x_next, t, num_correction_steps, correction_step_size, generator, energy_model)
 
             if callback_on_step_end is not None:
                 tensors = {"x": x, "x0_pred": x0_pred}
@@ -181,20 +183,29 @@ class DDAEBMPipeline(EBMPipeline):
                 "DDAEBMScheduler, DDPMScheduler or DDIMScheduler.from_config(pipe.scheduler.config)."
             )
         images = self.post_process(x, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def correct(
-        self, x: Tensor, x_next: Tensor, t: Tensor, num_steps: int, relative_step_size: float, generator: Any
+        self,
+        x: Tensor,
+        x_next: Tensor,
+        t: Tensor,
+        num_steps: int,
+        relative_step_size: float,
+        generator: Any,
+        energy_model: Any = None,
     ) -> Tensor:
-        """`num_steps` Langevin steps at noise ``step_size`` on ``E(x_t, t) - log q(x_next | x_t)``, from `x`."""
-        self.energy_model.eval()
+        """`num_steps` Langevin steps at noise ``step_size`` on ``E(x_t, t) - log q(x_next | x_t)``, from `x`.
+
+        `energy_model` is an `eval_copy` of the pipeline's; None makes one.
+        """
+        energy_model = eval_copy(self.energy_model) if energy_model is None else energy_model
         timesteps = torch.full((x.shape[0],), int(t), device=x.device)
         coefficients = self.coefficients
         posterior_std = (0.5 * coefficients.posterior_log_variance[int(t)]).exp().item()
         return langevin_chain(
             x,
-            conditional_energy_grad(self.energy_model, x_next, timesteps, coefficients.to(x.device)),
+            conditional_energy_grad(energy_model, x_next, timesteps, coefficients.to(x.device)),
             num_steps,
             relative_step_size * posterior_std,
             generator=generator,

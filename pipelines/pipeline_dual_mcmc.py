@@ -27,6 +27,7 @@ from hf_ebm.models.mlp_latent_generator import MLPLatentGeneratorModel
 from hf_ebm.models.resnet_energy import ResNetEnergyModel
 from hf_ebm.models.resnet_generator import ResNetGeneratorModel
 from hf_ebm.pipelines.dual_mcmc_moves import DualMCMCMoves, DualMCMCOutput, repeat_rows
+from hf_ebm.pipelines.pipeline_base import task
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_annealed_langevin import AnnealedLangevinScheduler  # noqa: F401 (only to be loaded)
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler  # noqa: F401
@@ -95,7 +96,7 @@ class DualMCMCPipeline(DualMCMCMoves):
             latent_scheduler=latent_scheduler,
         )
 
-    @torch.no_grad()
+    @task
     def __call__(
         self,
         batch_size: int = 1,
@@ -119,7 +120,8 @@ class DualMCMCPipeline(DualMCMCMoves):
             output_energies: Whether to return the energies along the chain; costs a forward per update.
             output_diagnostics: Whether to return what the sampler reports.
             callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each gradient. Its
-                ``x`` is where the next one is taken: the chain's state, or with MALA and HMC a proposal.
+                ``x`` is where the next one is taken: the chain's state, or with MALA and HMC a proposal. Its
+                ``pipe`` is a shallow copy of this pipeline with the call's own schedulers.
             callback_on_step_end_tensor_inputs: Which tensors it gets; default ``["x"]``, the only one there is.
 
         Returns:
@@ -144,7 +146,7 @@ class DualMCMCPipeline(DualMCMCMoves):
             chain.sample, output_type, return_dict, z, energies=chain.profile, diagnostics=chain.diagnostics
         )
 
-    @torch.no_grad()
+    @task
     def reconstruct(
         self,
         images: Any,
@@ -185,7 +187,7 @@ class DualMCMCPipeline(DualMCMCMoves):
             x, output_type, return_dict, chain.sample, squared_errors=chain.profile, diagnostics=chain.diagnostics
         )
 
-    @torch.no_grad()
+    @task
     def interpolate(
         self,
         a: Any,
@@ -243,7 +245,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         chain = self.revise(self.generate(z), num_steps, generator)
         return self.finish(chain.sample, output_type, return_dict, z)
 
-    @torch.no_grad()
+    @task
     def inpaint(
         self,
         images: Any,

@@ -93,10 +93,13 @@ class EnergyModel(PreTrainedModel):
 
     @contextlib.contextmanager
     def chain(self) -> Iterator[None]:
-        """Inside, the energy of a Langevin chain: eval mode, parameters frozen, spectral-norm weights made once.
+        """Inside, the energy of training's Langevin chain: eval mode, frozen, spectral-norm weights computed once.
 
         Where the config says ``power_iteration="every_forward"`` and the model is training, each forward of the chain
         moves the estimate of the singular values instead, as the published code does.
+
+        It changes the model until it exits, so it is for a training loop, which has the model to
+        itself. To sample or score use `hf_ebm.models.eval_copy.eval_copy`, which does not.
         """
         every_forward = self.training and getattr(self.config, "power_iteration", None) == "every_forward"
         was_training = self.training
@@ -105,29 +108,12 @@ class EnergyModel(PreTrainedModel):
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
-            with contextlib.nullcontext() if every_forward else self.fixed_weights():
+            with contextlib.nullcontext() if every_forward else parametrize.cached():
                 yield
         finally:
             self.train(was_training)
             for parameter in trainable:
                 parameter.requires_grad_(True)
-
-    @contextlib.contextmanager
-    def fixed_weights(self) -> Iterator[None]:
-        """Inside, no weight changes: what is made of them, such as spectral norm's weights, is made once."""
-        with parametrize.cached():
-            yield
-
-    @contextlib.contextmanager
-    def chain_in_eval(self) -> Iterator[None]:
-        """As `chain`, in eval mode whatever the config says: for sampling and scoring, which train nothing."""
-        was_training = self.training
-        self.eval()
-        try:
-            with self.chain():
-                yield
-        finally:
-            self.train(was_training)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

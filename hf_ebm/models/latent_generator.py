@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_ebm.models.eval_copy import eval_copy
+
 
 class LatentGenerator:
     """Mixin of ``z -> x`` models with the settings ``sampling_batch_norm`` and ``chain_running_statistics``."""
@@ -28,29 +30,36 @@ class LatentGenerator:
         if not 0.0 < likelihood_std < math.inf:
             raise ValueError(f"likelihood_std must be positive and finite, got {likelihood_std!r}.")
 
-    @contextlib.contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Inside, batch norm is as ``sampling_batch_norm`` says, and nothing is learned from what passes through."""
-        was_training = self.training  # type: ignore[attr-defined]
-        self.train(self.config.sampling_batch_norm == "batch")  # type: ignore[attr-defined]
-        try:
-            with frozen_running_statistics(self):  # type: ignore[arg-type]
-                yield
-        finally:
-            self.train(was_training)  # type: ignore[attr-defined]
+    def for_sampling(self) -> Any:
+        """An `eval_copy` whose batch norm is as ``sampling_batch_norm`` says and never moves the running statistics."""
+        model: Any = eval_copy(self)  # type: ignore[type-var]
+        if self.config.sampling_batch_norm == "batch":
+            model.train()
+            for norm in batch_norms(model):
+                norm.track_running_stats = False
+        return model
 
     @contextlib.contextmanager
     def z_chain(self) -> Iterator[None]:
-        """Inside, the z-chain of training: batch statistics, running ones as ``chain_running_statistics`` says."""
+        """Inside, the z-chain of training: batch statistics, running ones as ``chain_running_statistics`` says.
+
+        It may change the model until it exits, so it is for a training loop, which has the model
+        to itself.
+        """
         frozen = self.config.chain_running_statistics == "frozen"
         with frozen_running_statistics(self) if frozen else contextlib.nullcontext():  # type: ignore[arg-type]
             yield
 
 
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms of `model`."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 @contextlib.contextmanager
 def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, training forwards of `model` leave the running statistics of its batch norms alone."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = [norm for norm in batch_norms(model) if norm.training]
     for norm in norms:
         norm.track_running_stats = False
     try:

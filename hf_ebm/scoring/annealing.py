@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.counting import check_count
+from hf_ebm.inference_mode import no_grad
 from hf_ebm.schedulers.energy_sampler import EnergySampler, check_positive
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.schedulers.scheduling_mala import MALAScheduler
@@ -87,7 +88,7 @@ class LogZBracket:
         return None if self.log_z_upper is None else self.log_z_upper - self.log_z_lower
 
 
-@torch.no_grad()
+@no_grad
 def estimate_log_z(
     energy_fn: Callable[[Tensor], Tensor],
     base: GaussianBase,

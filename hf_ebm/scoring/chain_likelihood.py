@@ -24,6 +24,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.inference_mode import no_grad
+from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.schedulers.metropolis import half_squared_norm
 from hf_ebm.scoring.conditional_log_z import conditional_energy, denoising_base, estimate_conditional_log_z
@@ -42,7 +44,7 @@ def check_has_chain(pipeline: Any) -> None:
         )
 
 
-@torch.no_grad()
+@no_grad
 def measure_chain_likelihood(
     pipeline: Any,
     train: Tensor,
@@ -91,32 +93,32 @@ def measure_chain_likelihood(
         x_t, log_q = dequantise_normal(x, noise_std, num_levels, generator)
     bounds = {"at_log_z_lower": torch.zeros(len(x)), "at_log_z_upper": torch.zeros(len(x))}
     steps = []
-    with model.chain_in_eval():
-        for t in range(q.num_timesteps):
-            step = torch.full((len(x),), t, device=model.device)
-            x_next = q.q_step(x_t, step, draw(tuple(x.shape)))
+    frozen = eval_copy(model)
+    for t in range(q.num_timesteps):
+        step = torch.full((len(x),), t, device=model.device)
+        x_next = q.q_step(x_t, step, draw(tuple(x.shape)))
 
-            def energy_fn(x_t: Tensor, t: int = t) -> Tensor:
-                return model(x_t, t).energy
+        def energy_fn(x_t: Tensor, t: int = t) -> Tensor:
+            return frozen(x_t, t).energy
 
-            starts = [denoised_starts(pipeline, energy_fn, clean, state, t, settings, options) for state in x_next]
-            brackets = estimate_conditional_log_z(energy_fn, q, x_next, t, clean, starts, **options)
-            lower = torch.tensor([bracket.log_z_lower for bracket in brackets])
-            upper = torch.tensor([bracket.log_z_upper for bracket in brackets])
-            energies = energy_fn(x_t).float().cpu()
-            bounds["at_log_z_lower"] -= energies + lower
-            bounds["at_log_z_upper"] -= energies + upper
-            sizes = [bracket.effective_sample_size for bracket in brackets]
-            steps.append(
-                {
-                    "t": t,
-                    "lower": lower.tolist(),
-                    "upper": upper.tolist(),
-                    "mean_gap": (upper - lower).mean().item(),
-                    "mean_effective_sample_size": sum(sizes) / len(sizes),
-                }
-            )
-            x_t = x_next
+        starts = [denoised_starts(pipeline, energy_fn, clean, state, t, settings, options) for state in x_next]
+        brackets = estimate_conditional_log_z(energy_fn, q, x_next, t, clean, starts, **options)
+        lower = torch.tensor([bracket.log_z_lower for bracket in brackets])
+        upper = torch.tensor([bracket.log_z_upper for bracket in brackets])
+        energies = energy_fn(x_t).float().cpu()
+        bounds["at_log_z_lower"] -= energies + lower
+        bounds["at_log_z_upper"] -= energies + upper
+        sizes = [bracket.effective_sample_size for bracket in brackets]
+        steps.append(
+            {
+                "t": t,
+                "lower": lower.tolist(),
+                "upper": upper.tolist(),
+                "mean_gap": (upper - lower).mean().item(),
+                "mean_effective_sample_size": sum(sizes) / len(sizes),
+            }
+        )
+        x_t = x_next
     log_p_last = -half_squared_norm(x_t).cpu() - 0.5 * x[0].numel() * math.log(2.0 * math.pi)
     record: dict[str, Any] = {"steps": steps, "log_likelihood": {}, "bits_per_dim": {}}
     for name, bound in bounds.items():
@@ -143,7 +145,7 @@ def denoised_starts(
     latents = (number, pipeline.generator_model.config.latent_dim)
     z = randn_tensor(latents, generator=generator, device=x_next.device, dtype=x_next.dtype)
     noise = randn_tensor(many.shape, generator=generator, device=x_next.device, dtype=x_next.dtype)
-    x0_pred = pipeline.generator_model.eval()(many, step, z).sample
+    x0_pred = in_eval(pipeline.generator_model)(many, step, z).sample
     return equilibrate(
         conditional_energy(energy_fn, x_next, t, q),
         denoising_base(clean, x_next, t, q),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.diffusion import DiffusionCoefficients
+from hf_ebm.inference_mode import no_grad
 from hf_ebm.scoring.annealing import LogZBracket, estimate_log_z
 from hf_ebm.scoring.gaussian_base import GaussianBase
 
@@ -69,6 +70,7 @@ def denoising_base(clean: GaussianBase, x_next: Tensor, t: int, coefficients: Di
     return GaussianBase.full(mean.to(clean.mean).reshape(clean.mean.shape), 0.5 * (remaining + remaining.T))
 
 
+@no_grad
 def estimate_conditional_log_z(
     energy_fn: Callable[[Tensor], Tensor],
     coefficients: DiffusionCoefficients,

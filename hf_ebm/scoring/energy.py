@@ -16,6 +16,7 @@ from hf_ebm.devices import send
 from hf_ebm.langevin import check_energy
 from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyModel
+from hf_ebm.models.eval_copy import in_eval
 
 
 @dataclass
@@ -40,7 +41,7 @@ def compute_energies(energy_model: EnergyModel, x: Tensor, timestep: int = 0, ba
 def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, batch_size: int = 256) -> Tensor:
     """``E(x, timestep)``, shape (N,), float32, where the model is; a GPU may still be computing it.
 
-    Deterministic (eval mode); the model's mode is put back.
+    Deterministic (eval mode), whatever mode the model is in, which stays as it is.
 
     Args:
         energy_model: Any model of the energy contract.
@@ -50,19 +51,12 @@ def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, 
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
-    training = energy_model.training
-    if any(module.training for module in energy_model.modules()):  # setting the mode costs more than looking at it
-        energy_model.eval()
-    try:
-        parts = []
-        for part in x.split(batch_size):
-            part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
-            energy = energy_model(part, timestep).energy
-            check_energy(energy, part)
-            parts.append(energy.float())
-    finally:
-        if training:
-            energy_model.train()
+    energy_model, parts = in_eval(energy_model), []
+    for part in x.split(batch_size):
+        part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
+        energy = energy_model(part, timestep).energy
+        check_energy(energy, part)
+        parts.append(energy.float())
     return torch.cat(parts)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.counting import check_count
+from hf_ebm.inference_mode import no_grad
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.schedulers.scheduling_mala import MALAScheduler
 from hf_ebm.scoring.annealed_walk import AnnealedWalk
@@ -40,7 +41,7 @@ class Equilibrated:
     acceptance_rate: float
 
 
-@torch.no_grad()
+@no_grad
 def equilibrate(
     energy_fn: Callable[[Tensor], Tensor],
     base: GaussianBase,

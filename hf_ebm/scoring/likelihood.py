@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.counting import check_count
+from hf_ebm.inference_mode import no_grad
 from hf_ebm.schedulers.energy_sampler import check_positive
 from hf_ebm.schedulers.metropolis import half_squared_norm
 
@@ -106,7 +107,7 @@ def uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
 
-@torch.no_grad()
+@no_grad
 def log_z_on_grid(
     energy_fn: Callable[[Tensor], Tensor],
     limit: float,

@@ -29,6 +29,7 @@ from hf_ebm.devices import send
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import energy_grad
 from hf_ebm.memory_format import channels_last_on_cpu
+from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.scoring.energy import energies_on_device
 
@@ -109,12 +110,11 @@ def measure_energies(
 
 def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
     """``||grad_x E(x, 0)||``, shape (N,), float32, where the model is."""
-    with energy_model.chain_in_eval():
-        parts = []
-        for part in x.split(batch_size):
-            part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
-            grad = energy_grad(lambda x: energy_model(x, 0).energy, part)
-            parts.append(grad.float().flatten(1).norm(dim=1))
+    frozen, parts = eval_copy(energy_model), []
+    for part in x.split(batch_size):
+        part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
+        grad = energy_grad(lambda x: frozen(x, 0).energy, part)
+        parts.append(grad.float().flatten(1).norm(dim=1))
     return torch.cat(parts)
 
 
@@ -166,7 +166,7 @@ def measure_denoising_error(
         num_draws: Noises and latents to average over; all samples get the same ones.
         seed: Of those.
     """
-    generator_model.eval()
+    generator_model = in_eval(generator_model)
     q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
     x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
     device, dtype, errors = generator_model.device, generator_model.dtype, torch.zeros(len(x))

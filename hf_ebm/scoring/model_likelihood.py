@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.inference_mode import no_grad
+from hf_ebm.models.eval_copy import eval_copy
 from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.scoring.box import Box
@@ -49,7 +51,7 @@ def training_noise_std(pipeline: Any) -> float:
     return (1.0 - pipeline.coefficients.alphas_cumprod[0].item()) ** 0.5
 
 
-@torch.no_grad()
+@no_grad
 def measure_likelihood(
     pipeline: Any,
     train: Tensor,
@@ -89,18 +91,18 @@ def measure_likelihood(
     held_out_energies = compute_energies(model, held_out)
     starts_of = dequantise_uniform(train, num_levels, generator)[0] if num_levels else train
 
-    with model.chain_in_eval():
+    frozen = eval_copy(model)
 
-        def energy_fn(x: Tensor) -> Tensor:
-            return model(x, 0).energy
+    def energy_fn(x: Tensor) -> Tensor:
+        return frozen(x, 0).energy
 
-        bracket, mean_energy = bracket_on_box(
-            pipeline, energy_fn, box, temperature, starts_of, settings, generator, progress_bar
-        )
-        mean_energy["held_out"] = (held_out_energies / temperature).mean().item()
-        record: dict[str, Any] = {"log_z": bracket_record(bracket), "mean_energy": mean_energy}
-        if held_out.shape[1:] == (2,):
-            record["log_z_grid"] = log_z_on_grid(energy_fn, box.high, GRID_RESOLUTION, temperature, device=model.device)
+    bracket, mean_energy = bracket_on_box(
+        pipeline, energy_fn, box, temperature, starts_of, settings, generator, progress_bar
+    )
+    mean_energy["held_out"] = (held_out_energies / temperature).mean().item()
+    record: dict[str, Any] = {"log_z": bracket_record(bracket), "mean_energy": mean_energy}
+    if held_out.shape[1:] == (2,):
+        record["log_z_grid"] = log_z_on_grid(energy_fn, box.high, GRID_RESOLUTION, temperature, device=model.device)
     assert bracket.log_z_upper is not None  # there were samples
     ends = {"at_log_z_lower": bracket.log_z_lower, "at_log_z_upper": bracket.log_z_upper}
     record["log_likelihood"] = {

@@ -11,6 +11,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from hf_ebm.chains import run_chain
+from hf_ebm.inference_mode import no_grad
+from hf_ebm.models.eval_copy import eval_copy
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.schedulers.scheduling_annealed_langevin import AnnealedLangevinScheduler
@@ -107,7 +109,7 @@ def draw_by_denoising(
     return Generation(drawn.images.cpu(), torch.stack(states), torch.stack(energies), names)
 
 
-@torch.no_grad()
+@no_grad
 def draw_by_chain(
     pipeline: DualMCMCPipeline, num_images: int, num_steps: int, generator: torch.Generator
 ) -> Generation:
@@ -117,8 +119,10 @@ def draw_by_chain(
     """
     states: list[Tensor] = []
 
+    energy_model = eval_copy(pipeline.energy_model)
+
     def energy_fn(x: Tensor) -> Tensor:
-        return pipeline.energy_model(x.to(pipeline.energy_model.dtype)).energy
+        return energy_model(x.to(energy_model.dtype)).energy
 
     def watched(energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def observe(x: Tensor) -> Tensor:
@@ -128,16 +132,15 @@ def draw_by_chain(
         return observe
 
     start = pipeline.generate(pipeline.draw_latents(num_images, generator))
-    with pipeline.energy_model.chain_in_eval():
-        chain = run_chain(
-            pipeline.scheduler,
-            energy_fn,
-            start,
-            num_steps,
-            generator,
-            observe=watched(energy_fn),
-            with_diagnostics=True,
-        )
+    chain = run_chain(
+        pipeline.scheduler,
+        energy_fn,
+        start,
+        num_steps,
+        generator,
+        observe=watched(energy_fn),
+        with_diagnostics=True,
+    )
     rates = (chain.diagnostics or {}).get("acceptance_rate")
     names = ["start", *(f"step {step}" for step in range(1, len(states)))]
     return Generation(

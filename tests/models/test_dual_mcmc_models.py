@@ -76,7 +76,8 @@ def test_networks_of_vectors():
     x = generator_model(torch.randn(5, 3)).sample
     assert x.shape == (5, 4) and energy_model(x).energy.shape == (5,)
     assert inference_model(x).mean.shape == inference_model(x).logvar.shape == (5, 3)
-    with generator_model.sampling(), generator_model.z_chain(), energy_model.chain():
+    assert generator_model.for_sampling()(torch.randn(5, 3)).sample.shape == (5, 4)
+    with generator_model.z_chain(), energy_model.chain():
         assert not any(p.requires_grad for p in energy_model.parameters())
 
 

@@ -1,0 +1,109 @@
+"""Evaluate a network in eval mode without changing it: copies that share its weights.
+
+Sampling and scoring run in eval mode, with frozen parameters. If that were set on the network
+itself, every other thread that uses it would see the change.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hf_ebm.inference_mode import no_grad, without_inference_tensors
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def in_eval(model: M) -> M:
+    """For forward passes without gradients: `model` if all of it is in eval mode, else an `eval_copy`."""
+    return eval_copy(model) if any(module.training for module in model.modules()) else model
+
+
+@no_grad
+def eval_copy(model: M) -> M:
+    """Copy the modules of `model` in eval mode; parameters, frozen in the copy, and buffers share memory.
+
+    Weights that are computed from others (spectral norm) are computed once, when the copy is made.
+    A copy of a compiled model runs eagerly.
+
+    Hooks are copied too. Those that accelerate installs (CPU offload, autocast) act on the modules
+    of the copy, so the weights that they move are the copy's. Those of diffusers (group offloading,
+    layerwise casting) may move the weights of other modules than their own: under these the copy
+    holds the same parameters, neither frozen nor safe to move from several threads.
+
+    Args:
+        model: The network, in any mode. It is not changed.
+    """
+    copies: dict[int, Any] = {}
+    if any(_has_diffusers_hook(module) for module in model.modules()):
+        copies = {id(parameter): parameter for parameter in model.parameters()}
+    return _copy(model, copies)
+
+
+def _has_diffusers_hook(module: nn.Module) -> bool:
+    """Whether `module` has a hook of diffusers; each call of a pipeline leaves an empty registry behind."""
+    registry = vars(module).get("_diffusers_hook")
+    return registry is not None and bool(registry.hooks)
+
+
+def _copy(module: Any, copies: dict[int, Any]) -> Any:
+    """Copy one module and its children; `copies`, by the original's id, keep shared parts shared."""
+    module = module._modules.get("_orig_mod", module)  # of `torch.compile(module)`
+    if id(module) in copies:
+        return copies[id(module)]
+    copied = copies[id(module)] = object.__new__(type(module))
+    vars(copied).update({name: _rebind(value, module, copied) for name, value in vars(module).items()})
+    vars(copied).pop("_compiled_call_impl", None)  # bound to the original
+    vars(copied)["training"] = False
+    vars(copied)["_parameters"] = {name: _frozen(parameter, copies) for name, parameter in module._parameters.items()}
+    vars(copied)["_buffers"] = {name: without_inference_tensors(value) for name, value in module._buffers.items()}
+    vars(copied)["_modules"] = {
+        name: None if child is None else _copy(child, copies) for name, child in module._modules.items()
+    }
+    hooked = any("_hf_hook" in vars(part) or _has_diffusers_hook(part) for part in module.modules())
+    if parametrize.is_parametrized(module) and not hooked:
+        # Offloading hooks load the tensors that a weight is computed from, so it is computed in each forward there.
+        for name, parametrization in copied._modules.pop("parametrizations").items():
+            copied._parameters[name] = nn.Parameter(parametrization(), requires_grad=False)
+        copied.__class__ = parametrize.type_before_parametrizations(module)
+    return copied
+
+
+def _frozen(parameter: Tensor | None, copies: dict[int, Any]) -> Tensor | None:
+    """A parameter on the same memory that requires no gradient."""
+    if parameter is None:
+        return None
+    if id(parameter) not in copies:
+        weight = without_inference_tensors(parameter.detach())
+        copies[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+    return copies[id(parameter)]
+
+
+def _rebind(value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """An attribute of `old` for `new`: a method of `old`, such as a wrapped ``forward``, becomes one of `new`."""
+    if isinstance(value, MethodType) and value.__self__ is old:
+        return MethodType(value.__func__, new)
+    if isinstance(value, functools.partial) and value.args and value.args[0] is old:
+        function = value.func
+        if inspect.isfunction(function) and "function_reference" in function.__code__.co_freevars:
+            hook = inspect.getclosurevars(function).nonlocals["function_reference"]
+            function = _diffusers_forward(hook, _rebind(hook.forward, old, new))
+        bound = functools.partial(function, new, *value.args[1:], **value.keywords)
+        return functools.update_wrapper(bound, value)
+    return value
+
+
+def _diffusers_forward(hook: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``forward`` hooked as in `diffusers.hooks.HookRegistry`, where it is a closure around the original's."""
+
+    def new_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = hook.pre_forward(module, *args, **kwargs)
+        return hook.post_forward(module, forward(*args, **kwargs))
+
+    return new_forward
