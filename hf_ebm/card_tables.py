@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PureWindowsPath
 from typing import Any
 
 from hf_ebm.counting import counted
 
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
+LOCAL = re.compile(rf"/|\.{{1,2}}(?:/|$)|\.\w[^\s/]*/|{WINDOWS.pattern}")  # how a local path starts, apart from "~"
 OTHER_METRICS = {  # of `hf_ebm.scoring.ood_metrics`, besides AUROC
     "aupr_out": "AUPR, odd images positive",
     "aupr_in": "AUPR, images like the training data positive",
@@ -28,15 +32,25 @@ TOY_METRICS = {  # of `hf_ebm.scoring.modes` and `hf_ebm.scoring.near_data`
 }
 
 
-def public_name(name: str) -> str:
-    """A model's or data set's name as records and cards may show it: of a local path its last part alone.
+def is_local(name: str) -> bool:
+    """Whether a text is a path on this machine: one that exists, or one that has the form of a local path.
 
-    Local is what exists, and what starts with "/", "." or "~".
+    It never raises: a text may be too long for a file name, or start like the home of a user who does not exist.
     """
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
-    if name.startswith(("/", ".", "~")) or path.exists():
-        return path.absolute().name if path.name not in ("", "..") else path.resolve().name
-    return name
+    if name.startswith("~"):
+        return name.startswith("~/") or os.path.expanduser(name) != name or os.path.exists(name)
+    return LOCAL.match(name) is not None or os.path.exists(name)
+
+
+def public_name(name: str) -> str:
+    """A model's or data set's name as records and cards may show it: of a local path only its last part."""
+    if not is_local(name):
+        return name
+    if WINDOWS.match(name):
+        return PureWindowsPath(name).name
+    path = os.path.expanduser(name)
+    last = os.path.basename(path.rstrip("/"))
+    return last if last not in ("", ".", "..") else os.path.basename(os.path.realpath(path)) or name
 
 
 def frechet_name(feature_extractor: Mapping[str, Any]) -> str:

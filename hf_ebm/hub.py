@@ -6,6 +6,7 @@ How to write one is in ``model_cards/guide.md``.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from pathlib import Path
@@ -15,8 +16,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from hf_ebm.card_tables import frechet_name, ood_table, public_name, sample_table, toy_table
+from hf_ebm.card_tables import frechet_name, is_local, ood_table, public_name, sample_table, toy_table
 from hf_ebm.counting import counted, duration
+from hf_ebm.licenses import check_license
 from hf_ebm.pull import INDEX, SETTINGS
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.scoring.score_words import SCORE_WORDS
@@ -24,6 +26,14 @@ from hf_ebm.toy_data import TOY_NAMES
 from hf_ebm.whole_files import whole_file
 
 CARD, SUMMARY = "README.md", "train_summary.json"
+PICTURES = (  # that runs and commands draw of a model, by the names that cards show them under
+    "samples.png",
+    "ood.png",
+    "roc.png",
+    "histograms.png",
+    "chains.png",
+    "reconstructions.png",
+)
 TEMPLATES = Path(__file__).parent / "model_cards"
 TEMPLATE_OF = {  # a pipeline's class -> the template of its card
     "DDAEBMPipeline": "ddaebm.md",
@@ -32,6 +42,10 @@ TEMPLATE_OF = {  # a pipeline's class -> the template of its card
 }
 GENERATED = "<!-- Written by hf-ebm, which will write it anew. Delete this line to keep what you change. -->"
 MAX_FILE_NAME = 255  # of most file systems: what is longer is a text
+PART = r"/[^\s/\"'`<>|,;:*()\[\]{}]+"
+# an absolute path inside a longer text: not a URL's, and not the slash of "images/s"
+PATH_IN_TEXT = re.compile(rf"(?<![\w./~-])(?:file://)?(?:~[\w.-]*(?:{PART})+|(?:{PART}){{2,}})/?")
+HOMES = re.compile(r"/(?:home|Users)/|/root/")
 PRIVATE_SETTINGS = (
     "output_dir",
     "overwrite_output_dir",
@@ -149,7 +163,10 @@ def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def public_values(value: Any) -> Any:
-    """JSON or YAML values with `public_name` of all paths in them, keys too; keys that become equal are numbered."""
+    """JSON or YAML values with only the last part of all local paths in them; keys that become equal are numbered.
+
+    A path may be the whole of a key or value, or stand inside a longer text.
+    """
     if isinstance(value, dict):
         public: dict[Any, Any] = {}
         for key, part in value.items():
@@ -162,9 +179,29 @@ def public_values(value: Any) -> Any:
         return public
     if isinstance(value, list | tuple):
         return type(value)(public_values(part) for part in value)
-    if not isinstance(value, str) or "/" not in value or max(map(len, value.split("/"))) > MAX_FILE_NAME:
+    if not isinstance(value, str) or not ("/" in value or "\\" in value):
         return value
-    return public_name(value)
+    # a line longer than any file name is prose, whose paths are rewritten one by one
+    is_name = "\n" not in value and max(map(len, value.split("/"))) <= MAX_FILE_NAME
+    return public_name(value) if is_name and is_local(value) else PATH_IN_TEXT.sub(last_part, value)
+
+
+def last_part(match: re.Match[str]) -> str:
+    """The last part of a path that `PATH_IN_TEXT` found; "~5/s" is no path, as no user has that name."""
+    path = match[0].removeprefix("file://")
+    return match[0] if path.startswith("~") and not is_local(path) else public_name(path)
+
+
+def public_card(text: str, folder: Path) -> str:
+    """A card's text with only the last part of paths in home folders, the working folder and the run folder."""
+    here = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve())} - {"/"}
+
+    def last_part_if_private(match: re.Match[str]) -> str:
+        path = os.path.expanduser(match[0].removeprefix("file://"))
+        is_private = HOMES.match(path) or any(path == place or path.startswith(f"{place}/") for place in here)
+        return last_part(match) if is_private else match[0]
+
+    return PATH_IN_TEXT.sub(last_part_if_private, text)
 
 
 def knows_its_run(folder: Path) -> bool:
@@ -172,7 +209,9 @@ def knows_its_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (SETTINGS, SUMMARY, "metrics.json", CARD))
 
 
-def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
+def render_card(
+    folder: Path, repo_id: str | None = None, license: str | None = None, license_name: str | None = None
+) -> ModelCard:
     """The card of a pipeline folder from what lies in it; what is not known is left out.
 
     A ``README.md`` without the line `GENERATED` is somebody's own: of it the metrics are refreshed and nothing else.
@@ -181,12 +220,21 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         folder: A pipeline folder, with the run's ``settings.yaml``, ``train_summary.json``, ``metrics.json``, ... if
             they are there.
         repo_id: Where it will be on the Hub; None = the code in the card loads the folder it is in.
+        license: Licence id of the weights (`hf_ebm.licenses`); None = that of the run's settings, and with none there
+            the card states none.
+        license_name: The licence's name, where `license` is ``"other"``.
 
     Raises:
-        ValueError: If the template needs a value that is missing; it names both. If there is no template of the class.
+        ValueError: If the template needs a value that is missing; it names both. If there is no template of the class,
+            or the licence is not in the Hub's list.
     """
-    metrics, settings = read_json(folder / "metrics.json"), public_settings(read_settings(folder))
-    evaluation, ood = read_json(folder / "evaluate.json"), read_json(folder / "ood.json")
+    settings = public_settings(read_settings(folder))
+    if license is not None:
+        settings |= {"license": license, "license_name": license_name}
+    check_license("license", settings.get("license"), settings.get("license_name"))
+    metrics, evaluation, ood, summary = (
+        public_values(read_json(folder / name)) for name in ("metrics.json", "evaluate.json", "ood.json", SUMMARY)
+    )
     results = evaluation_results(metrics, settings.get("dataset", "unknown"), evaluation, ood)
     title = (repo_id or folder.resolve().name).split("/")[-1]
     own = folder / CARD
@@ -194,11 +242,14 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
         card = ModelCard.load(own)
         if results:
             card.data.model_name, card.data.eval_results = card.data.model_name or title, results
+        if license is not None:
+            card.data.license, card.data.license_name = license, license_name
         return card
     index = read_json(folder / INDEX)
     dataset = settings.get("dataset", "")
     data = ModelCardData(
-        license="apache-2.0",
+        license=settings.get("license"),
+        license_name=settings.get("license_name"),
         library_name="hf-ebm",
         pipeline_tag="unconditional-image-generation",
         tags=["energy-based-model", "out-of-distribution-detection", "diffusers"],
@@ -222,7 +273,8 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             index=index,
             scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             settings=settings,
-            unused=() if dataset in TOY_NAMES else ("num_toy_samples",),
+            unused=("license", "license_name", *(() if dataset in TOY_NAMES else ("num_toy_samples",))),
+            license=settings.get("license_name") or settings.get("license"),
             metrics=metrics,
             counted=counted,
             duration=duration,
@@ -232,9 +284,9 @@ def render_card(folder: Path, repo_id: str | None = None) -> ModelCard:
             sample_table=sample_table(evaluation),
             reconstruction_measured=bool(evaluation.get("reconstruction")),
             ood_table=ood_table(ood),
-            summary=read_json(folder / SUMMARY),
+            summary=summary,
             calibration=Calibration.load(folder),
-            pictures=[path.name for path in sorted(folder.glob("*.png"))],
+            pictures=[name for name in PICTURES if (folder / name).is_file()],
         )
     except UndefinedError as error:
         raise ValueError(f"model card template {template}: {error}; the folder {folder} lacks it.") from error

@@ -1,6 +1,8 @@
 """Pushing a pipeline: weights, configs, card, pictures, metrics and calibration in one commit, or nothing of it.
 
-What a run folder has beside them (checkpoints, logs, all sample grids) stays here, and so do the names of folders.
+Pushed are the files that training and the commands write for readers, by their names (`RECORDS` and a component's
+configs and weights). Anything else in the folder stays on this machine and is named in a warning; checkpoints, logs and
+intermediate samples stay without one. In the files that are pushed, local paths are reduced to their last part.
 Files that the repository has already are not sent again; if none has changed, there is no commit.
 """
 
@@ -17,10 +19,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 
-from hf_ebm.hub import CARD, SETTINGS, knows_its_run, public_settings, public_values, read_settings, render_card
+from hf_ebm.hub import (
+    CARD,
+    PICTURES,
+    SETTINGS,
+    SUMMARY,
+    knows_its_run,
+    public_card,
+    public_settings,
+    public_values,
+    read_settings,
+    render_card,
+)
 from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, with_owner
+from hf_ebm.licenses import LIST
 from hf_ebm.missing_models import meant
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.push_errors import AS_IT_WAS, MADE_EMPTY, NOT_MADE, PushError, as_push_error
@@ -28,8 +42,7 @@ from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
 from hf_ebm.user_paths import expand_home
 
 logger = logging.getLogger(__name__)
-FACTS = ("*.json", "*.jsonl", "*.png", SETTINGS, CARD)  # at the top of a run folder
-COMPONENT_FILES = ("*.json", "*.safetensors")
+COMPONENT_CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 WEIGHTS = re.compile(  # a component's weight files and their lists, with their variant
     r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors(?:\.index(?:\.(?P<listed>[\w-]+))?\.json)?"
 )
@@ -38,13 +51,11 @@ FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does
     "evaluate.json",
     "ood.json",
     "calibration.json",
-    "samples.png",
-    "ood.png",
-    "roc.png",
-    "histograms.png",
-    "chains.png",
-    "reconstructions.png",
+    *PICTURES,
 )
+RECORDS = (INDEX, SETTINGS, SUMMARY, CARD, "metrics.jsonl", *FACTS_ABOUT_WEIGHTS)  # at the top of a pipeline folder
+NOT_FOR_READERS = (CODE_FILE, "checkpoints", "samples", "logs", "wandb", "__pycache__")  # also ours: no warning
+MOST_NAMED = 10  # files that a warning names
 LOADS_ITS_FOLDER = re.compile(r"""from_pretrained\(\s*["']\.["']""")  # what a card's code does here, see `hf_ebm.hub`
 
 
@@ -54,8 +65,8 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
     Args:
         folder: It is read only.
         repo_id: Such as ``"user/name"``; made if it is not there.
-        options: ``private``, ``token``, ``create_pr``, ``revision`` (a branch, made if it is not there) and
-            ``commit_message``.
+        options: ``private``, ``token``, ``create_pr``, ``revision`` (a branch, made if it is not there),
+            ``commit_message``, and ``license`` and ``license_name`` of the weights (see `hf_ebm.hub.render_card`).
 
     Raises:
         ValueError: If the folder holds no whole pipeline, its card lacks a value, or the repository is there and not as
@@ -74,6 +85,8 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
     again += ["--branch", options["revision"]] if options.get("revision") else []
     again += ["--create-pr"] if options.get("create_pr") else []
     again += ["--message", options["commit_message"]] if options.get("commit_message") else []
+    for name in ("license", "license_name"):
+        again += [f"--{name.replace('_', '-')}", options[name]] if options.get(name) else []
     return commit_folder(folder, repo_id, again=shlex.join(again), **options)
 
 
@@ -93,7 +106,8 @@ def push_pipeline(pipeline: Any, repo_id: str, variant: str | None = None, **opt
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if source and (Path(source) / INDEX).is_file():
-            for path in [path for pattern in FACTS for path in Path(source).glob(pattern)]:
+            warn_of_left_out(Path(source))
+            for path in [Path(source) / name for name in RECORDS if (Path(source) / name).is_file()]:
                 shutil.copyfile(path, folder / path.name)
         pipeline.save_pretrained(folder, variant=variant)
         chosen = {"variant": variant, **{name: options[name] for name in options if name != "token"}}
@@ -114,6 +128,8 @@ def commit_folder(
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
 ) -> CommitInfo:
     """One commit of what readers of a pipeline folder need; see `push_folder`. `again`: how to repeat it, in words."""
     check_repo_id("repo_id", repo_id)
@@ -124,7 +140,7 @@ def commit_folder(
         repo_id = with_owner(api, repo_id)
         found = is_private(api, repo_id)
     check_visibility("private", private, found, repo_id)
-    files = repository_files(folder, repo_id)
+    files = repository_files(folder, repo_id, license, license_name)
     with as_push_error(repo_id, again, NOT_MADE if found is None else AS_IT_WAS):
         api.create_repo(repo_id, private=private, exist_ok=True)
     with as_push_error(repo_id, again, MADE_EMPTY if found is None else AS_IT_WAS):
@@ -135,6 +151,14 @@ def commit_folder(
         if not knows_its_run(folder) and CARD in there:
             del files[CARD]  # what is there says more than a card of a pipeline that nothing is known of
             old = [path for path in old if path not in FACTS_ABOUT_WEIGHTS]  # and the card shows them
+            if license is not None:
+                logger.warning("the %s that %s has is kept; state the licence in its metadata there.", CARD, repo_id)
+        elif ModelCard(files[CARD].decode()).data.license is None:
+            logger.warning(
+                "the model card states no licence. To state one, push again with `hf-ebm push --license ID`, or put it "
+                "into the card's metadata on the Hub; a training run has the setting license=ID. IDs: %s",
+                LIST,
+            )
         return api.create_commit(
             repo_id,
             [CommitOperationAdd(path, content) for path, content in files.items()]
@@ -157,26 +181,70 @@ def where_it_is(commit: CommitInfo, branch: str | None = None) -> str:
     return f"{commit.repo_url} ({seen_by}), {on_branch}commit {commit.oid}"
 
 
-def repository_files(folder: Path, repo_id: str) -> dict[str, str | bytes]:
+def repository_files(
+    folder: Path, repo_id: str, license: str | None = None, license_name: str | None = None
+) -> dict[str, str | bytes]:
     """What is pushed of a pipeline folder: path in the repository -> file here, or content.
 
+    What lies in the folder and is not pushed is named in a warning.
+
     Raises:
-        ValueError: If a JSON file is damaged, or the card lacks a value.
+        ValueError: If a JSON file is damaged, the card lacks a value, or the licence is not in the Hub's list.
     """
     index = read_index(folder / INDEX)
     components = wanted_components(index, None, ())
-    files: dict[str, str | bytes] = {}
-    for pattern in (*FACTS, *(f"{name}/{end}" for name in components for end in COMPONENT_FILES)):
-        for path in sorted(folder.glob(pattern)):
-            if path.name.startswith("."):  # left over by a command that was killed
-                continue
-            files[path.relative_to(folder).as_posix()] = public_json(path) if path.suffix == ".json" else str(path)
+    paths = [folder / name for name in RECORDS]
+    paths += [path for name in components for path in sorted((folder / name).iterdir()) if of_component(path.name)]
+    files: dict[str, str | bytes] = {
+        path.relative_to(folder).as_posix(): public_file(path) for path in paths if path.is_file()
+    }
     if SETTINGS in files:
-        files[SETTINGS] = yaml.safe_dump(public_settings(read_settings(folder)), sort_keys=False).encode()
+        settings = public_settings(read_settings(folder))
+        settings |= {"license": license, "license_name": license_name} if license is not None else {}
+        files[SETTINGS] = yaml.safe_dump(settings, sort_keys=False).encode()
     code = {CODE_FILE: pipeline_code(index["_class_name"]), **component_files(index, components)}
-    card = str(render_card(folder, repo_id))
-    warn_of_folder_code(card, repo_id)
-    return files | {path: text.encode() for path, text in {**code, CARD: card}.items()}
+    card = render_card(folder, repo_id, license, license_name)
+    warn_of_left_out(folder)
+    warn_of_folder_code(str(card), repo_id)
+    return files | {path: text.encode() for path, text in {**code, CARD: public_card(str(card), folder)}.items()}
+
+
+def of_component(name: str) -> bool:
+    """Whether a file of that name in a component's folder is one of its configs or weights."""
+    return name in COMPONENT_CONFIGS or WEIGHTS.fullmatch(name) is not None
+
+
+def warn_of_left_out(folder: Path) -> None:
+    """Name the files and folders of a pipeline folder that are not pushed because hf-ebm does not write them."""
+    index = read_index(folder / INDEX)
+    components = wanted_components(index, None, ())
+    code = component_files(index, components)
+    left_out = [
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in sorted(folder.iterdir())
+        if path.name not in (*RECORDS, *NOT_FOR_READERS, *components) and not path.name.startswith(".")
+    ]
+    folders = [folder / name for name in components if (folder / name).is_dir()]
+    for path in [path for component in folders for path in sorted(component.iterdir())]:
+        name = path.relative_to(folder).as_posix()
+        if not (of_component(path.name) or name in code or path.name in NOT_FOR_READERS or path.name.startswith(".")):
+            left_out.append(name)
+    if left_out:
+        more = f" and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
+        logger.warning(
+            "not pushed, as hf-ebm does not write files of these names: %s%s", ", ".join(left_out[:MOST_NAMED]), more
+        )
+
+
+def public_file(path: Path) -> str | bytes:
+    """A file without local paths: its own path if it holds none, otherwise its new content.
+
+    Raises:
+        ValueError: If it is a JSON file, or one of JSON lines, and is not valid.
+    """
+    if path.suffix == ".json":
+        return public_json(path)
+    return public_lines(path) if path.suffix == ".jsonl" else str(path)
 
 
 def public_json(path: Path) -> str | bytes:
@@ -193,6 +261,24 @@ def public_json(path: Path) -> str | bytes:
     if isinstance(public, dict):
         public.pop("_name_or_path", None)  # where diffusers and transformers loaded it from
     return str(path) if public == found else json.dumps(public, indent=2).encode()
+
+
+def public_lines(path: Path) -> str | bytes:
+    """As `public_json`, for a file of JSON lines; lines without local paths keep their bytes.
+
+    Raises:
+        ValueError: If a line is not valid JSON.
+    """
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            found = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not valid JSON ({error}); remove that line.") from error
+        public = public_values(found)
+        lines.append(line if public == found else json.dumps(public).encode() + b"\n")
+    content = b"".join(lines)
+    return str(path) if content == path.read_bytes() else content
 
 
 def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> list[str]:
@@ -214,7 +300,7 @@ def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> l
     def is_ours(path: str) -> bool:
         parent, _, name = path.rpartition("/")
         if parent in components:
-            return variant(path) in variants if WEIGHTS.fullmatch(name) else name.endswith(".json")
+            return variant(path) in variants if WEIGHTS.fullmatch(name) else name in COMPONENT_CONFIGS
         return path in FACTS_ABOUT_WEIGHTS
 
     return sorted(path for path in there if path not in files and is_ours(path))

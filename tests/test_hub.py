@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hf_ebm.hub import (
     TEMPLATES,
     evaluation_results,
     hardware_name,
+    public_card,
     public_settings,
     public_values,
     read_settings,
@@ -49,7 +51,7 @@ def test_settings_of_points_are_on_cards_of_points(tmp_path, dataset, shown):
 def test_card_with_metrics(tmp_path):
     path = write_card(run_folder(tmp_path, METRICS))
     card = ModelCard.load(path)
-    assert card.data.license == "apache-2.0" and card.data.library_name == "hf-ebm"
+    assert card.data.license is None and card.data.library_name == "hf-ebm"
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {"frechet_distance": 3.5, "auroc": 0.99}
     assert "**3.50**" in card.text and "This is not FID" in card.text and "| noise | 0.9900 |" in card.text
@@ -143,6 +145,7 @@ def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
             "max_grad_norm": None,
             "push_to_hub": True,
             "hub_model_id": "a/b",
+            "license": "cc-by-nc-4.0",
         }
         (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**settings, **chain}))
         (tmp_path / "samples.png").touch()
@@ -152,16 +155,17 @@ def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
     card = str(render_card(tmp_path, "user/name"))
     assert card_errors(card) == []
     data = ModelCard(card).data
-    assert data.license == "apache-2.0" and (data.eval_results is not None) == known
+    assert data.license == ("cc-by-nc-4.0" if known else None) and (data.eval_results is not None) == known
     for text in (
         "**low energy = likely**",
         "unnormalised",
-        "Apache-2.0",
+        "under the licence `cc-by-nc-4.0`" if known else "No licence of the weights is stated",
         'from_pretrained("user/name"',
         "no probability",
     ):
         assert text in card
-    for text in ("More information needed", "None", "unknown", "hub_model_id", "push_to_hub=", str(tmp_path)):
+    unwanted = ["More information needed", "None", "unknown", "hub_model_id", "push_to_hub=", "| `license`", "Apache"]
+    for text in (*unwanted, str(tmp_path)):
         assert text not in card
     assert ("![samples](samples.png)" in card) == (known and template != "energy_scoring.md")
     assert ("1.0 minutes on a test" in card) == ("`batch_size` | `8`" in card) == known
@@ -205,6 +209,39 @@ def test_paths_are_rewritten_wherever_they_are(tmp_path):
     assert public_values({"a": "user/photos", "n": 3, "o": None}) == {"a": "user/photos", "n": 3, "o": None}
 
 
+@pytest.mark.parametrize(
+    ("value", "public"),
+    [
+        ("x/" * 5000, "x/" * 5000),  # longer than any path
+        ("é" * 200 + "/x", "é" * 200 + "/x"),  # a part of 400 bytes
+        ("a long text, " * 400 + "from /home/me/runs/x: 1/2", "a long text, " * 400 + "from x: 1/2"),
+        ("~5 images/s", "~5 images/s"),
+        ("~no-such-user/x", "~no-such-user/x"),
+        ("~", "~"),
+        ("~/photos/cats", "cats"),
+        ("... and/or", "... and/or"),
+        ("a\0/b", "a\0/b"),
+        ("/home/me/my photos/cats", "cats"),
+        ("C:\\Users\\me\\cats", "cats"),
+        ("cannot read /data/me/a.png: 2 images/s (file:///data/me/b)", "cannot read a.png: 2 images/s (b)"),
+        ("https://huggingface.co/user/name and E(x) / 2", "https://huggingface.co/user/name and E(x) / 2"),
+        ("first\n/home/me/b\n", "first\nb\n"),
+        ({"~no-such-user/x": ["/a/b"]}, {"~no-such-user/x": ["b"]}),
+    ],
+)
+def test_any_text_can_be_made_public(value, public):
+    assert public_values(value) == public
+
+
+def test_a_card_shows_no_path_of_this_machine(tmp_path):
+    folder = run_folder(tmp_path)
+    changed = ["dataset /home/somebody/photos"]
+    (folder / "train_summary.json").write_text(json.dumps({**SUMMARY, "changed_settings": changed}))
+    assert "dataset photos" in str(render_card(folder)) and "/home/somebody" not in str(render_card(folder))
+    text = f"#!/bin/bash, {Path.home()}/a/b, {folder}/c, [x](/docs/y), ~/d/e"
+    assert public_card(text, folder) == "#!/bin/bash, b, c, [x](/docs/y), e"
+
+
 def test_a_pipeline_without_a_card_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
     with pytest.raises(ValueError, match="holds a DDPMPipeline; there are cards of DDAEBMPipeline"):
@@ -216,11 +253,12 @@ def test_what_an_earlier_push_left(tmp_path):
     ours = ["model_index.json", "metrics.json", "energy_model/config.json", "energy_model/model.safetensors"]
     old = [
         "energy_model/model-00001-of-00002.safetensors", "energy_model/model.safetensors.index.json",
-        "energy_model/old.json", "ood.json", "roc.png",
+        "energy_model/preprocessor_config.json", "ood.json", "roc.png",
     ]  # fmt: skip
     kept = [
         "energy_model/model.fp16.safetensors", "energy_model/model.fp16-00001-of-00002.safetensors",
-        "energy_model/model.safetensors.index.fp16.json", "energy_model/notes.md", "banner.png", "mine.json",
+        "energy_model/model.safetensors.index.fp16.json", "energy_model/notes.md", "energy_model/notes.json",
+        "banner.png", "mine.json",
         ".gitattributes", "other/config.json", "train/ood.json",
     ]  # fmt: skip
     assert old_files(tmp_path, ours, [*ours[1:], *old, *kept]) == old

@@ -16,6 +16,7 @@ from huggingface_hub.utils import httpx
 from hf_ebm.hub import public_values
 from hf_ebm.hub_datasets import EMBEDDED_NAMES
 from hf_ebm.hub_names import check_repo_id, check_visibility, is_private, needs_login, with_owner
+from hf_ebm.licenses import check_license
 from hf_ebm.user_paths import expand_home
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ NOT_LEARNED_FROM = frozenset(
         "output_dir", "overwrite_output_dir", "num_workers", "max_steps", "stretch_seconds", "loss_limit", "compile",
         "channels_last", "cuda_graph", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
         "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "push_every_checkpoint", "hub_model_id",
-        "hub_private",
+        "hub_private", "license", "license_name",
     }
 )  # fmt: skip  # settings that leave the training's course as it is
 
@@ -86,6 +87,8 @@ class RunSettings:
     push_every_checkpoint: bool = False  # to the branch "checkpoints"; other processes wait for it, 6 hours at most
     hub_model_id: str | None = None  # "user/name"; None: the folder's name, in the account of the token
     hub_private: bool | None = None  # of a new repository; None: as the account's default
+    license: str | None = None  # of the weights, on the model card: an id of the Hub such as "mit"; None: none stated
+    license_name: str | None = None  # of a licence that the Hub has no id for, with license=other
 
     def __post_init__(self) -> None:
         """Expand ``~`` in paths; raise a `ValueError` that names the setting, before any work."""
@@ -116,6 +119,7 @@ class RunSettings:
             raise ValueError(f"seed must be under 2**32, got {self.seed}.")
         if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
             raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}.")
+        check_license("license", self.license, self.license_name)
         if self.stretch_seconds is not None and not 0.0 < self.stretch_seconds < math.inf:
             raise ValueError(f"stretch_seconds must be positive and finite, or null, got {self.stretch_seconds}.")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:

@@ -23,6 +23,13 @@ def add_parser(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether a new repository is private (default: as your account's settings say); an old one must be so",
     )
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="of the weights, for the card: an id of the Hub such as mit or cc-by-nc-4.0, or other (default: the "
+        "setting license of the run; without it the card states none)",
+    )
+    parser.add_argument("--license-name", metavar="NAME", help="of --license other")
     parser.add_argument("--branch", help="to push to, made if it is not there (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     parser.add_argument("--message", help="of the commit")
@@ -31,6 +38,9 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Push, and print where it is."""
+    from hf_ebm.licenses import check_license
+
+    check_license("--license", options.license, options.license_name)
     from hf_ebm.push import push_folder, where_it_is
 
     commit = push_folder(
@@ -40,6 +50,8 @@ def run(options: argparse.Namespace) -> None:
         revision=options.branch,
         create_pr=options.create_pr,
         commit_message=options.message,
+        license=options.license,
+        license_name=options.license_name,
     )
     where = where_it_is(commit, options.branch)
     if options.create_pr and commit.pr_url is None:

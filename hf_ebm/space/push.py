@@ -1,14 +1,18 @@
 """Make a Space, a page on the Hub that runs the demo of a pushed model.
 
 The Space carries the package itself beside the template: it runs the code it was made with, and installs nothing by a
-name that this project does not hold.
+name that this project does not hold. Of the package's folder only its own files are copied (`package_files`), so that
+nothing else that lies in a clone ends up on the Hub.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from string import Template
 
@@ -21,6 +25,15 @@ from hf_ebm.hub_names import check_repo_id, needs_login, with_owner
 
 logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).parent / "template"
+PACKAGE_FILES = (  # Python and the package data of pyproject.toml
+    "*.py",
+    "training/configs/*.yaml",
+    "model_cards/*.md",
+    "scoring/*.safetensors",
+    "space/template/README.md",
+    "space/template/requirements.txt",
+)
+MOST_NAMED = 10  # files that a warning names
 SDK_VERSION = "6.31.0"  # of gradio: the version that the demo was tested with
 
 
@@ -31,13 +44,48 @@ def write_space(model: str, folder: Path) -> None:
         model: Hub id of a pushed model.
         folder: Where to; it must not exist.
     """
-    skipped = shutil.ignore_patterns("__pycache__", "*.pyc")
-    shutil.copytree(TEMPLATE, folder, ignore=skipped)
+    package = Path(hf_ebm.__file__).parent
+    files = package_files(package)
+    folder.mkdir()
+    for name in files:
+        target = folder / "hf_ebm" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / name, target)  # links become files
+        if (package / name).parent == TEMPLATE:
+            shutil.copyfile(package / name, folder / target.name)
     values = {"title": f"{model.split('/')[-1]} demo", "model": model, "sdk_version": SDK_VERSION}
     card = Template((folder / "README.md").read_text(encoding="utf-8")).substitute(values)
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
-    shutil.copytree(Path(hf_ebm.__file__).parent, folder / "hf_ebm", ignore=skipped)  # links become files
+
+
+def package_files(package: Path) -> list[str]:
+    """The package's own files, relative to its folder: those of `PACKAGE_FILES`, and in a git clone only tracked ones.
+
+    Python files and data that a clone has and git does not track are named in a warning.
+    """
+    walk = os.walk(package, followlinks=True)
+    names = sorted(Path(folder, name).relative_to(package).as_posix() for folder, _, files in walk for name in files)
+    names = [name for name in names if not any(part.startswith(".") for part in Path(name).parts)]
+    names = [name for name in names if any(fnmatch(name, pattern) for pattern in PACKAGE_FILES)]
+    tracked = tracked_files(package)
+    untracked = [name for name in names if tracked and (package / name).resolve() not in tracked]
+    if untracked:
+        more = f" and {len(untracked) - MOST_NAMED} more" if len(untracked) > MOST_NAMED else ""
+        shown = ", ".join(untracked[:MOST_NAMED])
+        logger.warning("not copied into the Space, as git does not track them (git add does): %s%s", shown, more)
+    return [name for name in names if name not in untracked]
+
+
+def tracked_files(package: Path) -> set[Path]:
+    """All files that git tracks in the clone that holds the package; empty if there is no clone, or no git."""
+    root = package.resolve().parent
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return set()
+    tracked = {(root / name).resolve() for name in os.fsdecode(listed).split("\0") if name}
+    return tracked if (package / "__init__.py").resolve() in tracked else set()  # a package installed in a clone
 
 
 def push_space(

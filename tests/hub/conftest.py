@@ -43,6 +43,7 @@ def folder(tiny_pipeline, tmp_path):
     folder = tmp_path / "run"
     tiny_pipeline.save_pretrained(folder)
     settings = {"output_dir": str(folder), "dataset": "digits", "batch_size": 8, "seed": 0, "max_grad_norm": None}
+    settings["license"] = "mit"
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     (folder / "train_summary.json").write_text(json.dumps(SUMMARY))
     (folder / "metrics.json").write_text(json.dumps(METRICS))

@@ -10,6 +10,18 @@ from loopback_hub.client import ClientError
 from loopback_hub.transfers import contents, energies, pull, push
 from run_records import METRICS, OOD, evaluation
 
+TOLD = """
+import hf_ebm.push as push, logging
+result = []
+handler = logging.Handler()
+handler.emit = lambda record: result.append(record.getMessage())
+push.logger.addHandler(handler)
+try:
+    push.push_folder(folder, repo, **options)
+finally:
+    push.logger.removeHandler(handler)
+"""
+
 
 def test_a_push_is_one_commit_of_everything_readers_need(hub, client, folder, repo):
     before = contents(folder)
@@ -35,6 +47,7 @@ def test_a_push_is_one_commit_of_everything_readers_need(hub, client, folder, re
         "batch_size": 8,
         "seed": 0,
         "max_grad_norm": None,
+        "license": "mit",
     }
     assert f'from_pretrained("{repo}")' in files["README.md"].decode()
     assert contents(folder) == before
@@ -55,25 +68,16 @@ def test_a_push_again_sends_what_changed_and_refreshes_the_metrics(hub, client, 
 
 
 def test_code_for_the_folder_in_a_card_of_ones_own_is_told(hub, client, folder, repo):
-    code = """
-import hf_ebm.push as push, logging
-result = []
-handler = logging.Handler()
-handler.emit = lambda record: result.append(record.getMessage())
-push.logger.addHandler(handler)
-push.push_folder(folder, repo)
-push.logger.removeHandler(handler)
-"""
-    assert client(code, folder=str(folder), repo=repo) == []  # ours is written anew
+    assert client(TOLD, folder=str(folder), repo=repo, options={}) == []  # ours is written anew
     card = (folder / "README.md").read_text()
     assert 'from_pretrained(".")' in card
     own = re.sub("<!-- .* -->\n", "", card)
     (folder / "README.md").write_text(own)
-    (told,) = client(code, folder=str(folder), repo=repo)
+    (told,) = client(TOLD, folder=str(folder), repo=repo, options={})
     assert told.startswith("the README.md is your own") and f'put from_pretrained("{repo}") there' in told
     assert b'from_pretrained(".")' in hub.repositories[repo].files()["README.md"]
     (folder / "README.md").write_text(own.replace('"."', f'"{repo}"'))
-    assert client(code, folder=str(folder), repo=repo) == []
+    assert client(TOLD, folder=str(folder), repo=repo, options={}) == []
 
 
 def test_a_card_of_ones_own_is_kept_and_its_metrics_are_refreshed(hub, client, folder, repo):
@@ -135,6 +139,113 @@ def test_no_path_of_this_machine_is_pushed(hub, client, folder, repo):
         assert "ood.json" in files and ".ood.123.tmp.json" not in files
         for path, data in files.items():
             assert str(place).encode() not in data and b"_name_or_path" not in data, path
+
+
+FOREIGN = ("patient_scan.png", "notes.json", "scores.jsonl", "secrets.env", "samples/x.png", "energy_model/notes.json")
+
+
+def add_foreign_files(folder):
+    for name in FOREIGN:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text('{"path": "/home/somebody/x"}\n')
+    (folder / "energy_model" / "optimizer.safetensors").write_bytes(b"")
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.50}\n{"step": 2, "from": "/home/somebody/runs/x", "why": "no /home/somebody/y.png"}\n'
+    )
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(re.sub("<!-- .* -->\n", "", card) + "\nSee /home/somebody/z or /bin/ls.\n")
+
+
+def check_nothing_foreign(files):
+    assert not {path for path in files if path in FOREIGN or path.endswith("optimizer.safetensors")}
+    for path, data in files.items():
+        assert b"/home/somebody" not in data, path
+    assert files["metrics.jsonl"] == (
+        b'{"step": 1, "loss": 2.50}\n{"step": 2, "from": "x", "why": "no y.png"}\n'
+    )  # lines without paths keep their bytes
+
+
+def test_only_files_that_hf_ebm_writes_are_pushed_and_the_others_are_named(hub, client, folder, repo):
+    push(client, folder, repo)
+    before = hub.repositories[repo].files()
+    add_foreign_files(folder)
+    mine = contents(folder)
+    told, _ = client(TOLD, folder=str(folder), repo=repo, options={})  # and of the code in the card
+    assert told.startswith("not pushed") and told.endswith(
+        "notes.json, patient_scan.png, scores.jsonl, secrets.env, energy_model/notes.json, "
+        "energy_model/optimizer.safetensors"
+    )
+    files = hub.repositories[repo].files()
+    check_nothing_foreign(files)
+    assert files.keys() == before.keys() and contents(folder) == mine
+    assert b"See z or /bin/ls." in files["README.md"]
+
+
+def test_a_pipeline_of_a_folder_with_foreign_files_pushes_none_of_them(hub, client, folder, repo):
+    add_foreign_files(folder)
+    code = "import hf_ebm; hf_ebm.{}.from_pretrained(folder).push_to_hub(repo)"
+    for name in ("DDAEBMPipeline", "EnergyScoringPipeline"):
+        client(code.format(name), folder=str(folder), repo=f"{repo}-{name[:3]}")
+        files = hub.repositories[f"{repo}-{name[:3]}"].files()
+        check_nothing_foreign(files)
+        assert {"samples.png", "metrics.json", "settings.yaml"} <= files.keys()
+
+
+def test_a_checkpoint_pushes_the_run_without_paths(hub, client, folder, repo):
+    add_foreign_files(folder)
+    code = """
+import hf_ebm
+from hf_ebm.training.run_folder import CHECKPOINT_BRANCH, push_checkpoint
+from hf_ebm.training.run_settings import RunSettings
+from pathlib import Path
+pipe = hf_ebm.DDAEBMPipeline.from_pretrained(folder)
+push_checkpoint(pipe, RunSettings(output_dir=folder, hub_model_id=repo), Path(folder), 5)
+result = CHECKPOINT_BRANCH
+"""
+    branch = client(code, folder=str(folder), repo=repo)
+    files = hub.repositories[repo].files(branch)
+    check_nothing_foreign(files)
+    assert b"license: mit" in files["README.md"] and "samples.png" not in files
+
+
+def test_a_line_that_is_no_json_is_named(client, folder, repo):
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step')
+    with pytest.raises(ClientError, match=r"metrics\.jsonl: line 2 is not valid JSON .* remove that line"):
+        push(client, folder, repo)
+
+
+def test_the_card_states_the_licence_that_was_given_or_none(hub, client, folder, repo):
+    def pushed():
+        files = hub.repositories[repo].files()
+        return yaml.safe_load(files["README.md"].decode().split("---\n")[1]), yaml.safe_load(files["settings.yaml"])
+
+    settings = yaml.safe_load((folder / "settings.yaml").read_text())
+    assert client(TOLD, folder=str(folder), repo=repo, options={}) == [] and pushed()[0]["license"] == "mit"
+    other = {"license": "other", "license_name": "celeba-research"}
+    assert client(TOLD, folder=str(folder), repo=repo, options=other) == []
+    for found in pushed():
+        assert {key: found[key] for key in other} == other
+    del settings["license"]
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    (told,) = client(TOLD, folder=str(folder), repo=repo, options={})
+    assert told.startswith("the model card states no licence") and "hf-ebm push --license ID" in told
+    assert not {"license", "license_name"} & {key for found in pushed() for key in found}
+    assert b"apache" not in hub.repositories[repo].files()["README.md"].lower()
+    before = hub.repositories[repo].branches["main"]
+    for wrong, message in (("apache2", "did you mean apache-2.0"), ("other", "licence's name")):
+        with pytest.raises(ClientError, match=f"ValueError: license .*{message}"):
+            push(client, folder, repo, license=wrong)
+    assert hub.repositories[repo].branches["main"] == before
+
+
+def test_a_card_of_ones_own_takes_a_licence_that_is_given(hub, client, folder, repo):
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(re.sub("<!-- .* -->\n", "", card).replace("license: mit\n", ""))
+    _, told = client(TOLD, folder=str(folder), repo=repo, options={})
+    assert "states no licence" in told
+    options = ["--license", "cc-by-nc-4.0"]
+    client(PRINTED, folder=str(folder), repo=repo, options=options)
+    assert b"license: cc-by-nc-4.0" in hub.repositories[repo].files()["README.md"]
 
 
 def test_a_push_takes_away_what_speaks_of_earlier_weights(hub, client, folder, repo):

@@ -7,6 +7,8 @@ import re
 
 import yaml
 
+from hf_ebm.licenses import LICENSES
+
 
 def card_errors(content: str) -> list[str]:
     """What the Hub refuses in a card's metadata: by its documentation, as far as our cards use it."""
@@ -22,6 +24,8 @@ def card_errors(content: str) -> list[str]:
         for key in ("license", "library_name", "pipeline_tag")
         if not isinstance(data.get(key, ""), str)
     ]
+    if data.get("license", "mit") not in LICENSES:
+        errors.append(f'"license" must be one of the Hub\'s, got {data["license"]!r}')
     for model in data.get("model-index", []):
         for result in model.get("results", []):
             with contextlib.suppress(KeyError, TypeError):

@@ -12,7 +12,7 @@ from loopback_hub.client import Client, environment
 from loopback_hub.repository import Commit, Repository
 from loopback_hub.server import Hub
 
-from hf_ebm.space.push import push_space, write_space
+from hf_ebm.space.push import package_files, push_space, write_space
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,11 +69,32 @@ def test_one_commit_holds_the_whole_space(hub, client, tmp_path):
     assert all((Path(pulled) / path).read_bytes() == content for path, content in expected.items())
 
 
+@pytest.mark.parametrize("in_git", [True, False])
+def test_only_the_packages_own_files_are_copied(tmp_path, in_git, caplog):
+    """Of a clone, those that git tracks; without git those that an installed package has."""
+    clone, package = tmp_path / "clone", tmp_path / "clone" / "hf_ebm"
+    own = ["__init__.py", "model_cards/ddaebm.md", "scoring/x.safetensors", "space/template/app.py", "training/run.py"]
+    secrets = [".env", "token.txt", "id_rsa", "keys.json", "space/template/.env", ".cache/x.py", "training/a.png"]
+    for name in [*own, *secrets]:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("x")
+    (package / "training").rename(clone / "training")
+    (package / "training").symlink_to("../training")
+    if in_git:
+        added = ["training/run.py", "hf_ebm/training", "hf_ebm/id_rsa", *(f"hf_ebm/{name}" for name in own[:-1])]
+        for arguments in (["init", "-q"], ["add", *added]):
+            subprocess.run(["git", *arguments], cwd=clone, check=True)
+        (package / "my_keys.py").write_text("KEY = 1")
+    assert package_files(package) == own
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["my_keys.py"] * in_git
+
+
 def test_the_spaces_header_is_the_hubs(tmp_path):
     write_space("user/model", tmp_path / "space")
     card = RepoCard.load(tmp_path / "space" / "README.md")
     header = card.data.to_dict()
     assert header["sdk"] == "gradio" and header["app_file"] == "app.py" and header["models"] == ["user/model"]
+    assert "license" not in header
     assert "$" not in card.content
     pinned = re.search(r"^gradio==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
     assert header["sdk_version"] == pinned
