@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from hf_ebm.commands import (
 from hf_ebm.exit_codes import CALLERS_MISTAKE, INTERRUPTED, exit_code
 from hf_ebm.extras import how_to_install
 from hf_ebm.near_names import did_you_mean
+from hf_ebm.whole_files import WriteError
 
 COMMANDS = (
     train,
@@ -114,6 +116,16 @@ def refuse_unknown(parser: argparse.ArgumentParser, command: str | None, unknown
     of_command.error(f"there is no option {name}; {near}")
 
 
+def cannot_print() -> bool:
+    """Whether the standard output takes no more; Python then drops what waits, and does not fail again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what can be foreseen ends it with one line, anything else with Python's traceback.
 
@@ -130,7 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(CALLERS_MISTAKE)
     try:
         options.run(options)
+        sys.stdout.flush()
     except (ValueError, OSError, ImportError) as error:
+        if cannot_print():
+            if isinstance(error, BrokenPipeError):  # `| head` has read enough
+                return
+            error = WriteError("the standard output", error) if isinstance(error, OSError) else error
         missing = f"; {how_to_install('train,eval')}" if isinstance(error, ModuleNotFoundError) else ""
         print(f"hf-ebm: error: {error}{missing}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 CALLERS_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # the last as shells have it: 128 + SIGINT
-NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+NOT_THE_CALLERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def exit_code(error: Exception) -> int:

@@ -12,6 +12,7 @@ from hf_ebm.commands.models import model_folder
 from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_device_option, path_text
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
+from hf_ebm.whole_files import check_writable
 
 MAX_IMAGES = 10_000  # which are in memory at once
 
@@ -65,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
     model_folder(options.model)
     if options.num_images < 1:
         raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
+    check_writable("--model", folder, is_folder=True)
     if not 0.0 < options.target_fpr < 1.0:
         raise ValueError(f"--target-fpr must be between 0 and 1, got {options.target_fpr}.")
 

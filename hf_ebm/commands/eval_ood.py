@@ -10,6 +10,7 @@ from hf_ebm.commands.options import CARD_REFRESHED, add_comparison_options, add_
 from hf_ebm.run_padding import find_padding
 from hf_ebm.scoring.run_settings import SCORE_NAMES
 from hf_ebm.user_paths import expand_home
+from hf_ebm.whole_files import check_writable, whole_file
 
 ODD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
 
@@ -75,8 +76,8 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.scoring.ood_metrics import METRICS
     from hf_ebm.scoring.plots import plot_roc, plot_score_histograms
     from hf_ebm.software import software_versions
-    from hf_ebm.whole_files import whole_file
 
+    check_writable("--output", options.output, is_folder=True)
     shown = options.metrics.split(",")
     if strange := [name for name in shown if name not in METRICS]:
         near = did_you_mean(strange[0], METRICS, f"choose from {', '.join(METRICS)}.")
@@ -138,11 +139,14 @@ def run(options: argparse.Namespace) -> None:
         "software": software_versions(),
     }
     record = to_json({"protocol": protocol, "metrics": table}, indent=2)
-    for file_name, plot in (("roc.png", plot_roc), ("histograms.png", plot_score_histograms)):
-        with whole_file(options.output / file_name) as path:
-            plot(found, path)
-    with whole_file(options.output / "ood.json") as path:
-        path.write_text(record, encoding="utf-8")
+    with (  # all three or none
+        whole_file(options.output / "ood.json") as record_file,
+        whole_file(options.output / "roc.png") as roc,
+        whole_file(options.output / "histograms.png") as histograms,
+    ):
+        record_file.write_text(record, encoding="utf-8")
+        plot_roc(found, roc)
+        plot_score_histograms(found, histograms)
     refreshed = refresh_card(options.output)
     tables = (evaluation.format_table(table, metric) for metric in shown)
     print(record if options.json else "\n\n".join(tables))

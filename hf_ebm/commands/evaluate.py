@@ -18,6 +18,7 @@ from hf_ebm.commands.options import (
 )
 from hf_ebm.counting import counted
 from hf_ebm.run_padding import find_padding
+from hf_ebm.whole_files import check_writable, whole_file
 
 
 def add_parser(commands: Any) -> None:
@@ -74,6 +75,9 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.scoring.feature_extractors import load_extractor
     from hf_ebm.scoring.sample_evaluation import evaluate_samples
 
+    check_writable("--output", options.output, is_folder=True)
+    if options.cache is not None:
+        check_writable("--cache", options.cache, is_folder=True)
     started = time.perf_counter()
     named = DatasetName.parse(options.dataset)
     split = named.choose_split(options.split, "test")
@@ -117,7 +121,6 @@ def write_record(record: dict[str, Any], model: str, folder: Path) -> tuple[str,
     from hf_ebm.card_tables import public_name
     from hf_ebm.hub import refresh_card
     from hf_ebm.json_text import to_json
-    from hf_ebm.whole_files import whole_file
 
     record["protocol"] = {"model": public_name(model), **record["protocol"]}
     text = to_json(record, indent=2)

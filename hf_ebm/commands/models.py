@@ -61,7 +61,7 @@ def check_picture(path: Path) -> None:
     """Raise a `ValueError` if `path` is no name of a picture that can be written."""
     import PIL.Image
 
-    if path.suffix.lower() not in PIL.Image.registered_extensions():
+    if PIL.Image.registered_extensions().get(path.suffix.lower()) not in PIL.Image.SAVE:  # some are only read
         raise ValueError(f"--output must end in .png or another picture format, got {path.name!r}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from hf_ebm.run_padding import add_padding_option
@@ -41,7 +42,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 def output_folder(text: str) -> Path:
     """The folder that an option names, which need not be there; argparse tells of one that is a file."""
     folder = path_option(text)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise argparse.ArgumentTypeError(f"must be a folder, and {text!r} is a file")
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from hf_ebm.commands.models import check_images, check_picture, load_image_generator, open_named_picture
 from hf_ebm.commands.options import add_device_option, path_option, path_text
 from hf_ebm.run_padding import add_padding_option, find_padding
+from hf_ebm.whole_files import check_writable, whole_file
 
 
 def add_parser(commands: Any) -> None:
@@ -42,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     as_folder = options.output.suffix == ""
     if not as_folder:
         check_picture(options.output)
+    check_writable("--output", options.output, is_folder=as_folder)
     names = [f"{Path(image).stem}.png" for image in options.images]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if as_folder and repeated:
@@ -54,7 +57,6 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.json_text import finite_or_none, to_json
     from hf_ebm.scoring.reconstruction_metrics import reconstruction_metrics
     from hf_ebm.training.loop import save_grid
-    from hf_ebm.whole_files import whole_file
 
     device = find_device(options.device)
     pipeline = load_image_generator(options.model).to(device)
@@ -86,9 +88,9 @@ def run(options: argparse.Namespace) -> None:
         for index, image in enumerate(options.images)
     }
     if as_folder:
-        for name, picture in zip(names, pipeline.post_process(revised, "pil"), strict=True):
-            with whole_file(options.output / name) as file:
-                picture.save(file)
+        with contextlib.ExitStack() as files:  # all of them or none
+            for name, picture in zip(names, pipeline.post_process(revised, "pil"), strict=True):
+                picture.save(files.enter_context(whole_file(options.output / name)))
     else:
         rows = [picture for x in (images, inferred, revised) for picture in pipeline.post_process(x, "pil")]
         with whole_file(options.output) as file:

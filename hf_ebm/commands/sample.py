@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_ebm.commands.models import check_picture, load_image_generator
 from hf_ebm.commands.options import add_device_option, add_model_option, path_option
+from hf_ebm.whole_files import check_writable, whole_file
 
 
 def add_parser(commands: Any) -> None:
@@ -40,11 +41,11 @@ def run(options: argparse.Namespace) -> None:
     if options.num_images < 1:
         raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
     check_picture(options.output)
+    check_writable("--output", options.output)
     import torch
 
     from hf_ebm.devices import find_device
     from hf_ebm.training.loop import save_grid
-    from hf_ebm.whole_files import whole_file
 
     device = find_device(options.device)
     pipeline = load_image_generator(options.model).to(device)

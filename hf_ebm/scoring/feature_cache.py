@@ -57,8 +57,11 @@ def cached_statistics(
         "num_images": torch.tensor(statistics.num_images),
         "features": statistics.features.contiguous(),
     }
-    with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"about": about, "sha256": hash_tensors(tensors)})
+    try:
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata={"about": about, "sha256": hash_tensors(tensors)})
+    except (OSError, SafetensorError) as error:  # the statistics are computed all the same
+        logger.warning("the statistics cannot be cached (%s); the next evaluation computes them again.", error)
     return statistics
 
 

@@ -44,6 +44,7 @@ from hf_ebm.scoring.scores import SCORES
 from hf_ebm.scoring.shard_scoring import rows_written, score_shards
 from hf_ebm.scoring.shards import SUMMARY, UNREADABLE, ShardFolder
 from hf_ebm.user_paths import expand_home
+from hf_ebm.whole_files import check_writable
 
 NUM_PROBED = 100  # rows of which one at least must have a score, or nothing is begun
 NUM_SHOWN = 5  # unreadable images named at the end
@@ -240,7 +241,9 @@ def run(settings: ScoringSettings) -> dict[str, Any]:
 
     Raises:
         ValueError: If anything that was asked for cannot be done.
+        WriteError: If the output folder cannot be written.
     """
+    check_writable("output", settings.output, is_folder=True)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     measures = SCORES[settings.score].measures if settings.score in SCORES else ()
     pipeline = EnergyScoringPipeline.from_pretrained(

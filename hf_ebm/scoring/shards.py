@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_ebm.scoring.rows import Span, Unreadable
+from hf_ebm.whole_files import naming
 
 MANIFEST, SUMMARY, UNREADABLE = "manifest.json", "summary.json", "unreadable.jsonl"
 TEMPORARY, LOCK = ".tmp", ".lock"
@@ -138,13 +139,16 @@ class ShardFolder:
         Raises:
             ValueError: If one is at work: processes may outlive their launcher.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         if os.name != "posix":
             yield
             return
         import fcntl
 
-        with (self.folder / LOCK).open("w") as file:
+        with naming(self.folder):
+            lock = (self.folder / LOCK).open("w")
+        with lock as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of its workers
             except (BlockingIOError, PermissionError) as error:  # POSIX allows both for a lock that is held
@@ -154,12 +158,13 @@ class ShardFolder:
 
     def start(self, protocol: Mapping[str, Any]) -> None:
         """Make the folder, write the manifest, and remove what a killed run left half-written and a stale summary."""
-        (self.folder / SUMMARY).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / TEMPORARY, ignore_errors=True)
-        (self.folder / TEMPORARY).mkdir(parents=True)
-        self.write_text(self.folder / MANIFEST, json.dumps(protocol, indent=2) + "\n")
-        for name in ("scores", "unreadable"):
-            (self.folder / name).mkdir(exist_ok=True)
+        with naming(self.folder):
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / TEMPORARY, ignore_errors=True)
+            (self.folder / TEMPORARY).mkdir(parents=True)
+            self.write_text(self.folder / MANIFEST, json.dumps(protocol, indent=2) + "\n")
+            for name in ("scores", "unreadable"):
+                (self.folder / name).mkdir(exist_ok=True)
 
     def write_shard(self, shard: int, table: pa.Table, unreadable: Sequence[Unreadable]) -> None:
         """Write a shard's list of unreadable rows, then the shard."""
@@ -176,13 +181,14 @@ class ShardFolder:
             ValueError: If a shard is missing or does not hold what it must.
         """
         scored = unreadable = odd = 0
-        with (self.folder / TEMPORARY / "all").open("w", encoding="utf-8") as file:
+        every = self.folder / TEMPORARY / "all"
+        with naming(self.folder / UNREADABLE), every.open("w", encoding="utf-8") as file:
             for shard in range(self.num_shards):
                 counts = self.check_shard(shard)
                 scored, unreadable = scored + counts[0], unreadable + counts[1]
                 odd += pc.sum(pq.read_table(self.path(shard), columns=["is_ood"])["is_ood"]).as_py() or 0
                 file.writelines(self.read_report(shard))
-        self._keep(self.folder / TEMPORARY / "all", self.folder / UNREADABLE)
+        self._keep(every, self.folder / UNREADABLE)
         called = odd if facts["protocol"]["calibrated"] else None
         counts_of_all = {"rows": self.num_rows, "scored": scored, "unreadable": unreadable, "called_ood": called}
         summary = {**counts_of_all, "shards": self.num_shards, **facts}
@@ -196,8 +202,14 @@ class ShardFolder:
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         temporary = self.folder / TEMPORARY / f"{os.getpid()}-{path.name}"
-        write(temporary)
-        self._keep(temporary, path)
+        try:
+            with naming(path):
+                write(temporary)
+                self._keep(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
     @staticmethod
     def _keep(temporary: Path, path: Path) -> None:
