@@ -2,7 +2,7 @@
 
 Importing this module registers it, for the whole process: torch's PrivateUse1 backend, whose tensors wrap CPU tensors
 and whose kernels are the CPU's. As on a GPU, an operation on tensors of both devices raises, and so do ``numpy()`` and
-a random number generator of the other device. Numbers are the CPU's, random ones too, but for what torch does
+a random number generator of the other device; float64 raises, as on MPS. Numbers are the CPU's, random ones too, but for what torch does
 in another order on devices (optimizers). What made the host wait for the device is counted in `WAITS`, by operation:
 values read (``item``, ``tolist``, ``if tensor``) and copies to the CPU or from it.
 """
@@ -115,6 +115,8 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args[0]
     if not to_second:
         return result
+    if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in tree_leaves(result)):
+        raise TypeError(f"{NAME} has no float64, as MPS has none, and {function} makes one.")
     known = {id(tensor.data_on_cpu): tensor for tensor in seconds}  # in place and out=: the wrappers that came
 
     def put(x: Any) -> Any:

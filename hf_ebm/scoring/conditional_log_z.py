@@ -58,14 +58,14 @@ def denoising_base(clean: GaussianBase, x_next: Tensor, t: int, coefficients: Di
         raise ValueError(f"t must lie in 0..{coefficients.num_timesteps - 1}, got {t!r}.")
     if x_next.shape != clean.mean.shape:
         raise ValueError(f"x_next must have shape {tuple(clean.mean.shape)}, got {tuple(x_next.shape)}.")
-    covariance = clean.covariance.double()
-    eye = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
+    covariance = clean.covariance.cpu().double()  # MPS has no float64
+    eye = torch.eye(len(covariance), dtype=torch.float64)
     abar, beta = coefficients.alphas_cumprod[t].item(), coefficients.betas[t + 1].item()
     a = (1.0 - beta) ** 0.5
-    mean_t = abar**0.5 * clean.mean.double().flatten()
+    mean_t = abar**0.5 * clean.mean.cpu().double().flatten()
     cov_t = abar * covariance + (1.0 - abar) * eye
     gain = a * torch.linalg.solve(a**2 * cov_t + beta * eye, cov_t).T
-    mean = mean_t + gain @ (x_next.double().flatten() - a * mean_t)
+    mean = mean_t + gain @ (x_next.cpu().double().flatten() - a * mean_t)
     remaining = cov_t - a * gain @ cov_t
     return GaussianBase.full(mean.to(clean.mean).reshape(clean.mean.shape), 0.5 * (remaining + remaining.T))
 

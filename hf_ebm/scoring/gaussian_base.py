@@ -70,8 +70,8 @@ class GaussianBase:
     def fit_full(cls, data: Tensor, min_std: float = 0.05) -> GaussianBase:
         """Mean and covariance of `data`, shape (N, ...), with ``min_std^2`` added along the covariance's diagonal."""
         check_data("data", data)
-        covariance = torch.cov(data.flatten(1).double().T).reshape(data[0].numel(), -1)
-        ridge = min_std**2 * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        covariance = torch.cov(data.flatten(1).cpu().double().T).reshape(data[0].numel(), -1)
+        ridge = min_std**2 * torch.eye(len(covariance), dtype=covariance.dtype)
         return cls.full(data.mean(dim=0), covariance + ridge)
 
     @classmethod
@@ -87,8 +87,8 @@ class GaussianBase:
         dims = data[0].numel()
         if not 1 <= rank <= dims:
             raise ValueError(f"rank must lie between 1 and the samples' {dims} dimensions, got {rank!r}.")
-        analysis = FactorAnalysis(n_components=rank, random_state=0).fit(data.flatten(1).double().cpu().numpy())
-        covariance = torch.from_numpy(analysis.get_covariance()).to(data.device)
+        analysis = FactorAnalysis(n_components=rank, random_state=0).fit(data.flatten(1).cpu().double().numpy())
+        covariance = torch.from_numpy(analysis.get_covariance())
         return cls.full(data.mean(dim=0), covariance + min_std**2 * torch.eye(dims).to(covariance))
 
     @property
@@ -100,7 +100,7 @@ class GaussianBase:
     def log_det(self) -> float:
         """``log |det L|``, the volume that a unit of u takes up in x."""
         diagonal = self.scale if self.scale.dim() == 1 else self.scale.diagonal()
-        return diagonal.double().log().sum().item()
+        return diagonal.cpu().double().log().sum().item()
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density of each sample, shape (B,)."""

@@ -78,8 +78,8 @@ def dequantise_normal(
     check_positive("noise_std", noise_std)
     levels, half = to_levels(x, num_levels), 1.0 / (num_levels - 1)
     mass = math.erf(half / noise_std / math.sqrt(2.0))  # of the normal in its bin
-    share = 0.5 + mass * (uniform_like(x, generator).double() - 0.5)
-    z = torch.special.ndtri(share).to(x.dtype)
+    share = 0.5 + mass * (uniform_like(x, generator).cpu().double() - 0.5)  # MPS has no float64
+    z = torch.special.ndtri(share).to(x)
     log_scale = math.log(noise_std * mass) + 0.5 * math.log(2.0 * math.pi)
     return levels + noise_std * z, -half_squared_norm(z) - x[0].numel() * log_scale
 

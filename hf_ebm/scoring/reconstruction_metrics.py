@@ -27,6 +27,6 @@ def reconstruction_metrics(images: Tensor, recon: Tensor) -> dict[str, Tensor]:
         "psnr": peak_signal_noise_ratio(recon, images, data_range=(-1.0, 1.0), dim=(1, 2, 3), reduction="none"),
     }
     if min(images.shape[-2:]) >= MIN_SIZE:
-        unit_range = ((x.double().clamp(-1.0, 1.0) + 1.0) / 2.0 for x in (recon, images))
+        unit_range = ((x.cpu().double().clamp(-1.0, 1.0) + 1.0) / 2.0 for x in (recon, images))
         found["ssim"] = structural_similarity_index_measure(*unit_range, data_range=1.0, reduction="none")
-    return {name: torch.as_tensor(values).reshape(-1).float() for name, values in found.items()}
+    return {name: torch.as_tensor(values).reshape(-1).float().to(images.device) for name, values in found.items()}

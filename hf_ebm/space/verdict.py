@@ -75,7 +75,7 @@ def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
     """
     calibration = model.scorer.calibration
     if calibration is None:
-        energies = model.pipeline.score(own_samples).energies.double().sort().values
+        energies = model.pipeline.score(own_samples).energies.cpu().double().sort().values
         return {"energy": Reference(energies, "pictures that the model drew itself", None)}
     return {
         name: Reference(
