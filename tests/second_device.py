@@ -2,9 +2,9 @@
 
 Importing this module registers it, for the whole process: torch's PrivateUse1 backend, whose tensors wrap CPU tensors
 and whose kernels are the CPU's. As on a GPU, an operation on tensors of both devices raises, and so do ``numpy()`` and
-a random number generator of the other device; float64 raises, as on MPS. Numbers are the CPU's, random ones too, but for what torch does
-in another order on devices (optimizers). What made the host wait for the device is counted in `WAITS`, by operation:
-values read (``item``, ``tolist``, ``if tensor``) and copies to the CPU or from it.
+a random number generator of the other device; float64 raises, as on MPS. Numbers are the CPU's, random ones too, but
+for what torch does in another order on devices (optimizers). What made the host wait for the device is counted in
+`WAITS`, by operation: values read (``item``, ``tolist``, ``if tensor``) and copies to the CPU or from it.
 """
 
 from __future__ import annotations
