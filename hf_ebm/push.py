@@ -153,7 +153,7 @@ def commit_folder(
             old = [path for path in old if path not in FACTS_ABOUT_WEIGHTS]  # and the card shows them
             if license is not None:
                 logger.warning("the %s that %s has is kept; state the licence in its metadata there.", CARD, repo_id)
-        elif ModelCard(files[CARD].decode()).data.license is None:
+        elif isinstance(card := files[CARD], bytes) and ModelCard(card.decode()).data.get("license") is None:
             logger.warning(
                 "the model card states no licence. To state one, push again with `hf-ebm push --license ID`, or put it "
                 "into the card's metadata on the Hub; a training run has the setting license=ID. IDs: %s",
