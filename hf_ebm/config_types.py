@@ -9,6 +9,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from hf_ebm.counting import is_integer, is_number
+
 
 def has_type(value: Any, hint: Any) -> bool:
     """Whether a JSON value fits a type hint; a list stands for any sequence, and hints not of JSON fit everything."""
@@ -18,9 +20,9 @@ def has_type(value: Any, hint: Any) -> bool:
     if origin in (list, tuple, collections.abc.Sequence):
         return isinstance(value, list | tuple) and all(has_type(item, arguments[0]) for item in value)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return is_integer(value)
     if hint in (str, bool):
         return isinstance(value, hint)
     return hint is not type(None) or value is None

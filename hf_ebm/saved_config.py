@@ -1,12 +1,20 @@
-"""Configs of diffusers classes as they are saved: without where they were loaded from, a folder of this machine."""
+"""Configs of diffusers classes that save as JSON: numpy numbers become Python's, local paths stay out of the file."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
+
+from hf_ebm.counting import python_number
 
 
 class PathlessConfig:
-    """Before diffusers' own bases: what it saves has no ``_name_or_path``, which stays in its config in memory."""
+    """Mixin before diffusers' own bases; ``_name_or_path``, a local folder, stays in the config in memory only."""
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Store settings in the config, as ``ConfigMixin.register_to_config``; numpy numbers become Python's."""
+        values = {name: python_number(value) for name, value in kwargs.items()}
+        super().register_to_config(**values)  # type: ignore[misc]
 
     def to_json_string(self) -> str:
         """The config as JSON."""

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import check_count
+
 TOY_NAMES = ("25gaussians", "pinwheel", "swissroll")
 TOY_MODE_SPACING = 2.0 / 2.828  # 25 Gaussians: distance of neighbouring modes ...
 TOY_MODE_STD = 0.05 / 2.828  # ... and the standard deviation of each
@@ -26,8 +28,7 @@ def sample_toy(name: str, num_samples: int, generator: torch.Generator | None = 
     Raises:
         ValueError: If the name is unknown or `num_samples` is not positive.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be >= 1, got {num_samples}.")
+    check_count("num_samples", num_samples, 1)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)

@@ -21,6 +21,7 @@ from hf_ebm.hub_datasets import column_images, is_column
 from hf_ebm.models.eval_copy import in_eval
 from hf_ebm.pictures import open_picture
 from hf_ebm.scoring.calibration import Calibration
+from hf_ebm.scoring.energy import check_not_nan
 
 TASK = "ood-detection"
 
@@ -64,6 +65,7 @@ class OODDetectionPipeline(Pipeline):
     def postprocess(self, model_outputs: Any, calibration: Calibration | None = None) -> dict[str, Any]:
         """``{"energy": E}``, and with a calibration also ``p_value`` and ``is_ood``."""
         energy = model_outputs.energy.float().cpu()
+        check_not_nan("energy", energy)
         result: dict[str, Any] = {"energy": energy.item()}
         if calibration is not None:
             p_value = calibration.p_values("energy", energy).item()

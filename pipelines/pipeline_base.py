@@ -21,6 +21,7 @@ from hf_ebm.commit_pull import HUB_OPTIONS
 from hf_ebm.counting import check_count
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.inference_mode import no_grad
+from hf_ebm.models.energy import check_energy_model
 from hf_ebm.pull import (
     INDEX,
     check_classes,
@@ -70,6 +71,12 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
     _optional_components = ["energy_model", "inference_model"]  # noqa: RUF012 (diffusers' own form)
     _loads_any = False  # whether other pipelines' repositories can be loaded
     _extra_files: tuple[str, ...] = ()  # fetched beside the components, where they are there
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute or component; a model that is not an energy cannot become ``energy_model``."""
+        if name == "energy_model" and value is not None:
+            check_energy_model(value)
+        super().__setattr__(name, value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:

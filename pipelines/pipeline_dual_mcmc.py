@@ -21,6 +21,7 @@ from hf_ebm.counting import check_count
 from hf_ebm.image_inputs import mask_to_tensor
 from hf_ebm.interpolation import PATHS
 from hf_ebm.models.conv_inference import ConvInferenceModel
+from hf_ebm.models.energy import check_energy_model
 from hf_ebm.models.mlp_energy import MLPEnergyModel
 from hf_ebm.models.mlp_inference import MLPInferenceModel
 from hf_ebm.models.mlp_latent_generator import MLPLatentGeneratorModel
@@ -76,6 +77,8 @@ class DualMCMCPipeline(DualMCMCMoves):
         self.check_sampler("scheduler", scheduler)
         if latent_scheduler is not None:
             self.check_sampler("latent_scheduler", latent_scheduler)
+        if energy_model is not None:
+            check_energy_model(energy_model)
         for name, model in (("energy_model", energy_model), ("inference_model", inference_model)):
             if model is not None and tuple(model.sample_shape) != tuple(generator_model.sample_shape):
                 raise ValueError(

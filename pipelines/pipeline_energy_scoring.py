@@ -9,7 +9,7 @@ It loads from a repository of any of our pipelines, and of it only what the scor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from hf_ebm.counting import check_count
+from hf_ebm.counting import check_count, check_fraction, check_seed
 from hf_ebm.models.energy import EnergyModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
@@ -28,6 +28,7 @@ from hf_ebm.pull import INDEX, read_index, wanted_components
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
+from hf_ebm.scoring.energy import check_not_nan
 from hf_ebm.scoring.measures import make_measure, measure_batches
 from hf_ebm.scoring.sample_batches import sample_batches
 from hf_ebm.scoring.scores import SCORES
@@ -43,7 +44,7 @@ class EnergyScoringOutput(BaseOutput):
     Attributes:
         energies: ``E(x, 0)``, low = likely, float32.
         scores: The chosen score, larger = more out of distribution, float64.
-        p_values: Share of in-distribution data at least as odd, in (0, 1]; None before a calibration.
+        p_values: Conformal p-values, in (0, 1], small = out of distribution; None before a calibration.
         is_ood: Whether ``p_values <= target_fpr``; None before a calibration.
     """
 
@@ -232,18 +233,21 @@ class EnergyScoringPipeline(EBMPipeline):
         """The measures that `judge` needs for a score."""
         return {*SCORES[score].measures, "energy"}
 
-    def judge(self, measures: dict[str, Tensor], score: str) -> EnergyScoringOutput:
+    def judge(self, measures: dict[str, Tensor], score: str, ids: Sequence[Any] | None = None) -> EnergyScoringOutput:
         """The score of samples from their measures, and once calibrated its p-values and decisions.
 
+        Args:
+            measures: The measures that `needed` names, each of shape (N,) or (N, T).
+            score: The score.
+            ids: Names of the samples for an error message; None = their numbers.
+
         Raises:
-            ValueError: If a score is NaN: neither odd nor not.
+            ValueError: If a measure or score is NaN.
         """
+        for name, values in measures.items():
+            check_not_nan(name, values, ids)
         scores = SCORES[score].function(measures, {} if self.calibration is None else self.calibration.statistics)
-        if unknown := int(scores.isnan().sum()):
-            raise ValueError(
-                f"score {score!r} is NaN for {unknown} of {len(scores)} samples; look for weights of the model that "
-                "are not finite."
-            )
+        check_not_nan(f"score {score!r}", scores, ids)
         if self.calibration is None:
             return EnergyScoringOutput(measures["energy"], scores)
         p_values = self.calibration.p_values(score, scores)
@@ -272,19 +276,25 @@ class EnergyScoringPipeline(EBMPipeline):
     ) -> Calibration:
         """Fit statistics and thresholds of all available scores on held-out in-distribution data.
 
-        Use images that the model was not trained on: trained ones have lower energies. What is kept of an image are a
-        few numbers; the calibration is saved with the pipeline.
+        Use images that the model was not trained on: those it was trained on have lower energies. Scores
+        with fitted statistics (``multiscale``, ``typicality``, ``complexity``, ``combined``) fit them on a
+        random half of the images and calibrate on the other half, the other scores on all images. So the
+        p-values of n calibration scores are exact, ``P(p <= a) = floor(a (n + 1)) / (n + 1)``, on average
+        over calibration sets; see `hf_ebm.scoring.calibration`. What is kept of an image are a few numbers;
+        the calibration is saved with the pipeline.
 
         Args:
             images, batch_size, image_column, resize, num_workers, padding: As for scoring.
-            target_fpr: Share of in-distribution samples that may be called odd, in (0, 1).
-            seed: Of the noise in the measures.
+            target_fpr: False positive rate: the share of in-distribution samples to flag as OOD, in (0, 1). It needs
+                ``1 / target_fpr - 1`` images, and twice as many for the scores with fitted statistics, which are left
+                out with a warning otherwise.
+            seed: Seed of the split, and of the noise in the measures.
 
         Raises:
-            ValueError: If there are too few images for `target_fpr`, or one cannot be read.
+            ValueError: If there are too few images for `target_fpr`, one cannot be read, or an energy is NaN.
         """
-        if isinstance(target_fpr, bool) or not isinstance(target_fpr, int | float) or not 0.0 < target_fpr < 1.0:
-            raise ValueError(f"target_fpr must be a number between 0 and 1, got {target_fpr!r}.")
+        check_fraction("target_fpr", target_fpr)
+        seed = check_seed("seed", seed)
         needed = {measure for name in self.available_scores for measure in SCORES[name].measures}
         measures = self.measure_all(images, needed, batch_size, image_column, resize, num_workers, seed, padding)
         preprocessing = "converted, cropped square, resized" if resize else "as given"
@@ -303,8 +313,12 @@ class EnergyScoringPipeline(EBMPipeline):
         seed: int | None = None,
         padding: int = 0,
     ) -> dict[str, Tensor]:
-        """The named measures of all images, batch by batch, each of shape (N,) or (N, T)."""
-        check_count("batch_size", batch_size, 1)
+        """The named measures of all images, batch by batch, each of shape (N,) or (N, T).
+
+        Raises:
+            ValueError: If an image cannot be read or does not fit, or one of its measures is NaN.
+        """
+        batch_size = check_count("batch_size", batch_size, 1)
         measure = self.make_measure(names, seed)
         batches = sample_batches(images, batch_size, self.sample_shape, image_column, resize, num_workers, padding)
         bar = self.progress_bar(batches)
@@ -313,7 +327,10 @@ class EnergyScoringPipeline(EBMPipeline):
         parts = [measures for _, measures in measure_batches(bar, measure)]
         if not parts:
             raise ValueError("images is empty; give at least one image.")
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        measures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for name, values in measures.items():
+            check_not_nan(name, values)
+        return measures
 
     def make_measure(self, names: Collection[str], seed: int | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """``x -> the named measures``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).

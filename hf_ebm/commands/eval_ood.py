@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
         help=f"comma-separated, of {', '.join(SCORE_NAMES)}; default: %(default)s that the model allows",
     )
     parser.add_argument("--max-images", type=int, default=1000, help="of each set (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default: %(default)s)")
     parser.add_argument(
         "--metrics",
         default="auroc",
@@ -124,7 +124,8 @@ def run(options: argparse.Namespace) -> None:
     found = evaluation.score_sets(pipeline, scores, train, sets, options.seed, bar)
     for name, scorer in baselines.items():
         found[name] = {key: scorer(images) for key, images in sets.items()}
-    table = evaluation.evaluate_ood(found, options.resamples, options.seed, bar)
+    paired = [name for name, source in sources.items() if "made_from" in source]
+    table = evaluation.evaluate_ood(found, paired, options.resamples, options.seed, bar)
     protocol = {
         "model": public_name(options.model),
         "in_distribution": test_source,
@@ -134,7 +135,8 @@ def run(options: argparse.Namespace) -> None:
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
         "autoencoder": autoencoder,
         "metrics": METRICS,
-        "intervals": f"95 %, percentile bootstrap over all sets, {options.resamples} resamples",
+        "intervals": f"95 %, percentile bootstrap over all sets, {options.resamples} resamples; images made from "
+        "in-distribution images are resampled together with them",
         "seed": options.seed,
         "software": software_versions(),
     }

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from hf_ebm.counting import MAX_NUMPY_SEED, MAX_SEED, check_seed
 from hf_ebm.run_padding import add_padding_option
 from hf_ebm.user_paths import expand_home
 
@@ -39,6 +40,24 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int = MAX_SEED) -> None:
+    """Add ``--seed``.
+
+    Args:
+        parser: The command's parser.
+        seeded: What it seeds, for the help.
+        largest: The largest seed that all random number generators of the command take.
+    """
+
+    def seed(text: str) -> int:
+        try:
+            return check_seed("the seed", int(text) if text.lstrip("+-").isdecimal() else text, largest)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    parser.add_argument("--seed", type=seed, default=0, help=f"of {seeded} (default: %(default)s)")
+
+
 def output_folder(text: str) -> Path:
     """The folder that an option names, which need not be there; argparse tells of one that is a file."""
     folder = path_option(text)
@@ -52,5 +71,5 @@ def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) ->
     add_model_option(parser, hub)
     parser.add_argument("--image-column", help="of the data sets; default: their only image column")
     add_padding_option(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    add_seed_option(parser, "everything random", MAX_NUMPY_SEED)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import check_images, check_picture, load_image_generator, open_named_picture
-from hf_ebm.commands.options import add_device_option, path_option, path_text
+from hf_ebm.commands.options import add_device_option, add_seed_option, path_option, path_text
 from hf_ebm.run_padding import add_padding_option, find_padding
 from hf_ebm.whole_files import check_writable, whole_file
 
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     add_padding_option(parser)
     add_device_option(parser)
     parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
-    parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
+    add_seed_option(parser, "the latents")
     parser.add_argument(
         "--output",
         type=path_option,

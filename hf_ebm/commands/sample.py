@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.commands.models import check_picture, load_image_generator
-from hf_ebm.commands.options import add_device_option, add_model_option, path_option
+from hf_ebm.commands.options import add_device_option, add_model_option, add_seed_option, path_option
 from hf_ebm.whole_files import check_writable, whole_file
 
 
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
         help="updates of the x-chain of Dual-MCMC Teaching, 0 = the generator alone; a DDAEBM takes as many as its "
         "training had noise levels; default: as in training",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    add_seed_option(parser, "the random numbers")
     parser.add_argument(
         "--output", type=path_option, default=Path("samples.png"), help="the picture (default: %(default)s)"
     )

@@ -97,8 +97,9 @@ def score_files(options: argparse.Namespace) -> None:
         if unreadable and (options.on_error == "stop" or len(unreadable) == len(options.images)):
             raise ValueError("image {} {}".format(*unreadable[0]))
         if batch.ids:
-            files += [options.images[place] for place in batch.ids]
-            rows += rows_of(pipeline.judge(measures, options.score))
+            names = [options.images[place] for place in batch.ids]
+            files += names
+            rows += rows_of(pipeline.judge(measures, options.score, names))
     if pipeline.calibration is None and not options.json:
         how = how_to_calibrate(options.model)
         print(f"hf-ebm: no p-values and verdicts without a calibration: {how}", file=sys.stderr)

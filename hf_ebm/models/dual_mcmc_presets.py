@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from hf_ebm.counting import check_count
 from hf_ebm.models.presets import build_models, check_sizes
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -65,8 +66,7 @@ def dual_mcmc_model_settings(
         parts[part].update(values)
     data = parts.pop("data")
     latent_dim = parts["generator"]["latent_dim"] if latent_dim is None else latent_dim
-    if latent_dim < 1:
-        raise ValueError(f"latent_dim must be >= 1, got {latent_dim}.")
+    check_count("latent_dim", latent_dim, 1)
     parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
     network = "mlp" if "data_dim" in data else "resnet"
     parts = {name: {**data, **values} for name, values in parts.items()}

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_ebm.config_types import check_config_types
+from hf_ebm.counting import python_number
 from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
@@ -45,6 +46,41 @@ def check_sample(name: str, x: Any, sample_shape: tuple[int, ...]) -> None:
             f"{name} must have shape (B, {', '.join(map(str, sample_shape))}) for this model, got {tuple(x.shape)}; "
             "resize or convert the input, or use a model of that size."
         )
+
+
+ENERGY_ATTRIBUTES = ("config", "sample_shape", "device", "dtype")
+ENERGY_CONTRACT = (
+    "an energy is a subclass of hf_ebm.models.energy.EnergyModel: a transformers.PreTrainedModel with a `config`, a "
+    "`sample_shape` ((C, H, W) for images, (D,) for vectors) and `forward(x, timestep)`, which returns an output whose "
+    "`.energy` has shape (B,), low = likely"
+)
+
+
+def check_energy_model(energy_model: Any) -> None:
+    """Raise a `ValueError` unless `energy_model` has what scoring and sampling read from an energy."""
+    missing = [name for name in ENERGY_ATTRIBUTES if not hasattr(energy_model, name)]
+    if missing:
+        raise ValueError(
+            f"energy_model must be an energy, got {type(energy_model).__name__}, which has no {', no '.join(missing)}; "
+            f"{ENERGY_CONTRACT}."
+        )
+
+
+def energy_of(energy_model: Any, x: Tensor, timestep: Tensor | int = 0) -> Tensor:
+    """``E(x, timestep)``, shape (B,).
+
+    Raises:
+        ValueError: If the model's output has no ``energy`` of shape (B,).
+    """
+    output = energy_model(x, timestep)
+    energy = getattr(output, "energy", None)
+    if not isinstance(energy, Tensor) or energy.shape != x.shape[:1]:
+        got = f"an energy of shape {tuple(energy.shape)}" if isinstance(energy, Tensor) else type(output).__name__
+        raise ValueError(
+            f"energy_model must return one number per sample, shape ({len(x)},), got {got} from "
+            f"{type(energy_model).__name__}; {ENERGY_CONTRACT}."
+        )
+    return energy
 
 
 def expand_timestep(t: Tensor | int | None, x: Tensor, num_timesteps: int) -> Tensor:
@@ -81,6 +117,9 @@ class EnergyModel(PreTrainedModel):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         check_config_types(type(config), vars(config))
+        for name, value in vars(config).items():
+            if (number := python_number(value)) is not value:
+                setattr(config, name, number)
         super().__init__(config, *args, **kwargs)
 
     @property

@@ -23,7 +23,8 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from hf_ebm.counting import check_count
+from hf_ebm.counting import check_count, is_number
+from hf_ebm.saved_config import PathlessConfig
 
 
 @dataclass
@@ -57,21 +58,16 @@ class EnergySamplerOutput(BaseOutput):
 SIZES = (1e-19, 1e19)  # of steps and noises, whose squares are numbers in float32 as well
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is a Python number, which a config can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def check_positive(name: str, value: Any) -> None:
     """Raise a `ValueError` unless `value` is a positive, finite number."""
     if not is_number(value) or not 0.0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive, finite number (a Python int or float), got {value!r}.")
+        raise ValueError(f"{name} must be a positive, finite number, got {value!r}.")
 
 
 def check_not_negative(name: str, value: Any) -> None:
     """Raise a `ValueError` unless `value` is a finite number >= 0."""
     if not is_number(value) or not 0.0 <= value < math.inf:
-        raise ValueError(f"{name} must be >= 0 and finite (a Python int or float), got {value!r}.")
+        raise ValueError(f"{name} must be >= 0 and finite, got {value!r}.")
 
 
 def check_size(name: str, value: Any) -> None:
@@ -81,7 +77,7 @@ def check_size(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be from {SIZES[0]:g} to {SIZES[1]:g}, got {value!r}.")
 
 
-class EnergySampler(SchedulerMixin, ConfigMixin):
+class EnergySampler(PathlessConfig, SchedulerMixin, ConfigMixin):
     """Base of the samplers: timesteps, the checks, and the temperature. Subclasses write ``step``."""
 
     order = 1
@@ -133,8 +129,8 @@ class EnergySampler(SchedulerMixin, ConfigMixin):
         """
         number = self.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         check_count("num_inference_steps", number, 1)
-        self.num_inference_steps = number
-        self.timesteps = torch.arange(self.num_evaluations(number), device=device)
+        self.num_inference_steps = int(number)
+        self.timesteps = torch.arange(self.num_evaluations(self.num_inference_steps), device=device)
         self.reset()
 
     def reset(self) -> None:

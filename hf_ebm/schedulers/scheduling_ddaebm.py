@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hf_ebm.config_types import check_config_types
 from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients
+from hf_ebm.saved_config import PathlessConfig
 
 BETA_SCHEDULES = {f"vp_{spacing}": spacing for spacing in SPACINGS}  # diffusers' config key -> our spacing
 
@@ -35,7 +36,7 @@ class DDAEBMSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class DDAEBMScheduler(SchedulerMixin, ConfigMixin):
+class DDAEBMScheduler(PathlessConfig, SchedulerMixin, ConfigMixin):
     """Sampling with the denoising posterior of `DiffusionCoefficients.vp`.
 
     Args:

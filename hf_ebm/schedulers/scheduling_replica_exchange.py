@@ -19,9 +19,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.counting import check_count
+from hf_ebm.counting import check_count, is_number
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, is_number
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, log_uniform
 from hf_ebm.schedulers.scheduling_mala import proposal_log_ratio
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_ebm.counting import check_count
+from hf_ebm.counting import check_count, check_fraction
 from hf_ebm.inference_mode import no_grad
 from hf_ebm.schedulers.energy_sampler import EnergySampler, check_positive
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
@@ -142,8 +142,7 @@ def estimate_log_z(
         ("batch_size", batch_size, 1),
     ):
         check_count(name, value, least)
-    if not 0.0 < target_acceptance < 1.0:
-        raise ValueError(f"target_acceptance must lie between 0 and 1, got {target_acceptance!r}.")
+    check_fraction("target_acceptance", target_acceptance)
     if scheduler is not None and not isinstance(scheduler, MALAScheduler | HMCScheduler):
         raise ValueError(
             "scheduler must be a MALAScheduler or an HMCScheduler, which leave the density exactly invariant, got "

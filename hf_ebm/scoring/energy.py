@@ -6,16 +6,18 @@ computed in eval mode, so that dropout never touches a score.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hf_ebm.counting import check_count
 from hf_ebm.devices import send
-from hf_ebm.langevin import check_energy
 from hf_ebm.memory_format import channels_last_on_cpu
-from hf_ebm.models.energy import EnergyModel
+from hf_ebm.models.energy import EnergyModel, energy_of
 from hf_ebm.models.eval_copy import in_eval
 
 
@@ -33,8 +35,33 @@ class ScoreOutput(BaseOutput):
 
 
 def compute_energies(energy_model: EnergyModel, x: Tensor, timestep: int = 0, batch_size: int = 256) -> Tensor:
-    """``E(x, timestep)``, shape (N,), float32, on the CPU; otherwise as `energies_on_device`."""
-    return energies_on_device(energy_model, x, timestep, batch_size).cpu()
+    """``E(x, timestep)``, shape (N,), float32, on the CPU; otherwise as `energies_on_device`.
+
+    Raises:
+        ValueError: If an energy is NaN.
+    """
+    energies = energies_on_device(energy_model, x, timestep, batch_size).cpu()
+    check_not_nan("energy", energies)
+    return energies
+
+
+def check_not_nan(name: str, values: Tensor, ids: Sequence[Any] | None = None) -> None:
+    """Raise a `ValueError` if a value of an image is NaN.
+
+    Args:
+        name: What the values are, such as "energy".
+        values: Shape (N,) or (N, T), on the CPU.
+        ids: Names of the images; None = their numbers, counted from 0.
+    """
+    bad = values.isnan().reshape(len(values), -1).any(dim=1)
+    if number := int(bad.sum()):
+        index = int(bad.nonzero()[0])
+        first = f"number {index}, counted from 0" if ids is None else repr(ids[index])
+        raise ValueError(
+            f"{name} is NaN for {number} of {len(values)} images (the first: {first}); check "
+            "these images for NaN values, the model's weights for values that are not finite, and its dtype: float16 "
+            "overflows where float32 and bfloat16 do not."
+        )
 
 
 @torch.no_grad()
@@ -49,14 +76,11 @@ def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, 
         timestep: Noise level 0..T-1; methods without time ignore it.
         batch_size: Samples per forward pass, >= 1; it changes memory, not values.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
+    batch_size = check_count("batch_size", batch_size, 1)
     energy_model, parts = in_eval(energy_model), []
     for part in x.split(batch_size):
         part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
-        energy = energy_model(part, timestep).energy
-        check_energy(energy, part)
-        parts.append(energy.float())
+        parts.append(energy_of(energy_model, part, timestep).float())
     return torch.cat(parts)
 
 

@@ -36,13 +36,18 @@ class FeatureStatistics:
         """Statistics of images that come in batches of shape (B, ...); `extractor` gives (B, D).
 
         Raises:
-            ValueError: If there are no images.
+            ValueError: If there are no images, or a feature is not finite.
         """
         total = outer = None
         number, num_kept, kept = 0, 0, []
         for batch in batches:
             with torch.no_grad():
                 features = extractor(batch).cpu()
+            if bad := int((~features.isfinite()).any(dim=1).sum()):
+                raise ValueError(
+                    f"the features of {bad} of {len(features)} images are not finite; check these images, and the "
+                    "weights and the dtype of the model that made them."
+                )
             exact = features.double()
             total = exact.sum(dim=0) + (0.0 if total is None else total)
             outer = exact.T @ exact + (0.0 if outer is None else outer)

@@ -134,8 +134,8 @@ def log_z_on_grid(
     """
     check_positive("limit", limit)
     check_positive("temperature", temperature)
-    check_count("resolution", resolution, 1)
-    check_count("batch_size", batch_size, 1)
+    resolution = check_count("resolution", resolution, 1)
+    batch_size = check_count("batch_size", batch_size, 1)
     cell = 2.0 * limit / resolution
     line = cell * (torch.arange(resolution, device=device) + 0.5) - limit
     parts = torch.cartesian_prod(line, line).split(batch_size)

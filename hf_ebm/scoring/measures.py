@@ -29,6 +29,7 @@ from hf_ebm.devices import send
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import energy_grad
 from hf_ebm.memory_format import channels_last_on_cpu
+from hf_ebm.models.energy import energy_of
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.scoring.energy import energies_on_device
@@ -113,7 +114,7 @@ def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -
     frozen, parts = eval_copy(energy_model), []
     for part in x.split(batch_size):
         part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
-        grad = energy_grad(lambda x: frozen(x, 0).energy, part)
+        grad = energy_grad(lambda x: energy_of(frozen, x, 0), part)
         parts.append(grad.float().flatten(1).norm(dim=1))
     return torch.cat(parts)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_ebm.scoring.feature_statistics import FeatureStatistics
+from hf_ebm.scoring.ood_metrics import check_scores
 
 KERNEL_SUBSETS = 100
 KERNEL_SUBSET_SIZE = 1000
@@ -126,7 +127,12 @@ def auroc(in_distribution: Tensor, out_of_distribution: Tensor) -> float:
     Args:
         in_distribution: Scores of in-distribution samples, shape (N,).
         out_of_distribution: Scores of odd samples, shape (M,).
+
+    Raises:
+        ValueError: If a set is empty or a score is NaN.
     """
+    check_scores("in_distribution", in_distribution)
+    check_scores("out_of_distribution", out_of_distribution)
     from torchmetrics.functional.classification import binary_auroc
 
     # ranks, because torchmetrics would squash scores outside [0, 1] through a sigmoid, which makes ties of large ones

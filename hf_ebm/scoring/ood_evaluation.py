@@ -7,7 +7,7 @@ energy-based model must beat to earn its keep. The metrics are in `hf_ebm.scorin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from hf_ebm.data import draw_rows
 from hf_ebm.dataset_names import DatasetName, load_named
 from hf_ebm.progress import ProgressBar, no_bar
 from hf_ebm.scoring.odd_images import ODD_IMAGES
-from hf_ebm.scoring.ood_metrics import MIN_SAMPLES, with_intervals
+from hf_ebm.scoring.ood_metrics import MIN_SAMPLES, NUM_RESAMPLES, with_intervals
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 from hf_ebm.split_overlap import share_rows, split_sizes
 
@@ -205,7 +205,8 @@ def format_table(table: Mapping[str, Any], metric: str = "auroc") -> str:
 
 def evaluate_ood(
     scores: Mapping[str, Mapping[str, Tensor]],
-    num_resamples: int = 200,
+    paired: Collection[str] = (),
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
@@ -213,8 +214,9 @@ def evaluate_ood(
 
     Args:
         scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        paired: Names of the odd sets that were made from the in-distribution images, in their order.
+        num_resamples: Resamples of the bootstrap.
+        seed: Seed of the bootstrap.
         progress_bar: Wraps the scorers.
 
     Returns:
@@ -225,6 +227,7 @@ def evaluate_ood(
         scorer: with_intervals(
             found[IN_DISTRIBUTION],
             {name: odd for name, odd in found.items() if name != IN_DISTRIBUTION},
+            paired,
             num_resamples,
             seed=seed,
         )

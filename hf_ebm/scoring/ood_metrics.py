@@ -4,16 +4,22 @@
     AUPR out    average precision with odd samples as positives; AUPR in with the in-distribution ones, scores negated
     FPR95       share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones
 
-AUROC and AUPR are scikit-learn's, which has no FPR95; intervals are scipy's percentile bootstrap over all sets. The
-resamples' metrics are computed for many resamples at once, from one sort of each; scikit-learn takes one per call.
+AUROC and AUPR are scikit-learn's, which has no FPR95; intervals are scipy's percentile bootstrap. A
+synthetic OOD set is made from the in-distribution images, so its scores depend on theirs: an image
+and what was made from it are resampled together (a paired bootstrap). A set of other images is
+resampled independently. The resamples' metrics are computed for many resamples at once, from one
+sort of each; scikit-learn takes one per call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from hf_ebm.counting import check_count, check_fraction, check_seed
 
 METRICS = {  # what the results say of themselves
     "auroc": "chance that an odd sample scores higher than an in-distribution one, ties counted half",
@@ -23,11 +29,18 @@ METRICS = {  # what the results say of themselves
 }
 MEAN = "mean"  # the row of the mean over odd sets
 MIN_SAMPLES = 10
+NUM_RESAMPLES = 1000
 VALUES_AT_A_TIME = 4_000_000  # scores of all resamples that are sorted together: 32 MB an array
 
 
 def ood_metrics(in_distribution: np.ndarray, odd: np.ndarray) -> dict[str, float]:
-    """AUROC, AUPR both ways and FPR95 of scores that are larger for odd samples, from arrays (N,) and (M,)."""
+    """AUROC, AUPR both ways and FPR95 of scores that are larger for odd samples, from arrays (N,) and (M,).
+
+    Raises:
+        ValueError: If a set is empty or a score is NaN.
+    """
+    check_scores("in_distribution", in_distribution)
+    check_scores("odd", odd)
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     scores = np.concatenate([in_distribution, odd])
@@ -41,7 +54,13 @@ def ood_metrics(in_distribution: np.ndarray, odd: np.ndarray) -> dict[str, float
 
 
 def fpr95(in_distribution: np.ndarray, odd: np.ndarray) -> np.ndarray:
-    """Share of in-distribution scores (..., N) at or above the value that 95 % of the odd ones (..., M) reach."""
+    """Share of in-distribution scores (..., N) at or above the value that 95 % of the odd ones (..., M) reach.
+
+    Raises:
+        ValueError: If a set is empty or a score is NaN.
+    """
+    check_scores("in_distribution", in_distribution)
+    check_scores("odd", odd)
     k = odd.shape[-1] // 20  # so many odd scores may stay below
     threshold = np.partition(odd, k, axis=-1)[..., k : k + 1]
     return (in_distribution >= threshold).mean(axis=-1)
@@ -54,7 +73,12 @@ def ood_metrics_of_rows(in_distribution: np.ndarray, odd: np.ndarray, axis: int 
         in_distribution: Scores, one resample per row, shape (..., N).
         odd: Scores, shape (..., M), with the same leading axes.
         axis: Where the samples lie; only the last axis, as scipy gives them.
+
+    Raises:
+        ValueError: If a set is empty or a score is NaN.
     """
+    check_scores("in_distribution", in_distribution)
+    check_scores("odd", odd)
     num_in, num_odd = in_distribution.shape[-1], odd.shape[-1]
     number = num_in + num_odd
     scores = np.concatenate([in_distribution, odd], axis=-1)
@@ -89,46 +113,60 @@ def ood_metrics_of_rows(in_distribution: np.ndarray, odd: np.ndarray, axis: int 
 def with_intervals(
     in_distribution: Tensor,
     odd_sets: Mapping[str, Tensor],
-    num_resamples: int = 200,
+    paired: Collection[str] = (),
+    num_resamples: int = NUM_RESAMPLES,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """`ood_metrics` of each odd set and their mean, with intervals by one bootstrap over all sets.
 
-    A resample of the in-distribution set meets one of each odd set; odd sets of the same size are resampled alike, as
-    they may be made of the same images. So the interval of the mean counts what the sets have in common.
+    Each resample of the in-distribution set is compared with one resample of each odd set: of a
+    paired set, the images made from the resampled in-distribution images; of another set, an
+    independent resample. So the interval of the mean accounts for what the sets have in common.
 
     Args:
         in_distribution: Scores, shape (N,), larger = odder.
         odd_sets: Scores by the name of their set, shape (M,) each.
-        num_resamples: Of the bootstrap.
-        confidence: Of the interval.
-        seed: Of the bootstrap.
+        paired: Names of the odd sets whose i-th image was made from the i-th in-distribution image.
+        num_resamples: Resamples of the bootstrap, >= 1.
+        confidence: Coverage of the interval, in (0, 1).
+        seed: Seed of the bootstrap.
 
     Returns:
         ``{odd set or "mean": {metric: {"value", "low", "high"}}}``.
 
     Raises:
-        ValueError: If there is no odd set, a set has fewer than 10 samples, or a score is not finite.
+        ValueError: If there is no odd set, a set has fewer than 10 samples, a paired set is not as large as the
+            in-distribution set, or a score is not finite.
     """
     from scipy.stats import bootstrap
 
+    check_count("num_resamples", num_resamples, 1)
+    check_fraction("confidence", confidence)
+    check_seed("seed", seed)
     if not odd_sets:
         raise ValueError("odd_sets must hold the scores of one odd set at least, got none.")
     inside = checked_scores("in-distribution", in_distribution)
     odd = {name: checked_scores("odd", scores) for name, scores in odd_sets.items()}
-    sizes = sorted({len(scores) for scores in odd.values()})
+    for name in paired:
+        if name not in odd or len(odd[name]) != len(inside):
+            got = f"{len(odd[name])} scores" if name in odd else "no such set"
+            raise ValueError(
+                f"paired must name odd sets with one score per in-distribution score ({len(inside)}), got {name!r} "
+                f"with {got}."
+            )
+    unpaired = [name for name in odd if name not in paired]
 
     def metrics_of(inside_places: np.ndarray, *odd_places: np.ndarray, axis: int = -1) -> np.ndarray:
-        places = dict(zip(sizes, odd_places, strict=True))
-        found = [ood_metrics_of_rows(inside[inside_places], scores[places[len(scores)]]) for scores in odd.values()]
+        places = dict.fromkeys(paired, inside_places) | dict(zip(unpaired, odd_places, strict=True))
+        found = [ood_metrics_of_rows(inside[inside_places], scores[places[name]]) for name, scores in odd.items()]
         return np.stack([*found, np.mean(found, axis=0)])
 
     interval = bootstrap(
-        [np.arange(len(inside)), *map(np.arange, sizes)],
+        [np.arange(len(inside)), *(np.arange(len(odd[name])) for name in unpaired)],
         metrics_of,
         n_resamples=num_resamples,
-        batch=max(1, VALUES_AT_A_TIME // (len(inside) + sizes[-1])),
+        batch=max(1, VALUES_AT_A_TIME // (len(inside) + max(map(len, odd.values())))),
         vectorized=True,
         paired=False,
         confidence_level=confidence,
@@ -144,6 +182,18 @@ def with_intervals(
         }
         for i, name in enumerate((*odd, MEAN))
     }
+
+
+def check_scores(name: str, scores: Any) -> None:
+    """Raise a `ValueError` if an array or tensor of scores is empty or holds NaN: neither has a rank."""
+    values = np.asarray(scores)
+    if values.size == 0:
+        raise ValueError(f"{name} must hold at least one score, got none.")
+    if bad := int(np.isnan(values).sum()):
+        raise ValueError(
+            f"{name} holds {bad} NaN among {values.size} scores, which cannot be ranked; check the model's weights and "
+            "these images for values that are not finite."
+        )
 
 
 def checked_scores(kind: str, scores: Tensor) -> np.ndarray:

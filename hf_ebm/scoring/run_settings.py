@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from hf_ebm.commands.options import path_option, path_text
+from hf_ebm.counting import check_count
 from hf_ebm.run_padding import add_padding_option, find_padding
 
 ON_ERROR = ("skip", "stop")
@@ -64,8 +65,7 @@ class ScoringSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0), ("padding", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), least)
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error must be one of {ON_ERROR}, got {self.on_error!r}.")
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.counting import check_count, check_seed
 from hf_ebm.data import describe_preparation, draw_rows
 from hf_ebm.dataset_names import DatasetName
 from hf_ebm.json_text import finite_or_none
@@ -184,8 +185,8 @@ def evaluate_samples(
     if len(shape) != 3:
         raise ValueError(f"pipeline must make images, got one of samples of shape {shape}.")
     for name, number in (("batch_size", batch_size), ("num_seeds", num_seeds)):
-        if number < 1:
-            raise ValueError(f"{name} must be >= 1, got {number}.")
+        check_count(name, number, 1)
+    check_seed("seed", seed)
     preparation = describe_preparation(shape, padding)
     loading: dict[str, Any] = {"padding": padding, "batch_size": batch_size, "num_workers": num_workers}
     loading["progress_bar"] = progress_bar

@@ -99,7 +99,7 @@ def score_shards(
                 )
             unreadable += batch.unreadable
             if batch.ids:
-                scored.add(batch.ids, pipeline.judge(measures, settings.score))
+                scored.add(batch.ids, pipeline.judge(measures, settings.score, batch.ids))
             yield batch.stop - start
             start = batch.stop
             if batch.stop == stop:

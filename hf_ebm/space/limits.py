@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_ebm.counting import is_number
+
 MAX_IMAGES = 16  # per call
 MAX_CHAIN_STEPS = 100  # updates of a chain per call
 MAX_FRAMES = 12  # of a blend
@@ -22,8 +24,7 @@ def check_whole_number(name: str, value: Any, low: int, high: int) -> int:
     Raises:
         ValueError: If it is no whole number from `low` to `high`; it names the field.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or value != value or not low <= value <= high or int(value) != value:
+    if not is_number(value) or value != value or not low <= value <= high or int(value) != value:
         got = "nothing" if value is None else repr(value)
         raise ValueError(f"{name} must be a whole number from {low} to {high}, got {got}.")
     return int(value)

@@ -15,6 +15,19 @@ def test_exit_codes():
     assert exit_code(ConnectionError("the Hub cannot be reached")) == 1
 
 
+MODEL, SET = ["--model", "FOLDER"], ["--dataset", "digits"]
+BAD_SEEDS = [
+    ["sample", *MODEL, "--seed", "99999999999999999999"],
+    ["sample", *MODEL, "--seed", "-1"],
+    ["sample", *MODEL, "--seed", "1.5"],
+    ["reconstruct", "--model", "DUAL", "PICTURE", "--seed", "99999999999999999999"],
+    ["calibrate", *MODEL, *SET, "--seed", "4294967296"],
+    ["eval-ood", *MODEL, "--id", "digits", "--seed", "4294967296"],
+    ["evaluate", *MODEL, *SET, "--seed", "4294967296"],
+    ["likelihood", *MODEL, *SET, "--seed", "4294967296"],
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -49,6 +62,7 @@ def test_exit_codes():
         (["reconstruct", "--model", "FOLDER", "a.png", "--output", "a.txt"], "--output"),
         (["reconstruct", "--model", "FOLDER", "a/1.png", "b/1.png", "--output", "o"], "overwrite each other"),
         (["info", "--model", "."], "model_index.json"),
+        *((arguments, "--seed: the seed must be a whole number from 0 to 2**") for arguments in BAD_SEEDS),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(folder, dual_folder, tmp_path, capsys, arguments, message):

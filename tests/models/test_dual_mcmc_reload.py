@@ -1,11 +1,14 @@
 """The networks of Dual-MCMC Teaching saved and loaded: bit for bit, with their settings, and by the Auto classes."""
 
+import numpy as np
 import pytest
 import torch
 from reloading import reload_bit_exact
 from transformers import AutoConfig, AutoModel
 
 from hf_ebm import (
+    MLPEnergyConfig,
+    MLPEnergyModel,
     MLPInferenceModel,
     MLPLatentGeneratorModel,
     ResNetEnergyConfig,
@@ -72,3 +75,13 @@ def test_energy_through_auto_classes(tiny_dual_mcmc_pipeline, tmp_path):
     assert isinstance(AutoConfig.from_pretrained(tmp_path), ResNetEnergyConfig)
     model, x = AutoModel.from_pretrained(tmp_path), torch.randn(2, 1, 8, 8)
     assert torch.equal(model(x).energy, tiny_dual_mcmc_pipeline.energy_model(x).energy)
+
+
+def test_numpy_settings_are_pythons_in_the_config(tmp_path):
+    energy = MLPEnergyModel(MLPEnergyConfig(data_dim=np.int64(2), hidden_dims=(np.int32(8), 8)))
+    generator = MLPLatentGeneratorModel(data_dim=np.int64(2), latent_dim=np.int8(3))
+    for name, model in (("e", energy), ("g", generator)):
+        model.save_pretrained(tmp_path / name)
+        again = type(model).from_pretrained(tmp_path / name)
+        assert tuple(again.sample_shape) == (2,)
+    assert type(energy.config.hidden_dims[0]) is int and type(generator.config.latent_dim) is int

@@ -95,6 +95,19 @@ def test_a_fresh_process_needs_one_import(scorer, pictures, tmp_path):
     assert energy == pytest.approx(scorer(pictures[0]).energies.item(), rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_nan_energy_is_an_error(scorer, pictures, tmp_path, calibrated):
+    scorer.calibrate(pictures, target_fpr=0.2)
+    scorer.save_pretrained(tmp_path)
+    options = {"calibration": tmp_path} if calibrated else {}
+    detect = pipeline("ood-detection", model=str(tmp_path / "energy_model"), **options)
+    with torch.no_grad():
+        for parameter in detect.model.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"energy is NaN for 1 of 1 images.*check .*weights"):
+        detect(pictures[0])
+
+
 def test_mistakes(scorer, pictures, tmp_path):
     scorer.save_pretrained(tmp_path)
     model = str(tmp_path / "energy_model")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_ebm import DualMCMCPipeline, EnergyScoringPipeline
+from hf_ebm import DDAEBMPipeline, DualMCMCPipeline, EnergyScoringPipeline, MLPEnergyConfig, MLPEnergyModel
 from hf_ebm.data import load_digits
 from hf_ebm.pipelines.pipeline_energy_scoring import RECONSTRUCTION
 from hf_ebm.scoring.measures import NUM_DENOISING_DRAWS
+from hf_ebm.scoring.ood_evaluation import score_sets
 
 
 @pytest.fixture
@@ -209,6 +210,15 @@ def test_a_ddaebms_reconstruction_score_is_its_generators_error(scorer, tiny_pip
     assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_an_unusable_calibration_file_is_an_error_of_loading(scorer, digits, tmp_path):
+    scorer.calibrate(digits[:40], target_fpr=0.1)
+    scorer.save_pretrained(tmp_path)
+    path = tmp_path / "calibration.json"
+    path.write_text(path.read_text().replace('"seed"', '"sead"'))
+    with pytest.raises(ValueError, match=r"calibration\.json cannot be used: it has unknown keys \['sead'\]"):
+        EnergyScoringPipeline.from_pretrained(tmp_path)
+
+
 def test_a_calibration_without_the_score_is_told(scorer, tiny_pipeline, digits):
     alone = quiet(EnergyScoringPipeline(tiny_pipeline.energy_model, tiny_pipeline.scheduler))
     scorer.calibration = alone.calibrate(digits[:40], target_fpr=0.1)
@@ -317,14 +327,88 @@ def test_one_corrupt_row_is_named_and_stops_the_call(scorer, pictures, tmp_path)
                 scorer(images, resize=resize)
 
 
+def spoil(scorer, indices, digits):
+    """Make the energies of some digits NaN."""
+    forward = scorer.energy_model.forward
+
+    def spoilt(x, t=None):
+        output = forward(x, t)
+        bad = (x[:, None] - digits[indices].to(x)).abs().flatten(2).amax(dim=2).eq(0).any(dim=1)
+        output.energy = torch.where(bad, torch.nan, output.energy)
+        return output
+
+    scorer.energy_model.forward = spoilt
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_a_score_that_is_no_number_is_neither_odd_nor_not(scorer, digits, calibrated):
+def test_nan_energies_are_an_error_on_every_route(scorer, tiny_pipeline, digits, calibrated):
     if calibrated:
         scorer.calibrate(digits[:40])
-    with torch.no_grad():
-        next(scorer.energy_model.parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="score 'energy' is NaN for 5 of 5 samples"):
-        scorer(digits[:5])
+    spoil(scorer, [3, 17], digits)
+    message = r"energy is NaN for 2 of 30 images \(the first: number 3, counted from 0\); check .*weights.*float16"
+    for score in ["energy", "reconstruction"] if calibrated else ["energy"]:  # also where the energy is not the score
+        with pytest.raises(ValueError, match=message):
+            scorer(digits[:30], score=score, batch_size=8)
+    with pytest.raises(ValueError, match="energy is NaN for 2 of 40 images"):
+        scorer.calibrate(digits[:40])
+    with pytest.raises(ValueError, match="energy is NaN for 2 of 30 images"):
+        tiny_pipeline.score(digits[:30])
+    with pytest.raises(ValueError, match="energy is NaN for 2 of 60 images"):
+        score_sets(scorer, ["energy"], digits, {"in_distribution": digits})
+    assert scorer(digits[4:10]).energies.isfinite().all()
+
+
+class PlainEnergy(torch.nn.Module):
+    """What people write first: an energy that returns a tensor."""
+
+    def forward(self, x, t=None):
+        return x.square().sum()
+
+
+class PlainOutput(MLPEnergyModel):
+    """An energy whose output is a tensor."""
+
+    def forward(self, x, t=None):
+        return x.square().sum(dim=1)
+
+
+@pytest.mark.parametrize("kind", [EnergyScoringPipeline, DDAEBMPipeline, DualMCMCPipeline])
+def test_a_plain_module_is_no_energy(kind, tiny_pipeline, tiny_dual_mcmc_pipeline):
+    pipe = tiny_pipeline if kind is DDAEBMPipeline else tiny_dual_mcmc_pipeline
+    parts = {name: part for name, part in pipe.components.items() if name in kind.component_names()}
+    message = (
+        "energy_model must be an energy, got PlainEnergy, which has no config, no sample_shape, .*"
+        r"EnergyModel.*`\.energy` has shape \(B,\), low = likely"
+    )
+    with pytest.raises(ValueError, match=message):
+        kind(**{**parts, "energy_model": PlainEnergy()})
+    whole = kind(**parts)
+    with pytest.raises(ValueError, match=message):
+        whole.energy_model = PlainEnergy()
+    assert whole.energy_model is parts["energy_model"]
+
+
+@pytest.mark.parametrize("score", ["energy", "gradient_norm"])
+def test_an_energys_output_is_checked(score):
+    scorer = quiet(EnergyScoringPipeline(PlainOutput(MLPEnergyConfig())))
+    with pytest.raises(ValueError, match=r"one number per sample, shape \(4,\), got Tensor from PlainOutput"):
+        scorer(torch.zeros(4, 2), score=score)
+
+
+def test_numpy_numbers_are_numbers(scorer, tiny_pipeline, digits, tmp_path):
+    calibration = scorer.calibrate(digits, target_fpr=np.float32(0.25), batch_size=np.int64(16), seed=np.uint8(3))
+    scorer.save_pretrained(tmp_path)
+    assert EnergyScoringPipeline.from_pretrained(tmp_path).calibration == calibration
+    assert scorer(digits, batch_size=np.int16(7), padding=np.int8(0)).is_ood.any()
+    images = [tiny_pipeline(np.int64(2), np.int64(4), generator=torch.Generator().manual_seed(0), output_type="pt")]
+    images.append(tiny_pipeline(2, 4, generator=torch.Generator().manual_seed(0), output_type="pt"))
+    assert torch.equal(images[0].images, images[1].images)
+    for value in (True, np.bool_(True), "0.1", None):
+        with pytest.raises(ValueError, match="target_fpr must be a number between 0 and 1"):
+            scorer.calibrate(digits, target_fpr=value)
+    for value in (-1, 2**64, 0.5, True):
+        with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+            scorer.calibrate(digits, seed=value)
 
 
 def test_splits_are_told_from_a_picture(scorer):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from known_moments import banana, seeded
@@ -94,3 +95,17 @@ def test_energy_is_needed_and_checked(name):
     with pytest.raises(ValueError, match="model_output"):
         scheduler.step(x[:, :2], 0, x, energy=torch.zeros(2))
     scheduler.step(x, 0, x, energy=torch.zeros(2))  # a refused call is no step of the chain
+
+
+@each
+def test_numpy_settings_are_pythons_in_the_config(row, tmp_path):
+    settings = {"num_train_timesteps": np.int64(3), "step_size": np.float32(0.5), "noise_std": np.float64(0.25)}
+    scheduler = row.scheduler(**settings)
+    scheduler.save_pretrained(tmp_path)
+    again = row.scheduler.from_pretrained(tmp_path)
+    expected = row.scheduler(num_train_timesteps=3, step_size=0.5, noise_std=0.25)
+    assert {name: again.config[name] for name in settings} == {name: expected.config[name] for name in settings}
+    assert torch.equal(again.timesteps, expected.timesteps)
+    scheduler.set_timesteps(np.int32(5))
+    expected.set_timesteps(5)
+    assert torch.equal(scheduler.timesteps, expected.timesteps)

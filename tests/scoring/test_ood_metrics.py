@@ -74,16 +74,66 @@ def test_the_means_interval_covers_the_truth_where_the_odd_sets_share_their_in_d
     assert 11 <= hits <= 20
 
 
-def test_sets_made_of_the_same_images_are_resampled_alike():
+def correlated(seed, number=150):
+    """Scores of images and of what was made from them: both normal, one apart, with correlation 0.9."""
+    random = torch.Generator().manual_seed(seed)
+    inside, noise = torch.randn(2, number, generator=random)
+    return inside, 1 + 0.9 * inside + (1 - 0.81) ** 0.5 * noise
+
+
+def test_paired_intervals_are_an_independent_bootstrap_of_pairs():
+    """The same quantiles as a loop over resampled pairs by scikit-learn, up to the bootstrap's own noise."""
+    inside, odd = correlated(0)
+    row = with_intervals(inside, {"odd": odd}, ["odd"], num_resamples=4000)["odd"]
+    random, found = np.random.default_rng(1), []
+    for _ in range(4000):
+        pairs = random.integers(0, len(inside), len(inside))
+        a, b = inside.numpy()[pairs], odd.numpy()[pairs]
+        found.append((b[None] > a[:, None]).mean() + 0.5 * (b[None] == a[:, None]).mean())
+    width = row["auroc"]["high"] - row["auroc"]["low"]
+    low, high = np.quantile(found, [0.025, 0.975])
+    assert abs(row["auroc"]["low"] - low) < 0.1 * width and abs(row["auroc"]["high"] - high) < 0.1 * width
+    apart = with_intervals(inside, {"odd": odd}, num_resamples=4000)["odd"]["auroc"]
+    assert width < 0.6 * (apart["high"] - apart["low"])
+
+
+def test_paired_intervals_cover_the_truth_and_independent_ones_of_pairs_are_too_wide():
+    truth, number = 0.5 * (1 + torch.erf(torch.tensor(0.5)).item()), 150
+    hits = {True: 0, False: 0}
+    for seed in range(number):
+        inside, odd = correlated(seed, 100)
+        for paired in hits:
+            names = ["odd"] if paired else []
+            row = with_intervals(inside, {"odd": odd}, names, 200, confidence=0.8, seed=seed)["odd"]["auroc"]
+            hits[paired] += row["low"] <= truth <= row["high"]
+    error = (0.8 * 0.2 / number) ** 0.5
+    assert abs(hits[True] / number - 0.8) < 3 * error + 0.02  # the percentile bootstrap's own error at n = 100
+    assert hits[False] / number > 0.93
+
+
+def test_paired_sets_share_their_resamples_and_others_have_their_own():
     random = torch.Generator().manual_seed(0)
-    inside, odd = torch.randn(50, generator=random), torch.randn(40, generator=random) + 0.5
-    rows = with_intervals(inside, {"once": odd, "again": odd, "other": odd[:30]}, num_resamples=30)
-    alone = with_intervals(inside, {"once": odd}, num_resamples=30)
+    inside, odd = torch.randn(50, generator=random), torch.randn(50, generator=random) + 0.5
+    sets = {"once": odd, "again": odd, "other": odd.clone(), "small": odd[:30]}
+    rows = with_intervals(inside, sets, ["once", "again"], num_resamples=30)
     assert rows["once"] == rows["again"] != rows["other"]
+    alone = with_intervals(inside, {"once": odd}, ["once"], num_resamples=30)
     assert alone["once"] == alone["mean"]
     for metric in METRICS:
-        values = [rows[name][metric]["value"] for name in ("once", "again", "other")]
-        assert rows["mean"][metric]["value"] == pytest.approx(sum(values) / 3)
+        values = [rows[name][metric]["value"] for name in sets]
+        assert rows["mean"][metric]["value"] == pytest.approx(sum(values) / 4)
+    for name, got in (("small", "30 scores"), ("none", "no such set")):
+        with pytest.raises(ValueError, match=rf"in-distribution score \(50\), got '{name}' with {got}"):
+            with_intervals(inside, sets, [name])
+
+
+@pytest.mark.parametrize("bad", [np.array([]), np.array([1.0, np.nan, 2.0])], ids=["empty", "nan"])
+@pytest.mark.parametrize("metric", [ood_metrics, fpr95, ood_metrics_of_rows])
+def test_scores_without_a_rank_are_an_error(metric, bad):
+    with pytest.raises(ValueError, match=r"in_distribution (must hold|holds 1 NaN among 3)"):
+        metric(bad, np.arange(5.0))
+    with pytest.raises(ValueError, match=r"odd (must hold|holds 1 NaN among 3)"):
+        metric(np.arange(5.0), bad)
 
 
 def test_mistakes():

@@ -29,6 +29,22 @@ def test_auroc_is_the_probability_of_a_right_order():
     assert auroc(a, a + 100) == 1.0 and auroc(a + 100, a) == 0.0
 
 
+@pytest.mark.parametrize("bad", [torch.tensor([]), torch.tensor([1.0, float("nan")])], ids=["empty", "nan"])
+def test_auroc_of_scores_without_a_rank_is_an_error(bad):
+    good = torch.randn(5)
+    with pytest.raises(ValueError, match=r"in_distribution (must hold|holds 1 NaN among 2)"):
+        auroc(bad, good)
+    with pytest.raises(ValueError, match=r"out_of_distribution (must hold|holds 1 NaN among 2)"):
+        auroc(good, bad)
+
+
+def test_features_that_are_not_finite_are_an_error():
+    images = torch.randn(6, 3)
+    images[2, 1] = float("nan")
+    with pytest.raises(ValueError, match="the features of 1 of 6 images are not finite"):
+        frechet_distance(torch.randn(6, 3), images, lambda x: x)
+
+
 def test_auroc_keeps_the_order_of_huge_and_close_scores():
     """Scores far outside [0, 1] must not be squashed into ties."""
     a = torch.tensor([1e6, 1e6 + 1])

@@ -153,3 +153,14 @@ def test_the_command_scores_a_data_set(model, tmp_path, capsys):
         with pytest.raises(SystemExit) as error:
             main(wrong)
         assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_nan_energy_is_an_error_that_names_the_image(settings, scorer, model):
+    with torch.no_grad():
+        for parameter in scorer.energy_model.parameters():
+            parameter.fill_(float("nan"))
+    scorer.save_pretrained(model)
+    with pytest.raises(ValueError, match=r"energy is NaN for 16 of 16 images \(the first: 0\); check"):
+        run(settings())
+    with pytest.raises(ValueError, match="batch_size must be a whole number >= 1, got True"):
+        settings(batch_size=True)
