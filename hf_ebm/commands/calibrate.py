@@ -23,7 +23,9 @@ def add_parser(commands: Any) -> None:
         "calibrate",
         help="find on held-out images from which score on an image is called odd",
         description="Fits statistics and thresholds of all scores that the model allows, and writes them into the run "
-        "folder as calibration.json, which score, the demo and the model card read.",
+        "folder as calibration.json, which score, the demo and the model card read. Scores with fitted statistics "
+        "(multiscale, typicality, complexity, combined) fit them on a random half of the images and calibrate on the "
+        "other half.",
         epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
     )
     add_comparison_options(parser, hub=False)
@@ -42,7 +44,7 @@ def add_parser(commands: Any) -> None:
         "--target-fpr",
         type=float,
         default=0.05,
-        help="share of images like the training data that may be called odd (default: %(default)s)",
+        help="false positive rate: the share of images like the training data to flag as OOD (default: %(default)s)",
     )
     parser.add_argument(
         "--num-images",
@@ -80,6 +82,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.json_text import to_json
     from hf_ebm.progress import DELAY
     from hf_ebm.scoring.calibration import FILE_NAME
+    from hf_ebm.scoring.scores import SCORES
     from hf_ebm.split_overlap import share_rows, split_sizes
 
     named = DatasetName.parse(options.dataset)
@@ -116,6 +119,7 @@ def run(options: argparse.Namespace) -> None:
     preparation = describe_preparation(shape, padding)
     shown = f"{source['dataset']}, split {source['split']}"
     calibration = dataclasses.replace(calibration, preprocessing=preparation, trained_on=trained_on, dataset=shown)
+    calibration.check_has(options.score)
     calibration.save(folder)
     refreshed = refresh_card(folder)
     called_odd = int(pipeline(images, score=options.score).is_ood.sum())
@@ -129,16 +133,23 @@ def run(options: argparse.Namespace) -> None:
             "score": options.score,
             "threshold": threshold,
             "called_odd": called_odd,
+            "num_fitted": calibration.num_fitted if SCORES[options.score].needs_statistics else 0,
+            "num_calibrated": calibration.num_calibrated(options.score),
+            "expected_fpr": calibration.expected_fpr(options.score),
             "calibrated_scores": sorted(calibration.reference),
         }
         print(to_json(record, indent=2))
         return
-    share = f"{100 * options.target_fpr:g} %"
-    others = "others that it was trained on" if trained_on else "others like them"
+    others = "other images that it was trained on" if trained_on else "other images like them"
     print(
         f"{options.score} above {threshold:.6g} is called odd: {called_odd} of the {len(images)} images of {shown}, "
-        f"and on average at most {share} of {others}"
+        f"and {100 * calibration.expected_fpr(options.score):.3g} % of {others}, on average over calibration sets"
     )
+    if SCORES[options.score].needs_statistics:
+        print(
+            f"(a random {calibration.num_fitted} of the images fitted its statistics, the other "
+            f"{calibration.num_calibrated(options.score)} calibrated it)"
+        )
     print(f"wrote {folder / FILE_NAME} (thresholds of {', '.join(sorted(calibration.reference))})")
     if refreshed:
         print(CARD_REFRESHED.format(folder))

@@ -2,11 +2,17 @@
 
     p(score) = (1 + #{calibration scores >= score}) / (n + 1)          is_ood: p <= target_fpr
 
-If calibration and new data are exchangeable, the share of in-distribution samples that are called odd is at most
-``target_fpr``, on average over calibration sets, whatever the score's distribution. Source: split conformal prediction,
-Vovk et al. 2005; Bates et al. 2023 for outliers. Scores that need the data's statistics would know their own samples
-and no others: each calibration score is computed with the statistics of the other samples (as in the jackknife+ of
-Barber et al. 2021), and a little wider for it: with few samples the share is rather under ``target_fpr`` than over it.
+This is split conformal prediction (Vovk et al. 2005; Bates et al. 2023 for outlier detection). If
+the n calibration samples and a new in-distribution sample are exchangeable and scores have no ties,
+
+    P(p <= a) = floor(a (n + 1)) / (n + 1),        with ties at most that,
+
+where the probability is over the calibration set as well as the new sample. For one given calibration set the false
+positive rate varies around it, with a standard deviation of about sqrt(a (1 - a) / n).
+
+The formula needs a score function that does not depend on the calibration samples. Scores with fitted statistics
+therefore split the held-out samples: a random half fits the statistics, the other half calibrates. All other scores
+calibrate on all of them.
 """
 
 from __future__ import annotations
@@ -15,19 +21,22 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.scores import SCORES, MeasureStatistics, OthersStatistics
+from hf_ebm.counting import check_count, check_fraction, check_seed, is_integer, is_number
+from hf_ebm.scoring.energy import check_not_nan
+from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 from hf_ebm.user_paths import expand_home
 from hf_ebm.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "calibration.json"
+FORMAT_VERSION = 2  # 1, without a version in the file: statistics of the calibration samples themselves
 MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
 
 
@@ -38,17 +47,19 @@ def how_to_calibrate(model: str = "FOLDER") -> str:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `EnergyScoringPipeline.calibrate` found on held-out in-distribution data.
+    """The result of `EnergyScoringPipeline.calibrate` on held-out in-distribution data.
 
     Attributes:
-        target_fpr: Share of in-distribution samples that may be called odd, in (0, 1).
-        num_samples: Samples it was made from.
-        seed: Of the noise in the measures.
+        target_fpr: False positive rate: the share of in-distribution samples to flag as OOD, in (0, 1).
+        num_samples: Held-out samples.
+        seed: Seed of the noise in the measures, and of the split.
         statistics: Mean and standard deviation of each measure.
         reference: Sorted calibration scores of each score, at most `MAX_REFERENCE` or 10 / target_fpr of them.
         preprocessing: How the images were prepared, in words.
         trained_on: Whether the model was trained on some of the samples, which it should not be; None = not known.
         dataset: Where the samples are from, such as ``"digits, split test"``; None = not known.
+        num_fitted: Samples that fitted the statistics and calibrated none of the scores that use them. 0 in files of
+            earlier versions, where all samples did both, so that the rate of these scores is approximate.
     """
 
     target_fpr: float
@@ -59,69 +70,92 @@ class Calibration:
     preprocessing: str = ""
     trained_on: bool | None = None
     dataset: str | None = None
+    num_fitted: int = 0
 
     @classmethod
     def fit(
         cls, measures: Mapping[str, Tensor], target_fpr: float, seed: int = 0, preprocessing: str = ""
     ) -> Calibration:
-        """Statistics of the measures, and the reference of every score they allow.
+        """Fit the statistics of the measures, and calibrate every score that they allow.
 
-        A score of a measure that is the same for all samples, such as the compressed size, is left out with a warning.
+        Scores with fitted statistics are left out with a warning if half of the samples are too few for `target_fpr`,
+        or a measure such as the compressed size is the same for all samples.
 
         Args:
-            measures: Of held-out in-distribution samples, by name, each of shape (N,) or (N, T).
-            target_fpr: In (0, 1).
-            seed: Of the noise in the measures.
+            measures: Measures of N held-out in-distribution samples, by name, each of shape (N,) or (N, T).
+            target_fpr: False positive rate, in (0, 1).
+            seed: Seed of the split, and of the noise that is in the measures.
             preprocessing: How the images were prepared, in words.
 
         Raises:
             ValueError: If there are too few samples for `target_fpr`, or a score is not finite.
         """
-        if not 0.0 < target_fpr < 1.0:
-            raise ValueError(f"target_fpr must be between 0 and 1, got {target_fpr!r}.")
-        number = len(next(iter(measures.values())))
-        needed = math.ceil(1.0 / target_fpr - 1e-9) - 1
-        if number < max(needed, 2):
+        check_fraction("target_fpr", target_fpr)
+        target_fpr, seed = float(target_fpr), check_seed("seed", seed)
+        number, needed = len(next(iter(measures.values()))), needed_scores(target_fpr)
+        if number < needed:
             raise ValueError(
-                f"calibration needs at least {max(needed, 2)} in-distribution samples for target_fpr={target_fpr}, got "
-                f"{number}; give more, or a larger target_fpr (--target-fpr)."
+                f"calibration needs at least {needed} in-distribution samples for target_fpr={target_fpr:g}, and "
+                f"{needed_samples(target_fpr)} for the scores with fitted statistics, got {number}; give more, or a "
+                "larger target_fpr (--target-fpr)."
             )
+        order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+        fitting, calibrating = order[: number // 2], order[number // 2 :]
         possible = {name: score for name, score in SCORES.items() if set(score.measures) <= set(measures)}
         for name, score in list(possible.items()):
-            flat = [m for m in score.measures if m != "energy" and bool((measures[m] == measures[m][:1]).all())]
-            if score.needs_statistics and flat:
-                logger.warning("score %r is left out: all %s samples have the same %s.", name, number, flat[0])
+            if not score.needs_statistics:
+                continue
+            half = {m: measures[m][fitting] for m in score.measures if m != "energy"}
+            flat = [m for m, values in half.items() if bool((values == values[:1]).all())]
+            if number < needed_samples(target_fpr):
+                logger.warning(
+                    "score %r is left out: half of the samples fit its statistics, so it needs %s for target_fpr=%g, "
+                    "got %s.",
+                    *(name, needed_samples(target_fpr), target_fpr, number),
+                )
+                del possible[name]
+            elif flat:
+                logger.warning(
+                    "score %r is left out: the %s samples that fit its statistics all have the same %s.",
+                    *(name, len(fitting), flat[0]),
+                )
                 del possible[name]
         standardised = {name for score in possible.values() if score.needs_statistics for name in score.measures}
-        statistics = {name: MeasureStatistics.of(measures[name], name) for name in sorted(standardised)}
-        others = {name: OthersStatistics(measures[name]) for name in standardised if number > 2}
-        reference, kept = {}, max(MAX_REFERENCE, math.ceil(10.0 / target_fpr))
+        statistics = {name: MeasureStatistics.of(measures[name][fitting], name) for name in sorted(standardised)}
+        reference = {}
         for name, score in possible.items():
-            ordered = score.function(measures, others or statistics).sort().values
-            if not torch.isfinite(ordered).all():
-                bad = int((~torch.isfinite(ordered)).sum())
-                raise ValueError(
-                    f"score {name!r} is not finite for {bad} of the {number} calibration samples; take those out, or "
-                    "mend the model."
-                )
-            if number > kept:  # the k-th of m order statistics stands for the share k / (m + 1)
-                ranks = -(-torch.arange(1, kept + 1) * (number + 1) // (kept + 1))  # rounded up
-                ordered = ordered[ranks - 1]
-            reference[name] = ordered.tolist()
-        return cls(target_fpr, number, seed, statistics, reference, preprocessing)
+            rows = calibrating if score.needs_statistics else slice(None)
+            scores = score.function({m: measures[m][rows] for m in score.measures}, statistics)
+            reference[name] = order_statistics(name, scores, target_fpr)
+        num_fitted = len(fitting) if statistics else 0
+        return cls(target_fpr, number, seed, statistics, reference, preprocessing, num_fitted=num_fitted)
+
+    def num_calibrated(self, score: str) -> int:
+        """Number n of samples whose scores are the calibration scores of `score`."""
+        return self.num_samples - (self.num_fitted if SCORES[score].needs_statistics else 0)
+
+    def scores_with_statistics(self) -> list[str]:
+        """Names of the calibrated scores that use `statistics`."""
+        return [name for name in self.reference if SCORES[name].needs_statistics]
+
+    def expected_fpr(self, score: str) -> float:
+        """``P(p <= target_fpr)`` of an in-distribution sample, on average over calibration sets."""
+        number = len(self.reference[score])
+        return math.floor(self.target_fpr * (number + 1) + 1e-9) / (number + 1)
 
     def p_values(self, score: str, scores: Tensor) -> Tensor:
-        """Share of in-distribution data that is at least as odd, shape (N,), float64, in (0, 1].
+        """Conformal p-values of scores, shape (N,), float64, in (0, 1]; small = out of distribution.
 
         Raises:
-            ValueError: If the calibration lacks the score.
+            ValueError: If the calibration lacks the score, or a score is NaN.
         """
         reference = self._reference_of(score)
+        check_not_nan(f"score {score!r}", scores)
         at_least = len(reference) - torch.searchsorted(reference, scores.double(), side="left")
         return (1.0 + at_least.double()) / (len(reference) + 1.0)
 
     def threshold(self, score: str) -> float:
-        """The largest reference score that is not called odd: larger ones are, at ``target_fpr``.
+        """The threshold: scores above it are flagged as OOD at ``target_fpr``.
 
         Raises:
             ValueError: If the calibration lacks the score.
@@ -132,9 +166,16 @@ class Calibration:
     def check_has(self, score: str) -> None:
         """Raise a `ValueError` if the score was not calibrated."""
         if score not in self.reference:
+            few = SCORES[score].needs_statistics if score in SCORES else False
+            few = few and self.num_samples < needed_samples(self.target_fpr)
+            how = (
+                f"it needs at least {needed_samples(self.target_fpr)} samples for target_fpr={self.target_fpr:g}, half "
+                f"of which fit its statistics, and {self.num_samples} were given; calibrate again with more"
+                if few
+                else "calibrate again, with what that score needs, a pipeline loaded with load_reconstruction=True"
+            )
             raise ValueError(
-                f"score {score!r} was not calibrated, only {sorted(self.reference)}; calibrate again, with what that "
-                f"score needs: {how_to_calibrate()}, of a pipeline loaded with load_reconstruction=True."
+                f"score {score!r} was not calibrated, only {sorted(self.reference)}; {how}: {how_to_calibrate()}."
             )
 
     def _reference_of(self, score: str) -> Tensor:
@@ -144,14 +185,103 @@ class Calibration:
     def save(self, folder: str | Path) -> None:
         """Write ``calibration.json``, whole or not at all."""
         with whole_file(Path(expand_home(folder)) / FILE_NAME) as temporary:
-            temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+            text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)})
+            temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration | None:
-        """The calibration in a folder, or None where there is none."""
+        """The calibration in a folder, or None where there is none.
+
+        Raises:
+            ValueError: If its ``calibration.json`` is damaged or of a newer version.
+        """
         path = Path(expand_home(folder)) / FILE_NAME
         if not path.is_file():
             return None
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        values["statistics"] = {name: MeasureStatistics(**value) for name, value in values["statistics"].items()}
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} cannot be used: {error} Calibrate again ({how_to_calibrate()}), or delete it for scores "
+                "without p-values."
+            ) from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """The calibration in the text of a ``calibration.json``.
+
+        Raises:
+            ValueError: If the text is not one, says what is wrong with it.
+        """
+        try:
+            values: Any = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"it is not valid JSON ({error}).") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"it must hold a JSON object, got {type(values).__name__}.")
+        version = values.pop("format_version", 1)
+        if version not in range(1, FORMAT_VERSION + 1):
+            raise ValueError(
+                f"it has format_version {version!r}, and this version of hf-ebm reads 1 to {FORMAT_VERSION}; update "
+                "hf-ebm."
+            )
+        known = [item.name for item in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"it has unknown keys {unknown}; known are {known}.")
+        required = ("target_fpr", "num_samples", "seed", "statistics", "reference")
+        if missing := [name for name in required if name not in values]:
+            raise ValueError(f"it lacks the keys {missing}.")
+        check_fraction("target_fpr", values["target_fpr"])
+        check_count("num_samples", values["num_samples"], 1)
+        check_count("num_fitted", values.get("num_fitted", 0), 0)
+        if not is_integer(values["seed"]):
+            raise ValueError(f"seed must be a whole number, got {values['seed']!r}.")
+        if values.get("trained_on") not in (True, False, None):
+            raise ValueError(f"trained_on must be true, false or null, got {values['trained_on']!r}.")
+        for name in ("statistics", "reference"):
+            if not isinstance(values[name], dict):
+                raise ValueError(f"{name} must be an object, got {values[name]!r}.")
+        for name, score in values["reference"].items():
+            good = isinstance(score, list) and score and all(is_number(value) for value in score)
+            if not good or score != sorted(score) or not all(map(math.isfinite, score)):
+                raise ValueError(f"reference of {name!r} must be a sorted list of finite numbers.")
+        for name, found in values["statistics"].items():
+            if not isinstance(found, dict) or set(found) != {"mean", "std"}:
+                raise ValueError(f"statistics of {name!r} must have the keys mean and std, got {found!r}.")
+            for key, numbers in found.items():
+                if not isinstance(numbers, list) or not all(is_number(x) and math.isfinite(x) for x in numbers):
+                    raise ValueError(f"{key} of {name!r} must be a list of finite numbers, got {numbers!r}.")
+        values["statistics"] = {name: MeasureStatistics(**found) for name, found in values["statistics"].items()}
         return cls(**values)
+
+
+def needed_scores(target_fpr: float) -> int:
+    """The fewest calibration scores with which a p-value can be as small as `target_fpr`."""
+    return max(math.ceil(1.0 / target_fpr - 1e-9) - 1, 2)
+
+
+def needed_samples(target_fpr: float) -> int:
+    """The fewest held-out samples for a score with fitted statistics: half of them calibrate, at least 2 fit."""
+    return max(2 * needed_scores(target_fpr) - 1, 4)
+
+
+def order_statistics(name: str, scores: Tensor, target_fpr: float) -> list[float]:
+    """The calibration scores of the score `name` in ascending order, or evenly spaced ones of very many.
+
+    Of n scores m are kept, the k-th of them the one with rank ``ceil(k (n + 1) / (m + 1))``. So the false positive rate
+    at ``a`` lies at most ``1 / (n + 1)`` under ``floor(a (m + 1)) / (m + 1)``.
+
+    Raises:
+        ValueError: If a score is not finite.
+    """
+    ordered = scores.sort().values
+    number, kept = len(ordered), max(MAX_REFERENCE, math.ceil(10.0 / target_fpr))
+    if bad := int((~ordered.isfinite()).sum()):
+        raise ValueError(
+            f"score {name!r} is not finite for {bad} of the {number} calibration samples; leave these samples out, or "
+            "check the model's weights for values that are not finite."
+        )
+    if number > kept:
+        ranks = -(-torch.arange(1, kept + 1) * (number + 1) // (kept + 1))  # rounded up
+        ordered = ordered[ranks - 1]
+    return [float(value) for value in ordered]

@@ -54,32 +54,7 @@ class MeasureStatistics:
         return (values.double() - mean) / std
 
 
-class OthersStatistics:
-    """For each of N samples the statistics of the others: what a sample that was not calibrated on is met with.
-
-    Args:
-        values: The measure of all of them, shape (N,) or (N, T), N > 2.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        values = values.double()
-        number, mean = len(values), values.mean(dim=0)
-        others = mean - (values - mean) / (number - 1)  # the mean of the others
-        squares = ((values - mean) ** 2).sum(dim=0) - (values - mean) ** 2 * number / (number - 1)
-        std = (squares.clamp_min(0.0) / (number - 2)).sqrt()
-        self.means, self.stds = others, torch.where(std > 0, std, values.std(dim=0))  # others may all be equal
-
-    @property
-    def mean(self) -> list[Tensor]:
-        """Of the others, one tensor of shape (N,) per noise level."""
-        return list(self.means.reshape(len(self.means), -1).unbind(dim=1))
-
-    def standardise(self, values: Tensor) -> Tensor:
-        """As `MeasureStatistics.standardise`, of the N samples themselves."""
-        return (values.double() - self.means) / self.stds
-
-
-Statistics = Mapping[str, MeasureStatistics] | Mapping[str, OthersStatistics]
+Statistics = Mapping[str, MeasureStatistics]
 
 
 def energy_score(measures: Measures, statistics: Statistics) -> Tensor:

@@ -115,7 +115,8 @@ def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calib
     number = len(calibration.reference[score])
     at_least_as_odd = round(p_value * (number + 1)) - 1
     share = "none" if at_least_as_odd == 0 else f"{at_least_as_odd} ({at_least_as_odd / number:.1%})"
-    kept = "" if number == calibration.num_samples else f"; {number} of their scores stand for all"
+    num_calibrated = calibration.num_calibrated(score)
+    kept = "" if number == num_calibrated else f"; {number} of their scores stand for all"
     head = "Odd: unlike the pictures it learned from" if is_ood else "Ordinary: like the pictures it learned from"
     if score != "energy":
         head += f", by {score.replace('_', ' ')}"
@@ -123,5 +124,5 @@ def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calib
         f"### {head}\n\nAt least as odd as this one, of {number} ordinary pictures: **{share}** (p-value "
         f"{p_value:.3g}). Its energy is **{energy:#.4g}** (low = likely).\n\nWhat is among the oddest "
         f"{calibration.target_fpr:.0%} is called odd: so about {calibration.target_fpr:.0%} of ordinary pictures are, "
-        f"too. The model was calibrated on {calibration.num_samples} {CALIBRATED_ON[calibration.trained_on]}{kept}."
+        f"too. The model was calibrated on {num_calibrated} {CALIBRATED_ON[calibration.trained_on]}{kept}."
     )

@@ -25,19 +25,25 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     assert saved.reference == expected.reference and saved.statistics == expected.statistics
     assert "converted to gray" in saved.preprocessing and record["calibrated_scores"] == sorted(expected.reference)
     assert record["threshold"] == expected.threshold("typicality")
-    # judged by all their statistics; the calibration score of each was made with those of the others
-    assert record["called_odd"] == int(scorer(digits, score="typicality").is_ood.sum()) <= 35
+    # the half that fitted the statistics was not calibrated on
+    assert record["called_odd"] == int(scorer(digits, score="typicality").is_ood.sum())
+    assert (record["num_fitted"], record["num_calibrated"]) == (180, 180)
+    assert record["expected_fpr"] == pytest.approx(18 / 181)
     assert (record["num_images"], record["dataset"], record["split"]) == (360, "digits", "test")
     assert "Calibrated on 360 in-distribution" in card.read_text() and saved.trained_on is None  # no settings tell
 
     main([*arguments, "--json"])
-    assert json.loads(capsys.readouterr().out)["called_odd"] == 35  # of 360 the k-th largest has p = (1 + k) / 361
+    record, text = json.loads(capsys.readouterr().out), card.read_text()
+    assert record["called_odd"] == 35  # of 360 the k-th largest has p = (1 + k) / 361
+    assert "at most" not in text[text.index("## Threshold") : text.index("```python", text.index("## Threshold"))]
+    assert "| 360 | 9.97 % |" in text and "| 180 | 9.94 % |" in text and "A random 180 of the samples fitted" in text
 
     main([*arguments, "--num-images", "50", "--seed", "3"])
     expected = scorer.calibrate(digits[draw_rows(360, 50, 3)], target_fpr=0.1, seed=3)
     assert Calibration.load(folder).reference == expected.reference
     printed, notes = capsys.readouterr()
     assert f"energy above {expected.threshold('energy'):.6g} is called odd: 4 of the 50 images" in printed
+    assert "and 9.8 % of other images like them, on average over calibration sets" in printed
     assert f"wrote {card} (the model card) anew" in printed and "note:" not in notes
 
 
@@ -52,7 +58,7 @@ def test_calibrate_warns_of_the_split_that_was_trained_on_and_card_and_page_tell
         main(["calibrate", "--model", folder, "--dataset", "digits", "--split", split, "--num-images", "40"])
         printed = capsys.readouterr()
         assert ("split train of digits has images that the model was trained on" in printed.err) is warns
-        assert f"% of others {'that it was trained on' if warns else 'like them'}" in printed.out
+        assert f"% of other images {'that it was trained on' if warns else 'like them'}" in printed.out
         calibration, text = Calibration.load(folder), " ".join(card.read_text().split())
         assert calibration.trained_on is warns
         assert ("40 held-out" in text) is not warns and ("some of which the model was trained on" in text) is warns

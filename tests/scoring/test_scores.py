@@ -1,5 +1,7 @@
 """Each score against its definition, and the calibration's promise against counting."""
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_ebm.scoring.calibration import MAX_REFERENCE, Calibration
-from hf_ebm.scoring.scores import SCORES, MeasureStatistics, OthersStatistics
+from hf_ebm.scoring.calibration import FILE_NAME, FORMAT_VERSION, MAX_REFERENCE, Calibration
+from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 
 
 @pytest.fixture
@@ -44,51 +46,95 @@ def test_scores_are_their_formulas(measures):
         assert_close(score.function({key: measures[key] for key in score.measures}, statistics), expected[name])
 
 
-@pytest.mark.parametrize("number", [19, 200, 5000])
-def test_p_values_count_and_hold_the_false_positive_rate(number):
-    """Over many calibration sets, the share of new in-distribution samples called odd is at most target_fpr."""
+def held_out(number, random):
+    """Measures of samples of a continuous distribution."""
+    energies = torch.randn(number, 3, generator=random) ** 3
+    sizes, errors = torch.randn(number, generator=random), torch.rand(number, generator=random)
+    return {"energy": energies[:, 0], "energies": energies, "compressed_size": sizes, "reconstruction_error": errors}
+
+
+@pytest.mark.parametrize(
+    ("number", "target", "names", "num_sets"),
+    [(9, 0.1, ["energy"], 3000), (20, 0.05, None, 500), (50, 0.1, None, 300)],
+)
+def test_p_values_are_exact_on_average_over_calibration_sets(number, target, names, num_sets):
+    """P(p <= a) = floor(a (n + 1)) / (n + 1) for n calibration scores, of every score, to the simulation's error."""
+    random, rates = torch.Generator().manual_seed(number), {}
+    held = 2 * number  # of which `number` calibrate a score with statistics
+    for seed in range(num_sets):
+        measures, new = held_out(held, random), held_out(100, random)
+        calibration = Calibration.fit({name: measures[name] for name in names or measures}, target, seed)
+        for name in calibration.reference:
+            p_values = calibration.p_values(name, SCORES[name].function(new, calibration.statistics))
+            rates.setdefault(name, []).append((p_values <= target).double().mean().item())
+    assert set(rates) == ({"energy", "typicality"} if names else set(SCORES) - {"gradient_norm"})
+    for name, found in rates.items():
+        n = number if SCORES[name].needs_statistics else held
+        assert calibration.num_calibrated(name) == len(calibration.reference[name]) == n
+        expected = math.floor(target * (n + 1) + 1e-9) / (n + 1)
+        assert calibration.expected_fpr(name) == pytest.approx(expected)
+        # the rates of one set are Beta distributed, and a hundred new samples add a binomial error
+        variance = expected * (1 - expected) * (1 / (n + 2) + 1 / 100)
+        assert abs(np.mean(found) - expected) < 3.5 * (variance / num_sets) ** 0.5, name
+        assert np.var(found) == pytest.approx(variance, rel=0.25)
+
+
+def test_fewer_samples_than_the_target_needs_are_an_error():
+    for number, target in ((8, 0.1), (18, 0.05)):
+        with pytest.raises(ValueError, match=f"at least {number + 1} in-distribution samples for target_fpr={target}"):
+            Calibration.fit({"energy": torch.randn(number)}, target)
+        assert len(Calibration.fit({"energy": torch.randn(number + 1)}, target).reference["energy"]) == number + 1
+
+
+def test_very_many_scores_are_thinned_and_keep_the_rate():
+    """Over 100 calibration sets of 5,000; of 1,000 kept order statistics p is at most 1 / 5,001 under the formula."""
     random, rates = torch.Generator().manual_seed(1), []
-    for _ in range(200):
-        calibration = Calibration.fit({"energy": torch.randn(number, generator=random)}, 0.05)
-        new = torch.randn(400, generator=random)
-        rates.append((calibration.p_values("energy", new) <= 0.05).float().mean().item())
+    for _ in range(100):
+        calibration = Calibration.fit({"energy": torch.randn(5000, generator=random)}, 0.05)
+        rates.append((calibration.p_values("energy", torch.randn(400, generator=random)) <= 0.05).double().mean())
     mean, error = np.mean(rates), np.std(rates) / len(rates) ** 0.5
-    assert mean < 0.05 + 3 * error and mean > 0.05 - 3 * error - 1 / (min(number, MAX_REFERENCE) + 1)
-    assert len(calibration.reference["energy"]) == min(number, MAX_REFERENCE)
+    assert len(calibration.reference["energy"]) == MAX_REFERENCE
+    assert abs(mean - calibration.expected_fpr("energy")) < 4 * error + 1 / 5001
 
 
-@pytest.mark.parametrize("score", ["typicality", "complexity", "multiscale", "combined"])
-def test_scores_with_statistics_hold_the_rate_with_few_samples_too(score):
-    random, rates = torch.Generator().manual_seed(2), []
-
-    def draw(number):
-        energies = torch.randn(number, 3, generator=random)
-        others = {"compressed_size": torch.randn(number, generator=random)}
-        others["reconstruction_error"] = torch.rand(number, generator=random)
-        return {"energy": energies[:, 0], "energies": energies, **others}
-
-    for _ in range(800):
-        calibration, new = Calibration.fit(draw(19), 0.05), draw(400)
-        p_values = calibration.p_values(score, SCORES[score].function(new, calibration.statistics))
-        rates.append((p_values <= 0.05).float().mean().item())
-    mean, error = np.mean(rates), np.std(rates) / len(rates) ** 0.5
-    assert 0.03 < mean < 0.05 + 3 * error
+def test_statistics_come_from_a_random_half_that_calibrates_nothing():
+    measures = held_out(41, torch.Generator().manual_seed(0))
+    for seed in (0, 1):
+        calibration = Calibration.fit(measures, 0.1, seed)
+        order = torch.randperm(41, generator=torch.Generator().manual_seed(seed))
+        fitting, calibrating = order[:20], order[20:]
+        assert calibration.statistics["energies"] == MeasureStatistics.of(measures["energies"][fitting])
+        mean = measures["energy"][fitting].double().mean()
+        distances = (measures["energy"][calibrating].double() - mean).abs().sort().values
+        assert_close(torch.tensor(calibration.reference["typicality"], dtype=torch.float64), distances)
+        assert len(calibration.reference["energy"]) == 41 and calibration.num_fitted == 20
+    assert Calibration.fit(measures, 0.1, 0).reference != calibration.reference
 
 
-def test_a_measure_that_tells_nothing_costs_its_own_scores_alone(caplog):
+def test_too_few_samples_for_statistics_leave_the_other_scores(caplog):
+    random = torch.Generator().manual_seed(0)
+    calibration = Calibration.fit(held_out(36, random), 0.05)
+    assert set(calibration.reference) == {"energy", "reconstruction"} and calibration.num_fitted == 0
+    assert "score 'combined' is left out: half of the samples fit its statistics, so it needs 37" in caplog.text
+    with pytest.raises(ValueError, match=r"'combined' was not calibrated.*at least 37 samples.*36 were given"):
+        calibration.check_has("combined")
+    calibration = Calibration.fit(held_out(37, random), 0.05)
+    assert len(calibration.reference["combined"]) == 19 and len(calibration.reference["energy"]) == 37
+    assert Calibration.fit(held_out(4, random), 0.5).num_fitted == 2
+
+
+def test_a_constant_measure_costs_its_own_scores_only(caplog):
     measures = {"energy": torch.randn(50), "compressed_size": torch.full((50,), 70.0)}
     calibration = Calibration.fit(measures, 0.05)
     assert set(calibration.reference) == {"energy", "typicality"}
-    assert "score 'complexity' is left out: all 50 samples have the same compressed_size" in caplog.text
+    assert "score 'complexity' is left out: the 25 samples that fit its statistics all have the same" in caplog.text
 
 
-def test_statistics_of_the_others():
-    values = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    others = OthersStatistics(values)
-    for index in range(6):
-        left = MeasureStatistics.of(torch.cat([values[:index], values[index + 1 :]]))
-        assert_close(others.standardise(values)[index], left.standardise(values[index : index + 1])[0])
-        assert_close(torch.stack([mean[index] for mean in others.mean]).tolist(), left.mean)
+@pytest.mark.parametrize("score", ["energy", "typicality"])
+def test_a_nan_score_has_no_p_value(score):
+    calibration = Calibration.fit({"energy": torch.randn(50)}, 0.05)
+    with pytest.raises(ValueError, match=rf"score '{score}' is NaN for 1 of 3 images \(the first: number 1"):
+        calibration.p_values(score, torch.tensor([0.0, math.nan, 1.0]))
 
 
 def test_p_values_by_hand():
@@ -127,6 +173,54 @@ def test_calibration_round_trip(tmp_path, measures):
     assert Calibration.load(tmp_path) == calibration
     assert Calibration.load(tmp_path / "elsewhere") is None
     assert calibration.reference.keys() == SCORES.keys()
+
+
+def test_a_file_without_a_version_still_loads(tmp_path, measures):
+    calibration = Calibration.fit(measures, 0.1)
+    calibration.save(tmp_path)
+    values = json.loads((tmp_path / FILE_NAME).read_text())
+    assert values.pop("format_version") == FORMAT_VERSION and values.pop("num_fitted") == 250
+    (tmp_path / FILE_NAME).write_text(json.dumps(values))
+    old = Calibration.load(tmp_path)
+    assert old == dataclasses.replace(calibration, num_fitted=0)
+    for name in ("preprocessing", "trained_on", "dataset"):  # files that are older still
+        del values[name]
+    (tmp_path / FILE_NAME).write_text(json.dumps(values))
+    assert Calibration.load(tmp_path).threshold("combined") == calibration.threshold("combined")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"thresholds": {}}, r"unknown keys \['thresholds'\]; known are \['target_fpr'"),
+        ({"format_version": 3}, "format_version 3, and this version of hf-ebm reads 1 to 2; update hf-ebm"),
+        ({"format_version": "new"}, "format_version 'new'"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"target_fpr": 2}, "target_fpr must be a number between 0 and 1"),
+        ({"num_samples": "40"}, "num_samples must be a whole number"),
+        ({"num_fitted": -1}, "num_fitted must be a whole number"),
+        ({"trained_on": []}, "trained_on must be true, false or null"),
+        ({"reference": []}, "reference must be an object"),
+        ({"reference": {"energy": []}}, "reference of 'energy' must be a sorted list"),
+        ({"reference": {"energy": [2.0, 1.0]}}, "reference of 'energy' must be a sorted list"),
+        ({"reference": {"energy": [1.0, math.nan]}}, "reference of 'energy' must be a sorted list"),
+        ({"statistics": {"energy": {"mean": [0.0]}}}, "must have the keys mean and std"),
+        ({"statistics": {"energy": {"mean": 0.0, "std": [1.0]}}}, "mean of 'energy' must be a list of finite numbers"),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_says_what_is_wrong(tmp_path, measures, changes, message):
+    Calibration.fit(measures, 0.1).save(tmp_path)
+    path = tmp_path / FILE_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=rf"calibration\.json cannot be used: .*{message}.*Calibrate again"):
+        Calibration.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"target_fpr": 0.1}', "null"])
+def test_a_file_that_is_no_calibration_is_an_error(tmp_path, text):
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(ValueError, match=r"calibration\.json cannot be used: it (is not valid|must hold|lacks)"):
+        Calibration.load(tmp_path)
 
 
 @pytest.mark.parametrize(
