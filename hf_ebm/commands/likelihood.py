@@ -125,7 +125,8 @@ def format_record(record: dict[str, Any]) -> str:
     log_z, nats = record["log_z"], record["log_likelihood"]
     lines = [
         f"density            {record['density']}, T = {record['temperature']:g}",
-        f"log Z              at least {log_z['lower']:.2f}, at most about {log_z['upper']:.2f}: gap {log_z['gap']:.2f} "
+        f"log Z              at least {log_z['lower']:.2f}{show_interval(log_z.get('lower_interval'))}, at most about "
+        f"{log_z['upper']:.2f}{show_interval(log_z.get('upper_interval'))}: gap {log_z['gap']:.2f} "
         f"(effective samples {log_z['effective_sample_size']:.1f} and {log_z['effective_sample_size_reverse']:.1f})",
         f"held-out, nats     at most {nats['at_log_z_lower']:.2f}, at least about {nats['at_log_z_upper']:.2f}",
     ]
@@ -152,5 +153,16 @@ def format_record(record: dict[str, Any]) -> str:
     few = min(log_z["effective_sample_size"], log_z["effective_sample_size_reverse"])
     if few < FEW_EFFECTIVE:
         lines.append(f"{few:.1f} effective samples say little: more chains or temperatures (--num-chains, ...) help")
-    lines.append("the upper end of log Z starts from approximate samples and may err to either side")
+    if log_z.get("num_reverse_starts") == 1:
+        lines.append("all reverse chains started from copies of one sample, so the upper end has no interval")
+    lines.append(
+        "both ends are stochastic bounds: the lower one exceeds log Z by c nats with probability exp(-c) at most, the "
+        "upper one starts from approximate samples and may err to either side; in brackets 95 % bootstrap intervals "
+        "over the chains, by distinct start, which are the sampling error of each end and no interval for log Z"
+    )
     return "\n".join(lines)
+
+
+def show_interval(interval: list[float] | None) -> str:
+    """An interval in two decimals; nothing where there is none."""
+    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"

@@ -11,7 +11,8 @@ invariant. The sum is its log weight, ``log w``, and ``mean w`` is Z without bia
     -log mean w'   from exact target samples to the base:      a stochastic upper bound of log Z
 
 where w' are the weights of the same walk with the b's reversed, ``E w' = 1/Z``. "Stochastic" means: a bound in the mean
-of the logs, and a single run is beyond log Z by c nats with probability ``exp(-c)`` at most (Markov's inequality). With
+of the logs, and a single run is beyond log Z by c nats with probability ``exp(-c)`` at most (Markov's inequality). The
+intervals are percentile bootstraps over walkers: the sampling error of a bound, and no interval for log Z. With
 more temperatures and chains both close in on log Z; where the moves do not mix, or a mode of the target lies away from
 the base, the lower bound tells by staying low. **The upper bound needs samples of the model itself**: those of a long
 chain are nearly so; data are so only as far as the model fits them, else the number can err to either side.
@@ -43,6 +44,7 @@ from hf_ebm.scoring.annealed_walk import AnnealedWalk, path_betas
 from hf_ebm.scoring.gaussian_base import GaussianBase, check_data
 
 ADAPTATION_CHAINS = 128  # the steps are set on so many chains, or on one batch
+NUM_RESAMPLES = 1000  # of the bootstrap over walkers
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +56,16 @@ class LogZBracket:
             probability ``exp(-c)`` at most. With few effective samples it lies far below log Z.
         log_z_lower_error: Its standard error over the chains, by the jackknife; it knows only of the weights that were
             seen, so it is no measure of how far the bound is from log Z.
+        log_z_lower_interval: Its 95 % interval, by the bootstrap over walkers.
         log_z_upper: Minus the log of the mean reverse weight, None without samples: a stochastic upper bound if they
             come from the model, of either sign of error if they do not.
-        log_z_upper_error: Its standard error, which takes the samples to be independent.
+        log_z_upper_error: Its standard error, over distinct samples: walkers that started from copies of one sample are
+            not independent. Infinite for a single one.
+        log_z_upper_interval: Its 95 % interval, by the bootstrap over distinct samples; None for a single one.
+        num_reverse_starts: Distinct samples that the reverse walkers started from; None without samples.
         effective_sample_size: Of the forward weights, ``(sum w)^2 / sum w^2``, 1..num_chains.
-        effective_sample_size_reverse: Of the reverse weights, 1..len(samples); None without samples.
+        effective_sample_size_reverse: Of the reverse weights, summed over copies of a sample, 1..num_reverse_starts;
+            None without samples.
         acceptance_rate: Share of the moves that were taken at b_2 .. b_{K-1}, forward, shape (num_temperatures - 2,).
         acceptance_rate_reverse: The same of the reverse walk, in the same order of the b's; None without samples.
         step_size: The frozen steps there, in the base's standard deviations, shape (num_temperatures - 2,).
@@ -70,8 +77,11 @@ class LogZBracket:
 
     log_z_lower: float
     log_z_lower_error: float
+    log_z_lower_interval: tuple[float, float] | None
     log_z_upper: float | None
     log_z_upper_error: float | None
+    log_z_upper_interval: tuple[float, float] | None
+    num_reverse_starts: int | None
     effective_sample_size: float
     effective_sample_size_reverse: float | None
     acceptance_rate: Tensor
@@ -94,6 +104,7 @@ def estimate_log_z(
     base: GaussianBase,
     samples: Tensor | None = None,
     temperature: float = 1.0,
+    sample_groups: Tensor | None = None,
     num_chains: int = 512,
     num_temperatures: int = 500,
     schedule: str = "sigmoid",
@@ -115,8 +126,10 @@ def estimate_log_z(
             bound stays too high by minus the log of the base's mass elsewhere.
         base: Where the walk begins, on the device and in the dtype of the energy. The nearer the target the better; if
             in doubt wider, not narrower.
-        samples: Independent samples of the model for the upper bound, shape (N, ...), one reverse walker each; None
-            gives no upper bound. What data in their place mean: see the module.
+        samples: Samples of the model for the upper bound, shape (N, ...), one reverse walker each; None gives no upper
+            bound. What data in their place mean: see the module.
+        sample_groups: Integers, shape (N,), equal for samples that are not independent because they are copies of one
+            start, or come from copies of it; None = identical samples are one group, all others independent.
         temperature: T > 0; for Dual-MCMC ``(noise_std / step_size)^2`` of its chain on images. In float32, energies of
             size 1 leave errors of ``1e-7 / T`` nats.
         num_chains: Forward walkers >= 2.
@@ -135,13 +148,10 @@ def estimate_log_z(
         ValueError: If an argument cannot be used, or a weight is not a number.
     """
     check_positive("temperature", temperature)
-    for name, value, least in (
-        ("num_chains", num_chains, 2),
-        ("num_steps", num_steps, 1),
-        ("num_adaptation_rounds", num_adaptation_rounds, 1),
-        ("batch_size", batch_size, 1),
-    ):
-        check_count(name, value, least)
+    num_chains = check_count("num_chains", num_chains, 2)
+    num_steps = check_count("num_steps", num_steps, 1)
+    num_adaptation_rounds = check_count("num_adaptation_rounds", num_adaptation_rounds, 1)
+    batch_size = check_count("batch_size", batch_size, 1)
     check_fraction("target_acceptance", target_acceptance)
     if scheduler is not None and not isinstance(scheduler, MALAScheduler | HMCScheduler):
         raise ValueError(
@@ -153,6 +163,13 @@ def estimate_log_z(
         if samples.shape[1:] != base.mean.shape:
             shape = tuple(base.mean.shape)
             raise ValueError(f"samples must have base.mean's shape {shape} each, got {tuple(samples.shape)}.")
+        if sample_groups is None:
+            sample_groups = torch.unique(samples.flatten(1), dim=0, return_inverse=True)[1]
+        elif sample_groups.shape != samples.shape[:1]:
+            raise ValueError(
+                f"sample_groups must have one number per sample, shape ({len(samples)},), got "
+                f"{tuple(sample_groups.shape)}."
+            )
 
     scheduler = MALAScheduler() if scheduler is None else copy.copy(scheduler)
     walk = AnnealedWalk(energy_fn, base, temperature, scheduler, num_steps, generator, progress_bar)
@@ -166,18 +183,25 @@ def estimate_log_z(
     weights, acceptance = gather([walked[:2] for walked in forward], "forward")
     lower, lower_error = log_mean_exp(weights)
     # 3. from the target to the base
-    upper = upper_error = ess_back = acceptance_back = None
+    upper = upper_error = upper_interval = ess_back = acceptance_back = num_starts = None
     if samples is not None:
         starts = [base.to_white(x.to(base.mean)) for x in samples.split(batch_size)]
         back = [walk.weigh(u, betas.flip(0), step_sizes.flip(0))[:2] for u in starts]
         weights_back, acceptance_back = gather(back, "reverse")
-        log_inverse_z, upper_error = log_mean_exp(weights_back)
-        upper, ess_back = -log_inverse_z, weights_effective_sample_size(weights_back)
+        assert sample_groups is not None
+        log_inverse_z, upper_error = log_mean_exp(weights_back, sample_groups)
+        interval = bootstrap_interval(weights_back, sample_groups)
+        upper_interval = None if interval is None else (-interval[1], -interval[0])
+        sums, _ = sum_groups(weights_back, sample_groups)
+        upper, ess_back, num_starts = -log_inverse_z, weights_effective_sample_size(sums), len(sums)
     return LogZBracket(
         log_z_lower=lower,
         log_z_lower_error=lower_error,
+        log_z_lower_interval=bootstrap_interval(weights),
         log_z_upper=upper,
         log_z_upper_error=upper_error,
+        log_z_upper_interval=upper_interval,
+        num_reverse_starts=num_starts,
         effective_sample_size=weights_effective_sample_size(weights),
         effective_sample_size_reverse=ess_back,
         acceptance_rate=acceptance,
@@ -190,17 +214,51 @@ def estimate_log_z(
     )
 
 
-def log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
+def sum_groups(log_weights: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Log of the summed weights of each group, shape (G,), and the groups' sizes; None = each weight is a group."""
+    if groups is None:
+        return log_weights, torch.ones_like(log_weights)
+    index, sizes = torch.unique(groups.to(log_weights.device), return_inverse=True, return_counts=True)[1:]
+    largest = log_weights.max()
+    sums = torch.zeros(len(sizes), dtype=log_weights.dtype, device=log_weights.device)
+    sums.index_add_(0, index, (log_weights - largest).exp())
+    return sums.log() + largest, sizes.to(log_weights)
+
+
+def log_mean_exp(log_weights: Tensor, groups: Tensor | None = None) -> tuple[float, float]:
     """``log mean w`` and its standard error by the jackknife, from log weights of shape (N,), N >= 2.
 
-    The jackknife leaves out each weight in turn; one weight that outweighs all others in float64 makes it infinite.
+    The jackknife leaves out each group in turn (None = each weight is one). It is infinite for a single group, and for
+    one that outweighs all others in float64.
     """
-    number = len(log_weights)
-    total = torch.logsumexp(log_weights, dim=0)
-    without = total + torch.log1p(-torch.exp(log_weights - total)) - math.log(number - 1)
+    sums, sizes = sum_groups(log_weights, groups)
+    number, total = len(sums), torch.logsumexp(log_weights, dim=0)
+    without = total + torch.log1p(-torch.exp(sums - total)) - torch.log(len(log_weights) - sizes)
     variance = (number - 1) / number * (without - without.mean()).square().sum()
     error = variance.sqrt().item()
-    return (total - math.log(number)).item(), math.inf if math.isnan(error) else error
+    return (total - math.log(len(log_weights))).item(), math.inf if math.isnan(error) else error
+
+
+def bootstrap_interval(log_weights: Tensor, groups: Tensor | None = None, seed: int = 0) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of ``log mean w``, from `NUM_RESAMPLES` resamples of the groups.
+
+    Args:
+        log_weights: Shape (N,).
+        groups: Integers, shape (N,), equal for weights that are not independent; None = all are independent.
+        seed: Seed of the resamples.
+
+    Returns:
+        The ends of the interval; None if there are fewer than two groups, which say nothing of the spread.
+    """
+    sums, sizes = (values.double().cpu() for values in sum_groups(log_weights, groups))
+    if len(sums) < 2:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(sums), (NUM_RESAMPLES, len(sums)), generator=generator)
+    means = torch.logsumexp(sums[chosen], dim=1) - sizes[chosen].sum(dim=1).log()
+    ordered = means.sort().values
+    edge = round(0.025 * NUM_RESAMPLES)
+    return ordered[edge].item(), ordered[-1 - edge].item()
 
 
 def weights_effective_sample_size(log_weights: Tensor) -> float:

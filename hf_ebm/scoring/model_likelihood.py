@@ -5,8 +5,9 @@ The density is ``p(x) = exp(-E(x, 0) / T) / Z`` on a box and 0 outside (`hf_ebm.
 ``(noise_std / step_size)^2``, unless another one is asked for. It is the *energy's* density: a generator's samples have
 another, which needs other means.
 
-The upper bound of log Z is not strict, `hf_ebm.scoring.model_log_z` says why, and it bounds the likelihood from below;
-the lower one is, and says how likely the data are at most.
+Both ends of log Z are stochastic bounds. The lower one says how likely the data are at most. The
+upper one, which bounds the likelihood from below, starts from approximate samples and may err to
+either side (`hf_ebm.scoring.model_log_z`).
 """
 
 from __future__ import annotations

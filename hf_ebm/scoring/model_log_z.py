@@ -1,7 +1,8 @@
 """A trained model's energy, bracketed: which base, from where the reverse walk starts, at what temperature.
 
-What is strict, and what not. The lower bound of log Z is, up to chance (`LogZBracket`). The upper one needs samples of
-the model, and nobody has them: it starts from approximate ones (``reverse_from``), so **it may err to either side**. A
+Both bounds are stochastic. The lower one exceeds log Z by c nats with probability ``exp(-c)`` at most. The upper one
+has the same guarantee only from exact samples of the model. It starts from approximate ones (``reverse_from``), so **it
+may err to either side**. A
 gap below zero proves that they are not the model's; a small positive one does not prove that they are, above all with
 ``"annealed"``, where both directions may have missed the same mode.
 
@@ -16,14 +17,15 @@ over z, which would need a bracket of its own.) A Gaussian fitted to its samples
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_ebm.counting import check_count
+from hf_ebm.counting import check_count, check_seed, python_number
 from hf_ebm.json_text import finite_or_none
 from hf_ebm.progress import ProgressBar
 from hf_ebm.schedulers.energy_sampler import EnergySampler, check_positive
@@ -76,12 +78,15 @@ class LikelihoodSettings:
         for name in ("num_leapfrog_steps", "batch_size"):
             check_count(name, getattr(self, name), 1)
         check_count("equilibration_steps", self.equilibration_steps, 0)
+        check_seed("seed", self.seed)
         if self.base not in BASES:
             raise ValueError(f"base must be one of {BASES}, got {self.base!r}.")
         if self.reverse_from not in REVERSE_FROM:
             raise ValueError(f"reverse_from must be one of {REVERSE_FROM}, got {self.reverse_from!r}.")
         if self.temperature is not None:
             check_positive("temperature", self.temperature)
+        for item in fields(self):  # numpy numbers as Python's, for the record
+            object.__setattr__(self, item.name, python_number(getattr(self, item.name)))
 
     def walk_options(self, generator: torch.Generator, progress_bar: ProgressBar) -> dict[str, Any]:
         """The arguments of `estimate_log_z` that every walk shares."""
@@ -126,12 +131,13 @@ def bracket_on_box(
         base = GaussianBase.diagonal(torch.zeros_like(data[0]), 1.0)
     else:
         base = FITTED_BASES[settings.base](draw(max(MIN_FIT_SAMPLES, 2 * data[0].numel())))
-    # 2. where the reverse walk starts
+    # 2. where the reverse walk starts; walkers from copies of one end are not independent
+    groups = None
     if settings.reverse_from == "annealed":
         options["progress_bar"] = bar("1 of 3, starts of the reverse walk")
         walked = estimate_log_z(energy_in_v, base, None, temperature, **options)
         chosen = torch.multinomial(walked.log_weights.softmax(dim=0), number, replacement=True, generator=generator)
-        starts = walked.ends[chosen.to(data.device)]
+        starts, groups = walked.ends[chosen.to(data.device)], chosen
     elif settings.reverse_from == "generator":
         starts = draw(number)
     else:
@@ -145,7 +151,7 @@ def bracket_on_box(
     )
     # 3. both walks
     options["progress_bar"] = bar("3 of 3, both walks")
-    bracket = estimate_log_z(energy_in_v, base, found.samples, temperature, **options)
+    bracket = estimate_log_z(energy_in_v, base, found.samples, temperature, groups, **options)
 
     def mean_energy(v: Tensor) -> float:
         return (torch.cat([energy_fn(box.to_box(part)) for part in v.split(256)]) / temperature).mean().item()
@@ -160,13 +166,16 @@ def bracket_on_box(
 def bracket_record(bracket: LogZBracket) -> dict[str, Any]:
     """The numbers of a bracket for JSON: bounds, gap, effective sample sizes, mean acceptance.
 
-    An error that is infinite, because one weight outweighs all others, is None.
+    An error or interval that is infinite, because one weight outweighs all others, is None.
     """
     record: dict[str, Any] = {
         "lower": bracket.log_z_lower,
         "lower_error": finite_or_none(bracket.log_z_lower_error),
+        "lower_interval": finite_interval(bracket.log_z_lower_interval),
         "upper": bracket.log_z_upper,
         "upper_error": finite_or_none(bracket.log_z_upper_error),
+        "upper_interval": finite_interval(bracket.log_z_upper_interval),
+        "num_reverse_starts": bracket.num_reverse_starts,
         "gap": bracket.gap,
         "effective_sample_size": bracket.effective_sample_size,
         "effective_sample_size_reverse": bracket.effective_sample_size_reverse,
@@ -174,3 +183,8 @@ def bracket_record(bracket: LogZBracket) -> dict[str, Any]:
     if len(bracket.acceptance_rate):
         record["mean_acceptance_rate"] = bracket.acceptance_rate.mean().item()
     return record
+
+
+def finite_interval(interval: tuple[float, float] | None) -> list[float] | None:
+    """An interval as a list, None if there is none or an end is infinite."""
+    return list(interval) if interval is not None and all(map(math.isfinite, interval)) else None

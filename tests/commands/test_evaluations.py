@@ -33,18 +33,6 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys, mo
 def test_an_odd_set_that_is_not_there_is_told_with_its_near_names(folder, tmp_path, capsys, monkeypatch):
     arguments = ["eval-ood", "--model", folder, "--id", "digits", "--output", str(tmp_path)]
     arguments += ["--max-images", "20", "--resamples", "20"]
-        "eval-ood",
-        "--model",
-        folder,
-        "--id",
-        "digits",
-        "--output",
-        str(tmp_path),
-        "--max-images",
-        "20",
-        "--resamples",
-        "20",
-    ]
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--ood", str(tmp_path / "zzz")])
     assert "For --ood: embedded odd sets are rotated, " in capsys.readouterr().err

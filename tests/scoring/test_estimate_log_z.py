@@ -19,6 +19,8 @@ def test_no_samples_no_upper_bound():
     assert missing == {
         "log_z_upper",
         "log_z_upper_error",
+        "log_z_upper_interval",
+        "num_reverse_starts",
         "effective_sample_size_reverse",
         "acceptance_rate_reverse",
     }

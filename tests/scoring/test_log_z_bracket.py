@@ -170,3 +170,22 @@ def test_the_log_z_of_one_denoising_step():
         energy_fn, base, num_chains=3_000, num_temperatures=60, batch_size=3_000, generator=seeded()
     )
     assert abs(bracket.log_z_lower - log_z) < 0.01
+
+
+def test_walkers_from_copies_of_a_sample_count_as_one():
+    """Four copies of each of 50 samples: the bound is theirs, its interval and effective samples those of 50."""
+    target = gaussian(2, 0.6)
+    base = GaussianBase.fit_diagonal(target.samples, 0.01)
+    options = {"num_chains": 20, "num_temperatures": 3, "generator": seeded(1)}
+    copies = target.samples[:50].repeat_interleave(4, dim=0)
+    bracket = estimate_log_z(target.energy_fn, base, copies, target.temperature, **options)
+    assert bracket.num_reverse_starts == 50 and 1 <= bracket.effective_sample_size_reverse <= 50
+    assert bracket.log_z_upper_interval[0] <= bracket.log_z_upper <= bracket.log_z_upper_interval[1]
+    moved = copies + 1e-4 * torch.randn(copies.shape, generator=seeded(2))  # as by a chain: no longer identical
+    groups = torch.arange(50).repeat_interleave(4)
+    for given, number in ((groups, 50), (None, 200), (torch.zeros(200), 1)):
+        options["generator"] = seeded(1)
+        bracket = estimate_log_z(target.energy_fn, base, moved, target.temperature, given, **options)
+        assert bracket.num_reverse_starts == number and (bracket.log_z_upper_interval is None) == (number == 1)
+    with pytest.raises(ValueError, match=r"sample_groups must have one number per sample, shape \(200,\), got \(50,\)"):
+        estimate_log_z(target.energy_fn, base, moved, target.temperature, groups[:50], **options)
