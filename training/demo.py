@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from hf_ebm.exit_codes import INTERRUPTED
+from hf_ebm.exit_codes import INTERRUPTED, exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         print("hf-ebm: stopped by the user.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from error
+    except OSError as error:  # a full disk, a folder that is read-only
+        print(f"hf-ebm: error: {error}", file=sys.stderr)
+        raise SystemExit(exit_code(error)) from error
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from hf_ebm.scoring.plots import plot_chain_profiles, plot_energy_histograms
 from hf_ebm.training.launch import launch
 from hf_ebm.training.loop import save_grid
 from hf_ebm.training.settings import CONFIGS, read_yaml
+from hf_ebm.user_paths import expand_home
 
 METHODS: dict[str, Any] = {"ddaebm": DDAEBMPipeline, "dual_mcmc": DualMCMCPipeline}
 CHAIN_STEPS = 10  # updates of the z-chain that reconstructions are measured after, as in the paper
@@ -195,7 +196,9 @@ def run(method: str, arguments: Sequence[str]) -> None:
     for argument in arguments:
         if argument.startswith("output_dir="):
             output_dir = argument.removeprefix("output_dir=")
-    folder = Path(output_dir)
+    folder = Path(expand_home(output_dir))
+    if not folder.name:
+        raise SystemExit(f"error: output_dir must name a folder, got {output_dir!r}.")
     started = time.perf_counter()
     goes_on = any(argument.startswith("resume=") for argument in arguments)
     kept = None if goes_on else keep_earlier_run(folder)

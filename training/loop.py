@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hf_ebm.training.stopping import TrainingDivergedError, outlive_signals
+from hf_ebm.whole_files import whole_file
 
 TRACKERS = ("tensorboard", "wandb")
+METRICS = "metrics.jsonl"
 UNSUPPORTED = {  # variables that `accelerate launch` sets, and what each asks for
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -224,9 +226,8 @@ class MetricsFile:
                 if record["step"] > resume_step:
                     break
                 kept.append(line + "\n")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one line."""

@@ -17,8 +17,15 @@ from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.checkpoints import find_checkpoint
 from hf_ebm.training.loop import make_accelerator, make_loader
 from hf_ebm.training.method import Method
-from hf_ebm.training.resuming import Course, go_on, has_nothing_to_do
-from hf_ebm.training.run_folder import only_run, push_run, start_run
+from hf_ebm.training.resuming import Course, go_on, has_nothing_to_do, restore_random_states
+from hf_ebm.training.run_folder import (
+    check_output_dir,
+    check_run_folder,
+    check_writable,
+    only_run,
+    push_run,
+    start_run,
+)
 from hf_ebm.training.running import Run, train
 from hf_ebm.training.steps import prepare_models
 from hf_ebm.training.stopping import FINISHING, stopping
@@ -35,6 +42,7 @@ def run_training(method: Method, settings: Any) -> Path:
     if method.write_card is None and (settings.push_to_hub or settings.push_every_checkpoint):
         raise ValueError(f"push_to_hub must be false: a {method.name} run has no model card and stays local.")
     output_dir = Path(settings.output_dir)
+    check_output_dir(output_dir)
     accelerator = make_accelerator(settings.mixed_precision, settings.trackers, output_dir)
     with only_run(output_dir) if accelerator.is_main_process else nullcontext():
         return _run(method, settings, accelerator, output_dir)
@@ -57,6 +65,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
         if settings.push_to_hub and accelerator.is_main_process:
             push_run(settings, output_dir)
         return output_dir
+    check_writable(output_dir)
     loader = open_data(settings, method.sample_shape(models, model_settings), accelerator)
 
     prepare_models(models, settings)
@@ -64,11 +73,13 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     accelerator.register_for_checkpointing(*schedules, *emas)
+    check_run_folder(settings, output_dir, checkpoint)
+    # loaded before anything in the folder is removed
+    course = Course() if checkpoint is None else go_on(checkpoint, accelerator, settings, schedules, emas)
     start_run(accelerator, settings, output_dir, checkpoint)  # now that every setting has been used once
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
-    course = Course()
     if checkpoint is not None:
-        course = go_on(checkpoint, accelerator, settings, output_dir, schedules, emas)
+        restore_random_states(checkpoint, accelerator, settings)
     run = Run(
         method=method,
         settings=settings,

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,36 +15,55 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import psutil
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from hf_ebm.counting import counted
-from hf_ebm.hub import CARD, SETTINGS, SUMMARY, hardware_name, read_json
+from hf_ebm.hub import CARD, GENERATED, SETTINGS, SUMMARY, hardware_name, read_json
 from hf_ebm.pull import INDEX
-from hf_ebm.push import FACTS_ABOUT_WEIGHTS, push_folder, where_it_is
+from hf_ebm.push import FACTS_ABOUT_WEIGHTS, WEIGHTS, push_folder, where_it_is
+from hf_ebm.remote_code import CODE_FILE
 from hf_ebm.scoring.modes import density_metrics, sample_metrics
 from hf_ebm.scoring.near_data import near_data_metrics
 from hf_ebm.scoring.plots import plot_2d
 from hf_ebm.toy_data import TOY_NAMES, sample_toy
-from hf_ebm.training.checkpoints import is_in, later_checkpoints, list_checkpoints
-from hf_ebm.training.loop import save_grid
+from hf_ebm.training.checkpoints import (
+    NAME,
+    TEMPORARY,
+    is_in,
+    later_checkpoints,
+    list_checkpoints,
+    remove_checkpoint,
+    remove_temporary,
+)
+from hf_ebm.training.loop import METRICS, save_grid
 from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.settings import dump_settings
+from hf_ebm.training.settings import dump_settings, read_yaml
 from hf_ebm.whole_files import whole_file
 
 CHECKPOINT_BRANCH = "checkpoints"  # of the repository that a run pushes to
-LEFT_BY_A_RUN = (
-    "checkpoints",
-    "samples",
-    "logs",
-    "wandb",
-    "metrics.jsonl",
-    "train_summary.json",
-    "README.md",
-    "model_index.json",  # without it, old weights are no pipeline beside new settings
-    *FACTS_ABOUT_WEIGHTS,
+TEMPORARY_PIPELINE = ".tmp_pipeline"
+FOLDERS = ("checkpoints", "samples", "logs", "wandb")
+COMPONENTS = (
+    "energy_model",
+    "generator_model",
+    "inference_model",
+    "scheduler",
+    "latent_scheduler",
+    "image_processor",
 )
+FILES = (INDEX, CARD, SUMMARY, METRICS, CODE_FILE, *FACTS_ABOUT_WEIGHTS)  # the index first: see `remove_run`
+SETTINGS_OF_A_RUN = frozenset({"output_dir", "dataset", "max_steps", "batch_size"})  # what its settings.yaml has
+SAMPLES = re.compile(r"^step_\d+\.png$")
+TENSORBOARD_FILES = re.compile(r"^(events\.out\.tfevents\..+|hparams\.yml)$")
+WANDB_FILES = re.compile(r"^((offline-)?run-\d{8}_\d{6}-\w+|latest-run|debug(-internal)?\.log)$")
+COMPONENT_CONFIGS = frozenset({"config.json", "scheduler_config.json", "preprocessor_config.json"})
+TEMPORARY_FILES = re.compile(  # of `whole_file`
+    r"^\.(settings|metrics|train_summary|README)\.(?P<writer>\d+)\.tmp\.(yaml|jsonl|json|md)$"
+)
+COMPONENT_CODE = re.compile(r"^hf_ebm\..+\.py$")
 
 
 @contextlib.contextmanager
@@ -69,40 +89,162 @@ def only_run(output_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpoint: Path | None) -> None:
-    """Make the folder and write ``settings.yaml``; called by all processes.
+def check_output_dir(output_dir: Path) -> None:
+    """Raise a `ValueError` if `output_dir` is, or is in, a file or a broken link."""
+    for path in (output_dir, *output_dir.absolute().parents):
+        if path.is_dir():
+            return
+        if path.exists():
+            raise ValueError(f"output_dir must be a folder, got {output_dir}: {path} is a file; choose another one.")
+        if path.is_symlink():
+            raise ValueError(
+                f"output_dir must be a folder, got {output_dir}: {path} is a link to {os.readlink(path)}, which does "
+                "not exist; choose another one."
+            )
+
+
+def check_writable(output_dir: Path) -> None:
+    """Raise a `ValueError` if `output_dir` cannot be made or written to."""
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir must be writable, got {output_dir}: {existing} is read-only; choose another one.")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds the ``settings.yaml`` of a run."""
+    try:
+        return read_yaml(folder / SETTINGS).keys() >= SETTINGS_OF_A_RUN
+    except (OSError, ValueError):
+        return False
+
+
+def check_run_folder(settings: Any, output_dir: Path, checkpoint: Path | None) -> None:
+    """Raise a `ValueError` if a run cannot have its folder.
 
     Args:
-        accelerator: Of the run.
         settings: Of the run.
         output_dir: The folder.
-        checkpoint: What the run goes on from; None: it begins.
+        checkpoint: What the run resumes from; None: it starts.
 
     Raises:
-        ValueError: If the folder holds another run, or the run's own later checkpoints, which would be lost.
+        ValueError: If the folder holds another run or files of others that a run would write, or if the run's own later
+            checkpoints, the checkpoint or the data set would be lost.
     """
-    resumed = checkpoint is not None and is_in(checkpoint, output_dir / "checkpoints")
-    paths = [output_dir / name for name in LEFT_BY_A_RUN]
-    # an empty metrics.jsonl is of a run that made no step
-    occupied = [path.name for path in paths if path.is_dir() or (path.is_file() and path.stat().st_size > 0)]
-    accelerator.wait_for_everyone()  # all have looked before one writes
-    if occupied and not resumed and not settings.overwrite_output_dir:
+    if checkpoint is not None and is_in(checkpoint, output_dir / "checkpoints"):
+        later = later_checkpoints(checkpoint)
+        if later and not settings.overwrite_output_dir:
+            raise ValueError(
+                f"resume={checkpoint} leaves {counted(len(later), 'later checkpoint')} ({later[-1].name} the last) "
+                "behind; go on from there with resume=latest, from here in another output_dir, or remove what is later "
+                "with overwrite_output_dir=true."
+            )
+        check_survivors(settings, output_dir, checkpoint, later)
+        return
+    occupied = [name for name in (*FOLDERS, *FILES, *COMPONENTS) if is_occupied(output_dir / name)]
+    if not is_run(output_dir):
+        occupied += [SETTINGS] if os.path.lexists(output_dir / SETTINGS) else []
+        if occupied:
+            raise ValueError(
+                f"output_dir {output_dir} is not the folder of a run (it has no {SETTINGS} of one), and a run would "
+                f"write over what it holds ({', '.join(occupied)}); choose another output_dir."
+            )
+    elif occupied and not settings.overwrite_output_dir:
         goes_on = "go on with resume=latest, " if list_checkpoints(output_dir / "checkpoints") else ""
         raise ValueError(
             f"output_dir {output_dir} holds a run already ({', '.join(occupied)}); {goes_on}choose another output_dir, "
             "or replace it with overwrite_output_dir=true."
         )
-    later = later_checkpoints(checkpoint) if checkpoint is not None and resumed else []
-    if later and not settings.overwrite_output_dir:
-        raise ValueError(
-            f"resume={checkpoint} leaves {counted(len(later), 'later checkpoint')} ({later[-1].name} the last) "
-            "behind; go on from there with resume=latest, from here in another output_dir, or remove what is later "
-            "with overwrite_output_dir=true."
-        )
+    else:
+        check_survivors(settings, output_dir, checkpoint, files_of_run(output_dir))
+
+
+def check_survivors(settings: Any, output_dir: Path, checkpoint: Path | None, removed: list[Path]) -> None:
+    """Raise a `ValueError` if the checkpoint or the data set of a run are among what it removes from its folder."""
+    gone = [path.resolve() for path in removed]
+    for name, path in (("resume", checkpoint), ("dataset", Path(settings.dataset))):
+        if path is None or not path.exists() or not path.resolve().is_relative_to(output_dir.resolve()):
+            continue
+        if any(path.resolve().is_relative_to(one) or one.is_relative_to(path.resolve()) for one in gone):
+            raise ValueError(
+                f"{name}={path} is part of the run that overwrite_output_dir=true removes from {output_dir}; choose "
+                "another output_dir, or move it."
+            )
+
+
+def is_occupied(path: Path) -> bool:
+    """Whether there is something at `path` but for the empty ``metrics.jsonl`` of a run that made no step."""
+    return os.path.lexists(path) and not (path.name == METRICS and path.is_file() and path.stat().st_size == 0)
+
+
+def files_of_run(output_dir: Path) -> list[Path]:
+    """What runs have written into their folder, except ``settings.yaml``: files, and folders that are wholly theirs."""
+    kept = (CARD,) if is_edited(output_dir / CARD) else ()
+    found = [output_dir / name for name in FILES if name not in kept and (output_dir / name).is_file()]
+    found += [
+        path
+        for path in (output_dir / "checkpoints").glob("*")
+        if (NAME.match(path.name) or TEMPORARY.match(path.name)) and path.is_dir()
+    ]
+    found += [path for path in (output_dir / "samples").glob("*") if SAMPLES.match(path.name)]
+    found += [path for path in (output_dir / "logs").rglob("*") if TENSORBOARD_FILES.match(path.name)]
+    found += [path for path in (output_dir / "wandb").glob("*") if WANDB_FILES.match(path.name)]
+    for name in components_of(output_dir):
+        found += [path for path in (output_dir / name).glob("*") if is_component_file(path)]
+    return found
+
+
+def is_edited(card: Path) -> bool:
+    """Whether a model card is one that its reader has made their own, by removing the line of generated cards."""
+    return card.is_file() and GENERATED not in card.read_text(encoding="utf-8", errors="replace")
+
+
+def components_of(folder: Path) -> list[str]:
+    """The folders of a pipeline's components."""
+    try:
+        index = read_json(folder / INDEX)
+    except ValueError:
+        index = {}
+    listed = [name for name, value in index.items() if isinstance(value, list) and Path(name).name == name]
+    return [name for name in dict.fromkeys([*listed, *COMPONENTS]) if (folder / name).is_dir()]
+
+
+def is_component_file(path: Path) -> bool:
+    """Whether a file in a component's folder is one that saving the component writes."""
+    is_ours = path.name in COMPONENT_CONFIGS or WEIGHTS.fullmatch(path.name) or COMPONENT_CODE.match(path.name)
+    return bool(is_ours) and path.is_file()
+
+
+def remove_run(output_dir: Path) -> None:
+    """Remove what runs have written into their folder; all else stays."""
+    found = files_of_run(output_dir)  # the index is the first: without it, what is left is no pipeline
+    folders = {folder for path in found for folder in path.relative_to(output_dir).parents if folder.name}
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        with contextlib.suppress(OSError):  # it holds something else, or is a link
+            (output_dir / folder).rmdir()
+
+
+def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpoint: Path | None) -> None:
+    """Make the folder, remove what `check_run_folder` has allowed, write ``settings.yaml``; called by all processes.
+
+    Args:
+        accelerator: Of the run.
+        settings: Of the run.
+        output_dir: The folder.
+        checkpoint: What the run resumes from, already loaded; None: it starts.
+    """
+    accelerator.wait_for_everyone()  # all have checked and loaded before one writes
     if accelerator.is_main_process:
-        for name in occupied if not resumed else ():
-            path = output_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if checkpoint is not None and is_in(checkpoint, output_dir / "checkpoints"):
+            for path in later_checkpoints(checkpoint):
+                remove_checkpoint(path)
+        else:
+            remove_run(output_dir)
+        remove_leftovers(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         dump_settings(settings, output_dir / SETTINGS)
     if settings.trackers:
@@ -112,6 +254,17 @@ def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpo
         own_options: dict[str, Any] = {"wandb": {"dir": str(output_dir)}}  # tensorboard takes the accelerator's folder
         accelerator.init_trackers("hf-ebm", config=flat, init_kwargs=own_options)
     accelerator.wait_for_everyone()
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Remove the temporary files of runs that were killed, or whose disk was full, while they wrote them."""
+    remove_temporary(output_dir / "checkpoints")
+    if (output_dir / TEMPORARY_PIPELINE).is_dir():
+        shutil.rmtree(output_dir / TEMPORARY_PIPELINE)
+    for path in output_dir.glob(".*.tmp.*"):
+        found = TEMPORARY_FILES.match(path.name)
+        if found and not psutil.pid_exists(int(found["writer"])):
+            path.unlink()
 
 
 @torch.no_grad()
@@ -173,19 +326,19 @@ def finish_run(
 
     `save_samples` and `write_card` are the method's, see `hf_ebm.training.method.Method`.
 
-    The pipeline is written under a temporary name and its parts are then moved in place, so that a reader of the folder
-    never sees half a component. What was found out about the weights of an earlier end of the run is removed.
+    The pipeline is written under a temporary name and its files are then moved in place, so that a reader of the folder
+    never sees half a file. What was found out about the weights of an earlier end of the run is removed.
     """
     for name in (SUMMARY, *FACTS_ABOUT_WEIGHTS):
         (output_dir / name).unlink(missing_ok=True)
-    temporary = output_dir / ".tmp_pipeline"
+    temporary = output_dir / TEMPORARY_PIPELINE
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary, safe_serialization=True)
-    for part in sorted(temporary.iterdir(), key=lambda path: path.name == "model_index.json"):  # the index last
-        target = output_dir / part.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        part.replace(target)
+    for part in sorted(temporary.iterdir(), key=lambda path: path.name == INDEX):  # the index last
+        if part.is_dir():
+            replace_component(part, output_dir / part.name)
+        else:
+            part.replace(output_dir / part.name)
     temporary.rmdir()
     grid = save_samples(pipeline, output_dir / "samples", step, settings)
     if grid.is_file():
@@ -219,8 +372,23 @@ def finish_run(
     }
     with whole_file(output_dir / SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    if write_card is not None:
+    card = output_dir / CARD
+    if write_card is not None and is_edited(card):
+        print(f"note: {card} is kept as it was edited.")
+    elif write_card is not None:
         write_card(output_dir)
+
+
+def replace_component(part: Path, target: Path) -> None:
+    """Move the files of a saved component to its folder `target` in place of those of an earlier one."""
+    target.mkdir(exist_ok=True)
+    new = sorted(part.iterdir())
+    for path in target.iterdir():
+        if is_component_file(path) and path.name not in {one.name for one in new}:
+            path.unlink()
+    for path in new:
+        path.replace(target / path.name)
+    part.rmdir()
 
 
 def is_finished(output_dir: Path, step: int, with_card: bool) -> bool:

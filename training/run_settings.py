@@ -35,7 +35,7 @@ class RunSettings:
     """Settings of a run that do not depend on the method; each script's dataclass adds its own."""
 
     output_dir: str = "outputs/run"
-    overwrite_output_dir: bool = False  # True: a run that is there already is replaced
+    overwrite_output_dir: bool = False  # True: replace the run in output_dir; other files stay
 
     # data
     dataset: str = "digits"  # "digits", "25gaussians", "pinwheel", "swissroll", a Hub id, or a local folder
@@ -60,7 +60,7 @@ class RunSettings:
     gradient_accumulation_steps: int = 1  # for now only 1 is supported
     energy_learning_rate: float = 1e-4
     generator_learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-5  # end of the cosine decay; a finished run that is extended goes on at it
+    final_learning_rate: float = 1e-5  # end of the cosine decay, also of a run that is extended
     adam_betas: tuple[float, ...] = (0.0, 0.9)
     max_grad_norm: float | None = None
     ema_decay: float | None = 0.999  # of generator and energy; None: no EMA
@@ -97,6 +97,8 @@ class RunSettings:
                 object.__setattr__(self, name, expand_home(value))
         if not self.dataset.strip():
             raise ValueError(f"dataset must be the name of a data set or a folder, got {self.dataset!r}.")
+        if not self.output_dir.strip():
+            raise ValueError(f"output_dir must name a folder, got {self.output_dir!r}.")
         self.check_at_least(1, "max_steps", "batch_size", "log_every")
         if self.gradient_accumulation_steps != 1:
             raise ValueError(

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE, INTERRUPTED
+from hf_ebm.exit_codes import FAILURE, INTERRUPTED, exit_code
 from hf_ebm.push_errors import PushError
+from hf_ebm.training.checkpoints import WriteError
 from hf_ebm.training.settings import describe_settings, load_settings, shipped_configs
 from hf_ebm.training.stopping import TrainingDivergedError
 
@@ -20,7 +21,7 @@ def run_script(
     """Entry point of a script.
 
     A setting that cannot be used ends it with one clear line and exit code 2, Ctrl-C and a SIGTERM with another one and
-    130, a loss that diverges with 1.
+    130, a loss that diverges or a full disk with 1.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in ("-h", "--help"):
@@ -38,14 +39,14 @@ def run_script(
     except KeyboardInterrupt as error:
         say_once(f"hf-ebm: {str(error) or 'stopped by the user.'}")
         raise SystemExit(INTERRUPTED) from error
-    except TrainingDivergedError as error:
+    except (TrainingDivergedError, WriteError) as error:
         say_once(f"hf-ebm: error: {error}")
         raise SystemExit(FAILURE) from error
     except PushError as error:
         raise SystemExit(f"hf-ebm: error: {error}") from error  # with exit code 1
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"hf-ebm: error: {error}", file=sys.stderr)
-        raise SystemExit(CALLERS_MISTAKE) from error
+        raise SystemExit(exit_code(error)) from error
 
 
 def say_once(line: str) -> None:

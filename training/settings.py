@@ -16,6 +16,7 @@ import yaml
 from hf_ebm.commands.train import METHODS
 from hf_ebm.near_names import did_you_mean
 from hf_ebm.user_paths import expand_home
+from hf_ebm.whole_files import whole_file
 
 SettingsT = TypeVar("SettingsT")
 CONFIGS = Path(__file__).parent / "configs"
@@ -209,4 +210,5 @@ def describe_settings(cls: type[Any], config: str) -> str:
 def dump_settings(settings: Any, path: Path) -> None:
     """Write all settings, defaults included, as YAML that ``--config`` reads back."""
     values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(settings).items()}
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hf_ebm.training.checkpoints import list_checkpoints
+from safetensors import SafetensorError
+
+from hf_ebm.training.checkpoints import WriteError, list_checkpoints
 
 ONE_PRESS = 2.0  # seconds in which a second signal is the same Ctrl-C: the launcher of several processes sends its own
 GRACE = 10  # seconds that a loader's worker has after a SIGTERM
@@ -74,6 +76,7 @@ def stopping(
     Raises:
         KeyboardInterrupt: With that message.
         TrainingDivergedError: The same, with the step.
+        WriteError: The same, if a file could not be written or read.
     """
     interruption, ours = Interruption(say), []
     if threading.current_thread() is threading.main_thread():
@@ -98,6 +101,14 @@ def stopping(
             else f"There is no checkpoint yet: begin again with {when_diverged}, and overwrite_output_dir=true"
         )
         raise TrainingDivergedError(f"{DIVERGED} {step()}: {error}. {resume}.") from error
+    except (WriteError, OSError, SafetensorError) as error:
+        found = list_checkpoints(checkpoints)
+        resume = (
+            f"The last checkpoint is {found[-1]}: once this is fixed, go on with resume=latest"
+            if found
+            else "There is no checkpoint yet: once this is fixed, begin again with overwrite_output_dir=true"
+        )
+        raise WriteError(f"training stopped at step {step()}: {error}. {resume}.") from error
     finally:
         for number in ours:
             signal.signal(number, DEFAULTS[number])

@@ -1,7 +1,11 @@
 """Checkpoints of every training script: a resumed run is the whole one to the last bit, or it is refused."""
 
+import copy
 import dataclasses
+import itertools
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +13,9 @@ from diffusers.training_utils import EMAModel
 from small_runs import Script, all_weights, assert_same_run
 
 import hf_ebm
-from hf_ebm.training.checkpoints import list_checkpoints
+from hf_ebm.training.checkpoints import list_checkpoints, set_random_states
+from hf_ebm.training.loop import advance
+from hf_ebm.training.resuming import adopt_position, adopt_rate, check_same_states, rate_after, restore_random_states
 from hf_ebm.training.run_folder import only_run
 from hf_ebm.training.run_settings import changed_settings
 
@@ -170,6 +176,153 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, name):
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_00000004", "step_00000006"]
 
 
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_every_file_of_a_checkpoint_is_needed(tmp_path, script, damage):
+    """Networks, optimizers, schedules, averages and random states: without any of them a run would be another one."""
+    run = script.train(tmp_path / "run", checkpoint_every=2)
+    checkpoint = run / "checkpoints" / "step_00000004"
+    names = sorted(path.name for path in checkpoint.iterdir() if path.name != "trainer_state.json")
+    assert {"random_states_0.pkl", "optimizer_1.bin", "model_2.safetensors", "custom_checkpoint_3.pkl"} <= set(names)
+    for name in names:
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).unlink()
+        if damage == "truncated":
+            (checkpoint / name).write_bytes(whole[:100])
+        with pytest.raises(
+            ValueError, match=r"step_00000004 cannot be loaded .*; go on from .*step_00000002, by resume"
+        ):
+            script.train(run, resume="latest", max_steps=6)
+        (checkpoint / name).write_bytes(whole)
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_00000002", "step_00000004"]
+
+
+def test_the_random_states_of_every_process_are_needed(tmp_path):
+    script = Script("ddaebm")
+    checkpoint = script.train(tmp_path / "run", max_steps=2) / "checkpoints" / "step_00000002"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    (checkpoint / "trainer_state.json").write_text(json.dumps({**state, "num_processes": 2}))
+    for content in (None, b"", (checkpoint / "random_states_0.pkl").read_bytes()[:-100]):
+        if content is not None:
+            (checkpoint / "random_states_1.pkl").write_bytes(content)
+        with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*; begin again"):
+            script.train(tmp_path / "run", resume="latest", max_steps=3)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"step": 2, "position": {"epoch": 0, "batch": 2}}'])
+def test_facts_that_lack_something_are_damage(tmp_path, content):
+    script = Script("ddaebm")
+    checkpoint = script.train(tmp_path / "run", max_steps=2) / "checkpoints" / "step_00000002"
+    (checkpoint / "trainer_state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*trainer_state.json lacks .*; begin again"):
+        script.train(tmp_path / "run", resume="latest", max_steps=3)
+
+
+@pytest.mark.parametrize("place", ["checkpoints/best/step_00000002", "mine/step_00000002"])
+def test_the_checkpoint_that_a_run_resumes_from_is_not_removed(tmp_path, place):
+    """A copy in another folder of the run that is replaced."""
+    script, run = Script("ddaebm"), tmp_path / "run"
+    whole = script.train(tmp_path / "whole")
+    shutil.copytree(script.train(run) / "checkpoints" / "step_00000002", run / place)
+    script.train(run, resume=str(run / place), overwrite_output_dir=True, checkpoint_every=0)
+    assert (run / place / "optimizer.bin").is_file()
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_00000004"]
+    assert all(torch.equal(value, all_weights(whole)[key]) for key, value in all_weights(run).items())
+
+
+def test_nothing_is_removed_for_a_checkpoint_that_would_go_or_is_damaged(tmp_path):
+    script, run = Script("ddaebm"), tmp_path / "run"
+    checkpoints = script.train(run) / "checkpoints"
+    inner = checkpoints / "step_00000004" / "inner" / "step_00000002"
+    shutil.copytree(checkpoints / "step_00000002", inner)
+    damaged = tmp_path / "other" / "step_00000002"
+    shutil.copytree(checkpoints / "step_00000002", damaged)
+    (damaged / "optimizer.bin").write_bytes(b"")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"resume=.*step_00000002 is part of the run that overwrite_output_dir=true"):
+        script.train(run, resume=str(inner), overwrite_output_dir=True)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        script.train(run, resume=str(damaged), overwrite_output_dir=True)
+    with pytest.raises(ValueError, match=r"dataset=.*samples is part of the run that overwrite_output_dir=true"):
+        shutil.copy(run / "samples.png", run / "samples" / "step_00000009.png")
+        script.train(run, dataset=str(run / "samples"), batch_size=1, overwrite_output_dir=True)
+    (run / "samples" / "step_00000009.png").unlink()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_later_checkpoints_are_those_of_more_steps(tmp_path):
+    """Whatever the folder is called that a run resumes from, and though ``checkpoints/step_*`` is a link."""
+    script, run = Script("ddaebm"), tmp_path / "run"
+    checkpoints = script.train(run) / "checkpoints"
+    (checkpoints / "step_00000002").rename(checkpoints / "zbest")
+    (checkpoints / "step_00000004").rename(tmp_path / "elsewhere")
+    (checkpoints / "step_00000004").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"leaves 1 later checkpoint \(step_00000004 the last\)"):
+        script.train(run, resume=str(checkpoints / "zbest"))
+    script.train(run, max_steps=5, resume="latest")
+    script.train(run, max_steps=3, resume=str(checkpoints / "zbest"), overwrite_output_dir=True)
+    assert [path.name for path in list_checkpoints(checkpoints)] == ["step_00000003"]
+    assert (checkpoints / "zbest").is_dir() and (tmp_path / "elsewhere" / "optimizer.bin").is_file()
+
+
+def test_settings_that_a_checkpoint_restores_are_those_of_the_resumed_run(tmp_path, script, capsys):
+    changes = {"adam_betas": [0.5, 0.99], "ema_decay": 0.1}
+    changes |= {"weight_decay": 0.25} if script.name == "dual_mcmc" else {}
+    script.train(tmp_path, ema_decay=0.9, max_steps=12, stretch_seconds=1e-9)
+    script.train(tmp_path, max_steps=12, resume="latest", checkpoint_every=0, **changes)
+    assert "adam_betas [0.0, 0.9], now (0.5, 0.99)" in capsys.readouterr().out
+    checkpoint = list_checkpoints(tmp_path / "checkpoints")[-1]
+    groups = [torch.load(path)["param_groups"][0] for path in sorted(checkpoint.glob("optimizer*.bin"))]
+    assert [tuple(group["betas"]) for group in groups] == [(0.5, 0.99)] * len(groups)
+    assert [group["weight_decay"] for group in groups] == {"ddaebm": [0.0, 0.0], "dual_mcmc": [0.25, 0.0, 0.25]}[
+        script.name
+    ]
+    states = [torch.load(path) for path in sorted(checkpoint.glob("custom_checkpoint_*.pkl"))]
+    averages = [state for state in states if "shadow_params" in state]
+    assert [state["decay"] for state in averages] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.9, None), (None, 0.9)])
+def test_averages_cannot_be_begun_or_ended_on_resume(tmp_path, script, before, now):
+    script.train(tmp_path / "run", max_steps=2, ema_decay=before)
+    yaml = {None: "null", 0.9: "0.9"}
+    expected = (
+        f"ema_decay cannot be changed from {yaml[before]} to {yaml[now]} on resume.*with ema_decay={yaml[before]}"
+    )
+    for max_steps in (2, 4):
+        with pytest.raises(ValueError, match=expected):
+            script.train(tmp_path / "run", max_steps=max_steps, ema_decay=now, resume="latest")
+
+
+def test_fp16_cannot_be_begun_on_resume(tmp_path):
+    settings = Script("ddaebm").settings("run", mixed_precision="fp16")
+    state = {"step": 1, "position": {}, "num_processes": 1, "settings": {"mixed_precision": "bf16"}}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="mixed_precision cannot be changed from bf16 to fp16"):
+        check_same_states(tmp_path, settings)
+    check_same_states(tmp_path, dataclasses.replace(settings, mixed_precision="no"))
+
+
+def test_a_changed_seed_counts(tmp_path):
+    script = Script("ddaebm")
+    checkpoint = script.train(tmp_path, max_steps=2) / "checkpoints" / "step_00000002"
+    accelerator = SimpleNamespace(process_index=0, print=print)
+    set_random_states(checkpoint, 0)
+    saved = torch.get_rng_state()
+    for seed, restored in ((0, True), (1, False)):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        restore_random_states(checkpoint, accelerator, script.settings(tmp_path, seed=seed))
+        assert torch.equal(torch.get_rng_state(), saved) is restored
+        assert torch.equal(torch.get_rng_state(), before) is not restored
+
+
+def test_the_place_in_the_data_is_kept_for_another_batch_size():
+    state = {"position": {"epoch": 3, "batch": 6}, "num_processes": 2, "settings": {"batch_size": 8}}
+    settings = Script("ddaebm").settings("run", batch_size=16)
+    assert dataclasses.astuple(adopt_position(state, settings, 1)) == (3, 6)
+    assert dataclasses.astuple(adopt_position(state, settings, 2)) == (3, 3)
+
+
 def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):
     script = Script("ddaebm")
     script.train(tmp_path, final_learning_rate=2e-5)
@@ -178,6 +331,106 @@ def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):
     rates = {record["step"]: record["learning_rate"] for record in records}
     assert sorted(rates) == [1, 2, 3, 4, 5, 6, 7] and rates[1] > rates[2] > rates[3] > 2e-5
     assert [rates[step] for step in (4, 5, 6, 7)] == pytest.approx([2e-5] * 4)
+
+
+def cosine(optimizer, max_steps, final=1e-5):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_steps, min(final, optimizer.defaults["lr"]))
+
+
+def resumed(schedule, max_steps, step, make, initial=1e-3, batch=0, new_end=False):
+    """The schedule of a new start after `step` steps, with the state of `schedule`."""
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=initial)
+    new = make(optimizer, max_steps)
+    beginning = copy.deepcopy(new.state_dict())
+    optimizer.load_state_dict(copy.deepcopy(schedule.optimizer.state_dict()))
+    new.load_state_dict(copy.deepcopy(schedule.state_dict()))
+    adopt_rate(new, beginning, step, max_steps - step, batch, new_end)
+    return new
+
+
+def run(schedule, steps):
+    rates = [schedule.optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
+        schedule.optimizer.step()
+        advance(schedule)
+        rates.append(schedule.optimizer.param_groups[0]["lr"])
+        assert schedule.get_last_lr() == [rates[-1]]
+    return rates
+
+
+@pytest.mark.parametrize("ends", [(6, 20, 40), (6, 7, 8, 100), (20, 10), (20, 20, 20)])
+@pytest.mark.parametrize("stop", [1.0, 0.3])
+def test_the_rate_of_an_extended_run_anneals_from_its_last_one(ends, stop):
+    """Runs that end or are stopped on the way, again and again: the rate never rises, and ends at the final one."""
+    schedule = cosine(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-3), ends[0])
+    rates, step = [1e-3], 0
+    for max_steps in ends:
+        if step:
+            schedule = resumed(schedule, max_steps, step, cosine)
+        done = max(1, round(stop * (max_steps - step)))
+        expected = rate_after(schedule, max_steps - step)
+        rates += run(schedule, done)
+        step += done
+        assert rate_after(schedule, max_steps - step) == pytest.approx(expected)
+    rates += run(schedule, ends[-1] - step)
+    assert all(after <= before for before, after in itertools.pairwise(rates)) and rates[-1] == pytest.approx(1e-5)
+
+
+def test_the_rate_of_a_resumed_run_is_that_of_a_whole_one():
+    """To the last bit, also after an extension, and from where a changed setting takes it."""
+    first = cosine(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-3), 10)
+    run(first, 4)
+    whole = run(copy.deepcopy(first), 6)
+    assert run(resumed(first, 10, 4, cosine), 6) == whole
+    extended = resumed(first, 30, 4, cosine)
+    whole = run(copy.deepcopy(extended), 26)
+    run(extended, 9)
+    assert run(resumed(extended, 30, 13, cosine), 17) == whole[9:]
+    asked = resumed(extended, 30, 13, cosine, initial=2e-3)
+    assert run(asked, 1)[0] == pytest.approx(
+        run(cosine(asked.optimizer.__class__([torch.nn.Parameter(torch.zeros(1))], lr=2e-3), 30), 13)[-1]
+    )
+    higher = lambda optimizer, steps: cosine(optimizer, steps, final=5e-4)  # noqa: E731
+    assert run(resumed(extended, 30, 13, higher, new_end=True), 17)[-1] == pytest.approx(5e-4)
+
+
+def test_the_decay_per_epoch_continues():
+    def decay(per_epoch, gamma):
+        return lambda optimizer, _: torch.optim.lr_scheduler.StepLR(optimizer, per_epoch, gamma)
+
+    schedule = decay(4, 0.5)(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 0)
+    run(schedule, 6)
+    resume = lambda make: resumed(schedule, 14, 6, make, initial=1.0, batch=2)  # noqa: E731
+    assert rate_after(resume(decay(4, 0.5)), 8) == 0.125
+    assert run(resume(decay(4, 0.5)), 8) == [0.5] * 2 + [0.25] * 4 + [0.125] * 3
+    assert run(resume(decay(4, 0.1)), 4) == pytest.approx([0.5] * 2 + [0.05] * 3)
+    assert run(resume(decay(3, 0.5)), 4) == [0.5] + [0.25] * 3 + [0.125]  # epochs are shorter now
+    assert run(resume(cosine), 8)[::8] == pytest.approx([0.5, 1e-5])
+    annealing = resume(cosine)
+    run(annealing, 4)
+    back = resumed(annealing, 14, 10, decay(4, 0.5), initial=1.0, batch=2)
+    last = annealing.optimizer.param_groups[0]["lr"]
+    assert run(back, 2) == [last, last, last / 2] and "T_max" not in back.state_dict()
+
+
+def test_a_run_that_is_extended_again_and_again(tmp_path, script, capsys):
+    """Each stretch goes on as the whole of it would have, and both rates are printed."""
+    settings = {"learning_rate_schedule": "cosine"} if script.name == "dual_mcmc" else {}
+    script.train(tmp_path / "a", max_steps=2, checkpoint_every=0, **settings)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    capsys.readouterr()
+    script.train(tmp_path / "a", max_steps=5, checkpoint_every=0, resume="latest", **settings)
+    printed = capsys.readouterr().out
+    assert "is extended to max_steps 5" in printed
+    assert "note: the learning rate goes from 1e-05 to 1e-05 between steps 2 and 5." in printed
+    for _ in range(3):
+        script.train(tmp_path / "b", max_steps=5, stretch_seconds=1e-9, resume="latest", **settings)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    script.train(tmp_path / "b", max_steps=9, stretch_seconds=1e-9, resume="latest", **settings)
+    script.train(tmp_path / "b", max_steps=12, stretch_seconds=1e-9, resume="latest", **settings)
+    rates = learning_rates(tmp_path / "b")
+    assert sorted(rates) == [1, 2, 3, 4, 5, 6, 7]
+    assert [rates[step] for step in (2, 3, 4, 5, 6, 7)] == pytest.approx([1e-5] * 6)
 
 
 def learning_rates(folder):
@@ -208,13 +461,15 @@ def test_other_learning_rates_are_taken(tmp_path, script, schedule):
 
 def test_more_steps_for_a_run_that_is_under_way(tmp_path, capsys):
     script = Script("ddaebm")
-    whole, part = script.train(tmp_path / "whole", max_steps=6), tmp_path / "part"
+    part = tmp_path / "part"
     script.train(part, max_steps=4, stretch_seconds=1e-9)
     capsys.readouterr()
     script.train(part, max_steps=6, resume="latest")
     printed = capsys.readouterr().out
     assert "note: other settings than before: max_steps 4, now 6." in printed and "is extended" not in printed
-    assert [learning_rates(part)[step] for step in (3, 6)] == [learning_rates(whole)[step] for step in (3, 6)]
+    rates = list(learning_rates(part).values())
+    assert f"note: the learning rate goes from {rates[0]:g} to 1e-05 between steps 1 and 6." in printed
+    assert sorted(rates, reverse=True) == rates and rates[-1] == pytest.approx(1e-5)
     assert "up to step 1: max_steps 4." in " ".join((part / "README.md").read_text().split())
 
 
@@ -222,7 +477,8 @@ def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, ca
     folder = script.train(tmp_path / "run", max_steps=2)
     script.train(folder, max_steps=4, resume="latest", log_every=2)
     printed = capsys.readouterr().out
-    assert "the run was finished at step 2 and is extended to max_steps 4; its learning rate goes on at" in printed
+    assert "the run was finished at step 2 and is extended to max_steps 4." in printed
+    assert "note: the learning rate goes from " in printed
     assert "other settings" not in printed and "on the way" not in (folder / "README.md").read_text()
     script.train(folder, max_steps=5, resume="latest", batch_size=4, seed=0)
     assert "note: other settings than before: batch_size 8, now 4." in capsys.readouterr().out

@@ -1,20 +1,25 @@
 """The folder of every training script's run: it ends as a pipeline, and is neither mixed with nor lost to another."""
 
+import errno
 import io
 import json
+import os
+import re
 import sys
+from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
 import yaml
 from accelerate.tracking import LoggerType, get_available_trackers
-from small_runs import all_weights
+from small_runs import Script, all_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hf_ebm
+from hf_ebm.hub import GENERATED
 from hf_ebm.training.loop import make_accelerator
-from hf_ebm.training.run_folder import push_checkpoint
+from hf_ebm.training.run_folder import push_checkpoint, remove_run
 from hf_ebm.training.settings import make_settings
 
 
@@ -149,10 +154,169 @@ def test_new_weights_have_no_facts_of_earlier_ones(tmp_path, script):
 def test_facts_alone_make_a_folder_occupied(tmp_path, script):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "calibration.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds a run already \(calibration\.json\); choose"):
-        script.train(tmp_path / "run", max_steps=1)
-    script.train(tmp_path / "run", max_steps=1, overwrite_output_dir=True)
-    assert not (tmp_path / "run" / "calibration.json").exists()
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"is not the folder of a run .* \(calibration\.json\); choose"):
+            script.train(tmp_path / "run", max_steps=1, overwrite_output_dir=overwrite)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["calibration.json"]
+
+
+FOREIGN = (
+    "README.md",
+    "logs/a",
+    "checkpoints/other.pt",
+    "samples/x.png",
+    "scheduler/x",
+    "settings.yaml",
+    "pipeline.py",
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_runs_is_left_alone(tmp_path, name, overwrite):
+    """The refusal does not recommend the setting that would overwrite a run."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine: 1\n")
+    with pytest.raises(ValueError, match=r"is not the folder of a run .*; choose another output_dir\.$") as error:
+        Script("ddaebm").train(tmp_path, max_steps=1, overwrite_output_dir=overwrite)
+    assert name.split("/")[0] in str(error.value) and "overwrite_output_dir" not in str(error.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "mine: 1\n"
+
+
+FILES_OF_OTHERS = (
+    "notes.txt", "picture.png", "data.json", "checkpoints/best/step_00000002/model.safetensors", "checkpoints/other.pt",
+    "checkpoints/step_mine/a", "samples/mine.png", "logs/a", "logs/hf-ebm/b.txt", "wandb/c", "energy_model/notes.txt",
+    "generator_model/deeper/config.json", "mine/model_index.json",
+)  # fmt: skip
+
+
+def test_only_what_runs_write_is_replaced(tmp_path, script):
+    """Files of others stay in a run's folder, whether it is replaced or its run ends once more."""
+    run = script.train(tmp_path / "run", max_steps=1, sample_every=1, checkpoint_every=1, trackers=["tensorboard"])
+    of_run = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
+    others = [run / name for name in FILES_OF_OTHERS]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    script.train(run, max_steps=2, resume="latest")
+    assert all(path.read_text() == "mine" for path in others)
+    remove_run(run)
+    left = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
+    assert left == {path.relative_to(run) for path in [*others, run / "settings.yaml"]}
+    assert of_run & left == {Path("settings.yaml")}
+    script.train(run, max_steps=1, overwrite_output_dir=True)
+    assert all(path.read_text() == "mine" for path in others) and not (run / "checkpoints" / "step_00000002").exists()
+
+
+def test_nothing_of_a_replaced_run_is_left(tmp_path):
+    run = Script("ddaebm").train(tmp_path / "run", max_steps=1, sample_every=1, trackers=["tensorboard"])
+    (run / "wandb" / "offline-run-20260101_101010-abc123").mkdir(parents=True)
+    (run / "wandb" / "latest-run").symlink_to("offline-run-20260101_101010-abc123")
+    remove_run(run)
+    assert [path.name for path in run.iterdir()] == ["settings.yaml"]
+
+
+def test_a_model_card_that_was_edited_is_kept(tmp_path, script):
+    run = script.train(tmp_path / "run", max_steps=1)
+    card = (run / "README.md").read_text().replace(GENERATED, "My words.")
+    (run / "README.md").write_text(card)
+    script.train(run, max_steps=2, resume="latest")
+    script.train(run, max_steps=1, overwrite_output_dir=True)
+    assert (run / "README.md").read_text() == card
+
+
+def test_what_a_killed_run_has_left_is_removed(tmp_path, script):
+    run = script.train(tmp_path / "run", max_steps=2)
+    left = ["checkpoints/tmp_step_00000001/a", "checkpoints/tmp_step_00000002_old/a", ".tmp_pipeline/energy_model/a"]
+    left += [".train_summary.999999999.tmp.json", ".README.999999999.tmp.md"]
+    others = ["checkpoints/tmp_step_mine/a", f".train_summary.{os.getppid()}.tmp.json", ".notes.999999999.tmp.txt"]
+    for name in (*left, *others):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("")
+    script.train(run, max_steps=3, resume="latest")
+    assert not [name for name in left if (run / name).exists()] and not (run / ".tmp_pipeline").exists()
+    assert not (run / "checkpoints" / "tmp_step_00000001").exists()
+    assert all((run / name).exists() for name in others)
+
+
+def one_line(script, tmp_path, capsys, output_dir, **changes):
+    """The line and the exit code with which a run of `main` ends."""
+    config = script.config_file(tmp_path, **changes)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        script.module.main(["--config", config, f"output_dir={output_dir}"])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("hf-ebm", "Traceback"))]
+    assert len(said) == 1
+    return said[0], end.value.code
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path, script, capsys, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for output_dir, said in (
+        ("file", r"output_dir must be a folder, got .*file: .*file is a file"),
+        ("file/run", r"output_dir must be a folder, got .*file/run: .*file is a file"),
+        ("link", r"output_dir must be a folder, got .*link: .*link is a link to .*nowhere, which does not exist"),
+        (
+            "link/run",
+            r"output_dir must be a folder, got .*link/run: .*link is a link to .*nowhere, which does not exist",
+        ),
+    ):
+        line, code = one_line(script, tmp_path, capsys, tmp_path / output_dir)
+        assert (
+            re.match(
+                f"hf-ebm: error: {said}; choose another one",
+                line.replace(", which does not exist", ", which does not exist"),
+            )
+            and code == 2
+        )
+    assert one_line(script, tmp_path, capsys, "") == ("hf-ebm: error: output_dir must name a folder, got ''.", 2)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only file system
+    line, code = one_line(script, tmp_path, capsys, tmp_path / "run")
+    assert "run: " in line and f"{tmp_path} is read-only; choose another one." in line and code == 2
+    assert not (tmp_path / "run").exists() and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, script, capsys, monkeypatch):
+    """Files that may grow to a size only: the writers of checkpoints and pipelines fail as on a full disk."""
+    import resource
+
+    run, before, checkpoints = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def limit_the_second(models):
+        checkpoints.append(1)
+        if len(checkpoints) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+
+    monkeypatch.setattr("hf_ebm.training.running.check_weights", limit_the_second)
+    try:
+        line, code = one_line(script, tmp_path, capsys, run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert line.startswith("hf-ebm: error: training stopped at step 4: the checkpoint ") and code == 1
+    assert re.search(r"cannot be written \(.*MB free\)\. The last checkpoint is .*step_00000002: once this is", line)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
+    monkeypatch.undo()
+    monkeypatch.setattr("hf_ebm.training.running.finish_run", raise_no_space)
+    line, code = one_line(script, tmp_path, capsys, run, resume="latest")
+    assert (
+        "training stopped at step 4: [Errno 28] No space left on device. The last checkpoint is" in line and code == 1
+    )
+    monkeypatch.setattr("hf_ebm.training.run_folder.dump_settings", raise_no_space)
+    assert one_line(script, tmp_path, capsys, run, resume="latest") == (
+        "hf-ebm: error: [Errno 28] No space left on device",
+        1,
+    )
+    monkeypatch.undo()
+    script.train(tmp_path / "whole")
+    script.train(run, resume="latest")
+    assert all(torch.equal(value, all_weights(run)[key]) for key, value in all_weights(tmp_path / "whole").items())
+
+
+def raise_no_space(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_checkpoint_that_cannot_be_pushed_is_a_warning(tmp_path, script, capsys):
