@@ -56,8 +56,8 @@ def run_chain(
     """`num_steps` updates of `scheduler` on `energy_fn`, from `x`.
 
     Args:
-        scheduler: An `EnergySampler`, whose state is this chain's while it runs: give each thread a copy of its own. A
-            chain of no updates does not touch it.
+        scheduler: An `EnergySampler`. The chain keeps its state in it, so threads need a copy each.
+            Not used if `num_steps` is 0.
         energy_fn: ``x -> E(x)``, shape (B,).
         x: Start, shape (B, ...).
         num_steps: Updates of the chain >= 0.

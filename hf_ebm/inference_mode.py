@@ -20,9 +20,10 @@ R = TypeVar("R")
 
 
 def without_inference_tensors(value: Any) -> Any:
-    """`value` with clones in place of inference tensors, also inside lists, tuples, dicts and dataclasses.
+    """`value` with clones in place of inference tensors.
 
-    Anything that holds no inference tensor is returned as it is.
+    They are looked for in lists, tuples, dicts and dataclasses too. Anything that holds none is
+    returned as it is.
     """
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
@@ -40,9 +41,9 @@ def without_inference_tensors(value: Any) -> Any:
 
 
 def no_grad(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate `function` as ``torch.no_grad()`` does, and make it work when called in ``torch.inference_mode()``.
+    """Decorate as ``torch.no_grad()`` does, and leave ``torch.inference_mode()`` during the call.
 
-    Parts of it may enable gradients. Inference tensors among its arguments are cloned.
+    Parts of `function` may then enable gradients. Inference tensors among its arguments are cloned.
     """
 
     @functools.wraps(function)

@@ -267,7 +267,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             raise ValueError(f"output_type must be one of {allowed} for this model, got {output_type!r}.")
 
     def call_copy(self) -> Self:
-        """A shallow copy for one call: its schedulers are copies, all else is shared with this pipeline.
+        """A shallow copy for one call: the schedulers are copied, all else is shared.
 
         Schedulers keep state (timesteps, a waiting proposal, a running mean), which calls from
         other threads must not change. ``callback_on_step_end`` gets this copy as its pipeline.
@@ -275,13 +275,14 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         copied = copy.copy(self)
         copied.__dict__.pop("_num_timesteps", None)
         for name in SCHEDULERS:
-            if self.__dict__.get(name) is not None:  # past diffusers' __setattr__, which would write it into the config
+            if self.__dict__.get(name) is not None:
+                # `__dict__`, because diffusers' __setattr__ writes to the config, which is shared
                 copied.__dict__[name] = copy.deepcopy(self.__dict__[name])
         return copied
 
     @property
     def num_timesteps(self) -> int:
-        """Number of timesteps in the loop of the last call; in a callback, of the call that it belongs to."""
+        """Number of timesteps in the last call's loop; in a callback, in the loop of its own call."""
         last: int | None = self.__dict__.get("_num_timesteps")
         return len(self.scheduler.timesteps) if last is None else last
 

@@ -132,7 +132,7 @@ class EnergyModel(PreTrainedModel):
 
     @contextlib.contextmanager
     def chain(self) -> Iterator[None]:
-        """Inside, the energy of training's Langevin chain: eval mode, frozen, spectral-norm weights computed once.
+        """Inside, the energy of training's chain: eval mode, frozen, spectral-norm weights computed once.
 
         Where the config says ``power_iteration="every_forward"`` and the model is training, each forward of the chain
         moves the estimate of the singular values instead, as the published code does.

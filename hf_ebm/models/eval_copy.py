@@ -21,13 +21,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def in_eval(model: M) -> M:
-    """For forward passes without gradients: `model` if all of it is in eval mode, else an `eval_copy`."""
+    """`model` if all of it is in eval mode, else an `eval_copy`; for forward passes without gradients."""
     return eval_copy(model) if any(module.training for module in model.modules()) else model
 
 
 @no_grad
 def eval_copy(model: M) -> M:
-    """Copy the modules of `model` in eval mode; parameters, frozen in the copy, and buffers share memory.
+    """Copy the modules of `model`, in eval mode and frozen, on the same parameters and buffers.
 
     Weights that are computed from others (spectral norm) are computed once, when the copy is made.
     A copy of a compiled model runs eagerly.
@@ -47,13 +47,13 @@ def eval_copy(model: M) -> M:
 
 
 def _has_diffusers_hook(module: nn.Module) -> bool:
-    """Whether `module` has a hook of diffusers; each call of a pipeline leaves an empty registry behind."""
+    """Whether `module` has a hook of diffusers. Pipelines leave empty registries behind."""
     registry = vars(module).get("_diffusers_hook")
     return registry is not None and bool(registry.hooks)
 
 
 def _copy(module: Any, copies: dict[int, Any]) -> Any:
-    """Copy one module and its children; `copies`, by the original's id, keep shared parts shared."""
+    """Copy one module and its children. `copies`, by the original's id, keep shared parts shared."""
     module = module._modules.get("_orig_mod", module)  # of `torch.compile(module)`
     if id(module) in copies:
         return copies[id(module)]
@@ -68,7 +68,7 @@ def _copy(module: Any, copies: dict[int, Any]) -> Any:
     }
     hooked = any("_hf_hook" in vars(part) or _has_diffusers_hook(part) for part in module.modules())
     if parametrize.is_parametrized(module) and not hooked:
-        # Offloading hooks load the tensors that a weight is computed from, so it is computed in each forward there.
+        # Hooks of offloading load the tensors that a weight is computed from in each forward.
         for name, parametrization in copied._modules.pop("parametrizations").items():
             copied._parameters[name] = nn.Parameter(parametrization(), requires_grad=False)
         copied.__class__ = parametrize.type_before_parametrizations(module)
@@ -86,7 +86,7 @@ def _frozen(parameter: Tensor | None, copies: dict[int, Any]) -> Tensor | None:
 
 
 def _rebind(value: Any, old: nn.Module, new: nn.Module) -> Any:
-    """An attribute of `old` for `new`: a method of `old`, such as a wrapped ``forward``, becomes one of `new`."""
+    """An attribute of `old` for `new`: its methods, such as a wrapped ``forward``, are rebound."""
     if isinstance(value, MethodType) and value.__self__ is old:
         return MethodType(value.__func__, new)
     if isinstance(value, functools.partial) and value.args and value.args[0] is old:
@@ -100,7 +100,7 @@ def _rebind(value: Any, old: nn.Module, new: nn.Module) -> Any:
 
 
 def _diffusers_forward(hook: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``forward`` hooked as in `diffusers.hooks.HookRegistry`, where it is a closure around the original's."""
+    """A hooked ``forward`` as in `diffusers.hooks.HookRegistry`, which closes over the original's."""
 
     def new_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = hook.pre_forward(module, *args, **kwargs)

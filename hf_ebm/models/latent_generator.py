@@ -31,7 +31,7 @@ class LatentGenerator:
             raise ValueError(f"likelihood_std must be positive and finite, got {likelihood_std!r}.")
 
     def for_sampling(self) -> Any:
-        """An `eval_copy` whose batch norm is as ``sampling_batch_norm`` says and never moves the running statistics."""
+        """An `eval_copy` with batch norm as in ``sampling_batch_norm``; running statistics never move."""
         model: Any = eval_copy(self)  # type: ignore[type-var]
         if self.config.sampling_batch_norm == "batch":
             model.train()
