@@ -18,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from hf_ebm.commit_pull import HUB_OPTIONS, check_subfolder, pull_commit
+from hf_ebm.saved_weights import WEIGHT_STEMS, weight_files
 from hf_ebm.user_paths import expand_home
 
 INDEX = "model_index.json"
 SETTINGS = "settings.yaml"  # which a run writes at its start, and the index at its end
 NAME = re.compile(r"[A-Za-z_]\w*")  # of a component, which is a folder's name
 LIBRARIES = re.compile(r"diffusers|transformers|hf_ebm\.(models|schedulers)\.\w+")
-WEIGHT_STEMS = ("model", "diffusion_pytorch_model")  # of transformers and diffusers
 CONFIGS = ("config.json", "scheduler_config.json")  # of networks and schedulers
 
 
@@ -129,19 +129,19 @@ def check_weights(folder: Path, components: Collection[str], variant: str | None
     """Every component has its config in `folder`, and every network whole safetensors; only their headers are read.
 
     Raises:
-        ValueError: If one has none (of the variant or without one), a file is damaged, or a component is not there or
-            a pipeline itself, whose files would not be checked.
+        ValueError: If one has none (of the variant or without one), a file is damaged, a shard is missing, or a
+            component is not there or a pipeline itself, whose files would not be checked.
     """
     for name in components:
         if not any((folder / name / config).is_file() for config in CONFIGS):
             raise ValueError(f"{folder} lacks {name!r}, which its index names: there is no {' or '.join(CONFIGS)}.")
         if (folder / name / INDEX).exists():
             raise ValueError(f"{folder}: component {name!r} holds a {INDEX}; a component must be no pipeline itself.")
-    networks = [name for name in components if is_network(folder / name)]
-    if variant is not None and networks and not any(find_weights(folder, name, variant) for name in networks):
+    of_variant = {name: weight_files(folder / name, variant) for name in components if is_network(folder / name)}
+    if variant is not None and of_variant and not any(of_variant.values()):
         raise ValueError(f"{folder} has no weights of variant {variant!r}; leave variant out, or choose another.")
-    for name in networks:
-        found = find_weights(folder, name, variant) or find_weights(folder, name, None)
+    for name, files in of_variant.items():
+        found = files or weight_files(folder / name, None)
         if not found:
             raise ValueError(
                 f"{folder} holds no safetensors of {name!r}. Other weights (.bin, .pt, .ckpt, pickles) are not read, "
@@ -228,11 +228,13 @@ def fetch_network(name: Any, kwargs: dict[str, Any]) -> Any:
 
     Raises:
         OSError: If the repository, the revision or the network is not there, or a file came damaged.
+        ValueError: If its shards and their index do not fit, see `weight_files`.
     """
     if name is None:
         return name
     name = expand_home(name)
     if Path(name).is_dir():
+        weight_files(Path(name) / (kwargs.get("subfolder") or ""), kwargs.get("variant"))
         return name
     options = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
     prefix, variant = check_subfolder(kwargs.pop("subfolder", None)), kwargs.get("variant")
@@ -241,6 +243,7 @@ def fetch_network(name: Any, kwargs: dict[str, Any]) -> Any:
         weights = weight_patterns(prefix.rstrip("/"), variant)
         pull.fetch([f"{prefix}*.json", *(pattern.lstrip("/") for pattern in weights)])
         pull.verify()
+        weight_files(pull.root / prefix, variant)
     return pull.root / prefix
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 
+from hf_ebm.commit_pull import check_subfolder
 from hf_ebm.hub import (
     CARD,
     PICTURES,
@@ -39,13 +40,11 @@ from hf_ebm.missing_models import meant
 from hf_ebm.pull import INDEX, check_weights, read_index, wanted_components
 from hf_ebm.push_errors import AS_IT_WAS, MADE_EMPTY, NOT_MADE, PushError, as_push_error
 from hf_ebm.remote_code import CODE_FILE, component_files, pipeline_code
+from hf_ebm.saved_weights import WEIGHTS, weight_variant
 from hf_ebm.user_paths import expand_home
 
 logger = logging.getLogger(__name__)
 COMPONENT_CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
-WEIGHTS = re.compile(  # a component's weight files and their lists, with their variant
-    r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors(?:\.index(?:\.(?P<listed>[\w-]+))?\.json)?"
-)
 FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does not hold for others
     "metrics.json",
     "evaluate.json",
@@ -130,9 +129,17 @@ def commit_folder(
     commit_message: str | None = None,
     license: str | None = None,
     license_name: str | None = None,
+    subfolder: str | None = None,
 ) -> CommitInfo:
-    """One commit of what readers of a pipeline folder need; see `push_folder`. `again`: how to repeat it, in words."""
+    """One commit of what readers of a pipeline folder need; see `push_folder`.
+
+    Args:
+        folder, repo_id, private, token, create_pr, revision, commit_message: See `push_folder`.
+        again: The command that repeats the push, for error messages.
+        subfolder: Folder of the repository to push to, without a card; None = its top.
+    """
     check_repo_id("repo_id", repo_id)
+    prefix = check_subfolder(subfolder)
     if token is None and get_token() is None:
         raise PushError(f"the push to {repo_id!r} needs a login: run `hf auth login`, or set HF_TOKEN. Then: {again}")
     api = HfApi(token=token)
@@ -141,19 +148,22 @@ def commit_folder(
         found = is_private(api, repo_id)
     check_visibility("private", private, found, repo_id)
     files = repository_files(folder, repo_id, license, license_name)
+    if prefix:
+        del files[CARD]  # the repository's card is at its top
     with as_push_error(repo_id, again, NOT_MADE if found is None else AS_IT_WAS):
         api.create_repo(repo_id, private=private, exist_ok=True)
     with as_push_error(repo_id, again, MADE_EMPTY if found is None else AS_IT_WAS):
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.list_repo_files(repo_id, revision=revision)
+        listed = api.list_repo_files(repo_id, revision=revision)
+        there = [path.removeprefix(prefix) for path in listed if path.startswith(prefix)]
         old = old_files(folder, files, there)
-        if not knows_its_run(folder) and CARD in there:
+        if not knows_its_run(folder) and CARD in there and not prefix:
             del files[CARD]  # what is there says more than a card of a pipeline that nothing is known of
             old = [path for path in old if path not in FACTS_ABOUT_WEIGHTS]  # and the card shows them
             if license is not None:
                 logger.warning("the %s that %s has is kept; state the licence in its metadata there.", CARD, repo_id)
-        elif isinstance(card := files[CARD], bytes) and ModelCard(card.decode()).data.get("license") is None:
+        elif isinstance(card := files.get(CARD), bytes) and ModelCard(card.decode()).data.get("license") is None:
             logger.warning(
                 "the model card states no licence. To state one, push again with `hf-ebm push --license ID`, or put it "
                 "into the card's metadata on the Hub; a training run has the setting license=ID. IDs: %s",
@@ -161,8 +171,8 @@ def commit_folder(
             )
         return api.create_commit(
             repo_id,
-            [CommitOperationAdd(path, content) for path, content in files.items()]
-            + [CommitOperationDelete(path) for path in old],
+            [CommitOperationAdd(prefix + path, content) for path, content in files.items()]
+            + [CommitOperationDelete(prefix + path) for path in old],
             commit_message=commit_message or f"Upload {read_index(folder / INDEX)['_class_name']}",
             create_pr=create_pr,
             revision=revision,
@@ -291,16 +301,12 @@ def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> l
     """
     components = wanted_components(read_index(folder / INDEX), None, ())
 
-    def variant(path: str) -> tuple[str | None] | None:
-        match = WEIGHTS.fullmatch(Path(path).name)
-        return (match["variant"] or match["listed"],) if match else None
-
-    variants = {variant(path) for path in files}
+    variants = {weight_variant(Path(path).name) for path in files if WEIGHTS.fullmatch(Path(path).name)}
 
     def is_ours(path: str) -> bool:
         parent, _, name = path.rpartition("/")
         if parent in components:
-            return variant(path) in variants if WEIGHTS.fullmatch(name) else name in COMPONENT_CONFIGS
+            return weight_variant(name) in variants if WEIGHTS.fullmatch(name) else name in COMPONENT_CONFIGS
         return path in FACTS_ABOUT_WEIGHTS
 
     return sorted(path for path in there if path not in files and is_ours(path))

@@ -33,12 +33,13 @@ from hf_ebm.pull import (
 )
 from hf_ebm.push import push_pipeline
 from hf_ebm.remote_code import CODE_FILE, holds_own_code, pipeline_code
-from hf_ebm.safetensors_only import require_safetensors
+from hf_ebm.safetensors_only import require_safe_serialization, require_safetensors
 from hf_ebm.saved_config import PathlessConfig
 from hf_ebm.scoring.energy import ScoreOutput, score_samples
 from hf_ebm.user_paths import expand_home
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+KEEP_DTYPES = object()  # the dtype with which `from_pipe` calls `to` where none was given
 SCHEDULERS = ("scheduler", "latent_scheduler")
 
 P = ParamSpec("P")
@@ -120,16 +121,20 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
-        """Share another pipeline's components, as every diffusers pipeline, in the precision that they have.
+        """Share another pipeline's components, as every diffusers pipeline, with the dtypes that they have.
 
         Args:
             pipeline: Where they are.
-            kwargs: Components in place of its own, and ``dtype``, which changes the shared networks (diffusers would
-                turn them to float32 unasked).
+            kwargs: Components in place of its own, and ``dtype``, which converts the shared networks. Without it
+                diffusers would convert them to float32.
         """
-        if not {"dtype", "torch_dtype"} & set(kwargs):
-            kwargs["dtype"] = pipeline.dtype
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = KEEP_DTYPES
         return super().from_pipe(pipeline, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Convert the dtype, the device or both, as every diffusers pipeline."""
+        return self if kwargs.get("dtype") is KEEP_DTYPES else super().to(*args, **kwargs)
 
     @classmethod
     def find_folder(cls, name: Any, kwargs: dict[str, Any]) -> Path:
@@ -174,25 +179,43 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """The components among `kwargs`: made already, or None, that is not wanted."""
         return {name: kwargs[name] for name in cls.component_names() if name in kwargs}
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As every diffusers pipeline, as safetensors, with ``pipeline.py`` for those who load without our class.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save as every diffusers pipeline, with ``pipeline.py`` for those who load without our class.
+
+        Weights of the same variant that were in the folder are replaced, and those of other variants stay.
 
         Args:
             save_directory: The folder.
-            push_to_hub: Whether to push it too; then `kwargs` may hold what `push_to_hub` takes, and ``repo_id`` is the
-                folder's name if it is not given.
-            kwargs: Such as ``variant`` and ``max_shard_size``.
+            safe_serialization: Must be True: only safetensors are written and read.
+            variant: Of the weights' file names, for example ``"fp16"``.
+            max_shard_size: Largest size of one weight file, such as ``"5GB"``; None = the libraries' defaults.
+            push_to_hub: Whether to push the pipeline too.
+            use_flashpack: Must be False.
+            kwargs: With `push_to_hub`, further arguments of `push_to_hub`; ``repo_id`` defaults to the folder's name.
+
+        Raises:
+            ValueError: If another format is asked for.
+            TypeError: If an argument is unknown.
         """
-        if not kwargs.pop("safe_serialization", True):
-            raise ValueError("safe_serialization must be True: these pipelines are saved as safetensors only.")
+        require_safe_serialization(safe_serialization, use_flashpack)
+        unknown = set(kwargs) - set(inspect.signature(self.push_to_hub).parameters)
+        if unknown:
+            raise TypeError(f"save_pretrained and push_to_hub take no arguments {sorted(unknown)}.")
         save_directory = expand_home(save_directory)
-        names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision")
-        push_options = {name: kwargs.pop(name) for name in names if push_to_hub and name in kwargs}
-        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
         (Path(save_directory) / CODE_FILE).write_text(pipeline_code(type(self).__name__), encoding="utf-8")
         if push_to_hub:
-            push_options.setdefault("repo_id", Path(save_directory).name)
-            self.push_to_hub(variant=kwargs.get("variant"), **push_options)
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+            self.push_to_hub(variant=variant, **kwargs)
 
     def push_to_hub(
         self,
@@ -201,8 +224,10 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         private: bool | None = None,
         token: str | None = None,
         create_pr: bool = False,
-        revision: str | None = None,
+        safe_serialization: bool = True,
         variant: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
     ) -> CommitInfo:
         """Push weights, configs, card and what the run folder it was loaded from knows, in one commit.
 
@@ -212,12 +237,17 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             private: Whether a new repository is private; None = as the account's default.
             token: None = that of ``hf auth login`` or ``HF_TOKEN``.
             create_pr: Whether to open a pull request instead of a commit.
-            revision: Branch to push to, made if it is not there; None = ``main``.
+            safe_serialization: Must be True: only safetensors are written and read.
             variant: Of the weights' file names, for example ``"fp16"``.
+            subfolder: Folder of the repository to push to; then no card is written, as in diffusers. It loads with
+                ``from_pretrained(repo_id, subfolder=...)``.
+            revision: Branch to push to, made if it is not there; None = ``main``.
 
         Raises:
             PushError: If it failed; what was there is as it was.
+            ValueError: If an argument cannot be used.
         """
+        require_safe_serialization(safe_serialization, use_flashpack=False)
         return push_pipeline(
             self,
             repo_id,
@@ -226,6 +256,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             private=private,
             token=token,
             create_pr=create_pr,
+            subfolder=subfolder,
             revision=revision,
         )
 

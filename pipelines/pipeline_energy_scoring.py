@@ -142,9 +142,20 @@ class EnergyScoringPipeline(EBMPipeline):
         scorer.calibration = getattr(pipeline, "calibration", None)
         return scorer
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """As our other pipelines, and the calibration as ``calibration.json``."""
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        super().save_pretrained(
+            save_directory, safe_serialization, variant, max_shard_size, push_to_hub, use_flashpack, **kwargs
+        )
         if self.calibration is not None:
             self.calibration.save(save_directory)
 

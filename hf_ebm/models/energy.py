@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from hf_ebm.counting import python_number
 from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.pull import fetch_network
 from hf_ebm.safetensors_only import require_safetensors
+from hf_ebm.saved_weights import replacing_weights
+from hf_ebm.user_paths import expand_home
 
 
 @dataclass
@@ -190,12 +193,34 @@ class EnergyModel(PreTrainedModel):
         model.eval()
         return (model, info) if want_info else model
 
-    def save_pretrained(self, save_directory: Any, variant: str | None = None, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`, with the image processor beside: ``preprocessor_config.json``.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        variant: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save as `PreTrainedModel.save_pretrained`, with the image processor beside: ``preprocessor_config.json``.
 
-        `variant` is named here because diffusers' pipelines look for it in the signature.
+        Weights of the same variant that were in the folder are replaced, and those of other variants stay. `variant`
+        and `max_shard_size` are named here because diffusers' pipelines look for them in the signature.
         """
-        super().save_pretrained(save_directory, variant=variant, **kwargs)
+        save_directory = expand_home(save_directory)
+        if push_to_hub:
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with replacing_weights(save_directory, variant) as folder:
+            super().save_pretrained(
+                folder,
+                is_main_process=is_main_process,
+                state_dict=state_dict,
+                push_to_hub=push_to_hub,
+                max_shard_size=max_shard_size,
+                variant=variant,
+                **kwargs,
+            )
         if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3):
             from hf_ebm.models.energy_image_processor import EnergyImageProcessor
 

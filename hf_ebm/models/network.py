@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
@@ -10,8 +12,10 @@ from diffusers import ConfigMixin, ModelMixin
 from hf_ebm.config_types import check_config_types
 from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.pull import fetch_network
-from hf_ebm.safetensors_only import require_safetensors
+from hf_ebm.safetensors_only import require_safe_serialization, require_safetensors
 from hf_ebm.saved_config import PathlessConfig
+from hf_ebm.saved_weights import replacing_weights
+from hf_ebm.user_paths import expand_home
 
 # diffusers 0.42 warns of modules that should stay in float32 whenever a dtype is given, also where there are none, and
 # of weights of another architecture, which are refused here
@@ -50,3 +54,37 @@ class Network(PathlessConfig, ModelMixin, ConfigMixin):
         if isinstance(config, dict):
             check_config_types(cls.__init__, config)
         return super().from_config(config, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save a network as ``ModelMixin.save_pretrained`` does, as safetensors only.
+
+        Weights of the same variant that were in the folder are replaced, and those of other variants stay.
+
+        Raises:
+            ValueError: If another format is asked for.
+        """
+        require_safe_serialization(safe_serialization, use_flashpack)
+        save_directory = expand_home(save_directory)
+        if push_to_hub:
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with replacing_weights(save_directory, variant) as folder:
+            super().save_pretrained(
+                folder,
+                is_main_process=is_main_process,
+                save_function=save_function,
+                variant=variant,
+                max_shard_size=max_shard_size,
+                push_to_hub=push_to_hub,
+                **kwargs,
+            )

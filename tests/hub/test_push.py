@@ -117,6 +117,30 @@ pipe.save_pretrained(target, push_to_hub=True, repo_id=repo + "-saved", private=
     assert saved.private and len(saved.history["main"]) == 2 and b"Use" in saved.files()["README.md"]
 
 
+def test_a_subfolder_holds_a_pipeline_of_its_own(hub, client, folder, repo, tmp_path, tiny_pipeline):
+    push(client, folder, repo)
+    before = hub.repositories[repo].files()
+    code = """
+import hf_ebm
+pipe = hf_ebm.DDAEBMPipeline.from_pretrained(folder)
+for options in ({"max_shard_size": "50KB"}, {}):
+    pipe.energy_model.save_pretrained(folder + "/energy_model", **options)
+    pipe.push_to_hub(repo, safe_serialization=True, subfolder="small/ema")
+"""
+    client(code, folder=str(folder), repo=repo)
+    after = hub.repositories[repo].files()
+    assert {path: after[path] for path in before} == before
+    new = {path.removeprefix("small/ema/") for path in after if path not in before}
+    assert new == set(before) - {"README.md", ".gitattributes"}
+    assert pull(client, repo, subfolder="small/ema", cache_dir=tmp_path / "c") == energies(tiny_pipeline)
+    with pytest.raises(ClientError, match="subfolder must lie inside the repository"):
+        client(
+            "import hf_ebm; hf_ebm.DDAEBMPipeline.from_pretrained(folder).push_to_hub(repo, subfolder='../x')",
+            folder=str(folder),
+            repo=repo,
+        )
+
+
 def test_no_path_of_this_machine_is_pushed(hub, client, folder, repo):
     """Neither from what evaluate and eval-ood wrote, nor from where the pipeline and its components were loaded."""
     place = folder.parent / "secret-place"
