@@ -1,9 +1,9 @@
-"""The device that somebody names for a model, one that is here and computes, and sending samples to it."""
+"""The device that a user names, the one a network computes on, and sending samples to it."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def find_device(name: str) -> torch.device:
@@ -25,6 +25,28 @@ def find_device(name: str) -> torch.device:
         if "at start of device string" in reason:  # followed by the names of twenty kinds
             reason = "PyTorch knows no such kind of device"
         raise ValueError(f"--device must be one that is available here ({here}), got {name!r}: {reason}.") from error
+    return device
+
+
+def execution_device(model: nn.Module) -> torch.device:
+    """The device that a network computes on, which under offloading is not the one that holds its parameters.
+
+    With ``enable_model_cpu_offload`` the parameters wait on the CPU, with ``enable_sequential_cpu_offload`` and some
+    device maps they are on ``meta``, and accelerate's hooks, on the network or in it, name the device. diffusers' group
+    offloading has hooks of its own.
+    """
+    device = next(model.parameters()).device
+    if "_hf_hook" not in vars(model) and (device.type != "cpu" or not torch.accelerator.is_available()):
+        return device  # no hook can be inside, and going through all modules takes time
+    for module in model.modules():
+        hook, registry = vars(module).get("_hf_hook"), vars(module).get("_diffusers_hook")
+        for one in getattr(hook, "hooks", (hook,)):  # a SequentialHook has several
+            named = getattr(one, "execution_device", None)
+            if named is not None:
+                return torch.device(named)
+        group = None if registry is None else registry.get_hook("group_offloading")
+        if group is not None:
+            return torch.device(group.config.onload_device)
     return device
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hf_ebm.chains import ChainResult, run_chain
 from hf_ebm.counting import check_count
+from hf_ebm.devices import execution_device
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.losses.dual_mcmc import posterior_energy, squared_error
 from hf_ebm.memory_format import channels_last_on_cpu
@@ -134,7 +135,8 @@ class DualMCMCMoves(EBMPipeline):
     def generator_fn(self) -> Callable[[Tensor], Tensor]:
         """``z -> g(z)`` in float32, shape (B, Z) -> (B, ...), as for sampling."""
         generator_model = self.generator_model.for_sampling()
-        return lambda z: generator_model(z.to(generator_model.dtype)).sample.float()
+        device, dtype = execution_device(generator_model), generator_model.dtype
+        return lambda z: generator_model(z.to(device, dtype)).sample.to(z.device, torch.float32)
 
     def generate(self, z: Tensor) -> Tensor:
         """``g(z)`` in float32, shape (B, Z) -> (B, ...)."""
@@ -152,8 +154,8 @@ class DualMCMCMoves(EBMPipeline):
     ) -> ChainResult:
         """Latents of `x`: a sample of ``q(z | x)``, or its mean, revised by the z-chain."""
         inference_model = in_eval(self.inference_model)
-        inferred = inference_model(x.to(inference_model.dtype))
-        z, logvar = inferred.mean.float(), inferred.logvar.float()
+        inferred = inference_model(x.to(execution_device(inference_model), inference_model.dtype))
+        z, logvar = (part.to(x.device, torch.float32) for part in (inferred.mean, inferred.logvar))
         if sample_latents:
             noise = randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
             z = z + (0.5 * logvar).exp() * noise
@@ -177,10 +179,11 @@ class DualMCMCMoves(EBMPipeline):
         if self.energy_model is None:
             return ChainResult(x)
         energy_model = eval_copy(self.energy_model)
+        device, dtype = execution_device(energy_model), energy_model.dtype
 
         def energy_fn(x: Tensor) -> Tensor:
-            x = (x if known is None else known(x)).to(energy_model.dtype)
-            return energy_model(channels_last_on_cpu(x)).energy
+            sent = (x if known is None else known(x)).to(device, dtype)
+            return energy_model(channels_last_on_cpu(sent)).energy.to(x.device)
 
         return run_chain(
             self.scheduler,

@@ -19,6 +19,7 @@ from torch import Tensor
 import hf_ebm
 from hf_ebm.commit_pull import HUB_OPTIONS
 from hf_ebm.counting import check_count
+from hf_ebm.devices import execution_device
 from hf_ebm.image_inputs import images_to_tensor
 from hf_ebm.inference_mode import no_grad
 from hf_ebm.models.energy import check_energy_model
@@ -267,16 +268,8 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        """Where noise is drawn: with the generator, unless a hook moves it when it is called.
-
-        diffusers looks through all modules of all networks for hooks, at every call. Those of offloading are on the
-        generator itself, or somewhere in it while it waits on the CPU of a machine with an accelerator.
-        """
-        if self.generator_model is not None and "_hf_hook" not in vars(self.generator_model):
-            device: torch.device = next(self.generator_model.parameters()).device
-            if device.type != "cpu" or not torch.accelerator.is_available():
-                return device
-        return super()._execution_device
+        """Where noise is drawn and states are: where the generator computes, or the energy if there is no generator."""
+        return execution_device(self.energy_model if self.generator_model is None else self.generator_model)
 
     def check_common_inputs(self, batch_size: int, generator: Any, output_type: str) -> None:
         """Raise a `ValueError` for a batch size, generator list or output type that cannot be done."""
@@ -367,4 +360,6 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         if self.energy_model is None:
             raise ValueError("score needs energy_model, and this pipeline was loaded without one.")
         x = images_to_tensor(images, self.energy_model.sample_shape)
-        return score_samples(self.energy_model, x, all_timesteps, batch_size)
+        output = score_samples(self.energy_model, x, all_timesteps, batch_size)
+        self.maybe_free_model_hooks()
+        return output

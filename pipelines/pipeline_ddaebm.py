@@ -17,9 +17,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.counting import check_count
+from hf_ebm.devices import execution_device
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain
 from hf_ebm.memory_format import channels_last_on_cpu
+from hf_ebm.models.energy import EnergyOutput
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.models.mlp_energy import MLPEnergyModel
 from hf_ebm.models.mlp_generator import MLPGeneratorModel
@@ -199,13 +201,18 @@ class DDAEBMPipeline(EBMPipeline):
 
         `energy_model` is an `eval_copy` of the pipeline's; None makes one.
         """
-        energy_model = eval_copy(self.energy_model) if energy_model is None else energy_model
+        frozen = eval_copy(self.energy_model) if energy_model is None else energy_model
+        device, dtype = execution_device(frozen), frozen.dtype
+
+        def energy_fn(x_t: Tensor, t: Tensor) -> EnergyOutput:
+            return EnergyOutput(energy=frozen(x_t.to(device, dtype), t.to(device)).energy.to(x_t.device))
+
         timesteps = torch.full((x.shape[0],), int(t), device=x.device)
         coefficients = self.coefficients
         posterior_std = (0.5 * coefficients.posterior_log_variance[int(t)]).exp().item()
         return langevin_chain(
             x,
-            conditional_energy_grad(energy_model, x_next, timesteps, coefficients.to(x.device)),
+            conditional_energy_grad(energy_fn, x_next, timesteps, coefficients.to(x.device)),
             num_steps,
             relative_step_size * posterior_std,
             generator=generator,

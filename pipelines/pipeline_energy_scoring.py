@@ -336,6 +336,7 @@ class EnergyScoringPipeline(EBMPipeline):
         if not getattr(bar, "desc", None):  # the caller's own, by `set_progress_bar_config`, stays
             bar.set_description_str("scoring batches", refresh=False)
         parts = [measures for _, measures in measure_batches(bar, measure)]
+        self.maybe_free_model_hooks()
         if not parts:
             raise ValueError("images is empty; give at least one image.")
         measures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

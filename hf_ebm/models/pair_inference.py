@@ -31,7 +31,7 @@ class InferenceOutput(BaseOutput):
     """
 
     mean: Tensor
-    logvar: Tensor
+    logvar: Tensor = None  # type: ignore[assignment]  # accelerate's hooks rebuild outputs from their first field
 
 
 class PairInferenceModel(Network):

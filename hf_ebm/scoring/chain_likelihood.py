@@ -24,6 +24,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.devices import execution_device
 from hf_ebm.inference_mode import no_grad
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.progress import ProgressBar, no_bar
@@ -80,11 +81,12 @@ def measure_chain_likelihood(
     began, generator = time.perf_counter(), torch.Generator().manual_seed(settings.seed)
     model, q = pipeline.energy_model, pipeline.coefficients
     options = settings.walk_options(generator, progress_bar)
-    clean = GaussianBase.fit_full(train.to(model.device))
-    x = held_out.to(model.device)
+    device = execution_device(model)
+    clean = GaussianBase.fit_full(train.to(device))
+    x = held_out.to(device)
 
     def draw(shape: tuple[int, ...]) -> Tensor:
-        return randn_tensor(shape, generator=generator, device=model.device, dtype=x.dtype)
+        return randn_tensor(shape, generator=generator, device=device, dtype=x.dtype)
 
     if num_levels is None:
         x_t, log_q = q.q_sample(x, torch.zeros(len(x), dtype=torch.long), draw(tuple(x.shape))), None
@@ -95,7 +97,7 @@ def measure_chain_likelihood(
     steps = []
     frozen = eval_copy(model)
     for t in range(q.num_timesteps):
-        step = torch.full((len(x),), t, device=model.device)
+        step = torch.full((len(x),), t, device=device)
         x_next = q.q_step(x_t, step, draw(tuple(x.shape)))
 
         def energy_fn(x_t: Tensor, t: int = t) -> Tensor:

@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from hf_ebm.counting import check_count
-from hf_ebm.devices import send
+from hf_ebm.devices import execution_device, send
 from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyModel, energy_of
 from hf_ebm.models.eval_copy import in_eval
@@ -66,7 +66,7 @@ def check_not_nan(name: str, values: Tensor, ids: Sequence[Any] | None = None) -
 
 @torch.no_grad()
 def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, batch_size: int = 256) -> Tensor:
-    """``E(x, timestep)``, shape (N,), float32, where the model is; a GPU may still be computing it.
+    """``E(x, timestep)``, shape (N,), float32, where the model computes; a GPU may still be at work.
 
     Deterministic (eval mode), whatever mode the model is in, which stays as it is.
 
@@ -77,9 +77,9 @@ def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, 
         batch_size: Samples per forward pass, >= 1; it changes memory, not values.
     """
     batch_size = check_count("batch_size", batch_size, 1)
-    energy_model, parts = in_eval(energy_model), []
+    energy_model, device, parts = in_eval(energy_model), execution_device(energy_model), []
     for part in x.split(batch_size):
-        part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
+        part = channels_last_on_cpu(send(part, device, energy_model.dtype))
         parts.append(energy_of(energy_model, part, timestep).float())
     return torch.cat(parts)
 

@@ -25,7 +25,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from hf_ebm.devices import send
+from hf_ebm.devices import execution_device, send
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import energy_grad
 from hf_ebm.memory_format import channels_last_on_cpu
@@ -110,10 +110,10 @@ def measure_energies(
 
 
 def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
-    """``||grad_x E(x, 0)||``, shape (N,), float32, where the model is."""
-    frozen, parts = eval_copy(energy_model), []
+    """``||grad_x E(x, 0)||``, shape (N,), float32, where the model computes."""
+    frozen, device, parts = eval_copy(energy_model), execution_device(energy_model), []
     for part in x.split(batch_size):
-        part = channels_last_on_cpu(send(part, energy_model.device, energy_model.dtype))
+        part = channels_last_on_cpu(send(part, device, energy_model.dtype))
         grad = energy_grad(lambda x: energy_of(frozen, x, 0), part)
         parts.append(grad.float().flatten(1).norm(dim=1))
     return torch.cat(parts)
@@ -170,7 +170,7 @@ def measure_denoising_error(
     generator_model = in_eval(generator_model)
     q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
     x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
-    device, dtype, errors = generator_model.device, generator_model.dtype, torch.zeros(len(x))
+    device, dtype, errors = execution_device(generator_model), generator_model.dtype, torch.zeros(len(x))
     for _ in range(num_draws):
         noise = torch.randn(1, *x.shape[1:], generator=random)
         z = torch.randn(1, generator_model.config.latent_dim, generator=random)

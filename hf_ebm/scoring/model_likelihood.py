@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.devices import execution_device
 from hf_ebm.inference_mode import no_grad
 from hf_ebm.models.eval_copy import eval_copy
 from hf_ebm.progress import ProgressBar, no_bar
@@ -88,7 +89,8 @@ def measure_likelihood(
     box = VECTOR_BOX if num_levels is None else Box.of_levels(num_levels)
     box.from_box(torch.cat([train, held_out]))  # raises where data lie outside
     model = pipeline.energy_model
-    train, held_out = train.to(model.device), held_out.to(model.device)
+    device = execution_device(model)
+    train, held_out = train.to(device), held_out.to(device)
     held_out_energies = compute_energies(model, held_out)
     starts_of = dequantise_uniform(train, num_levels, generator)[0] if num_levels else train
 
@@ -103,7 +105,7 @@ def measure_likelihood(
     mean_energy["held_out"] = (held_out_energies / temperature).mean().item()
     record: dict[str, Any] = {"log_z": bracket_record(bracket), "mean_energy": mean_energy}
     if held_out.shape[1:] == (2,):
-        record["log_z_grid"] = log_z_on_grid(energy_fn, box.high, GRID_RESOLUTION, temperature, device=model.device)
+        record["log_z_grid"] = log_z_on_grid(energy_fn, box.high, GRID_RESOLUTION, temperature, device=device)
     assert bracket.log_z_upper is not None  # there were samples
     ends = {"at_log_z_lower": bracket.log_z_lower, "at_log_z_upper": bracket.log_z_upper}
     record["log_likelihood"] = {

@@ -37,8 +37,9 @@ def moved(pipe):
     return other
 
 
-def assert_same_images(pipe, call):
-    pictures = [call(each, torch.Generator().manual_seed(3)).images for each in (pipe, moved(pipe))]
+def assert_same_images(pipe, call, other=None):
+    others = moved(pipe) if other is None else other
+    pictures = [call(each, torch.Generator().manual_seed(3)).images for each in (pipe, others)]
     here, there = (np.stack([np.asarray(image, dtype=int) for image in images]) for images in pictures)
     assert abs(here - there).max() <= 1 and here.std() > 1  # levels of 0..255
 
@@ -113,3 +114,43 @@ def test_scores(request, tmp_path, fixture, with_reconstruction):
         assert_close(here.scores, there.scores, rtol=1e-4, atol=1e-4)
         assert_close(here.energies, there.energies)
         assert_close(here.p_values, there.p_values, rtol=0, atol=0.02)  # one of 60
+
+
+def offloaded(pipe):
+    """The same pipeline whose networks wait on the CPU (accelerate cannot put these parameters on ``meta``)."""
+    other = moved(pipe).to("cpu")
+    other.enable_model_cpu_offload(device="second")
+    return other
+
+
+def check_waiting(pipe):
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert {parameter.device.type for part in parts for parameter in part.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "calls"), [("tiny_pipeline", DDAEBM_CALLS), ("tiny_dual_mcmc_pipeline", DUAL_MCMC_CALLS)]
+)
+def test_offloaded_pipelines(request, pipeline, calls):
+    pipe = request.getfixturevalue(pipeline)
+    other = offloaded(pipe)
+    check_waiting(other)
+    for call in calls.values():
+        assert_same_images(pipe, call, other)
+        check_waiting(other)
+    energies = other.score(DIGITS[:4]).energies
+    assert_close(energies, pipe.score(DIGITS[:4]).energies, rtol=1e-4, atol=1e-4)
+    check_waiting(other)
+
+
+@pytest.mark.parametrize("pipeline", ["tiny_pipeline", "tiny_dual_mcmc_pipeline"])
+def test_offloaded_scores(request, pipeline):
+    scorer = EnergyScoringPipeline.from_pipe(request.getfixturevalue(pipeline))
+    scorer.set_progress_bar_config(disable=True)
+    other = offloaded(scorer)
+    for each in (scorer, other):
+        each.calibrate(DIGITS[:20], target_fpr=0.2)
+    for score in scorer.available_scores:
+        expected, found = (each(DIGITS[:4], score=score).scores for each in (scorer, other))
+        assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        check_waiting(other)

@@ -86,7 +86,7 @@ def test_saving_pushes_only_when_asked(pipelines, source, tmp_path, monkeypatch)
         "hf_ebm.pipelines.pipeline_base.push_pipeline", lambda pipe, repo_id, **options: pushed.append(repo_id)
     )
     pipe.save_pretrained(tmp_path / "a", True)
-    pipe.save_pretrained(tmp_path / "a", True, "ema", "20KB")
+    pipe.save_pretrained(tmp_path / "a", True, "ema", "4KB")
     assert list((tmp_path / "a" / "energy_model").glob("model.ema-*-of-*.safetensors"))
     pipe.save_pretrained(tmp_path / "a", push_to_hub=False, repo_id="alice/x")  # as diffusers' scripts do
     assert pushed == []
