@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +31,11 @@ from hf_ebm.models.pair_inference import PairInferenceModel
 from hf_ebm.models.unet_energy import UNetEnergyModel
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
+from hf_ebm.schedulers.denoising_contract import contract_violation
 from hf_ebm.schedulers.energy_sampler import check_positive
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
+
+logger = logging.getLogger(__name__)
 
 
 @functools.lru_cache
@@ -46,7 +50,8 @@ class DDAEBMPipeline(EBMPipeline):
     Args:
         generator_model: ``(x_next, t, z) -> x0_pred``.
         scheduler: `DDAEBMScheduler`, or a stock scheduler that takes a predicted clean sample, made with
-            ``DDPMScheduler.from_config(pipe.scheduler.config)`` or ``DDIMScheduler.from_config(...)``.
+            ``DDPMScheduler.from_config(pipe.scheduler.config)`` or ``DDIMScheduler.from_config(...)``. With one that
+            does not follow the model's denoising chain (`hf_ebm.schedulers.denoising_contract`) a call logs a warning.
         energy_model: ``(x, t) -> energy``; needed to score and for the Langevin correction, not to sample.
         inference_model: ``q(z | x_t, x_next)``; needed to go on training only.
     """
@@ -63,6 +68,7 @@ class DDAEBMPipeline(EBMPipeline):
     ) -> None:
         super().__init__()
         self.check_scheduler(scheduler, generator_model)
+        self._checked_schedulers: set[tuple[str, int]] = set()  # configs and numbers of steps
         self.register_modules(
             generator_model=generator_model,
             scheduler=scheduler,
@@ -83,6 +89,27 @@ class DDAEBMPipeline(EBMPipeline):
             raise ValueError(
                 f"scheduler has {scheduler.config.num_train_timesteps} steps and generator_model was built for "
                 f"{generator_model.config.num_timesteps}; make the scheduler with from_config(pipe.scheduler.config)."
+            )
+
+    def warn_of_scheduler(self, num_steps: int) -> None:
+        """Log a warning, once, if samples with the scheduler will not follow the model."""
+        scheduler = self.scheduler
+        if isinstance(scheduler, DDAEBMScheduler):
+            return
+        checked = (scheduler.to_json_string(), num_steps)  # with the class's name
+        if checked in self._checked_schedulers:
+            return
+        self._checked_schedulers.add(checked)
+        is_image = len(self.sample_shape) == 3
+        violation = contract_violation(scheduler, num_steps, len(self.sample_shape), bound=1.0 if is_image else 3.0)
+        if violation is not None:
+            logger.warning(
+                "samples will not follow the model's denoising posterior: the scheduler %s with num_inference_steps=%d "
+                "does not step through its chain (%s). DDAEBMScheduler, DDPMScheduler and DDIMScheduler do, with their "
+                "default settings and made by from_config(pipe.scheduler.config) of the saved scheduler.",
+                type(scheduler).__name__,
+                num_steps,
+                violation,
             )
 
     def check_inputs(
@@ -153,6 +180,7 @@ class DDAEBMPipeline(EBMPipeline):
         energy_model = eval_copy(self.energy_model) if num_correction_steps else None
         device = self._execution_device
         num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+        self.warn_of_scheduler(num_steps)
         self.scheduler.set_timesteps(num_steps)  # on the CPU, as diffusers' DDPMPipeline: read there, not waited for
         latent_dim = generator_model.config.latent_dim
         step_kwargs: dict[str, Any] = {}
