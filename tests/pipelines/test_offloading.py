@@ -60,7 +60,7 @@ def results(pipe):
         if name in ("energy", "gradient_norm", "reconstruction"):
             found[name] = scorer(X, score=name).scores
     scorer.calibrate(X, target_fpr=0.4)
-    for name in scorer.available_scores:
+    for name in scorer.calibration.reference:
         found[f"calibrated {name}"] = scorer(X, score=name).scores
     return found
 
