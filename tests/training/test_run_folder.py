@@ -329,5 +329,5 @@ def test_a_checkpoint_that_cannot_be_pushed_is_a_warning(tmp_path, script, capsy
 
 
 def test_processes_wait_for_an_upload(tmp_path):
-    accelerator = make_accelerator("no", 1, (), tmp_path)
+    accelerator = make_accelerator("no", (), tmp_path)
     assert accelerator.init_handler.timeout.total_seconds() >= 6 * 3600
