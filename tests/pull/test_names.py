@@ -10,6 +10,7 @@ from hf_ebm import DDAEBMPipeline, UNetEnergyModel, UNetGeneratorModel
 from hf_ebm.missing_models import meant
 from hf_ebm.pull import download_pipeline
 from hf_ebm.push import push_folder
+from hf_ebm.user_paths import expand_home
 
 
 def test_a_revision_does_not_lead_out_of_the_cache(tmp_path):
@@ -24,8 +25,9 @@ def test_a_revision_does_not_lead_out_of_the_cache(tmp_path):
 @pytest.mark.parametrize("name", ["outputs/digits/new", "./mistyped", "../x", "/no/such", "~/x", "a\\b", "digits/"])
 def test_the_hub_is_not_asked_for_what_can_be_no_id(name, monkeypatch):
     monkeypatch.setattr("hf_ebm.commit_pull.hf_hub_download", None)
+    named = re.escape(repr(expand_home(name)))
     for loads in (DDAEBMPipeline, UNetGeneratorModel, UNetEnergyModel):
-        with pytest.raises(OSError, match=f"{re.escape(repr(name))} is no folder here, and can be no Hub id"):
+        with pytest.raises(OSError, match=f"{named} is no folder here, and can be no Hub id"):
             loads.from_pretrained(name)
 
 
