@@ -250,7 +250,7 @@ def bootstrap_interval(log_weights: Tensor, groups: Tensor | None = None, seed: 
     Returns:
         The ends of the interval; None if there are fewer than two groups, which say nothing of the spread.
     """
-    sums, sizes = (values.double().cpu() for values in sum_groups(log_weights, groups))
+    sums, sizes = (values.cpu().double() for values in sum_groups(log_weights, groups))
     if len(sums) < 2:
         return None
     generator = torch.Generator().manual_seed(seed)
