@@ -23,13 +23,12 @@ import torch
 from changes import SHIPPED, current_commit, split_change
 from measured_data import DATA, MeasuredData
 
-from hf_ebm.commands.options import path_option
-from hf_ebm.hub import hardware_name
-from hf_ebm.software import software_versions
-from hf_ebm.training.digits_demo import launch_options
-from hf_ebm.training.settings import CONFIGS, read_yaml
-from hf_ebm.training.stopping import DIVERGED
-from hf_ebm.whole_files import whole_file
+from hf_ebm.hub.model_card import hardware_name
+from hf_ebm.training.config import CONFIGS, read_yaml
+from hf_ebm.training.demo import launch_options
+from hf_ebm.training.launch import DIVERGED
+from hf_ebm.utils.files import path_option, whole_file
+from hf_ebm.utils.software import software_versions
 
 Changes = dict[str, Any]
 Row = dict[str, float]  # a measured run; empty: the run was stopped by its guard

@@ -30,11 +30,9 @@ from hf_ebm.models.presets import ddaebm_model_settings
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.schedulers.scheduling_ddaebm import BETA_SCHEDULES, DDAEBMScheduler
-from hf_ebm.training.method import Method
-from hf_ebm.training.run import run_training
-from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.script import run_script
-from hf_ebm.training.steps import cosine_schedule, update
+from hf_ebm.training.config import RunSettings
+from hf_ebm.training.launch import run_script
+from hf_ebm.training.trainer import Method, cosine_schedule, run_training, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +216,7 @@ METHOD = Method(
 
 
 def train(settings: DDGANSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, settings)
 
 

@@ -24,17 +24,14 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_ebm.hub import SETTINGS
+from hf_ebm.hub.model_card import SETTINGS
 from hf_ebm.models.presets import ddaebm_model_settings
 from hf_ebm.models.unet import build_unet
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.models.upsampling import use_upsample
-from hf_ebm.training.method import Method
-from hf_ebm.training.run import run_training
-from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.script import run_script
-from hf_ebm.training.settings import make_settings, read_yaml
-from hf_ebm.training.steps import cosine_schedule, update
+from hf_ebm.training.config import RunSettings, make_settings, read_yaml
+from hf_ebm.training.launch import run_script
+from hf_ebm.training.trainer import Method, cosine_schedule, run_training, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +205,7 @@ METHOD = Method(
 
 
 def train(settings: DDPMSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, settings)
 
 

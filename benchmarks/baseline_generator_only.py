@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from hf_ebm.training import train_dual_mcmc
-from hf_ebm.training.run import run_training
-from hf_ebm.training.script import run_script
+from hf_ebm.training.launch import run_script
 from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, Objects
+from hf_ebm.training.trainer import run_training
 
 
 def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSettings) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ METHOD = dataclasses.replace(
 
 
 def train(settings: DualMCMCSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, dataclasses.replace(settings, x_num_steps=0))
 
 

@@ -23,21 +23,18 @@ from accelerate import Accelerator
 from baselines import CONFIGS, check_parts, draw_batches, save_grid_of
 from torch import Tensor
 
-from hf_ebm.chains import run_chain
-from hf_ebm.langevin import energy_grad, langevin_chain
+from hf_ebm.langevin import energy_grad, langevin_chain, run_chain
 from hf_ebm.losses.ddaebm import energy_loss, energy_magnitude_term
 from hf_ebm.models.dual_mcmc_presets import dual_mcmc_model_settings
 from hf_ebm.models.eval_copy import eval_copy
 from hf_ebm.models.resnet_energy import ResNetEnergyConfig, ResNetEnergyModel
-from hf_ebm.near_names import check_known
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
-from hf_ebm.training.method import Method
-from hf_ebm.training.run import run_training
-from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.script import run_script
-from hf_ebm.training.steps import cosine_schedule, update
+from hf_ebm.training.config import RunSettings
+from hf_ebm.training.launch import run_script
 from hf_ebm.training.train_dual_mcmc import settle_singular_values
+from hf_ebm.training.trainer import Method, cosine_schedule, run_training, update
+from hf_ebm.utils.validation import check_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +189,7 @@ METHOD = Method(
 
 
 def train(settings: ShortRunSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, settings)
 
 

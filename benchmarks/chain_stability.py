@@ -26,13 +26,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hf_ebm.commands.options import path_option
-from hf_ebm.data import draw_rows, load_training_data
-from hf_ebm.hub import SETTINGS
+from hf_ebm.data.loading import draw_rows, load_training_data
+from hf_ebm.hub.model_card import SETTINGS
 from hf_ebm.langevin import energy_and_grad, langevin_chain
-from hf_ebm.training.checkpoints import list_checkpoints, read_state
-from hf_ebm.training.settings import read_yaml
+from hf_ebm.training.checkpointing import list_checkpoints, read_state
+from hf_ebm.training.config import read_yaml
 from hf_ebm.training.train_dual_mcmc import METHOD
+from hf_ebm.utils.files import path_option
 
 
 def largest_curvature(

@@ -18,9 +18,9 @@ import torch
 from ablations import MOST_HELD_OUT, MOST_SAMPLES, Changes, Results, Row, make_table, name_of
 from measured_data import MeasuredData
 
+from hf_ebm.evaluation.plots import new_figure
+from hf_ebm.evaluation.samples import draw_samples
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
-from hf_ebm.scoring.plots import new_figure
-from hf_ebm.scoring.sample_evaluation import draw_samples
 
 TIMESTEPS = [{"num_timesteps": number, "timestep_weights": None} for number in (1, 2, 4, 8)]
 GROUPS: dict[str, list[Changes]] = {

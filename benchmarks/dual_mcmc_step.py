@@ -29,8 +29,8 @@ from torch import Tensor
 
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.steps import make_train_step, prepare_models
 from hf_ebm.training.train_dual_mcmc import METHOD, DualMCMCSettings, make_model_settings, make_objects
+from hf_ebm.training.trainer import make_train_step, prepare_models
 
 BATCH_SIZES = {"digits": 64, "cifar10": 2}
 TOLERANCES = {"no": 1e-3, "bf16": 5e-2}

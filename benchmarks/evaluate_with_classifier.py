@@ -17,11 +17,11 @@ import torch
 from measured_data import DATA, open_extractor
 from tqdm.auto import tqdm
 
-from hf_ebm.commands.evaluate import format_table, write_record
-from hf_ebm.commands.models import load_image_generator
-from hf_ebm.commands.options import path_option
-from hf_ebm.devices import find_device
-from hf_ebm.scoring.sample_evaluation import evaluate_samples
+from hf_ebm.cli.evaluate import format_table, write_record
+from hf_ebm.evaluation.samples import evaluate_samples
+from hf_ebm.pipelines.loading import load_image_generator
+from hf_ebm.utils.files import path_option
+from hf_ebm.utils.torch_utils import find_device
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from hf_ebm.commands.options import path_option
-from hf_ebm.dataset_names import DatasetName, load_named
-from hf_ebm.scoring.feature_extractors import FeatureExtractor, module_extractor
+from hf_ebm.data.loading import DatasetName, load_named
+from hf_ebm.evaluation.feature_extractors import FeatureExtractor, module_extractor
+from hf_ebm.utils.files import path_option
 
 NUM_FEATURES = 128
 NUM_CLASSES = 10

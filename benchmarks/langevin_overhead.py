@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from timing import alternate, make_parser, parse, ratio, report
 
 from hf_ebm import DualMCMCPipeline, LangevinScheduler
-from hf_ebm.chains import run_chain
+from hf_ebm.langevin import run_chain
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 
 BATCH_SIZES = {"digits": 256, "cifar10": 2}

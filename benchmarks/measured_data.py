@@ -10,12 +10,11 @@ import torch
 from image_classifier import classifier_extractor
 from torch import Tensor
 
-from hf_ebm.data import describe_preparation, draw_rows
-from hf_ebm.scoring.feature_extractors import FeatureExtractor, digits_extractor
-from hf_ebm.scoring.feature_statistics import FeatureStatistics
-from hf_ebm.scoring.metrics import auroc, frechet_distance_of_statistics
-from hf_ebm.scoring.odd_images import ODD_IMAGES
-from hf_ebm.scoring.real_images import RealImages
+from hf_ebm.data.loading import describe_preparation, draw_rows
+from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics, digits_extractor
+from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance_of_statistics
+from hf_ebm.evaluation.samples import RealImages
+from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,15 +36,13 @@ from quality_methods import CONTENDERS, Contender, variants
 from quality_report import is_finished, write_report
 from tqdm.auto import tqdm
 
-from hf_ebm.commands.options import path_option
-from hf_ebm.hub import hardware_name
-from hf_ebm.scoring.feature_extractors import FeatureExtractor
-from hf_ebm.scoring.feature_statistics import FeatureStatistics
-from hf_ebm.scoring.sample_evaluation import compare
-from hf_ebm.software import software_versions
-from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.settings import read_yaml
-from hf_ebm.whole_files import whole_file
+from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics
+from hf_ebm.evaluation.samples import compare
+from hf_ebm.hub.model_card import hardware_name
+from hf_ebm.training.checkpointing import list_checkpoints
+from hf_ebm.training.config import read_yaml
+from hf_ebm.utils.files import path_option, whole_file
+from hf_ebm.utils.software import software_versions
 
 OTHER_SECONDS = 90  # for --time-limit: first guess of what a stretch takes beside training
 MOST_HELD_OUT = 500  # images whose energies are compared with those of odd ones

@@ -15,7 +15,7 @@ from baselines import Draw, draw_by
 from changes import SHIPPED, split_change
 
 from hf_ebm import DDAEBMPipeline, DualMCMCPipeline
-from hf_ebm.training.settings import CONFIGS
+from hf_ebm.training.config import CONFIGS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ablations import cell
 from quality_methods import Contender
 
-from hf_ebm.scoring.plots import new_figure
+from hf_ebm.evaluation.plots import new_figure
 
 COLUMNS = {
     "frechet_distance": ("FD", 2),

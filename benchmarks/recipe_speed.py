@@ -22,13 +22,12 @@ from accelerate.utils import set_seed
 from changes import SHIPPED, split_change
 from timing import Spread, alternate, ratio, report
 
-from hf_ebm.commands.options import path_option
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
-from hf_ebm.training.averaging import make_emas
+from hf_ebm.training.checkpointing import advance
+from hf_ebm.training.config import load_settings
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.loop import advance
-from hf_ebm.training.settings import load_settings
-from hf_ebm.training.steps import make_train_step, prepare_models
+from hf_ebm.training.trainer import make_emas, make_train_step, prepare_models
+from hf_ebm.utils.files import path_option
 
 METHODS: dict[str, tuple[Any, Any, str]] = {
     "ddaebm": (train_ddaebm.METHOD, train_ddaebm.DDAEBMSettings, train_ddaebm.DEFAULT_CONFIG),

@@ -1,4 +1,4 @@
-"""Memory and speed of `hf_ebm.scoring.run` over a long data set: by default a million generated images, a tiny model.
+"""Memory and speed of `hf_ebm.evaluation.bulk_scoring` over a long data set: by default a million generated images, a tiny model.
 
     python benchmarks/scoring_at_scale.py --output outputs/million
     python benchmarks/scoring_at_scale.py --output outputs/cifar10-scores --dataset path/to/cifar10 --split test
@@ -27,12 +27,11 @@ from accelerate.utils import set_seed
 from timing import cpu_name
 
 from hf_ebm import DDAEBMScheduler, EnergyScoringPipeline
-from hf_ebm.commands.options import path_option
+from hf_ebm.evaluation.bulk_scoring import ScoringSettings, load_rows, score_rows
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
-from hf_ebm.scoring.rows import Row
-from hf_ebm.scoring.run import load_rows, score_rows
-from hf_ebm.scoring.run_settings import ScoringSettings
+from hf_ebm.scoring.inputs import Row
+from hf_ebm.utils.files import path_option
 
 TINY = {"energy": {"block_out_channels": (16, 16)}}
 SMALL = {"unet": {"base_channels": 32, "channel_multipliers": (1, 2, 2), "patch_size": 2}}

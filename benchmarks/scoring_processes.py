@@ -1,4 +1,4 @@
-"""`hf_ebm.scoring.run` with two processes against one, each of one thread, on a data set of PNGs in a folder.
+"""`hf_ebm.evaluation.bulk_scoring` with two processes against one, each of one thread, on a data set of PNGs in a folder.
 
     python benchmarks/scoring_processes.py --cores 0,1
 
@@ -47,7 +47,14 @@ def score(folder: Path, cores: list[str], shard_size: int, batch_size: int) -> t
     command = ["taskset", "-c", ",".join(cores), sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--num_processes", str(len(cores)), *(["--multi_gpu"] if len(cores) > 1 else ["--cpu"])]
-    command += ["-m", "hf_ebm.scoring.run", "--model", str(folder / "model"), "--dataset", str(folder / "data")]
+    command += [
+        "-m",
+        "hf_ebm.evaluation.bulk_scoring",
+        "--model",
+        str(folder / "model"),
+        "--dataset",
+        str(folder / "data"),
+    ]
     command += ["--output", str(output), "--batch-size", str(batch_size), "--shard-size", str(shard_size)]
     command += ["--num-workers", "0"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

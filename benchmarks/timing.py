@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from hf_ebm.commands.options import path_option
 from hf_ebm.training.cuda_graph import NUM_EAGER
+from hf_ebm.utils.files import path_option
 
 Times = dict[str, list[float]]
 

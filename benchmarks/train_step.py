@@ -27,10 +27,9 @@ from timing import add_training_options, alternate, make_parser, parse, ratio, r
 from torch import Tensor, nn
 
 from hf_ebm.models.presets import build_ddaebm_models
-from hf_ebm.training.averaging import make_emas
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.steps import make_train_step, prepare_models
 from hf_ebm.training.train_ddaebm import METHOD, DDAEBMSettings, make_model_settings, make_objects
+from hf_ebm.training.trainer import make_emas, make_train_step, prepare_models
 
 BATCH_SIZES = {"digits": 64, "cifar10": 8}
 # of relative differences; "gradient": at the first step, "update", "average": after the last one

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_ebm.counting import check_count
+from hf_ebm.utils.validation import check_count
 
 BETA_MAX_CLAMP = 0.999  # no step may destroy everything: the posterior would divide by zero
 LOG_VARIANCE_MIN = math.log(1e-4)  # lower clamp of the posterior's log-variance

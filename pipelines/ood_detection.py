@@ -17,11 +17,11 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_ebm.models.energy_image_processor  # noqa: F401 (registers the image processor and the energies)
-from hf_ebm.hub_datasets import column_images, is_column
+from hf_ebm.data.image_files import open_picture
+from hf_ebm.data.loading import column_images, is_column
 from hf_ebm.models.eval_copy import in_eval
-from hf_ebm.pictures import open_picture
 from hf_ebm.scoring.calibration import Calibration
-from hf_ebm.scoring.energy import check_not_nan
+from hf_ebm.scoring.statistics import check_not_nan
 
 TASK = "ood-detection"
 
@@ -55,7 +55,7 @@ class OODDetectionPipeline(Pipeline):
         return {}, {}, {} if calibration is None else {"calibration": calibration}
 
     def preprocess(self, image: Any) -> Any:
-        """A picture, as `hf_ebm.pictures.open_picture` takes it, as ``pixel_values``, shape (1, C, S, S)."""
+        """A picture, as `hf_ebm.data.image_files.open_picture` takes it, as ``pixel_values``, shape (1, C, S, S)."""
         return self.image_processor(open_picture(image), return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs: Any) -> Any:

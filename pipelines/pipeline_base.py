@@ -17,27 +17,29 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 
 import hf_ebm
-from hf_ebm.commit_pull import HUB_OPTIONS
-from hf_ebm.counting import check_count
-from hf_ebm.devices import execution_device
-from hf_ebm.image_inputs import images_to_tensor
-from hf_ebm.inference_mode import no_grad
-from hf_ebm.models.energy import check_energy_model
-from hf_ebm.pull import (
+from hf_ebm.hub.download import (
+    CODE_FILE,
+    HUB_OPTIONS,
     INDEX,
+    PathlessConfig,
     check_classes,
     check_weights,
     download_pipeline,
+    holds_own_code,
     no_pipeline,
+    pipeline_code,
     read_index,
+    require_safe_serialization,
+    require_safetensors,
     wanted_components,
 )
-from hf_ebm.push import push_pipeline
-from hf_ebm.remote_code import CODE_FILE, holds_own_code, pipeline_code
-from hf_ebm.safetensors_only import require_safe_serialization, require_safetensors
-from hf_ebm.saved_config import PathlessConfig
-from hf_ebm.scoring.energy import ScoreOutput, score_samples
-from hf_ebm.user_paths import expand_home
+from hf_ebm.hub.upload import push_pipeline
+from hf_ebm.models.energy import check_energy_model
+from hf_ebm.scoring.inputs import images_to_tensor
+from hf_ebm.scoring.statistics import ScoreOutput, score_samples
+from hf_ebm.utils.files import expand_home
+from hf_ebm.utils.torch_utils import execution_device, no_grad
+from hf_ebm.utils.validation import check_count
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 KEEP_DTYPES = object()  # the dtype with which `from_pipe` calls `to` where none was given
@@ -155,7 +157,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """Fetch the files of a pipeline repository into the cache and return their folder.
 
         diffusers' own method knows only components of its libraries. Components that are given (or None) are not
-        fetched; see `hf_ebm.pull.download_pipeline` for the other arguments.
+        fetched; see `hf_ebm.hub.download.download_pipeline` for the other arguments.
         """
         options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         chosen = {name: kwargs[name] for name in ("subfolder", "variant") if kwargs.get(name) is not None}
@@ -347,7 +349,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """Energies of images, low = likely: deterministic, in eval mode, no noise added.
 
         Args:
-            images: PIL images, uint8 or float arrays, tensors in [-1, 1] (see `hf_ebm.image_inputs`); vectors (B, D).
+            images: PIL images, uint8 or float arrays, tensors in [-1, 1] (see `hf_ebm.scoring.inputs`); vectors (B, D).
             all_timesteps: Also return ``E(x, t)`` of every noise level, shape (B, T).
             batch_size: Images per forward pass.
 

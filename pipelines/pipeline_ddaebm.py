@@ -17,11 +17,8 @@ from diffusers import ImagePipelineOutput, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.counting import check_count
-from hf_ebm.devices import execution_device
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain
-from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyOutput
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.models.mlp_energy import MLPEnergyModel
@@ -32,8 +29,9 @@ from hf_ebm.models.unet_energy import UNetEnergyModel
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
 from hf_ebm.schedulers.denoising_contract import contract_violation
-from hf_ebm.schedulers.energy_sampler import check_positive
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
+from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
+from hf_ebm.utils.validation import check_count, check_positive
 
 logger = logging.getLogger(__name__)
 

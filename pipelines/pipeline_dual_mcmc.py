@@ -17,9 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ebm.counting import check_count
-from hf_ebm.image_inputs import mask_to_tensor
-from hf_ebm.interpolation import PATHS
 from hf_ebm.models.conv_inference import ConvInferenceModel
 from hf_ebm.models.energy import check_energy_model
 from hf_ebm.models.mlp_energy import MLPEnergyModel
@@ -27,7 +24,7 @@ from hf_ebm.models.mlp_inference import MLPInferenceModel
 from hf_ebm.models.mlp_latent_generator import MLPLatentGeneratorModel
 from hf_ebm.models.resnet_energy import ResNetEnergyModel
 from hf_ebm.models.resnet_generator import ResNetGeneratorModel
-from hf_ebm.pipelines.dual_mcmc_moves import DualMCMCMoves, DualMCMCOutput, repeat_rows
+from hf_ebm.pipelines.dual_mcmc_chains import PATHS, DualMCMCMoves, DualMCMCOutput, repeat_rows
 from hf_ebm.pipelines.pipeline_base import task
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_annealed_langevin import AnnealedLangevinScheduler  # noqa: F401 (only to be loaded)
@@ -36,6 +33,8 @@ from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler  # noqa: F40
 from hf_ebm.schedulers.scheduling_mala import MALAScheduler  # noqa: F401
 from hf_ebm.schedulers.scheduling_preconditioned_langevin import PreconditionedLangevinScheduler  # noqa: F401
 from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler  # noqa: F401
+from hf_ebm.scoring.inputs import mask_to_tensor
+from hf_ebm.utils.validation import check_count
 
 
 class DualMCMCPipeline(DualMCMCMoves):
@@ -51,7 +50,7 @@ class DualMCMCPipeline(DualMCMCMoves):
     - ``sample_latents``: whether an image's latents are a sample of ``q(z | x)``, as in the paper, or its mean.
 
     All raise a `ValueError` that names the argument that cannot be done, or says where a chain diverged
-    (`hf_ebm.langevin.ChainDivergedError`). Images are given as in `hf_ebm.image_inputs`.
+    (`hf_ebm.langevin.ChainDivergedError`). Images are given as in `hf_ebm.scoring.inputs`.
 
     Args:
         generator_model: ``z -> x``.
@@ -165,7 +164,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         """Infer the latents of images, revise them by the z-chain, and generate from them.
 
         Args:
-            images: Images in [-1, 1] as tensors, or of another kind of `hf_ebm.image_inputs`.
+            images: Images in [-1, 1] as tensors, or of another kind of `hf_ebm.scoring.inputs`.
             num_inference_steps: Updates of the z-chain; 0 = the inference model alone.
             latents: z to start the z-chain from, shape (B, latent_dim), instead of inferring; noise, say.
             sample_latents, generator, output_type, return_dict: See the class.
@@ -269,8 +268,8 @@ class DualMCMCPipeline(DualMCMCMoves):
         not fill in.
 
         Args:
-            images: Images of any kind of `hf_ebm.image_inputs`; what they hold in the masked part is not looked at.
-            mask: 1 (white) = to be filled in, see `hf_ebm.image_inputs.mask_to_tensor`.
+            images: Images of any kind of `hf_ebm.scoring.inputs`; what they hold in the masked part is not looked at.
+            mask: 1 (white) = to be filled in, see `hf_ebm.scoring.inputs.mask_to_tensor`.
             num_inference_steps: Updates of the x-chain; 0 = the generator's pixels as they are.
             latent_inference_steps: Updates of the z-chain; None = as many as in training.
             sample_latents, generator, output_type, return_dict: See the class.

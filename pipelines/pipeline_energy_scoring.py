@@ -19,20 +19,25 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from hf_ebm.counting import check_count, check_fraction, check_seed
+from hf_ebm.hub.download import INDEX, read_index, wanted_components
 from hf_ebm.models.energy import EnergyModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
-from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline  # noqa: F401 (the same)
-from hf_ebm.pull import INDEX, read_index, wanted_components
+from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
-from hf_ebm.scoring.energy import check_not_nan
-from hf_ebm.scoring.measures import make_measure, measure_batches
-from hf_ebm.scoring.sample_batches import sample_batches
+from hf_ebm.scoring.inputs import sample_batches
 from hf_ebm.scoring.scores import SCORES
-from hf_ebm.user_paths import expand_home
+from hf_ebm.scoring.statistics import (
+    check_not_nan,
+    make_measure,
+    measure_batches,
+    measure_denoising_error,
+    measure_reconstruction_error,
+)
+from hf_ebm.utils.files import expand_home
+from hf_ebm.utils.validation import check_count, check_fraction, check_seed
 
 RECONSTRUCTION = ("generator_model", "inference_model", "latent_scheduler")
 
@@ -217,9 +222,9 @@ class EnergyScoringPipeline(EBMPipeline):
         """Energies and scores of images.
 
         Args:
-            images: PIL images, arrays or tensors (`hf_ebm.image_inputs`); paths or URLs, one or a list; or a
+            images: PIL images, arrays or tensors (`hf_ebm.scoring.inputs`); paths or URLs, one or a list; or a
                 `datasets.Dataset` or streaming `IterableDataset`, which is read batch by batch. What is opened and what
-                is refused is in `hf_ebm.pictures`.
+                is refused is in `hf_ebm.data.image_files`.
             score: A name of `hf_ebm.scoring.scores.SCORES`; larger = more out of distribution.
             batch_size: Images in memory at a time; it does not change a score.
             image_column: Of a data set; None = its only image column.
@@ -347,7 +352,7 @@ class EnergyScoringPipeline(EBMPipeline):
     def make_measure(self, names: Collection[str], seed: int | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """``x -> the named measures``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
 
-        See `hf_ebm.scoring.measures`. What all batches share is made once.
+        See `hf_ebm.scoring.statistics`. What all batches share is made once.
 
         Args:
             names: Which measures.
@@ -355,7 +360,19 @@ class EnergyScoringPipeline(EBMPipeline):
         """
         if seed is None:
             seed = 0 if self.calibration is None else self.calibration.seed
-        return make_measure(self, names, seed)
+        coefficients = self.coefficients if "energies" in names else None
+        reconstruction_error = self.make_reconstruction_error(seed) if "reconstruction_error" in names else None
+        return make_measure(self.energy_model, names, seed, coefficients, reconstruction_error)
+
+    def make_reconstruction_error(self, seed: int) -> Callable[[Tensor], Tensor]:
+        """``x -> reconstruction errors``, shape (B,): of the z-chain if its scheduler is there, else of a DDAEBM."""
+        generator_model, scheduler = self.generator_model, self.latent_scheduler
+        if scheduler is None:
+            q = self.coefficients
+            return lambda x: measure_denoising_error(generator_model, x, q, seed=seed)
+        pipe = DualMCMCPipeline(generator_model, scheduler, None, self.inference_model, scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return lambda x: measure_reconstruction_error(pipe, x, seed)
 
     @property
     def coefficients(self) -> Any:

@@ -15,8 +15,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_ebm.training import loop, run_folder, running
-from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training import trainer as loop
+from hf_ebm.training import trainer as run_folder
+from hf_ebm.training import trainer as running
+from hf_ebm.training.config import RunSettings
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
-from hf_ebm.training.settings import make_settings
+from hf_ebm.training.config import make_settings
 
 ROOT = Path(__file__).parents[1]
 RUN = {"batch_size": 8, "max_steps": 4, "log_every": 1, "sample_every": 0, "checkpoint_every": 2, "num_grid_samples": 4}

@@ -22,13 +22,13 @@ def test_import_loads_nothing_heavy():
 
 
 def test_help_loads_nothing_heavy():
-    code = "import hf_ebm.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass"
+    code = "import hf_ebm.cli.main as c\ntry: c.main(['--help'])\nexcept SystemExit: pass"
     assert not HEAVY & modules_after(code)
 
 
 @pytest.mark.parametrize("command", ["score", "reconstruct"])
 def test_a_missing_file_is_told_before_anything_heavy_is_loaded(command):
-    code = f"import hf_ebm.cli as c\ntry: c.main([{command!r}, '--model', 'm', 'nowhere.png'])"
+    code = f"import hf_ebm.cli.main as c\ntry: c.main([{command!r}, '--model', 'm', 'nowhere.png'])"
     assert not (HEAVY - {"numpy"}) & modules_after(f"{code}\nexcept SystemExit as end: assert end.code == 2")
 
 

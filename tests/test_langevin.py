@@ -72,8 +72,8 @@ def test_an_energy_of_another_shape_is_refused_before_it_is_used(wrong):
     from types import SimpleNamespace
 
     from hf_ebm import LangevinScheduler
-    from hf_ebm.chains import run_chain
-    from hf_ebm.scoring.energy import energies_on_device
+    from hf_ebm.langevin import run_chain
+    from hf_ebm.scoring.statistics import energies_on_device
 
     class Energy(torch.nn.Module):
         device, dtype = torch.device("cpu"), torch.float32

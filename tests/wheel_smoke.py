@@ -6,7 +6,7 @@ import torch
 
 import hf_ebm
 from hf_ebm import DDAEBMPipeline
-from hf_ebm.scoring.feature_extractors import digits_extractor
+from hf_ebm.evaluation.feature_extractors import digits_extractor
 
 assert "site-packages" in hf_ebm.__file__, hf_ebm.__file__
 pipe = DDAEBMPipeline.from_pretrained(sys.argv[1])

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training.config import RunSettings
 
 NUM_EAGER = 3  # iterations of each kind before the recording: libraries choose their kernels, `torch.compile` compiles
 

@@ -1,16 +1,143 @@
-"""``accelerate launch`` of a method's script from Python: its own message and exit code, and no traceback below it."""
+"""Start and stop of a training run: the script's entry point, `accelerate launch`, signals, exit codes.
+
+What a command's exit code says: 0 if all went well, 2 for a mistake of the caller, 130 for Ctrl-C, else 1.
+
+How a run stops before its end: by Ctrl-C or a SIGTERM, with a checkpoint of its step, or a loss that diverges.
+
+``accelerate launch`` of a method's script from Python: its own message and exit code, and no traceback below it.
+
+A training script's entry point: its help, its settings, and how it ends when something is wrong.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import psutil
+from safetensors import SafetensorError
 
-from hf_ebm.exit_codes import CALLERS_MISTAKE, FAILURE, INTERRUPTED
+from hf_ebm.hub.upload import PushError
+from hf_ebm.training.checkpointing import WriteError, list_checkpoints
+from hf_ebm.training.config import describe_settings, load_settings, shipped_configs
+from hf_ebm.utils.logging import CALLERS_MISTAKE, FAILURE, INTERRUPTED, exit_code
+
+ONE_PRESS = 2.0  # seconds in which a second signal is the same Ctrl-C: the launcher of several processes sends its own
+GRACE = 10  # seconds that a loader's worker has after a SIGTERM
+STEPPING = "stopping after this step, with a checkpoint (again: at once, without one)"
+FINISHING = "no more steps: the run is being written, and ends then (again: at once)"
+DIVERGED = "training diverged at step"  # how the message of a run that diverged begins
+DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss or a chain became non-finite or exploded; the run stopped and its checkpoints are untouched."""
+
+
+class Interruption:
+    """Whether somebody asked the run to stop; asked again, it raises a `KeyboardInterrupt` at once.
+
+    Args:
+        say: Tells the user what happens.
+
+    Attributes:
+        answer: What it tells: `STEPPING`, or later `FINISHING`.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.answer = STEPPING
+        self.since: float | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run is to end after the step that is under way, or what comes after the last one."""
+        return self.since is not None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handler of the signals."""
+        if self.since is None:
+            self.since = time.monotonic()
+            self.say(f"hf-ebm: {self.answer}")
+        elif time.monotonic() - self.since > ONE_PRESS:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stopping(
+    checkpoints: Path,
+    step: Callable[[], int],
+    say: Callable[[str], None],
+    when_diverged: str,
+) -> Iterator[Interruption]:
+    """Inside, a first Ctrl-C or SIGTERM is only noted; a run that stops says where, and how to go on.
+
+    A signal that others answer (ignored, in a thread, a handler of the caller's) is left to them.
+
+    Args:
+        checkpoints: Folder of the run's checkpoints.
+        step: Tells the number of finished steps.
+        say: Tells the user something.
+        when_diverged: Which settings to change after a run that diverged, in words.
+
+    Raises:
+        KeyboardInterrupt: With that message.
+        TrainingDivergedError: The same, with the step.
+        WriteError: The same, if a file could not be written or read.
+    """
+    interruption, ours = Interruption(say), []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number, default in DEFAULTS.items() if signal.getsignal(number) is default]
+    for number in ours:
+        signal.signal(number, interruption.handle)
+    try:
+        yield interruption
+    except KeyboardInterrupt as error:
+        found = list_checkpoints(checkpoints)
+        resume = (
+            f"the last checkpoint is {found[-1]}: go on with the same settings and resume=latest"
+            if found
+            else "there is no checkpoint yet (checkpoint_every): begin again, with overwrite_output_dir=true"
+        )
+        raise KeyboardInterrupt(f"stopped by the user at step {step()}; {resume}.") from error
+    except TrainingDivergedError as error:
+        found = list_checkpoints(checkpoints)
+        resume = (
+            f"The last checkpoint, untouched, is {found[-1]}: go on with resume=latest and {when_diverged}"
+            if found
+            else f"There is no checkpoint yet: begin again with {when_diverged}, and overwrite_output_dir=true"
+        )
+        raise TrainingDivergedError(f"{DIVERGED} {step()}: {error}. {resume}.") from error
+    except (WriteError, OSError, SafetensorError) as error:
+        found = list_checkpoints(checkpoints)
+        resume = (
+            f"The last checkpoint is {found[-1]}: once this is fixed, go on with resume=latest"
+            if found
+            else "There is no checkpoint yet: once this is fixed, begin again with overwrite_output_dir=true"
+        )
+        raise WriteError(f"training stopped at step {step()}: {error}. {resume}.") from error
+    finally:
+        for number in ours:
+            signal.signal(number, DEFAULTS[number])
+
+
+def outlive_signals(worker: int) -> None:
+    """For a loader's workers, which terminals and launchers tell to stop as well: the last step still needs its data.
+
+    They end with their process. After a SIGTERM, by which it ends those that do not, they have `GRACE` seconds more.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> int:
@@ -58,3 +185,43 @@ def end_children(*_: object) -> None:
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.terminate()
+
+
+def run_script(
+    doc: str, cls: type[Any], default_config: str, train: Callable[[Any], Path], arguments: Sequence[str] | None
+) -> None:
+    """Entry point of a script.
+
+    A setting that cannot be used ends it with one clear line and exit code 2, Ctrl-C and a SIGTERM with another one and
+    130, a loss that diverges or a full disk with 1.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments and arguments[0] in ("-h", "--help"):
+        configs = ", ".join(path.name for path in shipped_configs(default_config))
+        try:
+            print(doc, f"Configs: {configs}", sep="\n")
+            print(f"Without --config the settings of {default_config} hold (beside the defaults, where they differ).")
+            print("What a config leaves out is by default:")
+            print(describe_settings(cls, default_config), flush=True)
+        except BrokenPipeError:  # `| head` has seen enough; Python would complain at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    try:
+        train(load_settings(cls, default_config, arguments))
+    except KeyboardInterrupt as error:
+        say_once(f"hf-ebm: {str(error) or 'stopped by the user.'}")
+        raise SystemExit(INTERRUPTED) from error
+    except (TrainingDivergedError, WriteError) as error:
+        say_once(f"hf-ebm: error: {error}")
+        raise SystemExit(FAILURE) from error
+    except PushError as error:
+        raise SystemExit(f"hf-ebm: error: {error}") from error  # with exit code 1
+    except (ValueError, OSError) as error:
+        print(f"hf-ebm: error: {error}", file=sys.stderr)
+        raise SystemExit(exit_code(error)) from error
+
+
+def say_once(line: str) -> None:
+    """Print a line to stderr, by one of several processes."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, file=sys.stderr)

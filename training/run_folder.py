@@ -1,4 +1,4 @@
-"""The run folder: it starts with the settings, fills with samples and checkpoints, and ends as a pipeline folder."""
+"""The run folder: what runs write in it, what may be overwritten, and the pipeline folder it becomes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import psutil
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from hf_ebm.counting import counted
-from hf_ebm.hub import CARD, GENERATED, SETTINGS, SUMMARY, hardware_name, read_json
-from hf_ebm.pull import INDEX
-from hf_ebm.push import FACTS_ABOUT_WEIGHTS, WEIGHTS, push_folder, where_it_is
-from hf_ebm.remote_code import CODE_FILE
-from hf_ebm.scoring.modes import density_metrics, sample_metrics
-from hf_ebm.scoring.near_data import near_data_metrics
-from hf_ebm.scoring.plots import plot_2d
-from hf_ebm.toy_data import TOY_NAMES, sample_toy
-from hf_ebm.training.checkpoints import (
+from hf_ebm.data.toy import TOY_NAMES, sample_toy
+from hf_ebm.evaluation.plots import plot_2d, save_grid
+from hf_ebm.evaluation.toy_metrics import density_metrics, near_data_metrics, sample_metrics
+from hf_ebm.hub.download import CODE_FILE, INDEX
+from hf_ebm.hub.model_card import CARD, GENERATED, SETTINGS, SUMMARY, hardware_name, read_json
+from hf_ebm.hub.upload import FACTS_ABOUT_WEIGHTS, WEIGHTS, push_folder, where_it_is
+from hf_ebm.training.checkpointing import (
     NAME,
     TEMPORARY,
     is_in,
@@ -38,14 +36,22 @@ from hf_ebm.training.checkpoints import (
     remove_checkpoint,
     remove_temporary,
 )
-from hf_ebm.training.loop import METRICS, save_grid
-from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.settings import dump_settings, read_yaml
-from hf_ebm.whole_files import whole_file
+from hf_ebm.training.config import RunSettings, dump_settings, read_yaml
+from hf_ebm.utils.files import whole_file
+from hf_ebm.utils.validation import counted
+
+METRICS = "metrics.jsonl"
+
 
 CHECKPOINT_BRANCH = "checkpoints"  # of the repository that a run pushes to
+
+
 TEMPORARY_PIPELINE = ".tmp_pipeline"
+
+
 FOLDERS = ("checkpoints", "samples", "logs", "wandb")
+
+
 COMPONENTS = (
     "energy_model",
     "generator_model",
@@ -54,15 +60,31 @@ COMPONENTS = (
     "latent_scheduler",
     "image_processor",
 )
+
+
 FILES = (INDEX, CARD, SUMMARY, METRICS, CODE_FILE, *FACTS_ABOUT_WEIGHTS)  # the index first: see `remove_run`
+
+
 SETTINGS_OF_A_RUN = frozenset({"output_dir", "dataset", "max_steps", "batch_size"})  # what its settings.yaml has
+
+
 SAMPLES = re.compile(r"^step_\d+\.png$")
+
+
 TENSORBOARD_FILES = re.compile(r"^(events\.out\.tfevents\..+|hparams\.yml)$")
+
+
 WANDB_FILES = re.compile(r"^((offline-)?run-\d{8}_\d{6}-\w+|latest-run|debug(-internal)?\.log)$")
+
+
 COMPONENT_CONFIGS = frozenset({"config.json", "scheduler_config.json", "preprocessor_config.json"})
+
+
 TEMPORARY_FILES = re.compile(  # of `whole_file`
     r"^\.(settings|metrics|train_summary|README)\.(?P<writer>\d+)\.tmp\.(yaml|jsonl|json|md)$"
 )
+
+
 COMPONENT_CODE = re.compile(r"^hf_ebm\..+\.py$")
 
 
@@ -324,7 +346,7 @@ def finish_run(
 ) -> None:
     """Turn the run folder into a pipeline folder: safetensors, configs, a last grid, a summary and the card.
 
-    `save_samples` and `write_card` are the method's, see `hf_ebm.training.method.Method`.
+    `save_samples` and `write_card` are the method's, see `hf_ebm.training.trainer.Method`.
 
     The pipeline is written under a temporary name and its files are then moved in place, so that a reader of the folder
     never sees half a file. What was found out about the weights of an earlier end of the run is removed.

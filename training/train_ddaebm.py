@@ -34,11 +34,9 @@ from hf_ebm.losses.ddaebm import (
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
 from hf_ebm.schedulers.scheduling_ddaebm import BETA_SCHEDULES, DDAEBMScheduler
-from hf_ebm.training.method import Method
-from hf_ebm.training.run import run_training
-from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.script import run_script
-from hf_ebm.training.steps import cosine_schedule, update
+from hf_ebm.training.config import RunSettings
+from hf_ebm.training.launch import run_script
+from hf_ebm.training.trainer import Method, cosine_schedule, run_training, update
 
 DEFAULT_CONFIG = "ddaebm_digits.yaml"
 POSTERIOR_T1 = "posterior_t1"
@@ -302,7 +300,7 @@ METHOD = Method(
 
 
 def train(settings: DDAEBMSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, settings)
 
 

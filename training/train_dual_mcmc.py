@@ -27,12 +27,9 @@ from hf_ebm.models.latent_generator import frozen_running_statistics
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.schedulers.energy_sampler import check_size
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
-from hf_ebm.training.method import Method
-from hf_ebm.training.run import run_training
-from hf_ebm.training.run_settings import RunSettings
-from hf_ebm.training.script import run_script
-from hf_ebm.training.steps import cosine_schedule, update
-from hf_ebm.training.stopping import TrainingDivergedError
+from hf_ebm.training.config import RunSettings
+from hf_ebm.training.launch import TrainingDivergedError, run_script
+from hf_ebm.training.trainer import Method, cosine_schedule, run_training, update
 
 DEFAULT_CONFIG = "dual_mcmc_digits.yaml"
 
@@ -318,7 +315,7 @@ METHOD = Method(
 
 
 def train(settings: DualMCMCSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.run.run_training`."""
+    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, settings)
 
 

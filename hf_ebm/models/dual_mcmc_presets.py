@@ -13,8 +13,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from hf_ebm.counting import check_count
 from hf_ebm.models.presets import build_models, check_sizes
+from hf_ebm.utils.validation import check_count
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {

@@ -19,13 +19,10 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_ebm.config_types import check_config_types
-from hf_ebm.counting import python_number
+from hf_ebm.hub.download import fetch_network, replacing_weights, require_safetensors
 from hf_ebm.models.loaded_weights import check_same_architecture
-from hf_ebm.pull import fetch_network
-from hf_ebm.safetensors_only import require_safetensors
-from hf_ebm.saved_weights import replacing_weights
-from hf_ebm.user_paths import expand_home
+from hf_ebm.utils.files import expand_home
+from hf_ebm.utils.validation import check_config_types, python_number
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What turns a picture into the tensor an energy takes, as transformers' image processors do; saved beside the energy.
 
 Converted to gray or RGB, centre-cropped square, resized, scaled to [-1, 1], padded: the preparation of training data
-(`hf_ebm.data.image_transform`), without torchvision.
+(`hf_ebm.data.loading.image_transform`), without torchvision.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 
-from hf_ebm.data import image_transform
-from hf_ebm.hub_datasets import column_images, is_column
+from hf_ebm.data.image_files import open_picture
+from hf_ebm.data.loading import column_images, image_transform, is_column
 from hf_ebm.models.resnet_energy import ResNetEnergyConfig
 from hf_ebm.models.unet_energy import UNetEnergyConfig
-from hf_ebm.pictures import open_picture
 
 
 class EnergyImageProcessor(PilBackend):
@@ -39,7 +38,7 @@ class EnergyImageProcessor(PilBackend):
         """PIL images, one, a list or a `datasets` column, as ``pixel_values``.
 
         Raises:
-            ValueError: If an image is no PIL image, or is refused by `hf_ebm.pictures`.
+            ValueError: If an image is no PIL image, or is refused by `hf_ebm.data.image_files`.
         """
         if is_column(images):
             images = column_images(images)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hf_ebm.inference_mode import no_grad, without_inference_tensors
+from hf_ebm.utils.torch_utils import no_grad, without_inference_tensors
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -9,13 +9,16 @@ from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 
-from hf_ebm.config_types import check_config_types
+from hf_ebm.hub.download import (
+    PathlessConfig,
+    fetch_network,
+    replacing_weights,
+    require_safe_serialization,
+    require_safetensors,
+)
 from hf_ebm.models.loaded_weights import check_same_architecture
-from hf_ebm.pull import fetch_network
-from hf_ebm.safetensors_only import require_safe_serialization, require_safetensors
-from hf_ebm.saved_config import PathlessConfig
-from hf_ebm.saved_weights import replacing_weights
-from hf_ebm.user_paths import expand_home
+from hf_ebm.utils.files import expand_home
+from hf_ebm.utils.validation import check_config_types
 
 # diffusers 0.42 warns of modules that should stay in float32 whenever a dtype is given, also where there are none, and
 # of weights of another architecture, which are refused here

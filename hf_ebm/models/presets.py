@@ -18,7 +18,7 @@ import copy
 import inspect
 from typing import Any
 
-from hf_ebm.near_names import check_known
+from hf_ebm.utils.validation import check_known
 
 SIZES = ("image_size", "num_channels", "data_dim")  # of the data
 PRESETS: dict[str, dict[str, Any]] = {

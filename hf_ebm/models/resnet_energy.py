@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: F401 (diffusers looks here)
 
-from hf_ebm.memory_format import channels_last_on_cpu
 from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample
+from hf_ebm.utils.torch_utils import channels_last_on_cpu
 
 
 class ResNetEnergyConfig(PreTrainedConfig):

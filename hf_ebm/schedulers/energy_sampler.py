@@ -14,7 +14,6 @@ does.
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,8 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from hf_ebm.counting import check_count, is_number
-from hf_ebm.saved_config import PathlessConfig
+from hf_ebm.hub.download import PathlessConfig
+from hf_ebm.utils.validation import check_count, check_positive
 
 
 @dataclass
@@ -56,18 +55,6 @@ class EnergySamplerOutput(BaseOutput):
 
 
 SIZES = (1e-19, 1e19)  # of steps and noises, whose squares are numbers in float32 as well
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise a `ValueError` unless `value` is a positive, finite number."""
-    if not is_number(value) or not 0.0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive, finite number, got {value!r}.")
-
-
-def check_not_negative(name: str, value: Any) -> None:
-    """Raise a `ValueError` unless `value` is a finite number >= 0."""
-    if not is_number(value) or not 0.0 <= value < math.inf:
-        raise ValueError(f"{name} must be >= 0 and finite, got {value!r}.")
 
 
 def check_size(name: str, value: Any) -> None:

@@ -18,7 +18,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_positive
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.utils.validation import check_positive
 
 
 def annealed_noise_std(noise_std: float, noise_scale_start: float, index: int, num_steps: int) -> float:

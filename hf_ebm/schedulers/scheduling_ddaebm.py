@@ -16,9 +16,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.config_types import check_config_types
 from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients
-from hf_ebm.saved_config import PathlessConfig
+from hf_ebm.hub.download import PathlessConfig
+from hf_ebm.utils.validation import check_config_types
 
 BETA_SCHEDULES = {f"vp_{spacing}": spacing for spacing in SPACINGS}  # diffusers' config key -> our spacing
 

@@ -20,9 +20,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.counting import check_count
 from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, half_squared_norm, log_uniform
+from hf_ebm.utils.validation import check_count
 
 
 class HMCScheduler(EnergySampler):

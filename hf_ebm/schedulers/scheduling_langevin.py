@@ -15,7 +15,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_not_negative
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.utils.validation import check_not_negative
 
 
 class LangevinScheduler(EnergySampler):

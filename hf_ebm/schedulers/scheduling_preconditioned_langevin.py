@@ -22,9 +22,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.counting import is_number
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, check_positive
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.utils.validation import check_positive, is_number
 
 
 def preconditioner(mean_square: Tensor, eps: float) -> Tensor:

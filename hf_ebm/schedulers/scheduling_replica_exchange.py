@@ -19,11 +19,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.counting import check_count, is_number
 from hf_ebm.langevin import langevin_step
 from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, log_uniform
 from hf_ebm.schedulers.scheduling_mala import proposal_log_ratio
+from hf_ebm.utils.validation import check_count, is_number
 
 
 def swap_rows(energy: Tensor, temperatures: Tensor, first: int, log_u: Tensor) -> tuple[Tensor, Tensor]:

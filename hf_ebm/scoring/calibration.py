@@ -28,11 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ebm.counting import check_count, check_fraction, check_seed, is_integer, is_number
-from hf_ebm.scoring.energy import check_not_nan
-from hf_ebm.scoring.scores import SCORES, MeasureStatistics
-from hf_ebm.user_paths import expand_home
-from hf_ebm.whole_files import whole_file
+from hf_ebm.scoring.scores import SCORE_WORDS, SCORES, MeasureStatistics
+from hf_ebm.scoring.statistics import check_not_nan
+from hf_ebm.utils.files import expand_home, whole_file
+from hf_ebm.utils.validation import check_count, check_fraction, check_seed, is_integer, is_number
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "calibration.json"
@@ -182,10 +181,23 @@ class Calibration:
         self.check_has(score)
         return torch.tensor(self.reference[score], dtype=torch.float64)
 
+    def describe_scores(self) -> dict[str, dict[str, Any]]:
+        """What a model card shows of each calibrated score; the file keeps it, and loading computes it anew."""
+        return {
+            name: {
+                "description": SCORE_WORDS[name],
+                "threshold": self.threshold(name),
+                "num_calibrated": self.num_calibrated(name),
+                "expected_fpr": self.expected_fpr(name),
+                "needs_statistics": SCORES[name].needs_statistics,
+            }
+            for name in self.reference
+        }
+
     def save(self, folder: str | Path) -> None:
         """Write ``calibration.json``, whole or not at all."""
         with whole_file(Path(expand_home(folder)) / FILE_NAME) as temporary:
-            text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)})
+            text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self), "scores": self.describe_scores()})
             temporary.write_text(text, encoding="utf-8")
 
     @classmethod
@@ -225,6 +237,7 @@ class Calibration:
                 f"it has format_version {version!r}, and this version of hf-ebm reads 1 to {FORMAT_VERSION}; update "
                 "hf-ebm."
             )
+        values.pop("scores", None)
         known = [item.name for item in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"it has unknown keys {unknown}; known are {known}.")

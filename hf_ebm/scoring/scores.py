@@ -1,6 +1,8 @@
-"""Scores of how odd a sample is, larger = more out of distribution, from measures that any energy model gives.
+"""OOD scores, larger = more out of distribution, computed from statistics of a sample.
 
-A score is one measure (`hf_ebm.scoring.measures`), or several put on one scale with the mean m and standard deviation s
+Scores of how odd a sample is, larger = more out of distribution, from measures that any energy model gives.
+
+A score is one measure (`hf_ebm.scoring.statistics`), or several put on one scale with the mean m and standard deviation s
 that they have on in-distribution data (`MeasureStatistics`):
 
     energy          E(x, 0)
@@ -13,6 +15,8 @@ that they have on in-distribution data (`MeasureStatistics`):
 
 Serra et al. subtract the bits L of a lossless compressor from -log2 p; an unnormalised energy has no such unit, so both
 are standardised instead.
+
+The scores in words, for a reader of a model card or of the demo's page.
 """
 
 from __future__ import annotations
@@ -117,4 +121,15 @@ SCORES: dict[str, Score] = {
     "complexity": Score(complexity_score, ("energy", "compressed_size"), needs_statistics=True),
     "reconstruction": Score(reconstruction_score, ("reconstruction_error",)),
     "combined": Score(combined_score, ("energy", "reconstruction_error"), needs_statistics=True),
+}
+
+
+SCORE_WORDS = {
+    "energy": "the model's own number",
+    "gradient_norm": "how steep the energy is at the picture",
+    "multiscale": "the energies at all noise levels",
+    "typicality": "how far from the usual energy, either way",
+    "complexity": "the energy against how simple the picture is",
+    "reconstruction": "how badly it is rebuilt",
+    "combined": "energy and reconstruction",
 }

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from hf_ebm.data import load_digits
+from hf_ebm.data.loading import load_digits
 from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
-from hf_ebm.training import running
-from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.settings import CONFIGS, make_settings, read_yaml
+from hf_ebm.training import trainer as running
+from hf_ebm.training.checkpointing import list_checkpoints
+from hf_ebm.training.config import CONFIGS, make_settings, read_yaml
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RUN = {"batch_size": 8, "max_steps": 4, "log_every": 1, "sample_every": 2, "checkpoint_every": 2, "num_grid_samples": 4}

@@ -9,7 +9,7 @@ import torch
 from small_runs import Script
 from torch.testing import assert_close
 
-from hf_ebm.training.settings import dump_settings
+from hf_ebm.training.config import dump_settings
 
 
 @pytest.fixture

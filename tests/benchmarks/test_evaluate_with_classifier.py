@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hf_ebm.cli import main
+from hf_ebm.cli.main import main
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_it_measures_as_the_command_does_and_renews_the_card(tiny_pipeline, tmp_path, monkeypatch, capsys):
-    from hf_ebm.hub import write_card
+    from hf_ebm.hub.model_card import write_card
 
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     benchmark = importlib.import_module("evaluate_with_classifier")

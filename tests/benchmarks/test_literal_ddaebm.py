@@ -6,9 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_ebm.data import load_digits
+from hf_ebm.data.loading import load_digits
 from hf_ebm.models.presets import build_ddaebm_models
-from hf_ebm.training.settings import make_settings
+from hf_ebm.training.config import make_settings
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_objects, train_step
 
 TINY = {"models": {"unet": {"base_channels": 8}, "inference": {"block_out_channels": [8, 16]}}, "latent_dim": 4}

@@ -10,7 +10,7 @@ from loopback_hub.client import Client
 from loopback_hub.server import Hub
 from run_records import METRICS, SUMMARY
 
-from hf_ebm.hub import write_card
+from hf_ebm.hub.model_card import write_card
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ def test_files_are_verified_once_and_again_when_they_changed(hub, client, folder
     pull(client, repo, cache_dir=cache)
     assert not scan_cache_dir(cache).warnings  # the marks are nothing to the client
     verified = """
-import hf_ebm.hub_cache as cache
+import hf_ebm.hub.download as cache
 calls, checksum = [], cache.file_checksum
 cache.file_checksum = lambda path, large: calls.append(path.name) or checksum(path, large)
 try:
@@ -75,8 +75,8 @@ def test_a_cache_without_links(hub, client, client_without_links, folder, repo, 
 
 KILLED = """
 import os, signal
-import hf_ebm.commit_pull
-hf_ebm.commit_pull.verify_checksums = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+import hf_ebm.hub.download
+hf_ebm.hub.download.verify_checksums = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 exec(code_of_pull)
 """
 
@@ -99,15 +99,15 @@ def test_what_a_killed_pull_left_is_verified(hub, client, folder, repo, tmp_path
 
 
 OFFLINE = """
-import huggingface_hub, logging, hf_ebm, hf_ebm.pull
+import huggingface_hub, logging, hf_ebm, hf_ebm.hub.download
 told = []
 handler = logging.Handler()
 handler.emit = lambda record: told.append(record.getMessage())
-logging.getLogger("hf_ebm.commit_pull").addHandler(handler)
+logging.getLogger("hf_ebm.hub.download").addHandler(handler)
 try:
     found = CALL
 finally:
-    logging.getLogger("hf_ebm.commit_pull").removeHandler(handler)
+    logging.getLogger("hf_ebm.hub.download").removeHandler(handler)
 result = [found, told]
 """
 OFFLINE_SCORER = OFFLINE.replace(
@@ -115,7 +115,8 @@ OFFLINE_SCORER = OFFLINE.replace(
     "hf_ebm.EnergyScoringPipeline.from_pretrained(repo, cache_dir=cache, **options).calibration is not None",
 )
 OFFLINE_FACTS = OFFLINE.replace(
-    "CALL", "str(hf_ebm.pull.download_pipeline(repo, (), extra_files=names, cache_dir=cache, local_files_only=True))"
+    "CALL",
+    "str(hf_ebm.hub.download.download_pipeline(repo, (), extra_files=names, cache_dir=cache, local_files_only=True))",
 )
 
 

@@ -72,7 +72,7 @@ def test_a_damaged_file_is_not_kept_when_another_fails(hub, client, folder, repo
 
 FAILS_BESIDE_ANOTHER = """
 import subprocess, sys
-from hf_ebm.commit_pull import pull_commit
+from hf_ebm.hub.download import pull_commit
 theirs = "import sys; from huggingface_hub import *; "
 with pull_commit(repo, "model_index.json", {"cache_dir": cache}) as pull:
     subprocess.run([sys.executable, "-c", theirs + "snapshot_download(sys.argv[1], cache_dir=sys.argv[2],"

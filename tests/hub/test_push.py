@@ -11,7 +11,7 @@ from loopback_hub.transfers import contents, energies, pull, push
 from run_records import METRICS, OOD, evaluation
 
 TOLD = """
-import hf_ebm.push as push, logging
+import hf_ebm.hub.upload as push, logging
 result = []
 handler = logging.Handler()
 handler.emit = lambda record: result.append(record.getMessage())
@@ -219,8 +219,8 @@ def test_a_checkpoint_pushes_the_run_without_paths(hub, client, folder, repo):
     add_foreign_files(folder)
     code = """
 import hf_ebm
-from hf_ebm.training.run_folder import CHECKPOINT_BRANCH, push_checkpoint
-from hf_ebm.training.run_settings import RunSettings
+from hf_ebm.training.trainer import CHECKPOINT_BRANCH, push_checkpoint
+from hf_ebm.training.config import RunSettings
 from pathlib import Path
 pipe = hf_ebm.DDAEBMPipeline.from_pretrained(folder)
 push_checkpoint(pipe, RunSettings(output_dir=folder, hub_model_id=repo), Path(folder), 5)
@@ -297,9 +297,7 @@ def test_branch_and_pull_request(hub, client, folder, repo, tmp_path, tiny_pipel
 
 
 def test_where_a_push_went_and_who_sees_it(hub, client, folder, repo):
-    code = (
-        "from hf_ebm.push import push_folder as push, where_it_is; result = where_it_is(push(folder, repo, **options))"
-    )
+    code = "from hf_ebm.hub.upload import push_folder as push, where_it_is; result = where_it_is(push(folder, repo, **options))"
     for number, private in enumerate((False, True)):
         found = client(code, folder=str(folder), repo=f"{repo}-{number}", options={"private": private})
         seen_by = "private" if private else "public"
@@ -324,7 +322,7 @@ def test_a_repository_that_is_there_is_not_pushed_to_as_what_it_is_not(hub, clie
 
 PRINTED = """
 import contextlib, io
-from hf_ebm.cli import main
+from hf_ebm.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     main(["push", "--model", folder, "--repo-id", repo, *options])
 result = printed.getvalue()
@@ -348,7 +346,7 @@ def test_no_pull_request_is_opened_for_nothing(hub, client, folder, repo):
 def test_a_push_without_a_login_or_to_no_id_asks_nothing_of_the_hub(hub, client, folder):
     code = """
 import os
-from hf_ebm.push import push_folder
+from hf_ebm.hub.upload import push_folder
 token = os.environ.pop("HF_TOKEN")
 try:
     push_folder(folder, "alice/x")

@@ -4,7 +4,7 @@ import pytest
 from loopback_hub.client import ClientError
 from loopback_hub.transfers import contents, push
 
-from hf_ebm.push_errors import PushError, as_push_error
+from hf_ebm.hub.upload import PushError, as_push_error
 
 
 @pytest.mark.parametrize(

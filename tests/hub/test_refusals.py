@@ -17,7 +17,7 @@ def without_network(tmp_path_factory):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    command = [sys.executable, "-m", "hf_ebm.cli", "score", "--model", "alice/x", __file__]  # a file that is there
+    command = [sys.executable, "-m", "hf_ebm.cli.main", "score", "--model", "alice/x", __file__]  # a file that is there
     variables = environment(url, tmp_path_factory.mktemp("nowhere"), None)
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         yield process

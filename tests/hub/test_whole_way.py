@@ -9,7 +9,7 @@ from loopback_hub.client import ClientError, environment
 from loopback_hub.repository import Commit, Repository
 from loopback_hub.transfers import push, python_blocks
 
-from hf_ebm.hub import write_card
+from hf_ebm.hub.model_card import write_card
 
 CARD = """
 import os
@@ -58,7 +58,7 @@ def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_p
     client(train, settings=[*settings, "resume=latest"])  # a finished run is pushed, too
     assert len(hub.repositories[repo].history["main"]) == 2
     arguments = ["push", "--model", str(tmp_path / "run"), "--repo-id", repo]
-    client("from hf_ebm.cli import main; main(arguments)", arguments=arguments)
+    client("from hf_ebm.cli.main import main; main(arguments)", arguments=arguments)
     files = hub.repositories[repo].files()
     assert len(hub.repositories[repo].history["main"]) == 2 and not any("checkpoint" in path for path in files)
     code = "\n".join(python_blocks(files["README.md"].decode()))

@@ -7,7 +7,7 @@ import re
 
 import yaml
 
-from hf_ebm.licenses import LICENSES
+from hf_ebm.hub.model_card import LICENSES
 
 
 def card_errors(content: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
-PUSH = "from hf_ebm.push import push_folder; result = str(push_folder(folder, repo, **options))"
+PUSH = "from hf_ebm.hub.upload import push_folder; result = str(push_folder(folder, repo, **options))"
 PULL = """
 import torch
 import hf_ebm

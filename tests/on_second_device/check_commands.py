@@ -5,7 +5,7 @@ import json
 import pytest
 import second_device  # noqa: F401 (makes the device)
 
-from hf_ebm.cli import main
+from hf_ebm.cli.main import main
 
 FEW = ["--dataset", "digits", "--max-images", "20"]
 

@@ -10,9 +10,9 @@ from transformers import pipeline
 
 import hf_ebm.pipelines.ood_detection  # noqa: F401 (registers the task)
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.cli import main
-from hf_ebm.data import load_digits, load_training_data
-from hf_ebm.image_inputs import images_to_tensor, mask_to_tensor
+from hf_ebm.cli.main import main
+from hf_ebm.data.loading import load_digits, load_training_data
+from hf_ebm.scoring.inputs import images_to_tensor, mask_to_tensor
 
 ORIENTATION = 0x112
 SHAPE = (1, 8, 8)

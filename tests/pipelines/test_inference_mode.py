@@ -12,20 +12,17 @@ from torch.testing import assert_close
 from transformers import AutoImageProcessor
 
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.chains import run_chain
-from hf_ebm.data import load_digits
+from hf_ebm.data.loading import load_digits
 from hf_ebm.diffusion import DiffusionCoefficients
-from hf_ebm.langevin import conditional_energy_grad, energy_grad, langevin_chain
+from hf_ebm.langevin import conditional_energy_grad, energy_grad, langevin_chain, run_chain
+from hf_ebm.likelihood.ais import estimate_log_z
+from hf_ebm.likelihood.base_distributions import GaussianBase
+from hf_ebm.likelihood.dequantization import log_z_on_grid
+from hf_ebm.likelihood.evaluate import estimate_conditional_log_z, measure_chain_likelihood, measure_likelihood
+from hf_ebm.likelihood.log_partition import LikelihoodSettings
+from hf_ebm.likelihood.warmup import equilibrate
 from hf_ebm.pipelines.ood_detection import OODDetectionPipeline
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
-from hf_ebm.scoring.annealing import estimate_log_z
-from hf_ebm.scoring.chain_likelihood import measure_chain_likelihood
-from hf_ebm.scoring.conditional_log_z import estimate_conditional_log_z
-from hf_ebm.scoring.equilibration import equilibrate
-from hf_ebm.scoring.gaussian_base import GaussianBase
-from hf_ebm.scoring.likelihood import log_z_on_grid
-from hf_ebm.scoring.model_likelihood import measure_likelihood
-from hf_ebm.scoring.model_log_z import LikelihoodSettings
 from hf_ebm.scoring.scores import SCORES
 
 

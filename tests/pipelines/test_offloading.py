@@ -10,7 +10,7 @@ from transformers import pipeline as transformers_pipeline
 
 import hf_ebm.pipelines.ood_detection  # noqa: F401 (registers the task)
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.devices import execution_device
+from hf_ebm.utils.torch_utils import execution_device
 
 X = torch.linspace(-1, 1, 6 * 64).reshape(6, 1, 8, 8)
 

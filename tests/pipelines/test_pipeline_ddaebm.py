@@ -250,7 +250,7 @@ def test_sampling_drops_nothing_out(tiny_pipeline):
 
 def test_score_drops_nothing_out():
     from hf_ebm import UNetEnergyConfig, UNetEnergyModel
-    from hf_ebm.scoring.energy import compute_energies
+    from hf_ebm.scoring.statistics import compute_energies
 
     config = UNetEnergyConfig(image_size=8, num_channels=1, base_channels=8, channel_multipliers=(1, 2), dropout=0.5)
     model = UNetEnergyModel(config).train()

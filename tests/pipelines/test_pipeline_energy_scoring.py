@@ -8,10 +8,10 @@ import torch
 from torch.testing import assert_close
 
 from hf_ebm import DDAEBMPipeline, DualMCMCPipeline, EnergyScoringPipeline, MLPEnergyConfig, MLPEnergyModel
-from hf_ebm.data import load_digits
+from hf_ebm.data.loading import load_digits
+from hf_ebm.evaluation.ood import score_sets
 from hf_ebm.pipelines.pipeline_energy_scoring import RECONSTRUCTION
-from hf_ebm.scoring.measures import NUM_DENOISING_DRAWS
-from hf_ebm.scoring.ood_evaluation import score_sets
+from hf_ebm.scoring.statistics import NUM_DENOISING_DRAWS
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_a_calibration_without_the_score_is_told(scorer, tiny_pipeline, digits):
 
 
 def test_the_reconstructions_pipeline_is_made_once(dual_scorer, digits, monkeypatch):
-    from hf_ebm.scoring import measures
+    from hf_ebm.scoring import statistics as measures
 
     made = []
     monkeypatch.setattr(measures, "DualMCMCPipeline", lambda *parts: made.append(parts) or DualMCMCPipeline(*parts))

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_ebm.data import load_digits
-from hf_ebm.scoring import odd_images
-from hf_ebm.scoring.digit_classifier import load_digit_classifier
-from hf_ebm.scoring.metrics import auroc, frechet_distance
-from hf_ebm.scoring.plots import density_on_grid, plot_2d, plot_energy_histograms
+from hf_ebm.data.loading import load_digits
+from hf_ebm.evaluation import synthetic_ood as odd_images
+from hf_ebm.evaluation.feature_extractors import load_digit_classifier
+from hf_ebm.evaluation.plots import density_on_grid, plot_2d, plot_energy_histograms
+from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance
 
 
 def test_frechet_distance_of_two_gaussians():
@@ -98,8 +98,8 @@ def test_plots_are_written(tmp_path):
 
 
 def test_mode_metrics_on_perfect_and_broken_samples():
-    from hf_ebm.data import sample_toy
-    from hf_ebm.scoring.modes import mode_centres, sample_metrics
+    from hf_ebm.data.loading import sample_toy
+    from hf_ebm.evaluation.toy_metrics import mode_centres, sample_metrics
 
     perfect = sample_metrics(sample_toy("25gaussians", 20_000, torch.Generator().manual_seed(0)))
     assert abs(perfect["within_4_sigma"] - (1 - torch.exp(torch.tensor(-8.0)).item())) < 2e-3  # Rayleigh: 1 - e^-8
@@ -110,8 +110,8 @@ def test_mode_metrics_on_perfect_and_broken_samples():
 
 
 def test_density_metrics_of_the_true_mixture():
-    from hf_ebm.scoring.modes import density_metrics, mode_centres
-    from hf_ebm.toy_data import TOY_MODE_STD
+    from hf_ebm.data.toy import TOY_MODE_STD
+    from hf_ebm.evaluation.toy_metrics import density_metrics, mode_centres
 
     class Mixture(torch.nn.Module):
         device, dtype, centres = torch.device("cpu"), torch.float32, mode_centres()
@@ -131,8 +131,8 @@ def test_density_metrics_of_the_true_mixture():
 @pytest.mark.parametrize("name", ["pinwheel", "swissroll"])
 def test_what_is_near_the_data(name):
     """The data themselves, half of them moved far away, and densities that are flat or far away."""
-    from hf_ebm.data import sample_toy
-    from hf_ebm.scoring.near_data import near_data_metrics
+    from hf_ebm.data.loading import sample_toy
+    from hf_ebm.evaluation.toy_metrics import near_data_metrics
 
     class Flat(torch.nn.Module):
         device, dtype = torch.device("cpu"), torch.float32

@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState
 from mixed_precision import HalfOnCPU
 from small_runs import all_weights, assert_same_run
 
-from hf_ebm.training import loop
-from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.steps import update
+from hf_ebm.training import trainer as loop
+from hf_ebm.training.checkpointing import list_checkpoints
+from hf_ebm.training.trainer import update
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import TensorDataset
 
-from hf_ebm.training.loop import Position, endless_batches, make_accelerator, make_loader
-from hf_ebm.training.run import open_data
+from hf_ebm.training.checkpointing import Position
+from hf_ebm.training.trainer import endless_batches, make_accelerator, make_loader, open_data
 
 
 def dataset(size):

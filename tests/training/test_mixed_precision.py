@@ -9,7 +9,8 @@ import torch
 from mixed_precision import DTYPES
 from small_runs import all_weights, assert_same_run
 
-from hf_ebm.training import loop, running
+from hf_ebm.training import trainer as loop
+from hf_ebm.training import trainer as running
 
 NETWORKS = {
     "ddaebm": {"UNetGeneratorModel", "UNetEnergyModel", "PairInferenceModel"},

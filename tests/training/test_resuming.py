@@ -13,11 +13,18 @@ from diffusers.training_utils import EMAModel
 from small_runs import Script, all_weights, assert_same_run
 
 import hf_ebm
-from hf_ebm.training.checkpoints import list_checkpoints, set_random_states
-from hf_ebm.training.loop import advance
-from hf_ebm.training.resuming import adopt_position, adopt_rate, check_same_states, rate_after, restore_random_states
+from hf_ebm.training.checkpointing import (
+    adopt_position,
+    adopt_rate,
+    advance,
+    check_same_states,
+    list_checkpoints,
+    rate_after,
+    restore_random_states,
+    set_random_states,
+)
+from hf_ebm.training.config import changed_settings
 from hf_ebm.training.run_folder import only_run
-from hf_ebm.training.run_settings import changed_settings
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -29,7 +36,7 @@ def test_resume_is_bit_exact(tmp_path, script, processes):
     part = tmp_path / "part"
     code = (
         "import os, sys\n"
-        "import hf_ebm.training.running as run\n"
+        "import hf_ebm.training.trainer as run\n"
         f"import hf_ebm.training.train_{script.name} as script\n"
         "original = run.save_checkpoint\n"
         "def die_after(*arguments):\n"

@@ -7,7 +7,7 @@ import sys
 
 def test_peak_memory_is_not_that_of_the_parent():
     held = b"1" * 900_000_000
-    code = "import torch; from hf_ebm.training.loop import peak_memory; print(peak_memory(torch.device('cpu')))"
+    code = "import torch; from hf_ebm.training.trainer import peak_memory; print(peak_memory(torch.device('cpu')))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 50e6 < int(out.stdout) < len(held)
 

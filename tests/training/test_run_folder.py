@@ -17,10 +17,10 @@ from small_runs import Script, all_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hf_ebm
-from hf_ebm.hub import GENERATED
-from hf_ebm.training.loop import make_accelerator
+from hf_ebm.hub.model_card import GENERATED
+from hf_ebm.training.config import make_settings
 from hf_ebm.training.run_folder import push_checkpoint, remove_run
-from hf_ebm.training.settings import make_settings
+from hf_ebm.training.trainer import make_accelerator
 
 
 def test_a_run_ends_as_a_pipeline_folder(tmp_path, script):
@@ -133,7 +133,9 @@ def test_the_image_processor_pads_as_the_training_did(tmp_path, script):
 
 def test_a_run_that_replaces_another_leaves_no_pipeline_of_both(tmp_path, script, monkeypatch):
     folder = script.train(tmp_path / "run", max_steps=1)
-    monkeypatch.setattr("hf_ebm.training.running.finish_run", lambda *_, **__: 1 / 0)  # it breaks off before it saves
+    monkeypatch.setattr(
+        "hf_ebm.training.run_folder.finish_run", lambda *_, **__: 1 / 0
+    )  # it breaks off before it saves
     with pytest.raises(ZeroDivisionError):
         script.train(folder, max_steps=2, overwrite_output_dir=True)
     assert not (folder / "model_index.json").exists() and (folder / "settings.yaml").exists()
@@ -290,7 +292,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, scri
         if len(checkpoints) == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
 
-    monkeypatch.setattr("hf_ebm.training.running.check_weights", limit_the_second)
+    monkeypatch.setattr("hf_ebm.training.trainer.check_weights", limit_the_second)
     try:
         line, code = one_line(script, tmp_path, capsys, run)
     finally:
@@ -299,12 +301,12 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, scri
     assert re.search(r"cannot be written \(.*MB free\)\. The last checkpoint is .*step_00000002: once this is", line)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
     monkeypatch.undo()
-    monkeypatch.setattr("hf_ebm.training.running.finish_run", raise_no_space)
+    monkeypatch.setattr("hf_ebm.training.run_folder.finish_run", raise_no_space)
     line, code = one_line(script, tmp_path, capsys, run, resume="latest")
     assert (
         "training stopped at step 4: [Errno 28] No space left on device. The last checkpoint is" in line and code == 1
     )
-    monkeypatch.setattr("hf_ebm.training.run_folder.dump_settings", raise_no_space)
+    monkeypatch.setattr("hf_ebm.training.trainer.dump_settings", raise_no_space)
     assert one_line(script, tmp_path, capsys, run, resume="latest") == (
         "hf-ebm: error: [Errno 28] No space left on device",
         1,

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hf_ebm.training import train_ddaebm
-from hf_ebm.training.settings import (
+from hf_ebm.training.config import (
     CONFIGS,
     dump_settings,
     find_config,

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from hf_ebm import DDAEBMPipeline, DiffusionCoefficients
-from hf_ebm.card_tables import TOY_METRICS
-from hf_ebm.training.checkpoints import list_checkpoints
-from hf_ebm.training.settings import CONFIGS, make_settings, read_yaml
+from hf_ebm.hub.model_card import TOY_METRICS
+from hf_ebm.training.checkpointing import list_checkpoints
+from hf_ebm.training.config import CONFIGS, make_settings, read_yaml
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, reconstruction_log_variance, train
 
 ROOT = Path(__file__).parents[2]
@@ -46,8 +46,8 @@ def test_training_learns(tmp_path):
     mean = lambda key, part: sum(line[key] for line in part) / len(part)  # noqa: E731
     floor = 64 * DiffusionCoefficients.vp().posterior_variance.mean().item()  # the noise that nothing can predict
     assert mean("reconstruction", lines[-20:]) - floor < 0.85 * (mean("reconstruction", lines[:20]) - floor)
-    from hf_ebm.data import load_digits
-    from hf_ebm.scoring.metrics import auroc
+    from hf_ebm.data.loading import load_digits
+    from hf_ebm.evaluation.sample_metrics import auroc
 
     pipe = DDAEBMPipeline.from_pretrained(folder)
     noise = torch.rand(360, 1, 8, 8) * 2 - 1

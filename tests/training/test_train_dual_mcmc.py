@@ -9,13 +9,12 @@ from accelerate import Accelerator
 from torch.testing import assert_close
 
 from hf_ebm import DualMCMCPipeline
-from hf_ebm.data import load_digits
+from hf_ebm.data.loading import load_digits
+from hf_ebm.evaluation.sample_metrics import auroc
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
-from hf_ebm.scoring.metrics import auroc
-from hf_ebm.training.loop import TrainingDivergedError
-from hf_ebm.training.settings import make_settings
-from hf_ebm.training.steps import prepare_models
+from hf_ebm.training.config import make_settings
 from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, make_model_settings, make_objects, train, train_step
+from hf_ebm.training.trainer import TrainingDivergedError, prepare_models
 
 TINY = {
     "latent_dim": 4,

@@ -1,0 +1,170 @@
+"""``hf-ebm calibrate``: from which score on an image is called odd, found on held-out images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option
+from hf_ebm.data.padding import find_padding
+from hf_ebm.evaluation.bulk_scoring import SCORE_NAMES
+from hf_ebm.pipelines.loading import model_folder
+from hf_ebm.utils.files import check_writable, path_text
+
+MAX_IMAGES = 10_000  # which are in memory at once
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="find on held-out images from which score on an image is called odd",
+        description="Fits statistics and thresholds of all scores that the model allows, and writes them into the run "
+        "folder as calibration.json, which score, the demo and the model card read. Scores with fitted statistics "
+        "(multiscale, typicality, complexity, combined) fit them on a random half of the images and calibrate on the "
+        "other half.",
+        epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
+    )
+    add_comparison_options(parser, hub=False)
+    add_device_option(parser)
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        type=path_text,
+        help="images that the model was not trained on: digits, or a Hub id or a folder, name[:config][@split]",
+    )
+    parser.add_argument("--split", help="of the data set, where --dataset names none (default: test)")
+    parser.add_argument(
+        "--score", choices=SCORE_NAMES, default="energy", help="whose threshold is printed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--target-fpr",
+        type=float,
+        default=0.05,
+        help="false positive rate: the share of images like the training data to flag as OOD (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        default=MAX_IMAGES,
+        help="at most so many, drawn with the seed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="convert pictures of another size or mode than the model's, also of a data set that it was not trained on",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write ``calibration.json`` into the run folder; print the threshold and how many images it is from."""
+    folder = Path(options.model)
+    if not folder.is_dir():
+        raise ValueError(f"--model must be a run folder, where the calibration is written, got {options.model!r}.")
+    model_folder(options.model)
+    if options.num_images < 1:
+        raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
+    check_writable("--model", folder, is_folder=True)
+    if not 0.0 < options.target_fpr < 1.0:
+        raise ValueError(f"--target-fpr must be between 0 and 1, got {options.target_fpr}.")
+
+    import torch
+
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data.loading import DatasetName, describe_change, describe_preparation, draw_rows, load_named
+    from hf_ebm.data.splits import share_rows, split_sizes
+    from hf_ebm.hub.model_card import refresh_card
+    from hf_ebm.scoring.calibration import FILE_NAME
+    from hf_ebm.scoring.scores import SCORES
+    from hf_ebm.utils.files import to_json
+    from hf_ebm.utils.logging import DELAY
+    from hf_ebm.utils.torch_utils import find_device
+
+    named = DatasetName.parse(options.dataset)
+    split, device = named.choose_split(options.split, "test"), find_device(options.device)
+    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
+    pipeline.set_progress_bar_config(leave=False, delay=DELAY, unit="batch")
+    shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
+    if len(shape) != 3:
+        raise ValueError(f"--model {options.model} scores vectors; use pipe.calibrate(held_out) from Python.")
+    if options.score not in pipeline.available_scores:
+        raise ValueError(f"--score: this model allows {pipeline.available_scores}, got {options.score!r}.")
+    dataset: Any
+    dataset, source = load_named(named, shape, split, options.image_column, padding)
+    trained_split = find_trained_split(source, folder)
+    trained_on = None if trained_split is None else share_rows(trained_split, source["split"], split_sizes(dataset))
+    if trained_on:
+        print(
+            f"note: split {source['split']} of {source['dataset']} has images that the model was trained on (split "
+            f"{trained_split}), whose energies are lower than those of other images, so that too many others are "
+            "called odd; give a held-out split as name@split.",
+            file=sys.stderr,
+        )
+    if change := describe_change(dataset, shape, padding):
+        if trained_split is None and not options.resize:
+            raise ValueError(
+                f"--dataset {options.dataset}: {change}, and the model was trained on another data set. If this is the "
+                "one that you mean, add --resize; nothing was written."
+            )
+        print(f"note: {change}.", file=sys.stderr)
+    rows = draw_rows(len(dataset), options.num_images, options.seed)
+    images = torch.stack([dataset[row][0] for row in rows])
+
+    calibration = pipeline.calibrate(images, options.target_fpr, seed=options.seed)
+    preparation = describe_preparation(shape, padding)
+    shown = f"{source['dataset']}, split {source['split']}"
+    calibration = dataclasses.replace(calibration, preprocessing=preparation, trained_on=trained_on, dataset=shown)
+    calibration.check_has(options.score)
+    calibration.save(folder)
+    refreshed = refresh_card(folder)
+    called_odd = int(pipeline(images, score=options.score).is_ood.sum())
+    threshold = calibration.threshold(options.score)
+    if options.json:
+        record = {
+            "model": options.model,
+            **source,
+            "num_images": len(images),
+            "target_fpr": options.target_fpr,
+            "score": options.score,
+            "threshold": threshold,
+            "called_odd": called_odd,
+            "num_fitted": calibration.num_fitted if SCORES[options.score].needs_statistics else 0,
+            "num_calibrated": calibration.num_calibrated(options.score),
+            "expected_fpr": calibration.expected_fpr(options.score),
+            "calibrated_scores": sorted(calibration.reference),
+        }
+        print(to_json(record, indent=2))
+        return
+    others = "other images that it was trained on" if trained_on else "other images like them"
+    print(
+        f"{options.score} above {threshold:.6g} is called odd: {called_odd} of the {len(images)} images of {shown}, "
+        f"and {100 * calibration.expected_fpr(options.score):.3g} % of {others}, on average over calibration sets"
+    )
+    if SCORES[options.score].needs_statistics:
+        print(
+            f"(a random {calibration.num_fitted} of the images fitted its statistics, the other "
+            f"{calibration.num_calibrated(options.score)} calibrated it)"
+        )
+    print(f"wrote {folder / FILE_NAME} (thresholds of {', '.join(sorted(calibration.reference))})")
+    if refreshed:
+        print(CARD_REFRESHED.format(folder))
+
+
+def find_trained_split(source: dict[str, Any], folder: Path) -> str | None:
+    """The split that a run was trained on, by its settings; None if they name another data set, or none.
+
+    Args:
+        source: See `hf_ebm.data.loading.load_named`.
+        folder: Of the run.
+    """
+    from hf_ebm.hub.model_card import public_name, read_settings
+
+    settings = read_settings(folder)
+    if public_name(settings.get("dataset", "")) != source["dataset"]:
+        return None
+    configs = {settings.get("dataset_config"), source.get("config")} - {None}  # None = the default one
+    return settings.get("dataset_split", "train") if len(configs) < 2 else None

@@ -1,0 +1,156 @@
+"""``hf-ebm evaluate``: how good a model's samples and reconstructions are."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
+from hf_ebm.data.padding import find_padding
+from hf_ebm.pipelines.loading import load_image_generator
+from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
+from hf_ebm.utils.validation import counted
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="compare a model's samples with held-out images, and its reconstructions with their images",
+        epilog="example: hf-ebm evaluate --model outputs/ddaebm-digits --dataset digits --output outputs/ddaebm-digits",
+    )
+    add_comparison_options(parser)
+    add_device_option(parser)
+    parser.add_argument(
+        "--dataset", required=True, type=path_text, help="digits, or a Hub id or a folder, name[:config][@split]"
+    )
+    parser.add_argument(
+        "--split",
+        help="whose images samples are compared with, where --dataset names none (default: test)",
+    )
+    parser.add_argument("--num-images", type=int, help="samples; default: as many as the other split, at most 10,000")
+    parser.add_argument(
+        "--num-seeds", type=int, default=1, help="sets of so many samples; their spread is shown (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--feature-extractor",
+        type=path_text,
+        help="digits, inception, or the id or path of a transformers model (timm/... needs timm); default: digits for "
+        "the digits, else inception",
+    )
+    parser.add_argument("--num-inference-steps", type=int, help="of the sampler; default: as in training")
+    parser.add_argument("--num-reconstruction-steps", type=int, help="of the z-chain; default: as in training")
+    parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=0, help="that decode images (default: %(default)s)")
+    parser.add_argument(
+        "--cache", type=path_option, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features"
+    )
+    parser.add_argument(
+        "--output",
+        type=output_folder,
+        default=Path("evaluation"),
+        help="folder for evaluate.json; the card of a run folder takes it over at once (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol.
+
+    Progress goes to stderr.
+    """
+    from hf_ebm.data.loading import DatasetName, load_named
+    from hf_ebm.evaluation.feature_extractors import default_cache_folder, load_extractor
+    from hf_ebm.evaluation.samples import evaluate_samples
+    from hf_ebm.utils.logging import passing_bar
+    from hf_ebm.utils.torch_utils import find_device
+
+    check_writable("--output", options.output, is_folder=True)
+    if options.cache is not None:
+        check_writable("--cache", options.cache, is_folder=True)
+    started = time.perf_counter()
+    named = DatasetName.parse(options.dataset)
+    split = named.choose_split(options.split, "test")
+    default_extractor = "digits" if named.name == "digits" else "inception"
+    device = find_device(options.device)
+    pipeline = load_image_generator(options.model).to(device)
+    padding = find_padding(options.model, options.padding)
+    try:
+        extractor = load_extractor(options.feature_extractor or default_extractor, device)
+    except ImportError:  # a data set that is not there, by whose name the extractor was chosen, is the first mistake
+        load_named(named, pipeline.sample_shape, split, options.image_column, padding)
+        raise
+    record = evaluate_samples(
+        pipeline,
+        options.dataset,
+        extractor,
+        split=split,
+        image_column=options.image_column,
+        padding=padding,
+        num_images=options.num_images,
+        num_seeds=options.num_seeds,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        num_inference_steps=options.num_inference_steps,
+        num_reconstruction_steps=options.num_reconstruction_steps,
+        seed=options.seed,
+        cache=options.cache or default_cache_folder(),
+        progress_bar=passing_bar(unit="batch"),
+    )
+    record["seconds"] = round(time.perf_counter() - started, 1)
+    text, refreshed = write_record(record, options.model, options.output)
+    print(text if options.json else format_table(record))
+    if not options.json:
+        print(f"wrote {options.output}/evaluate.json (these figures and the protocol)")
+        if refreshed:
+            print(CARD_REFRESHED.format(options.output))
+
+
+def write_record(record: dict[str, Any], model: str, folder: Path) -> tuple[str, bool]:
+    """Write ``evaluate.json`` with the model's public name into `folder`: its text, and whether a card was renewed."""
+    from hf_ebm.hub.model_card import public_name, refresh_card
+    from hf_ebm.utils.files import to_json
+
+    record["protocol"] = {"model": public_name(model), **record["protocol"]}
+    text = to_json(record, indent=2)
+    with whole_file(folder / "evaluate.json") as file:
+        file.write_text(text, encoding="utf-8")
+    return text, refresh_card(folder)
+
+
+def format_table(record: dict[str, Any]) -> str:
+    """The metrics as text: samples, and beside them the floor."""
+    from hf_ebm.hub.model_card import show, show_error
+
+    protocol, metrics = record["protocol"], record["metrics"]
+    extractor, reference, floor = (protocol[key] for key in ("feature_extractor", "reference", "floor"))
+    labels = {
+        "frechet_distance": "FID" if extractor["is_standard_inception"] else "Frechet distance (not FID)",
+        "kernel_distance": "kernel distance (as KID)",
+        "kernel_distance_std": "its std over subsets",
+        "inception_score": "Inception score",
+    }
+    lines = [
+        f"{protocol['num_images']} samples ({counted(protocol['num_seeds'], 'seed')}) against",
+        f"{reference['num_images']} images of {reference['dataset']}, split {reference['split']},",
+        f"in the features of {extractor['name']}",
+        f"{'':<30}{'samples':>20}" + (f"{floor['split'] + ' images':>20}" if floor else ""),
+    ]
+    for name, values in metrics.items():
+        cells = [show(values["samples"], values["std_over_seeds"])]
+        cells += [show(values["floor"])] if floor else []
+        lines.append(f"{labels.get(name, name.replace('_', ' ')):<30}" + "".join(f"{cell:>20}" for cell in cells))
+    found = record["reconstruction"]
+    if found:
+        title, after = f"{found['num_images']} reconstructions", f"after {found['num_steps']} z-steps"
+        lines.append(f"{title:<30}{'inferred':>20}{after:>20}")
+        for name, value in found["inference_model"].items():
+            cells = [show_error(error) for error in (value, found["z_chain"][name])]
+            lines.append(f"{name:<30}" + "".join(f"{cell:>20}" for cell in cells))
+    kernel = metrics["kernel_distance"]
+    if min(value for value in (kernel["samples"], kernel["floor"]) if value is not None) < 0:
+        lines.append("note: the kernel distance is an unbiased estimate, which can be below 0 near the floor.")
+    lines += [f"note: {limit}" for limit in record["limits"]]
+    return "\n".join(lines)

@@ -1,0 +1,60 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from hf_ebm.data.padding import add_padding_option
+from hf_ebm.utils.files import path_option, path_text
+from hf_ebm.utils.validation import MAX_NUMPY_SEED, MAX_SEED, check_seed
+
+CARD_REFRESHED = "wrote {}/README.md (the model card) anew"
+
+
+def add_model_option(parser: argparse.ArgumentParser, hub: bool = True) -> None:
+    """``--model``; `hub`: whether it may be on the Hub."""
+    parser.add_argument("--model", required=True, type=path_text, help="a run folder" + " or a Hub id" * hub)
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """``--device``, which `hf_ebm.utils.torch_utils.find_device` reads."""
+    parser.add_argument(
+        "--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps, ... (default: %(default)s)"
+    )
+
+
+def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int = MAX_SEED) -> None:
+    """Add ``--seed``.
+
+    Args:
+        parser: The command's parser.
+        seeded: What it seeds, for the help.
+        largest: The largest seed that all random number generators of the command take.
+    """
+
+    def seed(text: str) -> int:
+        try:
+            return check_seed("the seed", int(text) if text.lstrip("+-").isdecimal() else text, largest)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    parser.add_argument("--seed", type=seed, default=0, help=f"of {seeded} (default: %(default)s)")
+
+
+def output_folder(text: str) -> Path:
+    """The folder that an option names, which need not be there; argparse tells of one that is a file."""
+    folder = path_option(text)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f"must be a folder, and {text!r} is a file")
+    return folder
+
+
+def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:
+    """What the commands share that compare a model with data sets: calibrate, eval-ood, evaluate, likelihood."""
+    add_model_option(parser, hub)
+    parser.add_argument("--image-column", help="of the data sets; default: their only image column")
+    add_padding_option(parser)
+    add_seed_option(parser, "everything random", MAX_NUMPY_SEED)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

@@ -1,0 +1,119 @@
+"""``hf-ebm reconstruct``: images beside their reconstructions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.cli.images import check_images, check_picture, open_named_picture
+from hf_ebm.cli.options import add_device_option, add_seed_option
+from hf_ebm.data.padding import add_padding_option, find_padding
+from hf_ebm.pipelines.loading import load_image_generator
+from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "reconstruct",
+        help="infer images' latents, revise them, and generate from them again",
+        epilog="example: hf-ebm reconstruct --model outputs/dual-mcmc-digits digit.png --output again.png",
+    )
+    parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id of Dual-MCMC Teaching")
+    parser.add_argument("images", nargs="+", type=path_text, help="image files or URLs, prepared as in training")
+    add_padding_option(parser)
+    add_device_option(parser)
+    parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
+    add_seed_option(parser, "the latents")
+    parser.add_argument(
+        "--output",
+        type=path_option,
+        default=Path("reconstructions.png"),
+        help="a picture (rows: images, inference model alone, after the z-chain), or a folder for one file per "
+        "reconstruction (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the errors of each image as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the picture or the folder; print each image's errors before and after the z-chain."""
+    as_folder = options.output.suffix == ""
+    if not as_folder:
+        check_picture(options.output)
+    check_writable("--output", options.output, is_folder=as_folder)
+    names = [f"{Path(image).stem}.png" for image in options.images]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if as_folder and repeated:
+        raise ValueError(f"images of the same name would overwrite each other in {options.output}: {repeated}.")
+    check_images(options.images)
+    import torch
+
+    from hf_ebm.data.loading import image_transform
+    from hf_ebm.evaluation.plots import save_grid
+    from hf_ebm.evaluation.sample_metrics import reconstruction_metrics
+    from hf_ebm.utils.files import finite_or_none, to_json
+    from hf_ebm.utils.torch_utils import find_device
+
+    device = find_device(options.device)
+    pipeline = load_image_generator(options.model).to(device)
+    if not hasattr(pipeline, "reconstruct"):
+        raise ValueError(
+            f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; give a "
+            "model of Dual-MCMC Teaching."
+        )
+    padding = find_padding(options.model, options.padding)
+    transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1], padding)
+    pictures = [open_named_picture(image) for image in options.images]
+    images = torch.stack([transform(picture) for picture in pictures])
+    tell_changes(options.images, pictures, pipeline.sample_shape, padding)
+    inferred, revised = (
+        pipeline.reconstruct(
+            images, steps, generator=torch.Generator().manual_seed(options.seed), output_type="pt"
+        ).images.cpu()
+        for steps in (0, options.num_inference_steps)
+    )
+    found = [reconstruction_metrics(images, recon) for recon in (inferred, revised)]
+    errors = {
+        image: {
+            name: {
+                "inference_model": finite_or_none(found[0][name][index].item()),
+                "z_chain": finite_or_none(found[1][name][index].item()),
+            }
+            for name in found[0]
+        }
+        for index, image in enumerate(options.images)
+    }
+    if as_folder:
+        with contextlib.ExitStack() as files:  # all of them or none
+            for name, picture in zip(names, pipeline.post_process(revised, "pil"), strict=True):
+                picture.save(files.enter_context(whole_file(options.output / name)))
+    else:
+        rows = [picture for x in (images, inferred, revised) for picture in pipeline.post_process(x, "pil")]
+        with whole_file(options.output) as file:
+            save_grid(rows, file, len(images), scale=max(1, 64 // rows[0].width))
+    if options.json:
+        print(to_json({"output": str(options.output), "seed": options.seed, "errors": errors}, indent=2))
+        return
+    print("mean squared error per pixel, on the scale of [-1, 1]\n      inferred       revised  image")
+    for name, values in errors.items():
+        print(f"{values['mse']['inference_model']:14.6f}{values['mse']['z_chain']:14.6f}  {name}")
+    print(f"wrote {options.output}{'' if as_folder else ': from above, the images, as inferred, and as revised'}")
+
+
+def tell_changes(names: Sequence[str], pictures: Sequence[Any], sample_shape: tuple[int, ...], padding: int) -> None:
+    """Say on stderr what was done to pictures that are not as the model takes them: one line for those alike."""
+    from hf_ebm.data.image_files import describe_changes
+
+    inner = (sample_shape[0], *(size - 2 * padding for size in sample_shape[1:]))
+    changed: dict[str, list[str]] = {}
+    for name, picture in zip(names, pictures, strict=True):
+        changes = describe_changes(picture.size, picture.mode, picture.has_transparency_data, inner)
+        changed.setdefault(changes, []).append(name)
+    for changes, those in changed.items():
+        if changes:
+            print(f"{', '.join(those)}: {changes}, to fit the model", file=sys.stderr)

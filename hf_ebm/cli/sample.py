@@ -1,0 +1,60 @@
+"""``hf-ebm sample``: a picture of samples."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.cli.images import check_picture
+from hf_ebm.cli.options import add_device_option, add_model_option, add_seed_option
+from hf_ebm.pipelines.loading import load_image_generator
+from hf_ebm.utils.files import check_writable, path_option, whole_file
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "sample",
+        help="draw images into one picture",
+        epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
+    )
+    add_model_option(parser)
+    add_device_option(parser)
+    parser.add_argument("--num-images", type=int, default=16, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--num-inference-steps",
+        type=int,
+        help="updates of the x-chain of Dual-MCMC Teaching, 0 = the generator alone; a DDAEBM takes as many as its "
+        "training had noise levels; default: as in training",
+    )
+    add_seed_option(parser, "the random numbers")
+    parser.add_argument(
+        "--output", type=path_option, default=Path("samples.png"), help="the picture (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write a grid of samples."""
+    if options.num_images < 1:
+        raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
+    check_picture(options.output)
+    check_writable("--output", options.output)
+    import torch
+
+    from hf_ebm.evaluation.plots import save_grid
+    from hf_ebm.utils.torch_utils import find_device
+
+    device = find_device(options.device)
+    pipeline = load_image_generator(options.model).to(device)
+    generator = torch.Generator().manual_seed(options.seed)
+    images = pipeline(options.num_images, options.num_inference_steps, generator=generator).images
+    columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
+    with whole_file(options.output) as file:
+        save_grid(images, file, options.num_images // columns, scale=max(1, 64 // images[0].width))
+    asked = {name: getattr(options, name) for name in ("num_images", "num_inference_steps", "seed")}
+    written = {"model": options.model, "output": str(options.output), **asked}
+    print(json.dumps(written) if options.json else f"wrote {options.output}")

@@ -1,0 +1,53 @@
+"""``hf-ebm train``: `accelerate launch` on a method's script."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_ebm.training import METHODS
+from hf_ebm.utils.validation import did_you_mean
+
+
+def known_method(name: str) -> str:
+    """`name`, if it is a method's; argparse shows the error of any other, which has the near names."""
+    if name not in METHODS:
+        near = did_you_mean(name, METHODS, f"choose from {', '.join(METHODS)}.")
+        raise argparse.ArgumentTypeError(f"there is no method {name!r}; {near}")
+    return name
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "train",
+        help="start `accelerate launch` on a training script",
+        epilog="example: hf-ebm train ddaebm --config ddaebm_digits.yaml max_steps=100",
+    )
+    parser.add_argument("method", type=known_method, choices=METHODS, help="whose script is started")
+    parser.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        help="--config FILE key=value ...; --help lists the keys",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """`accelerate launch` on the method's script, as `accelerate config` said, or else on all GPUs of this machine.
+
+    A script that fails ends this process after its own message, with its exit code if that is 2 or 130, else with 1.
+    """
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    from hf_ebm.training.launch import launch
+
+    launcher = []
+    if not Path(default_config_file).is_file():  # the launcher's own choices, which it would warn of
+        number = max(1, torch.accelerator.device_count())
+        launcher += ["--num_processes", str(number), "--num_machines", "1", "--mixed_precision", "no"]
+        launcher += ["--dynamo_backend", "no", *(["--multi_gpu", "--main_process_port", "0"] if number > 1 else [])]
+    if code := launch(options.method, launcher, options.arguments):
+        raise SystemExit(code)

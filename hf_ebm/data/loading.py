@@ -1,0 +1,573 @@
+"""Data sets as samples for a model: Hub data sets, image folders and the embedded sets.
+
+Whether two splits of one data set have rows in common, each a name, slices of it, or a sum of such.
+
+train    train[:90%]    train[1000:]+validation
+
+A `datasets.Dataset` of images: which split is loaded from where, its column of images, and rows left undecoded.
+
+Training data as tensors: any Hugging Face data set, an image folder, or the embedded sets -> [-1, 1], (C, H, W).
+
+The embedded sets need no network: ``digits`` (the 8x8 gray digits that scikit-learn ships, split once and for all) and
+the 2-D sets ``25gaussians``, ``pinwheel``, ``swissroll``, drawn afresh with a seed.
+
+Which data set a command is told, ``name[:config][@split]``, and its images as a model takes them.
+
+    digits    cifar10    user/set:large@validation    folder/of/images@test
+
+A command has a split that it takes where the name says none. A set that lacks it and has exactly one split is taken as
+a whole, and its source says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from hf_ebm.data.image_files import fit_picture, is_gray, open_picture
+from hf_ebm.data.image_folder import list_files, load_image_folder, splits_of
+from hf_ebm.data.splits import split_dict, split_ranges
+from hf_ebm.data.toy import TOY_NAMES, sample_toy
+from hf_ebm.hub.model_card import public_name
+from hf_ebm.utils.files import expand_home, hash_pictures, hash_tensors
+from hf_ebm.utils.validation import did_you_mean
+
+logger = logging.getLogger(__name__)
+FEW_ROWS = 10  # so few may be in order by chance
+EMBEDDED_NAMES = ("digits", *TOY_NAMES)  # which need no `datasets`: see `hf_ebm.data.loading`
+EMBEDDED_HINT = f"embedded are {EMBEDDED_NAMES}."
+
+
+def load_hub_dataset(name: str, split: str, config_name: str | None = None, revision: str | None = None) -> Any:
+    """A split of a Hub data set, or of a local folder: image files, parquet files, or what `save_to_disk` wrote.
+
+    The numbers of image files found and rows loaded of an image folder (`hf_ebm.data.image_folder`) are printed to stderr.
+
+    Raises:
+        ValueError: If the data set or its split is missing, empty, or cannot be read.
+    """
+    if not name.strip():
+        raise ValueError(f"dataset must be the name of a data set or a folder, got {name!r}; {EMBEDDED_HINT}")
+    name = expand_home(name)
+    loaded = load_folder(name, split, config_name) if Path(name).is_dir() else None
+    if loaded is None:
+        loaded = load_with_datasets(name, split, config_name, revision)
+    if len(loaded) == 0:
+        raise ValueError(empty(name, split))
+    if "[" in split and (column := column_in_order(loaded)) is not None:
+        logger.warning(
+            "The rows %r of %s are in the order of their column %r: such a slice holds few or none of some classes, or "
+            "what it leaves out does. To hold out some at random: hf_ebm.data.loading.load_hub_dataset(folder, 'train')"
+            ".train_test_split(0.1, seed=0).save_to_disk(another), and its splits train and test.",
+            split,
+            name,
+            column,
+        )
+    return loaded
+
+
+def empty(name: str, split: str) -> str:
+    """The message of a data set without rows."""
+    return f"dataset {name!r} (split {split!r}) is empty; choose another split or folder."
+
+
+def cannot_load(name: str, split: str, reason: object) -> str:
+    """The message of a folder that cannot be loaded."""
+    return f"dataset {name!r} (split {split!r}) cannot be loaded: {str(reason).rstrip('.')}."
+
+
+def is_saved(folder: str) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return any(Path(folder, marker).is_file() for marker in ("state.json", "dataset_dict.json"))
+
+
+def load_folder(name: str, split: str, config_name: str | None) -> Any:
+    """A split of a folder of image files, or of one that `save_to_disk` wrote; None for any other folder.
+
+    Raises:
+        ValueError: If it cannot be read, or has no such split.
+    """
+    if is_saved(name):
+        return load_saved(name, split)
+    try:
+        content = list_files(name)
+        if not content.images:
+            return None
+        if config_name is not None:
+            raise ValueError(f"a folder of image files has no configurations, got {config_name!r}")
+        loaded, found = load_image_folder(name, content, split)
+    except (OSError, ValueError) as error:
+        raise ValueError(cannot_load(name, split, error)) from error
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{name}: {found}", file=sys.stderr)
+    return loaded
+
+
+def load_saved(name: str, split: str) -> Any:
+    """A split of what `save_to_disk` wrote, or slices of its splits, without the format that it was saved with.
+
+    A data set that was saved without splits is the split "train".
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(plain_path(name))
+    except IndexError as error:  # datasets 5 finds no table to put together in an empty one
+        raise ValueError(empty(name, split)) from error
+    except OSError as error:
+        raise ValueError(cannot_load(name, split, error)) from error
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    try:
+        ranges = split_ranges(split, {name: len(rows) for name, rows in splits.items()})
+    except ValueError as error:
+        raise ValueError(cannot_load(name, split, error)) from error
+    parts = [splits[part].with_format(None).select(range(start, stop)) for part, start, stop in ranges]
+    rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    rows.info.splits = split_dict({name: len(rows) for name, rows in splits.items()})
+    return rows
+
+
+def load_with_datasets(name: str, split: str, config_name: str | None, revision: str | None) -> Any:
+    """A split that `datasets.load_dataset` loads: of the Hub, or of a folder of parquet files."""
+    import datasets
+
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(f"dataset {name!r} is a file; give a folder of parquet or image files, or a Hub id.")
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise ValueError(f"dataset {name!r} is no folder here, and a path can be no Hub id; check the path.")
+    near = did_you_mean(name, EMBEDDED_NAMES, "")
+    if not path.exists() and (near or ("/" in name and path.parent.is_dir())):
+        logger.warning("%r is no folder here; the Hub is asked for it%s", name, f"; {near}" if near else ".")
+    try:
+        source = plain_path(name) if path.is_dir() else name
+        return datasets.load_dataset(source, config_name, split=split, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error).rstrip(".")
+        if "corresponds to no data" in reason:
+            raise ValueError(empty(name, split)) from error
+        reason = reason.replace(" (LocalEntryNotFoundError)", " (is there a network?)")  # the client's own class
+        meant = near or EMBEDDED_HINT
+        if "@" in name:
+            meant = "name its split apart (training: dataset_split=...), not after an @."
+        what = "cannot be loaded" if path.exists() else "is no folder here, and cannot be loaded from the Hub"
+        raise ValueError(
+            f"dataset {name!r} (split {split!r}) {what}: {reason}. Give a Hub id, or a folder of parquet or image "
+            f"files; {meant}"
+        ) from error
+
+
+def plain_path(folder: str) -> str:
+    """`folder`, or a folder of links to its files if `datasets` would read its path as a pattern or a protocol.
+
+    The links lie in `datasets`' cache, in a folder named by a hash of the files' paths, sizes and dates, which are what
+    `datasets` recognises changed files by.
+
+    Raises:
+        OSError: If a file cannot be read, or the system allows no links.
+    """
+    import datasets
+
+    root = os.path.abspath(folder)
+    if "::" not in root and not any(character in root for character in "*?["):
+        return folder
+    content = list_files(root)
+    files = [*("/".join(image.parts) for image in content.images), *content.others]
+    digest = hashlib.sha256(root.encode())
+    for name in files:
+        status = os.stat(os.path.join(root, name))
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    links = Path(datasets.config.HF_DATASETS_CACHE) / "hf_ebm_links" / digest.hexdigest()[:16]
+    for name in files:
+        (links / name).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (links / name).symlink_to(os.path.join(root, name))
+    return str(links)
+
+
+def find_splits(name: str, config_name: str | None = None) -> list[str]:
+    """The splits of a Hub data set or a local folder; empty if they are not known."""
+    import datasets
+
+    name = expand_home(name)
+    try:
+        if is_saved(name):
+            loaded = datasets.load_from_disk(plain_path(name))
+            return sorted(loaded) if isinstance(loaded, datasets.DatasetDict) else ["train"]
+        if Path(name).is_dir():
+            if (content := list_files(name)).images:
+                return sorted(splits_of(content))
+            name = plain_path(name)
+        return datasets.get_dataset_split_names(name, config_name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        return []
+
+
+def column_in_order(dataset: Any) -> str | None:
+    """The column of class labels that a `datasets.Dataset`'s rows are sorted by; None: there is none, or few rows."""
+    from datasets import ClassLabel
+
+    for column, feature in dataset.features.items():
+        if isinstance(feature, ClassLabel) and feature.num_classes > 1 and len(dataset) >= FEW_ROWS:
+            labels = np.asarray(dataset[column])
+            if (labels[1:] >= labels[:-1]).all():
+                return column
+    return None
+
+
+def find_image_column(dataset: Any, column: str | None) -> str:
+    """The image column of a `datasets.Dataset`: the named one, or the only one of type Image."""
+    from datasets import Image
+
+    if column is not None:
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"image_column {column!r} is not in the data set; it has {dataset.column_names}. A data set with one "
+                "column of images, as a folder of image files, needs no image_column: where a config sets one, "
+                "image_column=null."
+            )
+        return column
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if not found:
+        raise ValueError(
+            f"the data set has no column of type Image among {dataset.column_names}; give a folder of image files, or "
+            "cast the column of pictures: dataset.cast_column(name, datasets.Image())."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"the data set has {len(found)} image columns, {found}; name one: image_column=..., for a command "
+            "--image-column."
+        )
+    return found[0]
+
+
+def undecoded(dataset: Any, column: str) -> Any:
+    """A `datasets.Dataset` or `IterableDataset` whose images stay bytes and paths, for `hf_ebm.data.image_files.open_picture`.
+
+    Whoever reads a row then gets the reason why one image is corrupt, and opens it by our rules. A format that makes
+    arrays or tensors of images ("torch", "numpy", ...) is left out; a transform of the caller's own stays.
+    """
+    from datasets import Image
+
+    if has_transform(dataset) or not isinstance((dataset.features or {}).get(column), Image):
+        return dataset
+    return dataset.with_format(None).cast_column(column, Image(decode=False))
+
+
+def has_transform(dataset: Any) -> bool:
+    """Whether the rows of a `datasets.Dataset` pass through a function of the caller's own (`set_transform`)."""
+    return (getattr(dataset, "format", None) or {}).get("type") == "custom"
+
+
+def is_column(images: Any) -> bool:
+    """Whether `images` is one column of a `datasets.Dataset`, ``dataset["image"]``, or of a streaming one."""
+    return hasattr(images, "column_name") and hasattr(images, "source")
+
+
+def column_images(column: Any) -> list[Any]:
+    """The values of a `datasets` column (`is_column`), images as PIL images.
+
+    Raises:
+        ValueError: If an image cannot be read.
+    """
+    from datasets import Image
+
+    source, name = column.source, column.column_name
+    if has_transform(source) or not isinstance((getattr(source, "features", None) or {}).get(name), Image):
+        return list(column)
+    images = []
+    for number, row in enumerate(undecoded(source, name).select_columns([name])):
+        try:
+            images.append(open_picture(row[name]))
+        except ValueError as error:
+            raise ValueError(f"image {number} of column {name!r} {error}") from error
+    return images
+
+
+MOST_HASHED = 10_000  # images of a data set that its fingerprint reads
+
+
+def load_digits(split: str = "train") -> tuple[Tensor, Tensor]:
+    """The 8x8 digits of scikit-learn: images in [-1, 1], shape (N, 1, 8, 8), and labels 0..9, shape (N,).
+
+    Args:
+        split: ``"train"`` (1,437 images) or ``"test"`` (360), stratified by digit, the same on every machine.
+    """
+    from sklearn import datasets, model_selection
+
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    parts = model_selection.train_test_split(pixels, labels, test_size=360, random_state=0, stratify=labels)
+    images, targets = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
+    return (
+        torch.from_numpy(images / 8.0 - 1.0).float().reshape(-1, 1, 8, 8),
+        torch.from_numpy(np.asarray(targets)).long(),
+    )
+
+
+class HubImages(Dataset):
+    """Images of a `datasets.Dataset` as float tensors in [-1, 1], shape (C, H, W); decoded when asked for."""
+
+    def __init__(self, dataset: Any, column: str, transform: Callable[[PIL.Image.Image], Tensor]) -> None:
+        self.dataset, self.column, self.transform = undecoded(dataset, column), column, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def picture(self, index: int) -> PIL.Image.Image:
+        """An image as it is in the data set."""
+        return open_picture(self.dataset[index][self.column])
+
+    def __getitem__(self, index: int) -> tuple[Tensor]:
+        try:
+            return (self.transform(self.picture(index)),)
+        except ValueError as error:
+            source = self.dataset[index][self.column]
+            path = source.get("path") if isinstance(source, dict) else None
+            name = f"image {index} of column {self.column!r}" + (f" ({path})" if path else "")
+            raise ValueError(f"{name} {error}; mend it, or remove it from the data set.") from error
+
+
+def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Callable[[PIL.Image.Image], Tensor]:
+    """PIL image -> tensor in [-1, 1], (C, S, S): converted to gray or RGB, centre-cropped square, resized, padded.
+
+    All but the padding is `hf_ebm.data.image_files.fit_picture`.
+
+    Args:
+        num_channels: 1 (gray) or 3 (RGB).
+        image_size: S, the final size, padding included.
+        padding: Black pixels on each side (28x28 images become 32x32 with 2).
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(f"num_channels must be 1 or 3 to read images, got {num_channels}.")
+    if padding < 0 or image_size <= 2 * padding:
+        raise ValueError(f"padding must be >= 0 and under half of image_size={image_size}, got {padding}.")
+    inner = image_size - 2 * padding
+
+    def transform(image: PIL.Image.Image) -> Tensor:
+        image = fit_picture(image, num_channels, inner)
+        pixels = torch.from_numpy(np.array(image)).reshape(inner, inner, num_channels).permute(2, 0, 1)
+        pixels = pixels.float() / 127.5 - 1.0
+        return torch.nn.functional.pad(pixels, (padding,) * 4, value=-1.0) if padding else pixels
+
+    return transform
+
+
+def describe_preparation(sample_shape: tuple[int, ...], padding: int = 0) -> str:
+    """What `image_transform` does to images for models of `sample_shape` (C, S, S), in words."""
+    kind = {1: "gray", 3: "RGB"}.get(sample_shape[0], f"{sample_shape[0]} channels")
+    size = f"{sample_shape[1] - 2 * padding}x{sample_shape[2] - 2 * padding}"
+    padded = f"padded by {padding} black pixels on each side, " if padding else ""
+    resized = f"resized to {size} (bicubic, where another size)"
+    return f"converted to {kind}, centre-cropped square, {resized}, {padded}in [-1, 1]"
+
+
+def describe_change(dataset: Dataset, sample_shape: tuple[int, ...], padding: int = 0) -> str | None:
+    """What is lost of the images of a `load_training_data` set on their way to a model, in words.
+
+    Told by its first image; None where that has the size and the colours that the model takes.
+    """
+    if not isinstance(dataset, HubImages):
+        return None
+    image, size = dataset.picture(0), sample_shape[1] - 2 * padding
+    gray = is_gray(image.mode)
+    if image.size == (size, size) and gray == (sample_shape[0] == 1):
+        return None
+    first = f"{image.width}x{image.height} {'gray' if gray else 'colour'}"
+    return f"the first image is {first}; all are {describe_preparation(sample_shape, padding)}"
+
+
+def draw_rows(number: int, limit: int, seed: int) -> list[int]:
+    """At most `limit` of `number` rows, drawn with `seed` without replacement, in ascending order."""
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:limit]
+    return order.sort().values.tolist()
+
+
+def fingerprint(dataset: Any) -> str:
+    """What tells a data set of `load_training_data` from another one: a hash of its content, the same on any machine.
+
+    Of more than `MOST_HASHED` images every second, third, ... is read. `datasets`' own fingerprint would not do: it
+    depends on the dates of local files, and a copy of a folder has another one.
+    """
+    if not isinstance(dataset, HubImages):
+        return hash_tensors({"samples": dataset.tensors[0]})[:16]
+    return f"{hash_images(dataset.dataset, dataset.column)}:{len(dataset)}:{dataset.column}"
+
+
+def hash_images(dataset: Any, column: str) -> str:
+    """A hash of the images of an undecoded `datasets.Dataset`, of at most `MOST_HASHED` evenly spaced ones."""
+    images, number = dataset.select_columns([column]), len(dataset)
+    some = images.select(range(0, number, math.ceil(number / MOST_HASHED)))
+    return hash_pictures(row[column] for row in some)[:16]
+
+
+def load_training_data(
+    name: str,
+    sample_shape: tuple[int, ...],
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    padding: int = 0,
+    num_samples: int = 100_000,
+    seed: int = 0,
+) -> Dataset:
+    """Training samples as a map-style data set of 1-tuples of tensors, images in [-1, 1].
+
+    Args:
+        name: ``"digits"``, a 2-D set, a Hub id, or a local folder.
+        sample_shape: What the models take, (C, H, W) or (D,).
+        split: Split of the data set.
+        config_name: Configuration of a Hub data set.
+        revision: Revision of a Hub data set.
+        image_column: Column with the images; None = the only image column.
+        padding: Black pixels on each side, see `image_transform`.
+        num_samples: Points drawn of a 2-D set.
+        seed: Seed of that draw.
+
+    Raises:
+        ValueError: If the data set is missing, empty, lacks the column, or its samples do not fit `sample_shape`.
+    """
+    if name in EMBEDDED_NAMES:
+        if name == "digits":
+            samples = load_digits(split)[0]
+        else:
+            samples = sample_toy(name, num_samples, torch.Generator().manual_seed(seed))
+        if tuple(samples.shape[1:]) != tuple(sample_shape):
+            raise ValueError(
+                f"dataset {name!r} has samples of shape {tuple(samples.shape[1:])}, but the models take "
+                f"{tuple(sample_shape)}; set preset={'digits' if name == 'digits' else 'toy'}, or the models' sizes."
+            )
+        return TensorDataset(samples)
+    if len(sample_shape) != 3:
+        raise ValueError(f"dataset {name!r} holds images, but the models take vectors of shape {tuple(sample_shape)}.")
+    dataset = load_hub_dataset(name, split, config_name, revision)
+    column = find_image_column(dataset, image_column)
+    images = HubImages(dataset, column, image_transform(sample_shape[0], sample_shape[1], padding))
+    images[0]  # a broken first image shall stop the run now, not after the networks are built
+    return images
+
+
+@dataclass(frozen=True)
+class DatasetName:
+    """A data set that somebody named.
+
+    Attributes:
+        name: ``"digits"``, a 2-D set, a Hub id, or a folder.
+        config: Configuration of a Hub data set.
+        split: None = the command's own.
+    """
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> DatasetName:
+        """The parts of ``name[:config][@split]``; a path that exists is a name as it stands.
+
+        Raises:
+            ValueError: If a part is empty, or an embedded set is given a configuration.
+        """
+        text = expand_home(text)
+        if text and Path(text).exists():
+            return cls(text)
+        rest, at, split = text.rpartition("@") if "@" in text else (text, "", "")
+        name, colon, config = (rest, "", "") if Path(rest).exists() else rest.partition(":")
+        if not name or (at and not split) or (colon and not config):
+            raise ValueError(f"a data set must be named as name[:config][@split], got {text!r}.")
+        if config and name in EMBEDDED_NAMES:
+            raise ValueError(f"the embedded data set {name!r} has no configurations, got {text!r}.")
+        return cls(name, config or None, split or None)
+
+    def choose_split(self, asked: str | None, default: str) -> str:
+        """The name's split, or the one that an option asks for, or the `default`.
+
+        Raises:
+            ValueError: If name and option say different ones.
+        """
+        if self.split and asked and self.split != asked:
+            raise ValueError(f"--split {asked} and the data set's name, {self.name}@{self.split}, differ; give one.")
+        return self.split or asked or default
+
+    def of_split(self, split: str) -> DatasetName:
+        """Another split of the same data set."""
+        return replace(self, split=split)
+
+    @property
+    def public(self) -> str:
+        """How records show it: of a local folder the last part alone."""
+        config, split = f":{self.config}" if self.config else "", f"@{self.split}" if self.split else ""
+        return f"{public_name(self.name)}{config}{split}"
+
+
+def load_named(
+    dataset: str | DatasetName,
+    sample_shape: tuple[int, ...],
+    default_split: str,
+    image_column: str | None = None,
+    padding: int = 0,
+) -> tuple[Dataset, dict[str, Any]]:
+    """A named data set as `hf_ebm.data.loading.load_training_data` gives it, and its source.
+
+    Args:
+        dataset: ``name[:config][@split]``, or its parts.
+        sample_shape: What the model takes.
+        default_split: Where the name says none.
+        image_column: Column with the images; None = the only image column.
+        padding: Black pixels on each side, as in training.
+
+    Returns:
+        The data set, and ``{"dataset", "split", "fingerprint"}``, with ``"config"`` where there is one and
+        ``"only_split": True`` where the default split is not there and the only one was taken.
+
+    Raises:
+        ValueError: If the data set is missing or does not fit, or lacks the split and has several others.
+    """
+    named = DatasetName.parse(dataset) if isinstance(dataset, str) else dataset
+    split, only = named.split or default_split, False
+
+    def load(split: str) -> Any:
+        return load_training_data(
+            named.name,
+            sample_shape,
+            split=split,
+            config_name=named.config,
+            image_column=image_column,
+            padding=padding,
+        )
+
+    try:
+        loaded = load(split)
+    except ValueError as error:
+        no_more = named.split or named.name in EMBEDDED_NAMES or isinstance(error.__cause__, ConnectionError)
+        splits = (
+            [] if no_more else find_splits(named.name, named.config)
+        )  # a Hub that was not reached is not asked again
+        if not splits or split in splits:
+            raise
+        if len(splits) > 1:
+            raise ValueError(
+                f"data set {named.name!r} has no split {split!r}; name one of {splits} as {named.name}@{splits[0]}."
+            ) from error
+        split, only = splits[0], True
+        loaded = load(split)
+    source = {"dataset": public_name(named.name), "split": split, "fingerprint": fingerprint(loaded)}
+    source |= {"config": named.config} if named.config else {}
+    return loaded, source | ({"only_split": True} if only else {})

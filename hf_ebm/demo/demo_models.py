@@ -1,0 +1,88 @@
+"""The model behind the demo: a generation pipeline and the scoring pipeline on the same networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_ebm.data.padding import find_padding
+from hf_ebm.hub.model_card import SETTINGS, SUMMARY, public_name, read_json, read_settings
+from hf_ebm.pipelines.loading import load_pipeline, model_folder
+from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+from hf_ebm.scoring.calibration import FILE_NAME, Calibration
+from hf_ebm.utils.torch_utils import find_device
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """A model of images of one of our methods.
+
+    Attributes:
+        name: Its Hub id or its folder's name.
+        pipeline: `DDAEBMPipeline` or `DualMCMCPipeline`, with an energy.
+        scorer: Scores by the same networks, calibrated if the repository has a ``calibration.json``.
+        padding: Black pixels on each side of training pictures.
+        subject: What it was trained on, in words.
+    """
+
+    name: str
+    pipeline: Any
+    scorer: EnergyScoringPipeline
+    padding: int = 0
+    subject: str = "many pictures"
+
+    @property
+    def is_dual_mcmc(self) -> bool:
+        """Whether it is a model of Dual-MCMC Teaching."""
+        return isinstance(self.pipeline, DualMCMCPipeline)
+
+    @property
+    def can_reconstruct(self) -> bool:
+        """Whether it has what rebuilding a given picture needs."""
+        components = (getattr(self.pipeline, name, None) for name in ("inference_model", "latent_scheduler"))
+        return self.is_dual_mcmc and None not in components
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, S, S)."""
+        return self.pipeline.sample_shape
+
+
+def load_demo_model(model: str, device: str | None = None) -> DemoModel:
+    """The model in a run folder or a Hub repository.
+
+    Args:
+        model: Which.
+        device: As torch names it; None = a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: If it makes vectors, or has no energy, or there is no such device.
+    """
+    where = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline = load_pipeline(model)
+    shape = pipeline.sample_shape
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        raise ValueError(f"--model {model} has samples of shape {shape}; the demo shows square gray or RGB images.")
+    if pipeline.energy_model is None:
+        raise ValueError(f"--model {model} has no energy model; the demo is about its energy. Push it with one.")
+    pipeline.to(where)
+    folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY, FILE_NAME))
+    scorer = EnergyScoringPipeline.from_pipe(pipeline)
+    scorer.calibration = Calibration.load(folder)
+    for one in (pipeline, scorer):
+        one.set_progress_bar_config(disable=True)
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    return DemoModel(name, pipeline, scorer, find_padding(str(folder)), find_subject(folder))
+
+
+def find_subject(folder: Path) -> str:
+    """What a model was trained on, in words, by the settings and the summary in its folder."""
+    dataset, number = read_settings(folder).get("dataset"), read_json(folder / SUMMARY).get("num_images")
+    if not dataset or not number:
+        return "many pictures"
+    words = "small handwritten digits, light on black" if dataset == "digits" else "pictures of the data set"
+    return f"{number:,} {words} (`{public_name(dataset)}`)"

@@ -1,0 +1,35 @@
+"""Pictures to try for somebody who has no file at hand: drawn by the model, made odd, noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_ebm.demo.demo_models import DemoModel
+from hf_ebm.evaluation.synthetic_ood import inverted, noise, shuffled
+
+NUM_OWN = 3
+
+
+def write_examples(model: DemoModel, own_samples: Tensor, folder: Path) -> list[str]:
+    """Write the example files, of the model's own size so that nothing is lost, and return their paths.
+
+    Three of its own samples, the likeliest by its energy; the first of them with black and white swapped, and with its
+    pixels shuffled; noise.
+
+    Args:
+        model: The demo's.
+        own_samples: Drawn by it, in [-1, 1], shape (N, C, S, S), N >= 3.
+        folder: Where to, existing.
+    """
+    order = model.pipeline.score(own_samples).energies.argsort()[:NUM_OWN]
+    own = own_samples[order]
+    random = torch.Generator().manual_seed(0)
+    odd = [make(own[:1], random) for make in (inverted, shuffled, noise)]
+    names = [f"own-{number}" for number in range(1, NUM_OWN + 1)] + ["inverted", "shuffled", "noise"]
+    paths = [folder / f"{name}.png" for name in names]
+    for image, path in zip(model.pipeline.post_process(torch.cat([own, *odd]), "pil"), paths, strict=True):
+        image.save(path)
+    return [str(path) for path in paths]

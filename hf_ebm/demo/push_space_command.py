@@ -1,0 +1,29 @@
+"""``hf-ebm push-space``: a page on the Hub where a pushed model can be tried."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "push-space",
+        help="make a Space, a page on the Hub where a pushed model can be tried",
+        epilog="example: hf-ebm push-space --model user/model --space user/model-demo; the token is that of "
+        "`hf auth login` or HF_TOKEN",
+    )
+    parser.add_argument("--model", required=True, help="the Hub id of a pushed model")
+    parser.add_argument("--space", required=True, help="the Hub id of the Space, made if it is not there")
+    parser.add_argument(
+        "--private", action="store_true", help="a new Space is seen by its owner alone, as that of a private model is"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Push, and print where to look."""
+    from hf_ebm.demo.push import push_space
+
+    print(f"pushed {push_space(options.model, options.space, options.private)}")

@@ -1,0 +1,72 @@
+"""Rebuild a picture from its latents, and walk from one picture to another, with a model of Dual-MCMC Teaching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_ebm.demo.demo_models import DemoModel
+from hf_ebm.demo.limits import MAX_CHAIN_STEPS, MAX_FRAMES, MAX_SEED, check_whole_number
+from hf_ebm.demo.uploads import read_upload
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A picture, rebuilt twice; pictures in [-1, 1], shape (1, C, S, S).
+
+    Attributes:
+        original: As the model sees it.
+        inferred: From the inference model's latents alone.
+        revised: After the z-chain.
+        errors: Mean squared error per pixel at the start and after each update of the z-chain, (num_steps + 1,).
+    """
+
+    original: Tensor
+    inferred: Tensor
+    revised: Tensor
+    errors: Tensor
+
+
+def rebuild(model: DemoModel, x: Tensor, num_steps: Any, seed: Any) -> Reconstruction:
+    """Rebuild `x`, shape (1, C, S, S), by the inference model, and by `num_steps` updates of the z-chain after it.
+
+    Raises:
+        ValueError: If a number is out of its limits; it names the field.
+    """
+    num_steps = check_whole_number("The number of steps", num_steps, 0, MAX_CHAIN_STEPS)
+    generator = torch.Generator().manual_seed(check_whole_number("The seed", seed, 0, MAX_SEED))
+    inferred = model.pipeline.reconstruct(x, 0, sample_latents=False, output_type="pt").images
+    revised = model.pipeline.reconstruct(
+        x, num_steps, sample_latents=False, generator=generator, output_type="pt", output_squared_errors=True
+    )
+    return Reconstruction(x, inferred.cpu(), revised.images.cpu(), revised.squared_errors[:, 0].float().cpu())
+
+
+def blend(
+    model: DemoModel, path_a: str | None, seed_a: Any, path_b: str | None, seed_b: Any, num_frames: Any
+) -> tuple[Tensor, Tensor]:
+    """Frames on the path of latents between two pictures, and their energies, (F, C, S, S) and (F,).
+
+    An end is the picture in a file, or where there is none, one drawn from the seed.
+
+    Raises:
+        ValueError: If a number is out of its limits or a file cannot be read; it names the field.
+    """
+    num_frames = check_whole_number("The number of frames", num_frames, 2, MAX_FRAMES)
+    ends = [load_end(model, path_a, seed_a, "first"), load_end(model, path_b, seed_b, "second")]
+    generator = torch.Generator().manual_seed(0)  # of the z-chain's noise
+    frames = model.pipeline.interpolate(
+        *ends, num_frames=num_frames, sample_latents=False, generator=generator, output_type="pt"
+    ).images
+    return frames.cpu(), model.pipeline.score(frames).energies
+
+
+def load_end(model: DemoModel, path: str | None, seed: Any, which: str) -> Tensor:
+    """One end: a picture (1, C, S, S), or latents (1, Z) of the seed."""
+    if path:
+        return read_upload(path, model.sample_shape, f"{which} picture", model.padding).x
+    seed = check_whole_number(f"The {which} seed", seed, 0, MAX_SEED)
+    return model.pipeline.draw_latents(1, torch.Generator().manual_seed(seed))

@@ -1,0 +1,69 @@
+"""A visitor's file as what the model takes: bounded in bytes and pixels before anything is decoded."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL.Image
+import PIL.ImageOps
+from torch import Tensor
+
+from hf_ebm.data.image_files import describe_changes
+from hf_ebm.data.loading import image_transform
+from hf_ebm.demo.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no format that runs a program or a script
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture as the model sees it.
+
+    Attributes:
+        x: In [-1, 1], shape (1, C, S, S).
+        changes: What was done to the file to get there, in words; empty where it fitted as it was.
+    """
+
+    x: Tensor
+    changes: str
+
+
+def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "picture", padding: int = 0) -> Upload:
+    """The picture in an uploaded file, turned upright, converted to gray or RGB, cropped square, resized and padded.
+
+    Args:
+        path: The file, or None where nothing was chosen.
+        sample_shape: What the model takes, (C, S, S).
+        what: How the page calls it, for messages.
+        padding: Black pixels on each side, as in training.
+
+    Raises:
+        ValueError: If there is no file, it is too large, or it cannot be read as a picture.
+    """
+    if not path:
+        raise ValueError(f"Choose a {what} first: upload one, or take an example below it.")
+    size = Path(path).stat().st_size
+    if size > MAX_UPLOAD_BYTES:
+        raise ValueError(f"The {what} has {size / 2**20:.1f} MB; at most {MAX_UPLOAD_BYTES // 2**20} MB are allowed.")
+    allowed = f"at most {MAX_UPLOAD_PIXELS // 1_000_000} million are allowed"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit comes next
+            file = PIL.Image.open(path, formats=FORMATS)
+        with file:
+            width, height = file.size
+            if width * height > MAX_UPLOAD_PIXELS:
+                raise ValueError(f"it has {width} x {height} pixels, and {allowed}")
+            mode, transparent, frames = file.mode, file.has_transparency_data, getattr(file, "n_frames", 1)
+            image = PIL.ImageOps.exif_transpose(file)
+            x = image_transform(sample_shape[0], sample_shape[-1], padding)(image)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        reason = "it is broken, or no picture of a known kind" if not isinstance(error, ValueError) else str(error)
+        if isinstance(error, PIL.Image.DecompressionBombError):
+            reason = f"it has too many pixels, {allowed}"
+        raise ValueError(
+            f"The {what} cannot be read: {reason}. Please try another PNG, JPEG, WebP, GIF or BMP file."
+        ) from error
+    return Upload(x[None], describe_changes(image.size, mode, transparent, sample_shape, padding, frames))

@@ -1,0 +1,1 @@
+"""Evaluation on whole data sets: samples, OOD scores, bulk scoring."""

@@ -1,0 +1,421 @@
+"""Feature extractors for sample metrics: the digit classifier, Inception, any other by name or module.
+
+A small classifier of the 8x8 digits, whose features measure samples of them: the same weights on every machine.
+
+The weights lie beside this file (`digit_classifier.safetensors`, made by ``python -m hf_ebm.evaluation.feature_extractors``
+from the training split), so that a Frechet distance here and one elsewhere can be compared.
+
+What is kept of a set of images to compare it with another: sums of its features, and the features of some images.
+
+Sums give the mean and the covariance of all images in constant memory, which is what a Frechet distance needs. The
+kernel distance and the neighbourhood measures need features one by one: those of the first `MAX_KEPT` images are kept.
+
+Feature statistics of data sets on disk, so that a network sees a data set once.
+
+A file is named by the hash of what it is about: the data set's fingerprint and split, the rows, the extractor with its
+weights' hash, both pre-processings. It holds that description and a hash of its tensors: a file that does not fit is
+named in a warning and made again.
+
+Networks whose features measure samples: the digit classifier, the standard Inception, any other by name or module.
+
+A distance between features is a statement about one network with one set of weights: `FeatureExtractor` carries its
+name and the weights' hash along, so that a figure can say what it was measured in. Only the standard Inception network
+gives a number that may be called FID.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hf_ebm.hub.model_card import public_name
+from hf_ebm.utils.files import hash_tensors, whole_file
+from hf_ebm.utils.validation import did_you_mean
+
+WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
+NAME = "the hf-ebm digit classifier (64 features before its last layer)"
+
+
+class DigitClassifier(nn.Module):
+    """Two convolutions and two linear layers, 8x8 gray images in [-1, 1] -> 10 logits; `features` gives 64 numbers."""
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 24, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(24, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 16, self.num_features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(self.num_features, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of images in [-1, 1], shape (B, 1, 8, 8) -> (B, 64)."""
+        return self.body(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, shape (B, 10)."""
+        return self.head(self.features(images))
+
+
+@functools.cache
+def load_digit_classifier() -> DigitClassifier:
+    """The classifier with its shipped weights, in eval mode."""
+    classifier = DigitClassifier()
+    classifier.load_state_dict(load_file(WEIGHTS))
+    return classifier.eval()
+
+
+def train_digit_classifier(seed: int = 0, num_epochs: int = 100) -> tuple[DigitClassifier, float]:
+    """Train it on the digits' training split; returns the classifier and its accuracy on the test split."""
+    from hf_ebm.data.loading import load_digits
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        classifier = DigitClassifier()
+        images, labels = load_digits("train")
+        optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+        for _ in range(num_epochs):
+            for rows in torch.randperm(len(images)).split(128):
+                loss = nn.functional.cross_entropy(classifier(images[rows]), labels[rows], label_smoothing=0.01)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    images, labels = load_digits("test")
+    with torch.no_grad():
+        accuracy = (classifier.eval()(images).argmax(dim=1) == labels).float().mean().item()
+    return classifier, accuracy
+
+
+MAX_KEPT = 10_000
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Of N images with D features.
+
+    Attributes:
+        total: Sum of the features, shape (D,), float64.
+        outer: Sum of their outer products, shape (D, D), float64.
+        num_images: N.
+        features: Of the first ``min(N, MAX_KEPT)`` images, shape (K, D), float32.
+    """
+
+    total: Tensor
+    outer: Tensor
+    num_images: int
+    features: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor], extractor: Callable[[Tensor], Tensor]) -> FeatureStatistics:
+        """Statistics of images that come in batches of shape (B, ...); `extractor` gives (B, D).
+
+        Raises:
+            ValueError: If there are no images, or a feature is not finite.
+        """
+        total = outer = None
+        number, num_kept, kept = 0, 0, []
+        for batch in batches:
+            with torch.no_grad():
+                features = extractor(batch).cpu()
+            if bad := int((~features.isfinite()).any(dim=1).sum()):
+                raise ValueError(
+                    f"the features of {bad} of {len(features)} images are not finite; check these images, and the "
+                    "weights and the dtype of the model that made them."
+                )
+            exact = features.double()
+            total = exact.sum(dim=0) + (0.0 if total is None else total)
+            outer = exact.T @ exact + (0.0 if outer is None else outer)
+            number += len(features)
+            kept.append(features[: MAX_KEPT - num_kept].float())
+            num_kept += len(kept[-1])
+        if total is None or outer is None:
+            raise ValueError("images is empty; give at least one image.")
+        return cls(total, outer, number, torch.cat(kept))
+
+
+logger = logging.getLogger(__name__)
+FORMAT = 2  # 2: rows of a large set in a drawn order
+
+
+def default_cache_folder() -> Path:
+    """``$HF_HOME/hf_ebm/features``."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "hf_ebm" / "features"
+
+
+def cached_statistics(
+    folder: Path, description: Mapping[str, Any], make: Callable[[], FeatureStatistics]
+) -> FeatureStatistics:
+    """The statistics that `description` is about, from `folder` if they are there, else made and stored.
+
+    Args:
+        folder: The cache.
+        description: All that decides the result; JSON.
+        make: Computes it.
+    """
+    about = json.dumps({"format": FORMAT, **description}, sort_keys=True)
+    path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return read_statistics(path, about)
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            logger.warning("the cached statistics in %s cannot be used (%s); they are made again.", path, error)
+    statistics = make()
+    tensors = {
+        "total": statistics.total,
+        "outer": statistics.outer,
+        "num_images": torch.tensor(statistics.num_images),
+        "features": statistics.features.contiguous(),
+    }
+    try:
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata={"about": about, "sha256": hash_tensors(tensors)})
+    except (OSError, SafetensorError) as error:  # the statistics are computed all the same
+        logger.warning("the statistics cannot be cached (%s); the next evaluation computes them again.", error)
+    return statistics
+
+
+def read_statistics(path: Path, about: str) -> FeatureStatistics:
+    """The statistics in a file.
+
+    Raises:
+        ValueError: If it is about something else, or its content was changed.
+        SafetensorError: If it is no whole safetensors file.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    if metadata.get("about") != about:
+        raise ValueError("it is about something else")
+    if metadata.get("sha256") != hash_tensors(tensors):
+        raise ValueError("its content was changed")
+    return FeatureStatistics(tensors["total"], tensors["outer"], int(tensors["num_images"]), tensors["features"])
+
+
+DIGITS_NAME = NAME
+
+AS_BYTES = "rounded to 8 bits, gray repeated to RGB"
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Images -> features, with what a reader must know of it.
+
+    Attributes:
+        name: In words.
+        weights_sha256: Of all parameters and buffers, by name.
+        preprocessing: What is done to images in [-1, 1] before the network, in words.
+        features: Images in [-1, 1], shape (B, C, H, W) -> features (B, D).
+        logits: Features -> logits of the standard Inception network, for its score; None for every other network.
+    """
+
+    name: str
+    weights_sha256: str
+    preprocessing: str
+    features: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def is_standard_inception(self) -> bool:
+        """Whether a Frechet distance in these features is what everybody calls FID."""
+        return self.logits is not None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features, shape (B, D), float32, on the CPU.
+
+        Raises:
+            ValueError: If they are not one row of finite numbers per image.
+        """
+        features = self.features(images).float().cpu()
+        if features.ndim != 2 or len(features) != len(images):
+            raise ValueError(
+                f"feature extractor {self.name} must give features of shape ({len(images)}, D) for {len(images)} "
+                f"images, got {tuple(features.shape)}; give a module with pooled output."
+            )
+        if not torch.isfinite(features).all():
+            raise ValueError(f"feature extractor {self.name} gave features that are not finite; take another one.")
+        return features
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of a module's parameters and buffers with their names, the same on every machine."""
+    return hash_tensors({name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)})
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1], (B, 1 or 3, H, W), as 8-bit RGB, (B, 3, H, W), uint8.
+
+    Raises:
+        ValueError: If they have another number of channels.
+    """
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"a network of RGB images takes 1 or 3 channels, got {images.shape[1]}; give a module.")
+    return ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().expand(-1, 3, -1, -1)
+
+
+def module_extractor(
+    module: nn.Module,
+    name: str,
+    preprocessing: str = "none: images in [-1, 1]",
+    features: Callable[[Tensor], Tensor] | None = None,
+    device: str | torch.device = "cpu",
+) -> FeatureExtractor:
+    """Any module that maps images in [-1, 1], (B, C, H, W), to features (B, D); put in eval mode.
+
+    Args:
+        module: Its weights are hashed.
+        name: In words.
+        preprocessing: What `features` does to the images first, in words.
+        features: The function, if it is not the module's forward.
+        device: Where it runs.
+    """
+    module.eval().to(device)
+    function = features or module
+    return FeatureExtractor(name, weights_sha256(module), preprocessing, lambda images: function(images.to(device)))
+
+
+def digits_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The classifier of 8x8 gray digits that ships with the package."""
+    classifier = load_digit_classifier()
+
+    def features(images: Tensor) -> Tensor:
+        if tuple(images.shape[1:]) != (1, 8, 8):
+            raise ValueError(
+                f"the digit classifier takes images of shape (1, 8, 8), got {tuple(images.shape[1:])}; name another "
+                "feature extractor."
+            )
+        return classifier.features(images)
+
+    return module_extractor(classifier, DIGITS_NAME, features=features, device=device)
+
+
+def inception_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The standard Inception network of FID (2048 features), by torchmetrics and torch-fidelity.
+
+    Raises:
+        ImportError: If torch-fidelity is not installed.
+        OSError: If its weights cannot be loaded.
+    """
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    try:
+        network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "the standard Inception network needs torch-fidelity, which brings torchvision (pip install "
+            "torch-fidelity). Without it name another feature extractor: the id or path of a transformers model, or "
+            "'digits' for 8x8 digits."
+        ) from error
+    network.use_antialias = False  # resize as the original, and published FIDs, do (torchmetrics < 1.8 always does)
+    network.to(device)
+    return FeatureExtractor(
+        "the standard Inception network (2048 features, torch-fidelity's inception-v3-compat)",
+        weights_sha256(network),
+        f"{AS_BYTES}, resized to 299x299 as TensorFlow 1 does",
+        lambda images: network(to_bytes(images).to(device)),
+        lambda features: features @ network.fc.weight.detach().cpu().float().T,  # "logits_unbiased": without the bias
+    )
+
+
+def transformers_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtractor:
+    """A model of transformers by Hub id or path, with its own image processor; ids ``timm/...`` need timm.
+
+    Features are the pooled output, or, where a model has none, the mean of the last hidden state over places. The same
+    mean where the checkpoint holds no pooler (those of classifiers): the one that `AutoModel` makes up is random.
+
+    Raises:
+        ValueError: If it cannot be loaded, lacks weights other than the pooler's, or takes no images.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    try:
+        model, loading = AutoModel.from_pretrained(name, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"feature extractor {name!r} cannot be loaded ({error}); give 'digits', 'inception', or the id or path of "
+            "a transformers model with an image processor."
+        ) from error
+    made_up = set(loading["missing_keys"])
+    others = sorted(key for key in made_up if "pooler" not in key.split("."))
+    if others:
+        raise ValueError(
+            f"feature extractor {name!r} lacks {len(others)} of its weights, {others[0]!r} first, which would be "
+            "random; give a whole checkpoint."
+        )
+    model.eval().to(device)
+    forward, read = getattr(model, "get_image_features", model), mean_hidden_state if made_up else pool
+    loaded = {key: value for key, value in model.state_dict().items() if key not in made_up}
+
+    def features(images: Tensor) -> Tensor:
+        pixels = list(to_bytes(images.cpu()).permute(0, 2, 3, 1).numpy())
+        return read(forward(**processor(images=pixels, return_tensors="pt").to(device)), name)
+
+    preprocessing = f"{AS_BYTES}, then the model's own {type(processor).__name__}"
+    pooled_by = ", mean of the hidden state" if made_up else ""
+    shown = f"{public_name(name)} ({type(model).__name__}{pooled_by})"
+    return FeatureExtractor(shown, hash_tensors(loaded), preprocessing, features)
+
+
+def pool(output: Any, name: str) -> Tensor:
+    """The pooled features in a transformers output, shape (B, D).
+
+    Raises:
+        ValueError: If it has neither a pooled output nor hidden states.
+    """
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is not None:
+        return pooled.flatten(1)
+    return mean_hidden_state(output, name)
+
+
+def mean_hidden_state(output: Any, name: str) -> Tensor:
+    """The mean of the last hidden state over places in a transformers output, shape (B, D).
+
+    Raises:
+        ValueError: If it has no hidden states.
+    """
+    hidden = getattr(output, "last_hidden_state", None)
+    if hidden is None:
+        raise ValueError(f"feature extractor {name!r} gives neither pooled features nor hidden states; take another.")
+    return hidden.mean(dim=1) if hidden.ndim == 3 else hidden.flatten(2).mean(dim=2)
+
+
+def load_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The extractor of a name: ``"digits"``, ``"inception"``, or a transformers model's id or path.
+
+    Raises:
+        ValueError: If it cannot be loaded, or is neither a folder nor written user/name and like one of the two names.
+    """
+    if name == "digits":
+        return digits_extractor(device)
+    if name == "inception":
+        return inception_extractor(device)
+    if "/" not in name and not Path(name).exists() and (near := did_you_mean(name, ("digits", "inception"), "")):
+        raise ValueError(f"there is no feature extractor {name!r}; {near}")
+    return transformers_extractor(name, device)
+
+
+if __name__ == "__main__":
+    trained, test_accuracy = train_digit_classifier()
+    save_file(trained.state_dict(), WEIGHTS)
+    print(f"test accuracy {test_accuracy:.4f}, wrote {WEIGHTS}")

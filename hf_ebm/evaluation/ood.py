@@ -1,0 +1,437 @@
+"""Evaluate OOD scores: AUROC, FPR at 95 % TPR and their confidence intervals, against simple baselines.
+
+How well a score tells odd samples from in-distribution ones, with confidence intervals.
+
+    AUROC       chance that an odd sample scores higher than an in-distribution one, ties counted half
+    AUPR out    average precision with odd samples as positives; AUPR in with the in-distribution ones, scores negated
+    FPR95       share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones
+
+AUROC and AUPR are scikit-learn's, which has no FPR95; intervals are scipy's percentile bootstrap. A
+synthetic OOD set is made from the in-distribution images, so its scores depend on theirs: an image
+and what was made from it are resampled together (a paired bootstrap). A set of other images is
+resampled independently. The resamples' metrics are computed for many resamples at once, from one
+sort of each; scikit-learn takes one per call.
+
+Scores of a model and of simple baselines on in-distribution and odd images, and the table of how well they do.
+
+Each measure is taken once per set, whatever number of scores reads it. Baselines are fitted on training images: what an
+energy-based model must beat to earn its keep. The metrics are in `hf_ebm.evaluation.ood`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_ebm.data.loading import DatasetName, draw_rows, load_named
+from hf_ebm.data.splits import share_rows, split_sizes
+from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
+from hf_ebm.hub.model_card import show_interval
+from hf_ebm.scoring.scores import SCORES, MeasureStatistics
+from hf_ebm.utils.logging import ProgressBar, no_bar
+from hf_ebm.utils.validation import check_count, check_fraction, check_seed
+
+METRICS = {  # what the results say of themselves
+    "auroc": "chance that an odd sample scores higher than an in-distribution one, ties counted half",
+    "aupr_out": "average precision, odd samples positive",
+    "aupr_in": "average precision, in-distribution samples positive, scores negated",
+    "fpr95": "share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones",
+}
+MEAN = "mean"  # the row of the mean over odd sets
+MIN_SAMPLES = 10
+NUM_RESAMPLES = 1000
+VALUES_AT_A_TIME = 4_000_000  # scores of all resamples that are sorted together: 32 MB an array
+
+
+def ood_metrics(in_distribution: np.ndarray, odd: np.ndarray) -> dict[str, float]:
+    """AUROC, AUPR both ways and FPR95 of scores that are larger for odd samples, from arrays (N,) and (M,).
+
+    Raises:
+        ValueError: If a set is empty or a score is NaN.
+    """
+    check_scores("in_distribution", in_distribution)
+    check_scores("odd", odd)
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    scores = np.concatenate([in_distribution, odd])
+    labels = np.concatenate([np.zeros(len(in_distribution)), np.ones(len(odd))])
+    return {
+        "auroc": float(roc_auc_score(labels, scores)),
+        "aupr_out": float(average_precision_score(labels, scores)),
+        "aupr_in": float(average_precision_score(1 - labels, -scores)),
+        "fpr95": float(fpr95(in_distribution, odd)),
+    }
+
+
+def fpr95(in_distribution: np.ndarray, odd: np.ndarray) -> np.ndarray:
+    """Share of in-distribution scores (..., N) at or above the value that 95 % of the odd ones (..., M) reach.
+
+    Raises:
+        ValueError: If a set is empty or a score is NaN.
+    """
+    check_scores("in_distribution", in_distribution)
+    check_scores("odd", odd)
+    k = odd.shape[-1] // 20  # so many odd scores may stay below
+    threshold = np.partition(odd, k, axis=-1)[..., k : k + 1]
+    return (in_distribution >= threshold).mean(axis=-1)
+
+
+def ood_metrics_of_rows(in_distribution: np.ndarray, odd: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The same four metrics of each row, shape (4, ...), in the order of `METRICS`.
+
+    Args:
+        in_distribution: Scores, one resample per row, shape (..., N).
+        odd: Scores, shape (..., M), with the same leading axes.
+        axis: Where the samples lie; only the last axis, as scipy gives them.
+
+    Raises:
+        ValueError: If a set is empty or a score is NaN.
+    """
+    check_scores("in_distribution", in_distribution)
+    check_scores("odd", odd)
+    num_in, num_odd = in_distribution.shape[-1], odd.shape[-1]
+    number = num_in + num_odd
+    scores = np.concatenate([in_distribution, odd], axis=-1)
+    order = np.argsort(scores, axis=-1)
+    scores = np.take_along_axis(scores, order, axis=-1)
+    is_odd = order >= num_in
+    odd_so_far = np.cumsum(is_odd, axis=-1)
+
+    # first and last place of the group of equal scores that each place belongs to
+    places = np.broadcast_to(np.arange(number), scores.shape)
+    differs = scores[..., 1:] != scores[..., :-1]
+    edge = np.ones((*scores.shape[:-1], 1), dtype=bool)
+    first = np.maximum.accumulate(np.where(np.concatenate([edge, differs], axis=-1), places, 0), axis=-1)
+    last_or_end = np.where(np.concatenate([differs, edge], axis=-1), places, number)
+    last = np.minimum.accumulate(last_or_end[..., ::-1], axis=-1)[..., ::-1]
+
+    odd_below = np.take_along_axis(np.concatenate([0 * odd_so_far[..., :1], odd_so_far], axis=-1), first, axis=-1)
+    in_below = first - odd_below
+    in_up_to = last + 1 - np.take_along_axis(odd_so_far, last, axis=-1)
+    precision_out = (num_odd - odd_below) / (number - first)  # of "odd" said at this score and above
+    precision_in = in_up_to / (last + 1)  # of "in distribution" said at this score and below
+    return np.stack(
+        [
+            (is_odd * 0.5 * (in_below + in_up_to)).sum(axis=-1) / (num_in * num_odd),
+            (is_odd * precision_out).sum(axis=-1) / num_odd,
+            (~is_odd * precision_in).sum(axis=-1) / num_in,
+            fpr95(in_distribution, odd),
+        ]
+    )
+
+
+def with_intervals(
+    in_distribution: Tensor,
+    odd_sets: Mapping[str, Tensor],
+    paired: Collection[str] = (),
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`ood_metrics` of each odd set and their mean, with intervals by one bootstrap over all sets.
+
+    Each resample of the in-distribution set is compared with one resample of each odd set: of a
+    paired set, the images made from the resampled in-distribution images; of another set, an
+    independent resample. So the interval of the mean accounts for what the sets have in common.
+
+    Args:
+        in_distribution: Scores, shape (N,), larger = odder.
+        odd_sets: Scores by the name of their set, shape (M,) each.
+        paired: Names of the odd sets whose i-th image was made from the i-th in-distribution image.
+        num_resamples: Resamples of the bootstrap, >= 1.
+        confidence: Coverage of the interval, in (0, 1).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        ``{odd set or "mean": {metric: {"value", "low", "high"}}}``.
+
+    Raises:
+        ValueError: If there is no odd set, a set has fewer than 10 samples, a paired set is not as large as the
+            in-distribution set, or a score is not finite.
+    """
+    from scipy.stats import bootstrap
+
+    check_count("num_resamples", num_resamples, 1)
+    check_fraction("confidence", confidence)
+    check_seed("seed", seed)
+    if not odd_sets:
+        raise ValueError("odd_sets must hold the scores of one odd set at least, got none.")
+    inside = checked_scores("in-distribution", in_distribution)
+    odd = {name: checked_scores("odd", scores) for name, scores in odd_sets.items()}
+    for name in paired:
+        if name not in odd or len(odd[name]) != len(inside):
+            got = f"{len(odd[name])} scores" if name in odd else "no such set"
+            raise ValueError(
+                f"paired must name odd sets with one score per in-distribution score ({len(inside)}), got {name!r} "
+                f"with {got}."
+            )
+    unpaired = [name for name in odd if name not in paired]
+
+    def metrics_of(inside_places: np.ndarray, *odd_places: np.ndarray, axis: int = -1) -> np.ndarray:
+        places = dict.fromkeys(paired, inside_places) | dict(zip(unpaired, odd_places, strict=True))
+        found = [ood_metrics_of_rows(inside[inside_places], scores[places[name]]) for name, scores in odd.items()]
+        return np.stack([*found, np.mean(found, axis=0)])
+
+    interval = bootstrap(
+        [np.arange(len(inside)), *(np.arange(len(odd[name])) for name in unpaired)],
+        metrics_of,
+        n_resamples=num_resamples,
+        batch=max(1, VALUES_AT_A_TIME // (len(inside) + max(map(len, odd.values())))),
+        vectorized=True,
+        paired=False,
+        confidence_level=confidence,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    values = [ood_metrics(inside, scores) for scores in odd.values()]
+    values.append({metric: float(np.mean([row[metric] for row in values])) for metric in METRICS})
+    return {
+        name: {
+            metric: {"value": values[i][metric], "low": float(interval.low[i, j]), "high": float(interval.high[i, j])}
+            for j, metric in enumerate(METRICS)
+        }
+        for i, name in enumerate((*odd, MEAN))
+    }
+
+
+def check_scores(name: str, scores: Any) -> None:
+    """Raise a `ValueError` if an array or tensor of scores is empty or holds NaN: neither has a rank."""
+    values = np.asarray(scores)
+    if values.size == 0:
+        raise ValueError(f"{name} must hold at least one score, got none.")
+    if bad := int(np.isnan(values).sum()):
+        raise ValueError(
+            f"{name} holds {bad} NaN among {values.size} scores, which cannot be ranked; check the model's weights and "
+            "these images for values that are not finite."
+        )
+
+
+def checked_scores(kind: str, scores: Tensor) -> np.ndarray:
+    """The scores (N,) of a set in double precision.
+
+    Raises:
+        ValueError: If there are fewer than 10, or one is not finite.
+    """
+    if len(scores) < MIN_SAMPLES:
+        raise ValueError(f"the {kind} set needs at least {MIN_SAMPLES} samples for an interval, got {len(scores)}.")
+    bad = int((~scores.isfinite()).sum())
+    if bad:
+        raise ValueError(f"the {kind} scores hold {bad} NaN or infinite ones; the score cannot be ranked.")
+    return scores.double().numpy()
+
+
+Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = odder
+MAX_EPOCHS = 1000  # of the autoencoder; 1,000 digits took 229
+MAX_BASELINE_DIMS = 20_000  # a covariance of 3.2 GB
+METRIC_NAMES = {"auroc": "AUROC", "aupr_out": "AUPR out", "aupr_in": "AUPR in", "fpr95": "FPR95"}
+TABLE_WIDTH, COLUMN_WIDTH = 120, 22  # of the printed table
+IN_DISTRIBUTION = "in_distribution"  # the name of the set that is not odd
+
+
+def fit_baselines(
+    train_images: Tensor, seed: int = 0, max_epochs: int = MAX_EPOCHS, progress_bar: ProgressBar = no_bar
+) -> tuple[dict[str, Scorer], dict[str, Any]]:
+    """Scores that need no network of ours, fitted on training images, shape (N, C, H, W).
+
+    ``pixel_gaussian``: Mahalanobis distance to the pixels' Gaussian; ``pca_residual``: squared error of the projection
+    on the components that explain 90 % of the variance; ``nearest_neighbour``: distance to the 5th nearest training
+    image; ``autoencoder``: squared error of scikit-learn's MLP trained to give its input back through 32 units, until a
+    tenth of the images, which it does not learn from, is no longer explained better, at most `max_epochs`.
+    `progress_bar` wraps the four.
+
+    Returns:
+        The scorers by name, and ``{"epochs", "converged"}`` of the autoencoder: False if `max_epochs` were too few.
+
+    Raises:
+        ValueError: If the images have more values than a covariance of them fits in memory.
+    """
+    dims = train_images[0].numel()
+    if dims > MAX_BASELINE_DIMS:
+        raise ValueError(
+            f"baselines take images of at most {MAX_BASELINE_DIMS:,} values, got {dims:,}: their covariance would not "
+            "fit in memory; use --no-baselines."
+        )
+    from sklearn.covariance import EmpiricalCovariance
+    from sklearn.decomposition import PCA
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.neural_network import MLPRegressor
+
+    def flat(images: Tensor) -> np.ndarray:
+        return images.flatten(1).double().numpy()
+
+    train = flat(train_images)
+    jitter = np.random.default_rng(seed).normal(scale=1e-3, size=train.shape)  # pixels that never vary have no variance
+    gaussian = EmpiricalCovariance()
+    pca = PCA(n_components=0.9, svd_solver="full")
+    neighbours = NearestNeighbors(n_neighbors=min(5, len(train)))
+    options = {"max_iter": max_epochs, "early_stopping": True, "random_state": seed}
+    coder = MLPRegressor(hidden_layer_sizes=(128, 32, 128), **options)
+    fits: list[Callable[[], Any]] = [
+        lambda: gaussian.fit(train + jitter),
+        lambda: pca.fit(train),
+        lambda: neighbours.fit(train),
+        lambda: coder.fit(train, train),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # what is returned says it
+        for fit in progress_bar(fits, desc="fitting the baselines", total=len(fits)):
+            fit()
+
+    def error(images: Tensor, recon: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+        return torch.from_numpy(((recon(flat(images)) - flat(images)) ** 2).sum(axis=1))
+
+    scorers: dict[str, Scorer] = {
+        "pixel_gaussian": lambda images: torch.from_numpy(gaussian.mahalanobis(flat(images))),
+        "pca_residual": lambda images: error(images, lambda x: pca.inverse_transform(pca.transform(x))),
+        "nearest_neighbour": lambda images: torch.from_numpy(neighbours.kneighbors(flat(images))[0][:, -1]),
+        "autoencoder": lambda images: error(images, coder.predict),
+    }
+    return scorers, {"epochs": coder.n_iter_, "converged": coder.n_iter_ < max_epochs}
+
+
+def make_odd_sets(images: Tensor, names: list[str], seed: int = 0) -> dict[str, Tensor]:
+    """Embedded odd sets made from in-distribution images, by name.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    unknown = sorted(set(names) - set(ODD_IMAGES))
+    if unknown:
+        raise ValueError(f"odd sets must be among {sorted(ODD_IMAGES)} or data sets, got {unknown}.")
+    return {name: ODD_IMAGES[name](images, torch.Generator().manual_seed(seed)) for name in names}
+
+
+def load_images(
+    name: str | DatasetName,
+    sample_shape: tuple[int, ...],
+    split: str,
+    image_column: str | None,
+    max_images: int,
+    seed: int,
+    padding: int = 0,
+) -> tuple[Tensor, dict[str, Any]]:
+    """At most `max_images` images of a data set, drawn with `seed`, prepared as for training, and what they are.
+
+    Returns:
+        Images in [-1, 1], shape (N, C, H, W), and the source of `hf_ebm.data.loading.load_named` with ``num_images``.
+
+    Raises:
+        ValueError: If the data set or its column is missing, its images cannot be read, or there are too few.
+    """
+    if max_images < MIN_SAMPLES:
+        raise ValueError(f"max_images must be >= {MIN_SAMPLES}, for an interval, got {max_images}.")
+    dataset, source = load_named(name, sample_shape, split, image_column, padding)
+    return draw_images(dataset, source, max_images, seed)
+
+
+def draw_images(dataset: Any, source: dict[str, Any], max_images: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    """What `load_images` returns, of a data set that `load_named` gave."""
+    rows = draw_rows(len(dataset), max_images, seed)
+    images = torch.stack([dataset[index][0] for index in rows])
+    return images, {**source, "num_images": len(images)}
+
+
+def load_train_and_test(
+    name: str, sample_shape: tuple[int, ...], image_column: str | None, max_images: int, seed: int, padding: int = 0
+) -> tuple[tuple[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]:
+    """`load_images` of the split "train" and of another one, "test" where the name ``name[:config][@split]`` says none.
+
+    Raises:
+        ValueError: As there, and if the other one has rows of "train".
+    """
+    train = DatasetName.parse(name).of_split("train")
+    loaded, source = load_named(name, sample_shape, "test", image_column, padding)
+    if share_rows(source["split"], "train", split_sizes(loaded)):
+        raise ValueError(
+            f"data set {name!r} gives the split {source['split']!r}, which has rows of 'train': what is fitted on "
+            "those cannot be judged by them; give a set that has a train and a test split, or name the other one as "
+            "name@split."
+        )
+    fitted = load_images(train, sample_shape, "train", image_column, max_images, seed, padding)
+    return fitted, draw_images(loaded, source, max_images, seed)
+
+
+def score_sets(
+    pipeline: Any,
+    names: list[str],
+    train_images: Tensor,
+    sets: Mapping[str, Tensor],
+    seed: int = 0,
+    progress_bar: ProgressBar = no_bar,
+) -> dict[str, dict[str, Tensor]]:
+    """The named scores of an `EnergyScoringPipeline` for each set: ``{score: {set: scores (N,)}}``.
+
+    Args:
+        pipeline: The pipeline; its own calibration is neither used nor changed.
+        names: Of its ``available_scores``.
+        train_images: In-distribution images that the scores' statistics come from, shape (N, C, H, W).
+        sets: Images by the name of their set.
+        seed: Of the noise in the measures.
+        progress_bar: Wraps the sets.
+    """
+    needed = {measure for name in names for measure in SCORES[name].measures}
+    standardised = {measure for name in names if SCORES[name].needs_statistics for measure in SCORES[name].measures}
+    of_train = pipeline.measure_all(train_images, standardised, seed=seed) if standardised else {}
+    statistics = {name: MeasureStatistics.of(values, name) for name, values in of_train.items()}
+    shown = progress_bar(sets.items(), desc="scoring the sets", total=len(sets))
+    measures = {name: pipeline.measure_all(images, needed, seed=seed) for name, images in shown}
+    return {name: {key: SCORES[name].function(measures[key], statistics) for key in sets} for name in names}
+
+
+def format_table(table: Mapping[str, Any], metric: str = "auroc") -> str:
+    """One of the metrics of every scorer (rows) on every odd set and their mean (columns), as text.
+
+    Lines are at most `TABLE_WIDTH` long. Columns that do not fit beside the others come below them.
+    """
+    columns = list(next(iter(table.values())))
+    number = TABLE_WIDTH // COLUMN_WIDTH - 1
+    blocks = []
+    for start in range(0, len(columns), number):
+        shown = columns[start : start + number]
+        heading = f"{METRIC_NAMES[metric]} [95 % interval]"[: COLUMN_WIDTH - 1]
+        lines = [heading.ljust(COLUMN_WIDTH) + "".join(name[:20].rjust(COLUMN_WIDTH) for name in shown)]
+        for scorer, rows in table.items():
+            cells = []
+            for name in shown:
+                cells.append(show_interval(rows[name][metric]))
+            lines.append(scorer.ljust(COLUMN_WIDTH) + "".join(cell.rjust(COLUMN_WIDTH) for cell in cells))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def evaluate_ood(
+    scores: Mapping[str, Mapping[str, Tensor]],
+    paired: Collection[str] = (),
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+    progress_bar: ProgressBar = no_bar,
+) -> dict[str, Any]:
+    """Metrics of every scorer on every odd set.
+
+    Args:
+        scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
+        paired: Names of the odd sets that were made from the in-distribution images, in their order.
+        num_resamples: Resamples of the bootstrap.
+        seed: Seed of the bootstrap.
+        progress_bar: Wraps the scorers.
+
+    Returns:
+        ``{scorer: {odd set or "mean": {metric: {"value", "low", "high"}}}}``, see `with_intervals`.
+    """
+    shown = progress_bar(scores.items(), desc="intervals", total=len(scores))
+    return {
+        scorer: with_intervals(
+            found[IN_DISTRIBUTION],
+            {name: odd for name, odd in found.items() if name != IN_DISTRIBUTION},
+            paired,
+            num_resamples,
+            seed=seed,
+        )
+        for scorer, found in shown
+    }

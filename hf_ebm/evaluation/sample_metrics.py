@@ -1,0 +1,234 @@
+"""Metrics of samples and reconstructions: Frechet distance, KID, precision and recall, MSE, PSNR, SSIM.
+
+Metrics of samples and of scores, computed by torchmetrics.
+
+Precision, recall, density and coverage: do samples lie among the data, and data among the samples?
+
+A point's ball reaches to its k-th nearest neighbour in its own set. With N real points X, M generated points Y:
+
+    precision   share of Y in at least one ball of X             Kynkaanniemi et al., NeurIPS 2019
+    recall      share of X in at least one ball of Y
+    density     (1 / kM) #{(x, y): y in the ball of x}            Naeem et al., ICML 2020, Eq. 3; may exceed 1
+    coverage    share of X whose ball holds at least one of Y     Naeem et al., ICML 2020, Eq. 4
+
+Balls are open, as in the code of Naeem et al.: a set compared with itself gets 1 in all four. Recall and coverage grow
+with M: compare figures of equal N and M only.
+
+How near reconstructions come to their images, by torchmetrics, each measure a mean over images.
+
+mse    mean squared error per pixel, on the scale of [-1, 1]
+psnr   10 log10(peak^2 / mse) in decibels, the peak being the whole range
+ssim   structural similarity, 11x11 Gaussian window of sigma 1.5 (Wang et al. 2004), on [0, 1]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_ebm.evaluation.feature_extractors import FeatureStatistics
+from hf_ebm.evaluation.ood import check_scores
+
+KERNEL_SUBSETS = 100
+KERNEL_SUBSET_SIZE = 1000
+
+
+def frechet_distance(real: Tensor, generated: Tensor, features: Callable[[Tensor], Tensor]) -> float:
+    """`frechet_distance_of_statistics` of images, (N, ...) and (M, ...), in their ``features(images)``, (B, D)."""
+    statistics = (FeatureStatistics.of(images.split(512), features) for images in (real, generated))
+    return frechet_distance_of_statistics(*statistics)
+
+
+def frechet_distance_of_statistics(real: FeatureStatistics, generated: FeatureStatistics) -> float:
+    """Frechet distance between Gaussians fitted to the features of two sets; lower is better, 0 is the best.
+
+    It is called FID only with the standard Inception weights; with any other extractor name that extractor.
+
+    Raises:
+        ValueError: If a set has fewer than two images: no covariance.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    for name, statistics in (("real", real), ("generated", generated)):
+        if statistics.num_images < 2:
+            raise ValueError(f"{name} must hold at least 2 images for a covariance, got {statistics.num_images}.")
+    identity: Any = nn.Identity()
+    identity.num_features = real.total.shape[0]
+    metric = FrechetInceptionDistance(feature=identity)
+    state = {}
+    for side, statistics in (("real", real), ("fake", generated)):
+        metric.update(statistics.features[:0].double(), real=side == "real")  # no image: it sets the metric's dtype
+        state[f"{side}_features_sum"] = statistics.total
+        state[f"{side}_features_cov_sum"] = statistics.outer
+        state[f"{side}_features_num_samples"] = torch.tensor(statistics.num_images)
+    metric.merge_state(state)
+    return float(metric.compute())
+
+
+def kernel_subset_size(num_real: int, num_generated: int) -> int:
+    """Images in a subset of `kernel_distance`: half of the smaller set, at most 1,000.
+
+    Raises:
+        ValueError: If a set has fewer than four images.
+    """
+    smaller = min(num_real, num_generated)
+    if smaller < 4:
+        raise ValueError(f"real and generated must hold at least 4 images each, for subsets of 2, got {smaller}.")
+    return min(KERNEL_SUBSET_SIZE, smaller // 2)
+
+
+def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, float]:
+    """Squared maximum mean discrepancy with a cubic kernel, as in KID: its mean and spread over random subsets.
+
+    Args:
+        real: Features, shape (N, D).
+        generated: Features, shape (M, D).
+        seed: Of the subsets.
+
+    Returns:
+        ``{"mean", "std"}`` over `KERNEL_SUBSETS` subsets of `kernel_subset_size` images.
+
+    Raises:
+        ValueError: If a set has fewer than four images.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = kernel_subset_size(len(real), len(generated))
+    with features_are_kept():
+        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=KERNEL_SUBSETS, subset_size=size)
+    metric.update(real, real=True)
+    metric.update(generated, real=False)
+    with seeded(seed):
+        mean, std = metric.compute()
+    return {"mean": float(mean), "std": float(std)}
+
+
+def inception_score(logits: Tensor, seed: int = 0) -> dict[str, float]:
+    """Inception score of the standard Inception network's logits, (N, classes): mean and spread over ten splits.
+
+    Raises:
+        ValueError: If there are fewer than twenty.
+    """
+    from torchmetrics.image.inception import InceptionScore
+
+    if len(logits) < 20:
+        raise ValueError(f"logits must be of at least 20 images, two for each of 10 splits, got {len(logits)}.")
+    with features_are_kept():
+        metric = InceptionScore(feature=nn.Identity(), splits=10)
+    metric.update(logits)
+    with seeded(seed):
+        mean, std = metric.compute()
+    return {"mean": float(mean), "std": float(std)}
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's CPU random numbers start from `seed` inside and go on as if nothing had been drawn after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def features_are_kept() -> Iterator[None]:
+    """Without torchmetrics' warning that a metric keeps all features: ours are bounded by `MAX_KEPT`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
+        yield
+
+
+def auroc(in_distribution: Tensor, out_of_distribution: Tensor) -> float:
+    """Area under the ROC curve of a score that is larger for odd inputs: 0.5 is chance, 1 separates perfectly.
+
+    Args:
+        in_distribution: Scores of in-distribution samples, shape (N,).
+        out_of_distribution: Scores of odd samples, shape (M,).
+
+    Raises:
+        ValueError: If a set is empty or a score is NaN.
+    """
+    check_scores("in_distribution", in_distribution)
+    check_scores("out_of_distribution", out_of_distribution)
+    from torchmetrics.functional.classification import binary_auroc
+
+    # ranks, because torchmetrics would squash scores outside [0, 1] through a sigmoid, which makes ties of large ones
+    scores = torch.cat([in_distribution, out_of_distribution]).double()
+    ranks = torch.unique(scores, return_inverse=True)[1].double()
+    labels = torch.cat([torch.zeros(len(in_distribution)), torch.ones(len(out_of_distribution))]).long()
+    return float(binary_auroc(ranks / max(ranks.max().item(), 1.0), labels))
+
+
+NUM_NEIGHBOURS = 5
+ROWS_AT_A_TIME = 1024  # rows of the distance matrix in memory
+
+
+def ball_radii(points: Tensor, num_neighbours: int) -> Tensor:
+    """Distance of each point (N, D) to its k-th nearest other point, shape (N,)."""
+    radii = []
+    for start in range(0, len(points), ROWS_AT_A_TIME):
+        distances = torch.cdist(points[start : start + ROWS_AT_A_TIME], points)
+        rows = torch.arange(len(distances))
+        distances[rows, rows + start] = torch.inf  # itself
+        radii.append(distances.kthvalue(num_neighbours, dim=1).values)
+    return torch.cat(radii)
+
+
+def neighbourhood_metrics(real: Tensor, generated: Tensor, num_neighbours: int = NUM_NEIGHBOURS) -> dict[str, float]:
+    """``{"precision", "recall", "density", "coverage"}`` of two sets of features.
+
+    Args:
+        real: Shape (N, D).
+        generated: Shape (M, D).
+        num_neighbours: k.
+
+    Raises:
+        ValueError: If a set has not more than k points.
+    """
+    for name, points in (("real", real), ("generated", generated)):
+        if len(points) <= num_neighbours:
+            raise ValueError(
+                f"{name} must hold more than num_neighbours={num_neighbours} images, for its balls, got {len(points)}."
+            )
+    real, generated = real.double(), generated.double()
+    radii_real, radii_generated = ball_radii(real, num_neighbours), ball_radii(generated, num_neighbours)
+    balls_around = torch.zeros(len(generated), dtype=torch.long)  # of each generated point, how many real balls hold it
+    recalled, covered = [], []
+    for start in range(0, len(real), ROWS_AT_A_TIME):
+        distances = torch.cdist(real[start : start + ROWS_AT_A_TIME], generated)
+        inside = distances < radii_real[start : start + ROWS_AT_A_TIME, None]
+        balls_around += inside.sum(dim=0)
+        covered.append(inside.any(dim=1))
+        recalled.append((distances < radii_generated).any(dim=1))
+    return {
+        "precision": (balls_around > 0).double().mean().item(),
+        "recall": torch.cat(recalled).double().mean().item(),
+        "density": balls_around.double().mean().item() / num_neighbours,
+        "coverage": torch.cat(covered).double().mean().item(),
+    }
+
+
+MIN_SIZE = 6  # the window is reflected at the border by five pixels
+
+
+def reconstruction_metrics(images: Tensor, recon: Tensor) -> dict[str, Tensor]:
+    """``{"mse", "psnr", "ssim"}`` of each image, shape (N,); without ``ssim`` for images under 6 pixels.
+
+    Args:
+        images: In [-1, 1], shape (N, C, H, W).
+        recon: Reconstructions, the same shape and range.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    found = {
+        "mse": ((images - recon) ** 2).flatten(1).mean(dim=1),
+        "psnr": peak_signal_noise_ratio(recon, images, data_range=(-1.0, 1.0), dim=(1, 2, 3), reduction="none"),
+    }
+    if min(images.shape[-2:]) >= MIN_SIZE:
+        unit_range = ((x.cpu().double().clamp(-1.0, 1.0) + 1.0) / 2.0 for x in (recon, images))
+        found["ssim"] = structural_similarity_index_measure(*unit_range, data_range=1.0, reduction="none")
+    return {name: torch.as_tensor(values).reshape(-1).float().to(images.device) for name, values in found.items()}

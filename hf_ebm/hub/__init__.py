@@ -1,0 +1,1 @@
+"""Thin layers on huggingface_hub: download, upload, model cards."""

@@ -1,0 +1,372 @@
+"""Push pipelines and run folders to the Hub in one commit.
+
+What is said of a push that failed: why, what it left on the Hub, and how to try again.
+
+Pushing a pipeline: weights, configs, card, pictures, metrics and calibration in one commit, or nothing of it.
+
+Pushed are the files that training and the commands write for readers, by their names (`RECORDS` and a component's
+configs and weights). Anything else in the folder stays on this machine and is named in a warning; checkpoints, logs and
+intermediate samples stay without one. In the files that are pushed, local paths are reduced to their last part.
+Files that the repository has already are not sent again; if none has changed, there is no commit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shlex
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+
+from hf_ebm.hub.download import (
+    CODE_FILE,
+    INDEX,
+    WEIGHTS,
+    check_repo_id,
+    check_subfolder,
+    check_visibility,
+    check_weights,
+    component_files,
+    is_private,
+    meant,
+    needs_login,
+    pipeline_code,
+    read_index,
+    wanted_components,
+    weight_variant,
+    with_owner,
+)
+from hf_ebm.hub.model_card import (
+    CARD,
+    LIST,
+    PICTURES,
+    SETTINGS,
+    SUMMARY,
+    knows_its_run,
+    public_card,
+    public_settings,
+    public_values,
+    read_settings,
+    render_card,
+)
+from hf_ebm.utils.files import expand_home
+
+LOST_ANSWER = "(or {}, if only the Hub's answer was lost)"
+NOT_MADE = f"Nothing was made there {LOST_ANSWER.format('an empty repository')}"
+MADE_EMPTY = f"The repository was made, and has nothing of it yet {LOST_ANSWER.format('all of it')}"
+AS_IT_WAS = f"The repository is as it was {LOST_ANSWER.format('has all of it')}"
+
+
+class PushError(OSError):
+    """A push that failed; what was there is as it was, or has all of it. It says how to try again."""
+
+
+@contextmanager
+def as_push_error(repo_id: str, again: str, left: str) -> Iterator[None]:
+    """Inside, what goes wrong becomes a `PushError` that says what is `left` on the Hub and how to try again."""
+    try:
+        yield
+    except Exception as error:  # the client's errors have no base class of their own
+        cause = str(error.__cause__ or "")
+        reason = str(error) if cause in str(error) else f"{error} {cause}".strip()
+        if isinstance(error, httpx.ConnectError):
+            reason = f"{reason} (is there a network?)"
+        forbidden = isinstance(error, HfHubHTTPError) and error.response.status_code == 403
+        then = "Once this login may write there, try again" if forbidden else "Try again"
+        whole = isinstance(error, HfHubHTTPError | httpx.TransportError)  # its text says all, and is in ours
+        raise PushError(
+            f"the push to {repo_id!r} failed: {reason.rstrip('.')}. {needs_login(error)}\n"
+            f"{left}, and nothing here was changed. {then}: {again}"
+        ) from (None if whole else error)
+
+
+logger = logging.getLogger(__name__)
+COMPONENT_CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
+FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does not hold for others
+    "metrics.json",
+    "evaluate.json",
+    "ood.json",
+    "calibration.json",
+    *PICTURES,
+)
+RECORDS = (INDEX, SETTINGS, SUMMARY, CARD, "metrics.jsonl", *FACTS_ABOUT_WEIGHTS)  # at the top of a pipeline folder
+NOT_FOR_READERS = (CODE_FILE, "checkpoints", "samples", "logs", "wandb", "__pycache__")  # also ours: no warning
+MOST_NAMED = 10  # files that a warning names
+LOADS_ITS_FOLDER = re.compile(
+    r"""from_pretrained\(\s*["']\.["']"""
+)  # what a card's code does here, see `hf_ebm.hub.model_card`
+
+
+def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
+    """Push a run folder.
+
+    Args:
+        folder: It is read only.
+        repo_id: Such as ``"user/name"``; made if it is not there.
+        options: ``private``, ``token``, ``create_pr``, ``revision`` (a branch, made if it is not there),
+            ``commit_message``, and ``license`` and ``license_name`` of the weights (see `hf_ebm.hub.model_card.render_card`).
+
+    Raises:
+        ValueError: If the folder holds no whole pipeline, its card lacks a value, or the repository is there and not as
+            ``private`` says.
+        PushError: If the Hub did not take it.
+    """
+    folder = Path(expand_home(folder))
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder here: give that of a run, or of a saved pipeline.{meant(str(folder))}")
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"{folder} holds no {INDEX}: it is no pipeline's folder, or its training has not ended.")
+    check_weights(folder, wanted_components(read_index(folder / INDEX), None, ()), None)
+    again = ["hf-ebm", "push", "--model", str(folder), "--repo-id", repo_id]
+    if options.get("private") is not None:
+        again += ["--private" if options["private"] else "--no-private"]
+    again += ["--branch", options["revision"]] if options.get("revision") else []
+    again += ["--create-pr"] if options.get("create_pr") else []
+    again += ["--message", options["commit_message"]] if options.get("commit_message") else []
+    for name in ("license", "license_name"):
+        again += [f"--{name.replace('_', '-')}", options[name]] if options.get(name) else []
+    return commit_folder(folder, repo_id, again=shlex.join(again), **options)
+
+
+def push_pipeline(pipeline: Any, repo_id: str, variant: str | None = None, **options: Any) -> CommitInfo:
+    """Push a pipeline as it is in memory, with what is known in the run folder that it was loaded from.
+
+    Args:
+        pipeline: The pipeline.
+        repo_id: Such as ``"user/name"``; made if it is not there.
+        variant: Of the weights' file names.
+        options: See `push_folder`.
+
+    Raises:
+        PushError: If the Hub did not take it.
+    """
+    source = pipeline.name_or_path  # a folder, a Hub id, or None
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if source and (Path(source) / INDEX).is_file():
+            warn_of_left_out(Path(source))
+            for path in [Path(source) / name for name in RECORDS if (Path(source) / name).is_file()]:
+                shutil.copyfile(path, folder / path.name)
+        pipeline.save_pretrained(folder, variant=variant)
+        chosen = {"variant": variant, **{name: options[name] for name in options if name != "token"}}
+        arguments = [
+            repr(repo_id),
+            *(f"{name}={value!r}" for name, value in chosen.items() if value is not None and name != "create_pr"),
+        ]
+        arguments += ["create_pr=True"] if options.get("create_pr") else []
+        return commit_folder(folder, repo_id, again=f"pipe.push_to_hub({', '.join(arguments)})", **options)
+
+
+def commit_folder(
+    folder: Path,
+    repo_id: str,
+    again: str,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    subfolder: str | None = None,
+) -> CommitInfo:
+    """One commit of what readers of a pipeline folder need; see `push_folder`.
+
+    Args:
+        folder, repo_id, private, token, create_pr, revision, commit_message: See `push_folder`.
+        again: The command that repeats the push, for error messages.
+        subfolder: Folder of the repository to push to, without a card; None = its top.
+    """
+    check_repo_id("repo_id", repo_id)
+    prefix = check_subfolder(subfolder)
+    if token is None and get_token() is None:
+        raise PushError(f"the push to {repo_id!r} needs a login: run `hf auth login`, or set HF_TOKEN. Then: {again}")
+    api = HfApi(token=token)
+    with as_push_error(repo_id, again, "Nothing was made or changed there"):
+        repo_id = with_owner(api, repo_id)
+        found = is_private(api, repo_id)
+    check_visibility("private", private, found, repo_id)
+    files = repository_files(folder, repo_id, license, license_name)
+    if prefix:
+        del files[CARD]  # the repository's card is at its top
+    with as_push_error(repo_id, again, NOT_MADE if found is None else AS_IT_WAS):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+    with as_push_error(repo_id, again, MADE_EMPTY if found is None else AS_IT_WAS):
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        listed = api.list_repo_files(repo_id, revision=revision)
+        there = [path.removeprefix(prefix) for path in listed if path.startswith(prefix)]
+        old = old_files(folder, files, there)
+        if not knows_its_run(folder) and CARD in there and not prefix:
+            del files[CARD]  # what is there says more than a card of a pipeline that nothing is known of
+            old = [path for path in old if path not in FACTS_ABOUT_WEIGHTS]  # and the card shows them
+            if license is not None:
+                logger.warning("the %s that %s has is kept; state the licence in its metadata there.", CARD, repo_id)
+        elif isinstance(card := files.get(CARD), bytes) and ModelCard(card.decode()).data.get("license") is None:
+            logger.warning(
+                "the model card states no licence. To state one, push again with `hf-ebm push --license ID`, or put it "
+                "into the card's metadata on the Hub; a training run has the setting license=ID. IDs: %s",
+                LIST,
+            )
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(prefix + path, content) for path, content in files.items()]
+            + [CommitOperationDelete(prefix + path) for path in old],
+            commit_message=commit_message or f"Upload {read_index(folder / INDEX)['_class_name']}",
+            create_pr=create_pr,
+            revision=revision,
+        )
+
+
+def where_it_is(commit: CommitInfo, branch: str | None = None) -> str:
+    """The page of a pushed commit's repository, who can see it and the `branch`, or the page of its pull request."""
+    if commit.pr_url:
+        return commit.pr_url
+    try:
+        seen_by = "private" if HfApi().model_info(commit.repo_url.repo_id).private else "public"
+    except Exception:  # the push is done, whatever happens to this question
+        seen_by = "public, or private by your account's settings"
+    on_branch = f"branch {branch}, " if branch else ""
+    return f"{commit.repo_url} ({seen_by}), {on_branch}commit {commit.oid}"
+
+
+def repository_files(
+    folder: Path, repo_id: str, license: str | None = None, license_name: str | None = None
+) -> dict[str, str | bytes]:
+    """What is pushed of a pipeline folder: path in the repository -> file here, or content.
+
+    What lies in the folder and is not pushed is named in a warning.
+
+    Raises:
+        ValueError: If a JSON file is damaged, the card lacks a value, or the licence is not in the Hub's list.
+    """
+    index = read_index(folder / INDEX)
+    components = wanted_components(index, None, ())
+    paths = [folder / name for name in RECORDS]
+    paths += [path for name in components for path in sorted((folder / name).iterdir()) if of_component(path.name)]
+    files: dict[str, str | bytes] = {
+        path.relative_to(folder).as_posix(): public_file(path) for path in paths if path.is_file()
+    }
+    if SETTINGS in files:
+        settings = public_settings(read_settings(folder))
+        settings |= {"license": license, "license_name": license_name} if license is not None else {}
+        files[SETTINGS] = yaml.safe_dump(settings, sort_keys=False).encode()
+    code = {CODE_FILE: pipeline_code(index["_class_name"]), **component_files(index, components)}
+    card = render_card(folder, repo_id, license, license_name)
+    warn_of_left_out(folder)
+    warn_of_folder_code(str(card), repo_id)
+    return files | {path: text.encode() for path, text in {**code, CARD: public_card(str(card), folder)}.items()}
+
+
+def of_component(name: str) -> bool:
+    """Whether a file of that name in a component's folder is one of its configs or weights."""
+    return name in COMPONENT_CONFIGS or WEIGHTS.fullmatch(name) is not None
+
+
+def warn_of_left_out(folder: Path) -> None:
+    """Name the files and folders of a pipeline folder that are not pushed because hf-ebm does not write them."""
+    index = read_index(folder / INDEX)
+    components = wanted_components(index, None, ())
+    code = component_files(index, components)
+    left_out = [
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in sorted(folder.iterdir())
+        if path.name not in (*RECORDS, *NOT_FOR_READERS, *components) and not path.name.startswith(".")
+    ]
+    folders = [folder / name for name in components if (folder / name).is_dir()]
+    for path in [path for component in folders for path in sorted(component.iterdir())]:
+        name = path.relative_to(folder).as_posix()
+        if not (of_component(path.name) or name in code or path.name in NOT_FOR_READERS or path.name.startswith(".")):
+            left_out.append(name)
+    if left_out:
+        more = f" and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
+        logger.warning(
+            "not pushed, as hf-ebm does not write files of these names: %s%s", ", ".join(left_out[:MOST_NAMED]), more
+        )
+
+
+def public_file(path: Path) -> str | bytes:
+    """A file without local paths: its own path if it holds none, otherwise its new content.
+
+    Raises:
+        ValueError: If it is a JSON file, or one of JSON lines, and is not valid.
+    """
+    if path.suffix == ".json":
+        return public_json(path)
+    return public_lines(path) if path.suffix == ".jsonl" else str(path)
+
+
+def public_json(path: Path) -> str | bytes:
+    """A JSON file without this machine's paths: itself where it has none, otherwise its new content.
+
+    Raises:
+        ValueError: If it is no valid JSON.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); make it again, or delete it.") from error
+    public = public_values(found)
+    if isinstance(public, dict):
+        public.pop("_name_or_path", None)  # where diffusers and transformers loaded it from
+    return str(path) if public == found else json.dumps(public, indent=2).encode()
+
+
+def public_lines(path: Path) -> str | bytes:
+    """As `public_json`, for a file of JSON lines; lines without local paths keep their bytes.
+
+    Raises:
+        ValueError: If a line is not valid JSON.
+    """
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            found = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not valid JSON ({error}); remove that line.") from error
+        public = public_values(found)
+        lines.append(line if public == found else json.dumps(public).encode() + b"\n")
+    content = b"".join(lines)
+    return str(path) if content == path.read_bytes() else content
+
+
+def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> list[str]:
+    """What earlier pushes left in a repository and the new `files` do not have: it would speak of other weights.
+
+    Args:
+        folder: The pipeline folder that is pushed.
+        files: Paths that are pushed of it.
+        there: Paths in the repository. Only names that we give are taken; of weights, those of the variants of `files`.
+    """
+    components = wanted_components(read_index(folder / INDEX), None, ())
+
+    variants = {weight_variant(Path(path).name) for path in files if WEIGHTS.fullmatch(Path(path).name)}
+
+    def is_ours(path: str) -> bool:
+        parent, _, name = path.rpartition("/")
+        if parent in components:
+            return weight_variant(name) in variants if WEIGHTS.fullmatch(name) else name in COMPONENT_CONFIGS
+        return path in FACTS_ABOUT_WEIGHTS
+
+    return sorted(path for path in there if path not in files and is_ours(path))
+
+
+def warn_of_folder_code(card: str, repo_id: str) -> None:
+    """Say that a card, which is its owner's own and not written anew, has code for the folder that it lies in here."""
+    if LOADS_ITS_FOLDER.search(card):
+        logger.warning(
+            'the %s is your own and goes as it is; its code loads ".", the folder that it lies in here. For those who '
+            'read it on the Hub put from_pretrained("%s") there, and push again.',
+            CARD,
+            repo_id,
+        )

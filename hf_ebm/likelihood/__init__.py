@@ -1,0 +1,1 @@
+"""Log-partition functions and bits per dimension."""

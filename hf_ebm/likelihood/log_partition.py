@@ -1,0 +1,189 @@
+"""A trained model's energy, bracketed: which base, from where the reverse walk starts, at what temperature.
+
+Both bounds are stochastic. The lower one exceeds log Z by c nats with probability ``exp(-c)`` at most. The upper one
+has the same guarantee only from exact samples of the model. It starts from approximate ones (``reverse_from``), so **it
+may err to either side**. A
+gap below zero proves that they are not the model's; a small positive one does not prove that they are, above all with
+``"annealed"``, where both directions may have missed the same mode.
+
+    annealed     ends of a walk of its own from the base, drawn by their weights, equilibrated; it knows no data
+    generator    the pipeline's samples, equilibrated: near the data's modes, far from any false mode of the energy
+    data         training data, dequantised, not equilibrated
+
+The generator itself is no base: its density has no formula. (Smoothed by ``N(g(z), sigma^2)`` it has one as an integral
+over z, which would need a bracket of its own.) A Gaussian fitted to its samples is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_ebm.likelihood.ais import LogZBracket, estimate_log_z
+from hf_ebm.likelihood.base_distributions import Box, GaussianBase
+from hf_ebm.likelihood.warmup import equilibrate
+from hf_ebm.schedulers.energy_sampler import EnergySampler
+from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
+from hf_ebm.utils.files import finite_or_none
+from hf_ebm.utils.logging import ProgressBar
+from hf_ebm.utils.validation import check_count, check_positive, check_seed, python_number
+
+FITTED_BASES: dict[str, Callable[[Tensor], GaussianBase]] = {
+    "diagonal": GaussianBase.fit_diagonal,
+    "low_rank": GaussianBase.fit_low_rank,
+    "full": GaussianBase.fit_full,
+}
+BASES = ("uniform", *FITTED_BASES)
+MIN_FIT_SAMPLES = 1000  # the generator's, for a fitted base; twice the dimensions where these are more
+REVERSE_FROM = ("annealed", "generator", "data")
+
+
+@dataclass(frozen=True)
+class LikelihoodSettings:
+    """How the bracket is made.
+
+    Attributes:
+        num_chains: Walkers each way, >= 2.
+        num_temperatures: K >= 2.
+        num_leapfrog_steps: Of HMC, >= 1; 1 is MALA.
+        base: ``"uniform"`` on the box, or a Gaussian (in the box's coordinates) fitted to the generator's samples:
+            ``"diagonal"``, ``"low_rank"``, ``"full"``. Nearer to the generator is not always nearer to the energy.
+        reverse_from: Where the reverse walk's starts come from, see the module.
+        equilibration_steps: Updates of the chain on them.
+        temperature: T; None = the model's own.
+        batch_size: Walkers at a time of the annealed walks; the equilibration moves all chains at once.
+        seed: Of everything random.
+    """
+
+    num_chains: int = 128
+    num_temperatures: int = 500
+    num_leapfrog_steps: int = 3
+    base: str = "uniform"
+    reverse_from: str = "annealed"
+    equilibration_steps: int = 500
+    temperature: float | None = None
+    batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_chains", "num_temperatures"):
+            check_count(name, getattr(self, name), 2)
+        for name in ("num_leapfrog_steps", "batch_size"):
+            check_count(name, getattr(self, name), 1)
+        check_count("equilibration_steps", self.equilibration_steps, 0)
+        check_seed("seed", self.seed)
+        if self.base not in BASES:
+            raise ValueError(f"base must be one of {BASES}, got {self.base!r}.")
+        if self.reverse_from not in REVERSE_FROM:
+            raise ValueError(f"reverse_from must be one of {REVERSE_FROM}, got {self.reverse_from!r}.")
+        if self.temperature is not None:
+            check_positive("temperature", self.temperature)
+        for item in fields(self):  # numpy numbers as Python's, for the record
+            object.__setattr__(self, item.name, python_number(getattr(self, item.name)))
+
+    def walk_options(self, generator: torch.Generator, progress_bar: ProgressBar) -> dict[str, Any]:
+        """The arguments of `estimate_log_z` that every walk shares."""
+        return {
+            "num_chains": self.num_chains,
+            "num_temperatures": self.num_temperatures,
+            "scheduler": HMCScheduler(num_leapfrog_steps=self.num_leapfrog_steps),
+            "batch_size": self.batch_size,
+            "generator": generator,
+            "progress_bar": progress_bar,
+        }
+
+
+def model_temperature(pipeline: Any) -> float:
+    """T of the density that the pipeline's energy stands for: its sampler's for Dual-MCMC Teaching, 1 for DDAEBM."""
+    return pipeline.scheduler.temperature if isinstance(pipeline.scheduler, EnergySampler) else 1.0
+
+
+def bracket_on_box(
+    pipeline: Any,
+    energy_fn: Callable[[Tensor], Tensor],
+    box: Box,
+    temperature: float,
+    data: Tensor,
+    settings: LikelihoodSettings,
+    generator: torch.Generator,
+    progress_bar: ProgressBar,
+) -> tuple[LogZBracket, dict[str, Any]]:
+    """The bracket of log Z over the box, and mean energies ``E / T`` of the walks' ends."""
+    number, energy_in_v = settings.num_chains, box.energy_in_v(energy_fn, temperature)
+    options = settings.walk_options(generator, progress_bar)
+
+    def bar(what: str) -> ProgressBar:
+        return functools.partial(progress_bar, desc=what)
+
+    def draw(count: int) -> Tensor:
+        drawn = pipeline(count, generator=generator, output_type="pt").images.to(data)
+        return box.from_box(drawn.clamp(box.low, box.high))
+
+    # 1. the base; the samples of its fit are not those of the reverse walk
+    if settings.base == "uniform":
+        base = GaussianBase.diagonal(torch.zeros_like(data[0]), 1.0)
+    else:
+        base = FITTED_BASES[settings.base](draw(max(MIN_FIT_SAMPLES, 2 * data[0].numel())))
+    # 2. where the reverse walk starts; walkers from copies of one end are not independent
+    groups = None
+    if settings.reverse_from == "annealed":
+        options["progress_bar"] = bar("1 of 3, starts of the reverse walk")
+        walked = estimate_log_z(energy_in_v, base, None, temperature, **options)
+        chosen = torch.multinomial(walked.log_weights.softmax(dim=0), number, replacement=True, generator=generator)
+        starts, groups = walked.ends[chosen.to(data.device)], chosen
+    elif settings.reverse_from == "generator":
+        starts = draw(number)
+    else:
+        order = torch.randperm(len(data), generator=generator)[:number]
+        starts = box.from_box(data[order.to(data.device)])
+    steps = 0 if settings.reverse_from == "data" else settings.equilibration_steps
+    scheduler = HMCScheduler(step_size=0.1, num_leapfrog_steps=settings.num_leapfrog_steps)
+    equilibrating = bar("2 of 3, equilibrating them")
+    found = equilibrate(
+        energy_in_v, base, starts, temperature, steps, scheduler, generator=generator, progress_bar=equilibrating
+    )
+    # 3. both walks
+    options["progress_bar"] = bar("3 of 3, both walks")
+    bracket = estimate_log_z(energy_in_v, base, found.samples, temperature, groups, **options)
+
+    def mean_energy(v: Tensor) -> float:
+        return (torch.cat([energy_fn(box.to_box(part)) for part in v.split(256)]) / temperature).mean().item()
+
+    return bracket, {
+        "forward_ends": mean_energy(bracket.ends),
+        "reverse_starts": mean_energy(found.samples),
+        "reverse_starts_in_v": list(found.mean_energies),
+    }
+
+
+def bracket_record(bracket: LogZBracket) -> dict[str, Any]:
+    """The numbers of a bracket for JSON: bounds, gap, effective sample sizes, mean acceptance.
+
+    An error or interval that is infinite, because one weight outweighs all others, is None.
+    """
+    record: dict[str, Any] = {
+        "lower": bracket.log_z_lower,
+        "lower_error": finite_or_none(bracket.log_z_lower_error),
+        "lower_interval": finite_interval(bracket.log_z_lower_interval),
+        "upper": bracket.log_z_upper,
+        "upper_error": finite_or_none(bracket.log_z_upper_error),
+        "upper_interval": finite_interval(bracket.log_z_upper_interval),
+        "num_reverse_starts": bracket.num_reverse_starts,
+        "gap": bracket.gap,
+        "effective_sample_size": bracket.effective_sample_size,
+        "effective_sample_size_reverse": bracket.effective_sample_size_reverse,
+    }
+    if len(bracket.acceptance_rate):
+        record["mean_acceptance_rate"] = bracket.acceptance_rate.mean().item()
+    return record
+
+
+def finite_interval(interval: tuple[float, float] | None) -> list[float] | None:
+    """An interval as a list, None if there is none or an end is infinite."""
+    return list(interval) if interval is not None and all(map(math.isfinite, interval)) else None

@@ -1,0 +1,89 @@
+"""Samples brought nearer to an energy's density by a chain that leaves it invariant, and how far that seems from done.
+
+The reverse walk of `hf_ebm.likelihood.ais` wants samples of the model itself. Those of its generator, of data, or
+the ends of a forward walk are not; a long chain of MALA or HMC makes them so in the end. When that is, nobody can tell:
+the energies at the start, in the middle and at the end say only when it is *not* so, as long as they drift.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_ebm.likelihood.ais import AnnealedWalk
+from hf_ebm.likelihood.base_distributions import GaussianBase
+from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
+from hf_ebm.schedulers.scheduling_mala import MALAScheduler
+from hf_ebm.utils.torch_utils import no_grad
+from hf_ebm.utils.validation import check_count
+
+ROUNDS = 50  # at most; between rounds of equally many updates the step changes, in the first half of them
+
+
+@dataclass(frozen=True, eq=False)
+class Equilibrated:
+    """The end of a chain on ``exp(-E / T)``.
+
+    Attributes:
+        samples: Shape (B, ...).
+        mean_energies: Mean of ``E / T`` at the start, in the middle, at the end; as long as it drifts, the samples are
+            not the model's.
+        acceptance_rate: Share of the moves taken in the second half; NaN without moves.
+    """
+
+    samples: Tensor
+    mean_energies: tuple[float, float, float]
+    acceptance_rate: float
+
+
+@no_grad
+def equilibrate(
+    energy_fn: Callable[[Tensor], Tensor],
+    base: GaussianBase,
+    x: Tensor,
+    temperature: float = 1.0,
+    num_steps: int = 1000,
+    scheduler: MALAScheduler | HMCScheduler | None = None,
+    target_acceptance: float = 0.65,
+    generator: torch.Generator | None = None,
+    progress_bar: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Equilibrated:
+    """`num_steps` updates on ``exp(-E(x) / T)`` from `x`; the step is set in the first half and kept in the second.
+
+    Args:
+        energy_fn: ``x -> E(x)``, shape (B,).
+        base: Its covariance scales the steps of each direction.
+        x: Start, shape (B, ...).
+        temperature: T > 0.
+        num_steps: Updates >= 0, L gradients each; more than `ROUNDS` are rounded up to a multiple of it.
+        scheduler: A `MALAScheduler` or `HMCScheduler`, whose step the adaptation begins with; None = MALA.
+        target_acceptance: Share of moves taken that the step is set for.
+        generator: Random number generator.
+        progress_bar: Wraps the rounds.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    check_count("num_steps", num_steps, 0)
+    scheduler = MALAScheduler(step_size=0.1) if scheduler is None else copy.copy(scheduler)
+    rounds = min(ROUNDS, num_steps)
+    walk = AnnealedWalk(energy_fn, base, temperature, scheduler, -(-num_steps // max(rounds, 1)), generator, iter)
+
+    def mean_energy(u: Tensor) -> float:
+        return (energy_fn(base.from_white(u)) / temperature).mean().item()
+
+    u, step_size, rates = base.to_white(x), scheduler.step_size, []
+    start = middle = mean_energy(u)
+    for index in progress_bar(range(rounds)):
+        u, _, rate = walk.move(u, 1.0, step_size)
+        if index < rounds // 2:
+            step_size, middle = step_size * math.exp(rate - target_acceptance), mean_energy(u)
+        else:
+            rates.append(rate)
+    rate = sum(rates) / len(rates) if rates else math.nan
+    return Equilibrated(base.from_white(u), (start, middle, mean_energy(u)), rate)

@@ -1,0 +1,606 @@
+"""Inputs of scoring: images, arrays, tensors, folders and data sets as batches in the model's range.
+
+From what a user has (PIL images, arrays, tensors) to what the models take: checked, never guessed.
+
+| given | range | layout |
+|---|---|---|
+| PIL image, a list of them, a `datasets` column | as is | mode "L" for 1 channel, "RGB" for 3 |
+| uint8 array | 0..255 | (B, H, W, C), (H, W, C); (B, H, W), (H, W) for 1 channel |
+| float array | 0..1 | the same |
+| float tensor | -1..1 | (B, C, H, W), (C, H, W) |
+| vector data: float array or tensor | any | (B, D) |
+
+PIL images are turned upright by their EXIF orientation; what `hf_ebm.data.image_files.open_picture` refuses is an error. A
+`datasets` column is ``dataset["image"]``.
+Masks have diffusers' convention, 1 (white) = to be filled in, and the module's function `mask_to_tensor`.
+
+Rows of a data set as batches that a model can score: read and prepared a span at a time, by workers where wanted.
+
+A row is ``(id, picture)``. A picture that cannot be prepared does not stop the batch: it is named in its `Batch`, and
+who asked for the batch decides. Nothing here grows with the number of rows.
+
+Whatever somebody gives to score (`EnergyScoringPipeline`) as batches of samples in the models' range.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hf_ebm.data.image_files import PICTURE_TYPES, UNKNOWN_RANGE, fit_picture, open_picture
+from hf_ebm.data.loading import column_images, find_image_column, has_transform, is_column, undecoded
+from hf_ebm.utils.validation import check_count, counted
+
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+RANGE_TOLERANCE = 1e-3
+
+
+def images_to_tensor(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
+    """Images (or vectors) as a float32 tensor in the models' own range, (B, C, H, W) in [-1, 1] or (B, D).
+
+    Args:
+        images: PIL image, array, tensor, a list of one of these kinds, or a `datasets` column: the module's table.
+        sample_shape: What the model takes, (C, H, W) or (D,).
+
+    Raises:
+        ValueError: If a size, channel count, mode, type or range does not fit; it names what to change.
+    """
+    if is_column(images):
+        images = column_images(images)
+    if isinstance(images, PIL.Image.Image):
+        images = [images]
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        if len(images) == 0:
+            raise ValueError("images is empty; give at least one image.")
+        if isinstance(images, tuple) and len(images) == 2 and _are_labels(images[1], images[0]):
+            raise ValueError("images must be the images alone, got a pair of images and labels; give its first part.")
+        parts = [_one_kind(image, sample_shape) for image in images]
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(shapes) > 1:
+            raise ValueError(f"images must all have one size, got {shapes}.")
+        batch = torch.cat(parts)
+    else:
+        batch = _one_kind(images, sample_shape)
+    if batch.shape[0] == 0:
+        raise ValueError("images is empty; give at least one image.")
+    if tuple(batch.shape[1:]) != tuple(sample_shape):
+        raise ValueError(
+            f"images must have shape (B, {', '.join(map(str, sample_shape))}) as (B, {_layout(sample_shape)}) for this "
+            f"model, got {tuple(batch.shape)} in that layout; resize them or convert their channels."
+        )
+    return batch
+
+
+def _are_labels(labels: Any, images: Any) -> bool:
+    """Whether these are whole numbers, one for each image of a batch."""
+    if not (isinstance(labels, Tensor | np.ndarray) and isinstance(images, Tensor | np.ndarray)):
+        return False
+    whole = not torch.as_tensor(labels).is_floating_point()
+    return whole and images.ndim > 1 and labels.shape == images.shape[:1]
+
+
+def _layout(sample_shape: tuple[int, ...]) -> str:
+    return "channels, height, width" if len(sample_shape) == 3 else "dimensions"
+
+
+def _one_kind(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
+    """One image or one batch of one kind as a (B, ...) tensor in the models' range."""
+    if isinstance(images, PIL.Image.Image):
+        return _from_pil(images, sample_shape)
+    if isinstance(images, Tensor):
+        return _from_tensor(images, sample_shape)
+    if isinstance(images, np.ndarray):
+        return _from_array(images, sample_shape)
+    raise ValueError(f"images must be PIL images, numpy arrays or torch tensors, got {type(images).__name__}.")
+
+
+def _from_pil(image: PIL.Image.Image, sample_shape: tuple[int, ...]) -> Tensor:
+    if len(sample_shape) != 3:
+        raise ValueError(f"images must be vectors of shape (B, {sample_shape[0]}) for this model, got a PIL image.")
+    mode = PIL_MODES.get(sample_shape[0])
+    if mode is None:
+        raise ValueError(f"images cannot be PIL images for a model of {sample_shape[0]} channels; give tensors.")
+    image = upright(image, "images")
+    if image.mode != mode:
+        channels = sample_shape[0]
+        if image.mode in UNKNOWN_RANGE:
+            raise ValueError(
+                f"images must have mode {mode!r} for this {channels}-channel model, got {image.mode!r}, whose range is "
+                "not known; save them with 8 or 16 bits."
+            )
+        how = (
+            f"image.convert({mode!r})"
+            if channels == 4
+            else f"hf_ebm.data.image_files.convert_picture(image, {channels})"
+        )
+        raise ValueError(
+            f"images must have mode {mode!r} for this {channels}-channel model, got {image.mode!r}; convert them with "
+            f"{how}."
+        )
+    return _from_array(np.asarray(image), sample_shape)
+
+
+def upright(image: PIL.Image.Image, argument: str) -> PIL.Image.Image:
+    """A PIL image decoded and turned by its EXIF orientation, as `hf_ebm.data.image_files.open_picture` opens files."""
+    try:
+        return open_picture(image)
+    except ValueError as error:
+        raise ValueError(f"{argument}: a PIL image {error}.") from error
+
+
+def _from_array(array: np.ndarray, sample_shape: tuple[int, ...]) -> Tensor:
+    if len(sample_shape) == 1:
+        return _from_tensor(torch.from_numpy(np.asarray(array, dtype=np.float32)), sample_shape)
+    if sample_shape[0] == 1 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 1)):
+        array = array[..., None]  # gray images may come without their channel
+    if array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4:
+        raise ValueError(f"images as arrays must have shape (B, H, W, C) or (H, W, C), got {array.shape}.")
+    if array.dtype == np.uint8:
+        scaled = array.astype(np.float32)
+        scaled /= 255.0
+    elif np.issubdtype(array.dtype, np.floating):
+        scaled = array.astype(np.float32)
+        _check_range(torch.from_numpy(scaled), 0.0, 1.0, "float arrays")
+    else:
+        raise ValueError(f"images as arrays must be uint8 in 0..255 or floats in 0..1, got dtype {array.dtype}.")
+    x = torch.from_numpy(scaled).mul_(2.0).sub_(1.0)  # in place: memory is what takes time
+    # by their strides gray images are laid out channels last, too, which networks would keep: see hf_ebm.utils.torch_utils
+    return x.permute(0, 3, 1, 2) if x.shape[3] > 1 else x[..., 0].unsqueeze(1)
+
+
+def _from_tensor(tensor: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"images as tensors must be floats in [-1, 1], got dtype {tensor.dtype}; use images / 127.5 - 1."
+        )
+    if tensor.ndim == len(sample_shape):
+        tensor = tensor[None]
+    if len(sample_shape) == 3:
+        _check_range(tensor, -1.0, 1.0, "tensors")
+    elif not torch.isfinite(tensor).all():
+        raise ValueError("images (vector data) must be finite, got NaN or infinite values.")
+    return tensor.detach().float()
+
+
+def _check_range(values: Tensor, low: float, high: float, kind: str) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"images as {kind} must be finite, got NaN or infinite values.")
+    if values.numel() and (values.min() < low - RANGE_TOLERANCE or values.max() > high + RANGE_TOLERANCE):
+        raise ValueError(
+            f"images as {kind} must lie in [{low:g}, {high:g}], got values from {values.min():.4g} to "
+            f"{values.max():.4g}; rescale them (tensors: x * 2 - 1 from [0, 1]; arrays: uint8, or x / 255)."
+        )
+
+
+def mask_to_tensor(mask: Any, batch_size: int, sample_shape: tuple[int, ...]) -> Tensor:
+    """A mask, 1 (white) = to be filled in, as a boolean tensor that broadcasts to (B, C, H, W) or (B, D).
+
+    Args:
+        mask: PIL image of mode "L" or "1" (gray is rounded to black or white), a list of them, or an array or a tensor
+            of zeros and ones, of shape (H, W), (B, H, W), (B, 1, H, W), where B may be 1; vector data (D,), (B, D).
+        batch_size: B, the number of images.
+        sample_shape: (C, H, W) or (D,).
+
+    Raises:
+        ValueError: If the type, a shape or a value does not fit.
+    """
+    if is_column(mask):
+        mask = column_images(mask)
+    if isinstance(mask, PIL.Image.Image):
+        mask = [mask]
+    if isinstance(mask, Sequence) and not isinstance(mask, str | bytes) and len(mask) > 0:
+        mask = _pil_masks(mask)
+    if not isinstance(mask, np.ndarray | Tensor):
+        raise ValueError(f"mask must be a PIL image, a numpy array or a torch tensor, got {type(mask).__name__}.")
+    values = torch.as_tensor(mask)
+    size = tuple(sample_shape[-2:])
+    shapes = [size, (1, *size), (batch_size, *size)]
+    if len(sample_shape) == 3:
+        shapes += [(1, 1, *size), (batch_size, 1, *size)]
+    if tuple(values.shape) not in shapes:
+        allowed = ", ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise ValueError(
+            f"mask must have one of the shapes {allowed} for {counted(batch_size, 'image')} of this model, got "
+            f"{tuple(values.shape)}; resize it like the images."
+        )
+    if not ((values == 0) | (values == 1)).all():
+        raise ValueError(
+            f"mask must hold only 0 (keep) and 1 (fill in), got values from {values.min().item():.4g} to "
+            f"{values.max().item():.4g}; make it with mask > threshold."
+        )
+    channels = (1,) if len(sample_shape) == 3 else ()
+    return (values == 1).reshape(-1, *channels, *size)
+
+
+def _pil_masks(masks: Sequence[Any]) -> np.ndarray:
+    """Black-and-white PIL images as one boolean array (B, H, W)."""
+    for mask in masks:
+        if not isinstance(mask, PIL.Image.Image):
+            raise ValueError(f"mask as a list must hold PIL images, got {type(mask).__name__}; stack arrays instead.")
+        if mask.mode not in ("1", "L"):
+            raise ValueError(f"mask must have mode '1' or 'L', got {mask.mode!r}; convert it with mask.convert('L').")
+    masks = [upright(mask, "mask") for mask in masks]
+    sizes = sorted({mask.size for mask in masks})
+    if len(sizes) > 1:
+        raise ValueError(f"mask images must all have one size, got {sizes}.")
+    return np.stack([np.asarray(mask.convert("L")) >= 128 for mask in masks])
+
+
+Row = tuple[Any, Any]  # (id, picture)
+Span = tuple[int, int]  # rows start..stop-1
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row without a score: its number, its id, the name to look for, and why."""
+
+    row: int
+    id: Any
+    name: str
+    reason: str
+    resizable: bool = False  # it would have a score with resize=True
+
+
+class ResizableError(ValueError):
+    """A picture of another size or mode than the model's, which ``resize=True`` would make fit."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of a span.
+
+    Attributes:
+        stop: End of the span.
+        ids: Of the rows in `x`.
+        x: Samples in the models' range, shape (len(ids), ...).
+        unreadable: The rows that are not in `x`.
+    """
+
+    stop: int
+    ids: list[Any]
+    x: Tensor
+    unreadable: list[Unreadable]
+
+
+class Rows(Protocol):
+    """What can be scored: rows that are read by their numbers, the same ones every time."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> list[Row]:
+        """Rows start..stop-1."""
+        ...
+
+
+class ListRows:
+    """Pictures of a list, whose ids are their places."""
+
+    def __init__(self, pictures: Sequence[Any] | Tensor) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, start: int, stop: int) -> list[Row]:
+        """Rows start..stop-1."""
+        return list(enumerate(self.pictures[start:stop], start))
+
+
+class HubRows:
+    """Rows of a `datasets.Dataset`, undecoded.
+
+    Args:
+        dataset: The data set.
+        image_column: Of the pictures; None = the only one.
+        id_column: Of the ids, whole numbers or strings; None = the paths of an image folder, else the row numbers.
+        root: The folder that such paths are told from; None = they stay whole.
+
+    Raises:
+        ValueError: If a column is not there or is of a type that it cannot have.
+    """
+
+    def __init__(
+        self, dataset: Any, image_column: str | None = None, id_column: str | None = None, root: str | None = None
+    ) -> None:
+        self.column, self.id_column, self.root = find_image_column(dataset, image_column), id_column, root
+        if id_column is not None:
+            if id_column not in dataset.column_names:
+                raise ValueError(f"id_column {id_column!r} is not in the data set; it has {dataset.column_names}.")
+            kind = str(getattr(dataset.features[id_column], "dtype", None))
+            if not kind.startswith(("int", "uint", "string", "large_string")):
+                raise ValueError(f"id_column {id_column!r} must hold whole numbers or strings, got {kind}.")
+        columns = dict.fromkeys([self.column] if id_column is None else [self.column, id_column])
+        self.fingerprint: str = dataset._fingerprint
+        self.dataset = undecoded(dataset.select_columns(list(columns)), self.column)
+        self.files = id_column is None and len(dataset) > 0 and self._path(self.dataset[0][self.column]) is not None
+
+    def _path(self, picture: Any) -> str | None:
+        """The file of a row that is one: in an image folder, not in a parquet file that holds the bytes."""
+        if not isinstance(picture, dict) or picture.get("bytes") or not picture["path"]:
+            return None
+        return os.path.relpath(picture["path"], self.root) if self.root else picture["path"]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, start: int, stop: int) -> list[Row]:
+        """Rows start..stop-1."""
+        part = self.dataset[start:stop]
+        pictures = part[self.column]
+        ids: Iterable[Any] = range(start, stop)
+        if self.id_column is not None:
+            ids = part[self.id_column]
+        elif self.files:
+            ids = [self._path(picture) for picture in pictures]
+        return list(zip(ids, pictures, strict=True))
+
+
+def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool, padding: int = 0) -> np.ndarray | Tensor:
+    """One picture, array or tensor as pixels 0..255 of the model's size, uint8, (H, W) or (H, W, C), or as a tensor.
+
+    Args:
+        picture: What `hf_ebm.data.image_files.open_picture` takes, or an array or a tensor of `hf_ebm.scoring.inputs`.
+        sample_shape: What the model takes, (C, H, W) or (D,).
+        resize: Whether a picture is converted to gray or RGB, cropped square and resized; else it must fit.
+        padding: Black pixels that a picture is given on each side; one of the model's size has them already, unless it
+            is resized.
+
+    Returns:
+        Pixels of a picture; a tensor in the models' range, shape (1, ...), from an array or a tensor.
+
+    Raises:
+        ValueError: If it cannot be read or does not fit, in words that follow its name.
+    """
+    if isinstance(picture, np.ndarray | Tensor):
+        return _fitting(picture, sample_shape)
+    image = open_picture(picture)
+    if not resize:
+        fits = image.mode == PIL_MODES.get(sample_shape[0])
+        if fits and image.size[::-1] == sample_shape[1:]:
+            return np.asarray(image)
+        if fits and padding and image.size[::-1] == tuple(size - 2 * padding for size in sample_shape[1:]):
+            return _padded(image, padding)
+        if sample_shape[0] in (1, 3) and len(sample_shape) == 3 and image.mode not in UNKNOWN_RANGE:
+            channels, height, width = sample_shape
+            bare = f" or {width - 2 * padding}x{height - 2 * padding}" if padding else ""
+            raise ResizableError(
+                f"does not fit (the model takes mode {PIL_MODES[channels]!r} of {width}x{height}{bare} pixels, got "
+                f"{image.mode!r} of {image.width}x{image.height})"
+            )
+        return _fitting(image, sample_shape)  # which says what does not fit
+    try:
+        return _padded(fit_picture(image, sample_shape[0], sample_shape[-1] - 2 * padding), padding)
+    except ValueError as error:
+        raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
+
+
+def _padded(image: Any, padding: int) -> np.ndarray:
+    """The pixels of a PIL image with black ones around, (H, W) or (H, W, C)."""
+    pixels = np.asarray(image)
+    return np.pad(pixels, [(padding, padding)] * 2 + [(0, 0)] * (pixels.ndim - 2)) if padding else pixels
+
+
+def _fitting(sample: Any, sample_shape: tuple[int, ...]) -> Tensor:
+    try:
+        x = images_to_tensor(sample, sample_shape)
+        if len(x) != 1:
+            raise ValueError(f"a row holds one image, got {len(x)}")
+        return x
+    except ValueError as error:
+        raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
+
+
+def _stacked(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]) -> np.ndarray:
+    """Prepared samples as one array: pixels, uint8, if all are; else in the models' range, float32, (B, ...)."""
+    if not samples:
+        return np.empty((0, *sample_shape), dtype=np.float32)
+    if all(isinstance(sample, np.ndarray) for sample in samples):
+        return np.stack(samples)
+    tensors = (s if isinstance(s, Tensor) else images_to_tensor(s, sample_shape) for s in samples)
+    return torch.cat(list(tensors)).numpy()
+
+
+def _read_rows(
+    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool, padding: int = 0
+) -> tuple[int, list[Any], np.ndarray, list[Unreadable]]:
+    """The parts of a `Batch` of `rows`, whose first is number `start`, with its samples as `_stacked` makes them."""
+    ids, samples, unreadable = [], [], []
+    for number, (id_, picture) in enumerate(rows, start):
+        try:
+            samples.append(prepare_sample(picture, sample_shape, resize, padding))
+            ids.append(id_)
+        except ValueError as error:
+            name, resizable = picture_name(picture, number, id_), isinstance(error, ResizableError)
+            unreadable.append(Unreadable(number, id_, name, str(error), resizable))
+    return start + len(rows), ids, _stacked(samples, sample_shape), unreadable
+
+
+def _as_batch(parts: tuple[int, list[Any], np.ndarray, list[Unreadable]], sample_shape: tuple[int, ...]) -> Batch:
+    """The batch of these parts; its pixels are converted all at once, which is much faster."""
+    stop, ids, array, unreadable = parts
+    x = images_to_tensor(array, sample_shape) if array.dtype == np.uint8 else torch.from_numpy(array)
+    return Batch(stop, ids, x, unreadable)
+
+
+def prepare_rows(
+    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool, padding: int = 0
+) -> Batch:
+    """The batch of `rows`, whose first is number `start`."""
+    return _as_batch(_read_rows(rows, start, sample_shape, resize, padding), sample_shape)
+
+
+def picture_name(picture: Any, number: int, id_: Any) -> str:
+    """What a picture is called in a message: its path where it has one, else the number of its row."""
+    path = picture.get("path") if isinstance(picture, dict) else picture
+    if isinstance(path, str) or hasattr(path, "__fspath__"):
+        return str(path)
+    return f"{number}" if id_ == number else f"{number} (id {id_!r})"
+
+
+class _Spans(Dataset):
+    """``span -> parts of a Batch``, for a `DataLoader` whose workers read and prepare.
+
+    Arrays travel from a worker as bytes. For a tensor, its memory is asked for by a handshake with a thread of the
+    worker, which waits for Python's lock while the worker is busy with the next span: 5 ms and more for each.
+    """
+
+    def __init__(self, rows: Rows, *preparation: Any) -> None:
+        self.rows, self.preparation = rows, preparation
+
+    def __getitem__(self, span: Span) -> tuple[int, list[Any], np.ndarray, list[Unreadable]]:
+        return _read_rows(self.rows.read(*span), span[0], *self.preparation)
+
+
+def _as_it_is(parts: Any) -> Any:
+    """For a `DataLoader`, which would make tensors of arrays."""
+    return parts
+
+
+def prepared_batches(
+    rows: Rows,
+    spans: Iterable[Span],
+    sample_shape: tuple[int, ...],
+    resize: bool,
+    num_workers: int,
+    padding: int = 0,
+) -> Iterator[Batch]:
+    """The batches of `spans`, in their order; `num_workers` processes prepare the next ones meanwhile.
+
+    The first one is prepared here while the workers start, and none starts for the sake of a single batch.
+    """
+    check_count("num_workers", num_workers, 0)
+    if padding < 0 or (padding and min(sample_shape[1:], default=0) <= 2 * padding):
+        raise ValueError(f"padding must be >= 0 and under half of the model's size {sample_shape}, got {padding}.")
+    parts = _parts_of_spans(_Spans(rows, sample_shape, resize, padding), iter(spans), num_workers)
+    return (_as_batch(batch_parts, sample_shape) for batch_parts in parts)
+
+
+def _parts_of_spans(dataset: _Spans, spans: Iterator[Span], num_workers: int) -> Iterator[Any]:
+    """The parts of each span's batch, in their order."""
+    if (first := next(spans, None)) is None:
+        return
+    if (second := next(spans, None)) is None:
+        yield dataset[first]
+        return
+    rest = chain([second], spans)
+    loader = DataLoader(dataset, batch_size=None, sampler=rest, num_workers=num_workers, collate_fn=_as_it_is)
+    others = iter(loader)  # starts the workers
+    yield dataset[first]
+    yield from others
+
+
+def spans_of(start: int, stop: int, batch_size: int) -> Iterator[Span]:
+    """Rows start..stop-1 in spans of `batch_size`; the last one may be shorter."""
+    for first in range(start, stop, batch_size):
+        yield first, min(first + batch_size, stop)
+
+
+def sample_batches(
+    images: Any,
+    batch_size: int,
+    sample_shape: tuple[int, ...],
+    image_column: str | None = None,
+    resize: bool = False,
+    num_workers: int = 0,
+    padding: int = 0,
+) -> Iterator[Tensor]:
+    """Whatever `EnergyScoringPipeline` takes as samples in the models' range, at most `batch_size` at a time.
+
+    Raises:
+        ValueError: If an image cannot be read or does not fit; it names the image.
+    """
+    if not isinstance(resize, bool):
+        raise ValueError(f"resize must be True or False, got {resize!r}.")
+    check_count("padding", padding, 0)
+    if isinstance(images, dict) and not images.keys() <= {"bytes", "path"}:
+        raise ValueError(
+            f"images must be samples or a datasets.Dataset, got a {type(images).__name__} of {sorted(images)}; give "
+            "one of them."
+        )
+    if isinstance(images, PICTURE_TYPES):
+        images = [images]
+    if is_column(images):  # read batch by batch, as a data set is
+        if hasattr(images.source, "column_names") and not has_transform(images.source):
+            images, image_column = images.source, images.column_name
+        else:
+            images = column_images(images)
+    if hasattr(images, "column_names") and hasattr(images, "features"):
+        if hasattr(images, "__len__"):
+            rows: Rows = HubRows(images, image_column)
+        else:
+            column = streaming_column(images, image_column)
+            if num_workers:
+                raise ValueError("num_workers must be 0 for a streaming data set, which is read in its own order.")
+            pictures = column_of(undecoded(images, column), column)
+            batches = streamed_batches(pictures, batch_size, sample_shape, resize, padding)
+            yield from _whole(batches)
+            return
+    elif isinstance(images, list | tuple) and any(isinstance(image, PICTURE_TYPES) for image in images):
+        rows = ListRows(images)
+    elif not isinstance(images, list | tuple | np.ndarray | Tensor):
+        raise ValueError(
+            "images must be PIL images, paths, URLs, arrays, tensors or a datasets.Dataset, got "
+            f"{type(images).__name__}."
+        )
+    else:
+        yield from images_to_tensor(images, sample_shape).split(batch_size)
+        return
+    spans = spans_of(0, len(rows), batch_size)
+    batches = prepared_batches(rows, spans, sample_shape, resize, num_workers, padding)
+    yield from _whole(batches)
+
+
+def streamed_batches(
+    pictures: Iterator[Any], batch_size: int, sample_shape: tuple[int, ...], resize: bool, padding: int
+) -> Iterator[Batch]:
+    """The batches of pictures that come one after the other and cannot be read by number."""
+    start = 0
+    while chunk := list(islice(pictures, batch_size)):
+        yield prepare_rows(list(enumerate(chunk, start)), start, sample_shape, resize, padding)
+        start += len(chunk)
+
+
+def streaming_column(dataset: Any, image_column: str | None) -> str:
+    """The image column of a streaming data set, whose features may be unknown before it is read.
+
+    Raises:
+        ValueError: If it is not there, or cannot be told.
+    """
+    if dataset.features is not None:
+        return find_image_column(dataset, image_column)
+    if image_column is None:
+        raise ValueError("this streaming data set does not know its columns; name one with image_column=...")
+    return image_column
+
+
+def column_of(rows: Iterable[dict[str, Any]], column: str) -> Iterator[Any]:
+    """One column of rows that are read one after the other.
+
+    Raises:
+        ValueError: If a row lacks it.
+    """
+    for row in rows:
+        if column not in row:
+            raise ValueError(f"image_column {column!r} is not in the data set; its rows have {sorted(row)}.")
+        yield row[column]
+
+
+def _whole(batches: Iterable[Batch]) -> Iterator[Tensor]:
+    """The samples of batches that must all be readable."""
+    for batch in batches:
+        if batch.unreadable:
+            first = batch.unreadable[0]
+            hint = "; resize=True converts and resizes pictures" if first.resizable else ""
+            raise ValueError(f"image {first.name} {first.reason}{hint}")
+        yield batch.x

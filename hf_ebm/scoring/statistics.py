@@ -1,0 +1,263 @@
+"""Statistics of a sample that any energy model gives: energies, gradient norms, reconstruction errors, compressed size.
+
+``E(x, t)`` of a set of samples: the one function behind every pipeline's ``score``.
+
+The energy is an unnormalised negative log density, low = likely: a large value says "unlike the training data". It is
+computed in eval mode, so that dropout never touches a score.
+
+Measures: numbers of a sample that any energy model gives and that need no data set. Scores are made of them.
+
+    energy                E(x, 0)
+    energies              E(x_t, t) of all noise levels
+    gradient_norm         ||grad_x E(x, 0)||
+    compressed_size       bits of the image as a lossless PNG
+    reconstruction_error  mean squared error of what the model makes of x, against x
+
+Dual-MCMC Teaching reconstructs by its z-chain, g(z_revised) (Cui & Han 2023). A DDAEBM is given x with its first noise,
+x_1 ~ q(x_1 | x), and its generator makes a clean image of it, for several x_1 and latents. That a diffusion's
+reconstructions tell odd images is from Graham et al., CVPR workshops 2023, who use more noise as well.
+
+Noise is one tensor for all samples, given by a seed: what is measured of a sample does not depend on its neighbours,
+its place or the process.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any, TypeVar
+
+import PIL.Image
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from hf_ebm.diffusion import DiffusionCoefficients
+from hf_ebm.langevin import energy_grad
+from hf_ebm.models.energy import EnergyModel, energy_of
+from hf_ebm.models.eval_copy import eval_copy, in_eval
+from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device, send
+from hf_ebm.utils.validation import check_count
+
+
+@dataclass
+class ScoreOutput(BaseOutput):
+    """Energies of a set of samples.
+
+    Attributes:
+        energies: ``E(x, 0)`` in nats, low = likely, shape (B,), float32, on the CPU.
+        energies_all_timesteps: ``E(x, t)`` for t = 0..T-1, shape (B, T), on request.
+    """
+
+    energies: Tensor
+    energies_all_timesteps: Tensor | None = None
+
+
+def compute_energies(energy_model: EnergyModel, x: Tensor, timestep: int = 0, batch_size: int = 256) -> Tensor:
+    """``E(x, timestep)``, shape (N,), float32, on the CPU; otherwise as `energies_on_device`.
+
+    Raises:
+        ValueError: If an energy is NaN.
+    """
+    energies = energies_on_device(energy_model, x, timestep, batch_size).cpu()
+    check_not_nan("energy", energies)
+    return energies
+
+
+def check_not_nan(name: str, values: Tensor, ids: Sequence[Any] | None = None) -> None:
+    """Raise a `ValueError` if a value of an image is NaN.
+
+    Args:
+        name: What the values are, such as "energy".
+        values: Shape (N,) or (N, T), on the CPU.
+        ids: Names of the images; None = their numbers, counted from 0.
+    """
+    bad = values.isnan().reshape(len(values), -1).any(dim=1)
+    if number := int(bad.sum()):
+        index = int(bad.nonzero()[0])
+        first = f"number {index}, counted from 0" if ids is None else repr(ids[index])
+        raise ValueError(
+            f"{name} is NaN for {number} of {len(values)} images (the first: {first}); check "
+            "these images for NaN values, the model's weights for values that are not finite, and its dtype: float16 "
+            "overflows where float32 and bfloat16 do not."
+        )
+
+
+@torch.no_grad()
+def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, batch_size: int = 256) -> Tensor:
+    """``E(x, timestep)``, shape (N,), float32, where the model computes; a GPU may still be at work.
+
+    Deterministic (eval mode), whatever mode the model is in, which stays as it is.
+
+    Args:
+        energy_model: Any model of the energy contract.
+        x: Samples in the model's own range, shape (N, ...), on any device.
+        timestep: Noise level 0..T-1; methods without time ignore it.
+        batch_size: Samples per forward pass, >= 1; it changes memory, not values.
+    """
+    batch_size = check_count("batch_size", batch_size, 1)
+    energy_model, device, parts = in_eval(energy_model), execution_device(energy_model), []
+    for part in x.split(batch_size):
+        part = channels_last_on_cpu(send(part, device, energy_model.dtype))
+        parts.append(energy_of(energy_model, part, timestep).float())
+    return torch.cat(parts)
+
+
+def score_samples(
+    energy_model: EnergyModel, x: Tensor, all_timesteps: bool = False, batch_size: int = 256
+) -> ScoreOutput:
+    """``E(x, 0)`` of each sample, and with `all_timesteps` the energies of every noise level at the same x."""
+    if not all_timesteps:
+        return ScoreOutput(energies=compute_energies(energy_model, x, 0, batch_size))
+    num_timesteps = getattr(energy_model.config, "num_timesteps", 1)
+    columns = [compute_energies(energy_model, x, t, batch_size) for t in range(num_timesteps)]
+    return ScoreOutput(energies=columns[0], energies_all_timesteps=torch.stack(columns, dim=1))
+
+
+B = TypeVar("B")
+NUM_DENOISING_DRAWS = 8  # of x_1 and latent for a DDAEBM's reconstruction error
+
+
+def measure_batches(
+    batches: Iterable[B], measure: Callable[[B], dict[str, Tensor]]
+) -> Iterator[tuple[B, dict[str, Tensor]]]:
+    """Each batch with its measures, on the CPU.
+
+    Those of a batch are read when the next batch is under way, so that a GPU computes while that is prepared.
+    """
+    begun: Iterable[Any] = ((batch, measure(batch)) for batch in batches)
+    for (batch, measures), _ in pairwise(chain(begun, [None])):
+        yield batch, {name: values.cpu() for name, values in measures.items()}
+
+
+def make_measure(
+    model: EnergyModel,
+    names: Collection[str],
+    seed: int,
+    coefficients: DiffusionCoefficients | None = None,
+    reconstruction_error: Callable[[Tensor], Tensor] | None = None,
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """``x -> the named statistics``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
+
+    Statistics stay on the device that computed them, and a GPU may still be computing them.
+
+    Args:
+        model: The energy.
+        names: Names of the statistics.
+        seed: Seed of their noise.
+        coefficients: The diffusion the energy was trained on, for ``"energies"``.
+        reconstruction_error: ``x -> errors``, shape (B,), for ``"reconstruction_error"``.
+    """
+    measures: dict[str, Callable[[Tensor], Tensor]] = {
+        "energy": lambda x: energies_on_device(model, x, 0, len(x)),
+        "energies": lambda x: measure_energies(model, x, coefficients, seed, len(x)),
+        "gradient_norm": lambda x: measure_gradient_norm(model, x, len(x)),
+        "compressed_size": measure_compressed_size,
+    }
+    if reconstruction_error is not None:
+        measures["reconstruction_error"] = reconstruction_error
+    chosen = {name: measure for name, measure in measures.items() if name in names}  # a GPU's first
+    return lambda x: {name: measure(x) for name, measure in chosen.items()}
+
+
+def measure_energies(
+    energy_model: Any, x: Tensor, coefficients: DiffusionCoefficients | None, seed: int = 0, batch_size: int = 256
+) -> Tensor:
+    """``E(x_t, t)`` of every noise level, shape (N, T), where the model is, with one noise tensor for all samples.
+
+    Args:
+        energy_model: An energy with noise levels; one without gives T = 1 and ``E(x)``.
+        x: Clean samples, shape (N, ...).
+        coefficients: The chain the energy was trained on; None only for an energy without noise levels.
+        seed: Of the noise.
+        batch_size: Samples per forward pass.
+    """
+    if coefficients is None:
+        return energies_on_device(energy_model, x, 0, batch_size)[:, None]
+    q = coefficients.to("cpu")
+    noise = torch.randn(q.num_timesteps, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
+    columns = []
+    for t in range(q.num_timesteps):
+        times = torch.full((x.shape[0],), t)
+        x_t = q.q_sample(x.cpu(), times, noise[t].expand(x.shape))
+        columns.append(energies_on_device(energy_model, x_t, t, batch_size))
+    return torch.stack(columns, dim=1)
+
+
+def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
+    """``||grad_x E(x, 0)||``, shape (N,), float32, where the model computes."""
+    frozen, device, parts = eval_copy(energy_model), execution_device(energy_model), []
+    for part in x.split(batch_size):
+        part = channels_last_on_cpu(send(part, device, energy_model.dtype))
+        grad = energy_grad(lambda x: energy_of(frozen, x, 0), part)
+        parts.append(grad.float().flatten(1).norm(dim=1))
+    return torch.cat(parts)
+
+
+def measure_compressed_size(x: Tensor) -> Tensor:
+    """Bits of each image as a lossless PNG of 8 bits per value, without the fixed part of the file, shape (N,).
+
+    Args:
+        x: Images in [-1, 1], shape (N, C, H, W); channels beyond gray and RGB are compressed one by one.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"the compressed size is one of images (N, C, H, W), got shape {tuple(x.shape)}.")
+    pixels = ((x.cpu().float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    sizes = []
+    for image in pixels:
+        layers = [image] if image.shape[-1] == 3 else [image[..., channel] for channel in range(image.shape[-1])]
+        sizes.append(8.0 * sum(_png_bytes(layer) - _png_bytes(layer[:1, :1] * 0) for layer in layers))
+    return torch.tensor(sizes)
+
+
+def measure_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
+    """Mean squared error per pixel of each sample's revised reconstruction, shape (N,), float32, on the CPU.
+
+    Args:
+        pipe: A `DualMCMCPipeline`.
+        x: Samples in the models' range, shape (N, ...).
+        seed: Of the chains' noise, the same for each sample, so that its error depends on nothing but itself.
+    """
+    generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
+    recon = pipe.reconstruct(
+        x, sample_latents=False, generator=generators, output_type="pt", output_squared_errors=True
+    )
+    return recon.squared_errors[-1].float().cpu()
+
+
+@torch.no_grad()
+def measure_denoising_error(
+    generator_model: Any,
+    x: Tensor,
+    coefficients: DiffusionCoefficients,
+    num_draws: int = NUM_DENOISING_DRAWS,
+    seed: int = 0,
+) -> Tensor:
+    """Mean squared error per pixel of a DDAEBM's clean images from ``x_1 ~ q(x_1 | x)``, shape (N,), on the CPU.
+
+    Args:
+        generator_model: Its generator.
+        x: Clean samples in the models' range, shape (N, ...).
+        coefficients: The chain it was trained on.
+        num_draws: Noises and latents to average over; all samples get the same ones.
+        seed: Of those.
+    """
+    generator_model = in_eval(generator_model)
+    q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
+    x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
+    device, dtype, errors = execution_device(generator_model), generator_model.dtype, torch.zeros(len(x))
+    for _ in range(num_draws):
+        noise = torch.randn(1, *x.shape[1:], generator=random)
+        z = torch.randn(1, generator_model.config.latent_dim, generator=random)
+        x_1 = q.q_sample(x, first, noise.expand(x.shape)).to(device=device, dtype=dtype)
+        clean = generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype)).sample
+        errors += (clean.float().cpu() - x).square().flatten(1).mean(dim=1)
+    return errors / num_draws
+
+
+def _png_bytes(pixels: Any) -> int:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, format="png", optimize=True)
+    return file.tell()

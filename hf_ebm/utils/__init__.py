@@ -1,0 +1,1 @@
+"""Utilities without machine learning: argument checks, files, devices."""

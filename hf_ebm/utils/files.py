@@ -1,0 +1,188 @@
+"""Files: atomic writes, strict JSON, paths as users write them, and hashes of content.
+
+JSON that every reader takes: Python's own would write ``Infinity`` and ``NaN``, which are none.
+
+A figure that may be without bound (a PSNR of a perfect picture, an error bar of one weight) is null: `finite_or_none`.
+
+Files that are there whole or not at all, and errors that name the file that cannot be written.
+
+Hashes of tensors' content: what tells two sets of weights, images or statistics apart.
+
+Paths as users write them: a leading ``~`` is a home folder everywhere, also where no shell has expanded it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+
+def to_json(record: Any, indent: int | None = None) -> str:
+    """The text of a record.
+
+    Raises:
+        ValueError: If a number in it is not finite.
+    """
+    try:
+        return json.dumps(record, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"the result holds a number that is not finite ({error}), so nothing was written.") from error
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """`value`, or None for what JSON has no number for."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+class WriteError(OSError):
+    """A file or folder that cannot be written: its path and the system's reason, in one line."""
+
+    def __init__(self, path: str | Path, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        if error.filename is not None and str(error.filename) != str(path):
+            reason = f"{reason} ({error.filename})"
+        super().__init__(error.errno, f"{path} cannot be written: {reason}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise a `WriteError` that names `path` for every other `OSError` of the block, whose work is to write it."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes `path`'s place if the block ends well, else it is removed.
+
+    Args:
+        path: The file to make or to replace; its folder is made if it is missing.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # writers go by the suffix
+    ours = {str(place) for place in (temporary, path, *path.parents)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, WriteError) or not (error.filename is None or str(error.filename) in ours):
+            raise  # of another file, which the block reads
+        raise WriteError(path, OSError(error.errno, error.strerror or str(error))) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(argument: str, path: Path, is_folder: bool = False) -> None:
+    """Check that an output can be written before the work for it starts; nothing is made or changed.
+
+    Args:
+        argument: The option or setting that names it, for the message.
+        path: The file, or the folder, that is to be written; missing parents are made later.
+        is_folder: Which of both.
+
+    Raises:
+        ValueError: If the path is a folder where a file is needed or the reverse, or a link to nothing is in the way.
+        WriteError: If the system refuses.
+    """
+    kind, other = ("folder", "file") if is_folder else ("file", "folder")
+    if os.path.exists(path) and os.path.isdir(path) != is_folder:
+        raise ValueError(f"{argument} must be a {kind}, and {path} is a {other}; choose another.")
+    folder = path if is_folder else path.parent
+    place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not os.path.isdir(place):
+        what = "a file" if os.path.exists(place) else "a link to nothing"
+        raise ValueError(f"{argument} {path} cannot be written: {place} is {what}; remove it, or choose another.")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # a name that is too long
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = None if place == path else str(place)
+        raise WriteError(f"{argument} {path}", OSError(error.errno, error.strerror, where)) from error
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: their names, types, shapes and values, whatever their order and device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_pictures(pictures: Iterable[Any]) -> str:
+    """SHA-256 of pictures in their order, by their files' bytes: nothing is decoded, names and dates do not count.
+
+    Args:
+        pictures: Undecoded `datasets.Image` (``{"bytes", "path"}``), paths, bytes of files, or PIL images, which are
+            hashed by mode, size and pixels. A file that cannot be read counts by its name.
+    """
+    digest = hashlib.sha256()
+    for picture in pictures:
+        content = picture
+        if isinstance(picture, dict):
+            content = picture["path"] if picture.get("bytes") is None else picture["bytes"]
+        if isinstance(content, (str, os.PathLike)):
+            try:
+                content = Path(content).read_bytes()
+            except OSError:
+                content = Path(content).name.encode()
+        elif not isinstance(content, bytes):
+            content = f"{content.mode} {content.size}".encode() + content.tobytes()
+        digest.update(hashlib.sha256(content).digest())  # of each: a byte more here and less there is another set
+    return digest.hexdigest()
+
+
+PathT = TypeVar("PathT", bound=str | Path)
+
+
+def expand_home(path: PathT) -> PathT:
+    """`path` with a leading ``~`` or ``~user`` replaced by that user's home folder; any other path as it is.
+
+    Raises:
+        ValueError: If there is no such user, and no file or folder of this name.
+    """
+    text = str(path)
+    expanded = os.path.expanduser(text)
+    if expanded == text and text.startswith("~") and not os.path.lexists(text):
+        user = text.split("/")[0]
+        raise ValueError(f"{text!r} starts with {user}, and there is no home folder of that name; write out the path.")
+    return cast(PathT, expanded if isinstance(path, str) else Path(expanded))
+
+
+def path_text(text: str) -> str:
+    """A path, a URL or a Hub id that an option names, with a leading ``~`` expanded."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def path_option(text: str) -> Path:
+    """A path that an option names, with a leading ``~`` expanded."""
+    return Path(path_text(text))

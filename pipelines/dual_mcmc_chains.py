@@ -1,0 +1,284 @@
+"""The two chains of Dual-MCMC Teaching as its pipeline runs them, and paths between latents.
+
+Paths between two latents: along the line, or along the great circle.
+
+Latents are ``N(0, I)``: almost all of them have about the same norm ``sqrt(Z)``, and the middle of a line between two
+is far shorter, which a generator has never seen. The great circle keeps the norm. Source: White 2016, "Sampling
+Generative Networks".
+
+The moves that every task of Dual-MCMC Teaching is made of, with the checks of what they are given.
+
+    generate: z -> g(z)        revise: the x-chain
+    infer: x -> z ~ q(z | x), then revise_latents: the z-chain
+
+Networks run in eval mode, as copies that share their weights (`hf_ebm.models.eval_copy`), so their
+own modes do not change. The chains' states are float32 whatever the networks are, so that small
+steps are not lost; they are not clamped. The moves run the schedulers of the pipeline they are
+called on, so tasks call them on a copy of it (`EBMPipeline.call_copy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from hf_ebm.langevin import ChainResult, run_chain
+from hf_ebm.losses.dual_mcmc import posterior_energy, squared_error
+from hf_ebm.models.eval_copy import eval_copy, in_eval
+from hf_ebm.pipelines.pipeline_base import EBMPipeline
+from hf_ebm.schedulers.energy_sampler import EnergySampler
+from hf_ebm.scoring.inputs import images_to_tensor
+from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
+from hf_ebm.utils.validation import check_count
+
+
+def linear_path(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """``(1 - t) a + t b``, shape (B, F, Z).
+
+    Args:
+        a: Starts, shape (B, Z).
+        b: Ends, shape (B, Z).
+        t: Positions in [0, 1], shape (F,).
+    """
+    t = t[:, None]
+    return (1.0 - t) * a[:, None] + t * b[:, None]
+
+
+def spherical_path(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """``[sin((1 - t) w) a + sin(t w) b] / sin w``, w the angle between a and b, shape (B, F, Z).
+
+    Both ends are exact. Where a and b point the same way or opposite ways there is no such circle: the line is taken.
+
+    Args:
+        a: Starts, shape (B, Z).
+        b: Ends, shape (B, Z).
+        t: Positions in [0, 1], shape (F,).
+    """
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1)
+    omega = cosine.clamp(-1.0, 1.0).arccos()[:, None, None]
+    t = t[:, None]
+    weight_a = ((1.0 - t) * omega).sin() / omega.sin()
+    weight_b = (t * omega).sin() / omega.sin()
+    on_circle = weight_a * a[:, None] + weight_b * b[:, None]
+    return torch.where(omega.sin() > 1e-3, on_circle, linear_path(a, b, t[:, 0]))
+
+
+PATHS = {"spherical": spherical_path, "linear": linear_path}
+
+
+@dataclass
+class DualMCMCOutput(BaseOutput):
+    """Output of `DualMCMCPipeline`.
+
+    Attributes:
+        images: PIL images, an array (B, H, W, C) in [0, 1], or a tensor (B, C, H, W) in [-1, 1]; vectors (B, D).
+        latents: The z that the images were generated from, before the x-chain, shape (B, Z).
+        energies: On request, ``E`` of the start and of the state after each update of the x-chain, (num_steps + 1, B).
+        squared_errors: On request, the reconstruction's mean squared error per pixel, on the scale of [-1, 1], at the
+            start and after each update of the z-chain, (num_steps + 1, B).
+        diagnostics: On request, what the chain's sampler reported, as in `hf_ebm.langevin.ChainResult`: the z-chain's
+            where images were reconstructed, the x-chain's elsewhere.
+    """
+
+    images: Any
+    latents: Tensor | None = None
+    energies: Tensor | None = None
+    squared_errors: Tensor | None = None
+    diagnostics: dict[str, Tensor] | None = None
+
+
+def repeat_rows(values: Tensor, like: Tensor) -> Tensor:
+    """A row of `values`, shape (B, ...), for each of `like`, (B R, ...): some samplers run R chains per sample."""
+    repeats = like.shape[0] // values.shape[0]
+    return values if repeats == 1 else values.repeat_interleave(repeats, dim=0)
+
+
+class DualMCMCMoves(EBMPipeline):
+    """Base of `DualMCMCPipeline`, which has the components."""
+
+    @staticmethod
+    def check_sampler(name: str, scheduler: Any) -> None:
+        """Raise a `ValueError` unless `scheduler` is a sampler of energies."""
+        if not isinstance(scheduler, EnergySampler):
+            raise ValueError(
+                f"{name} must be a sampler of energies, got {type(scheduler).__name__}; use "
+                "hf_ebm.LangevinScheduler(...) or another one of hf_ebm.schedulers."
+            )
+
+    def check_steps(self, name: str, value: int | None, scheduler_name: str, *model_names: str) -> int:
+        """The number of updates, of the named argument, of the chain that needs these components.
+
+        Raises:
+            ValueError: If it is no whole number >= 0, or is not 0 and a component is missing.
+        """
+        if value is not None:
+            check_count(name, value, 0, ", or None for as many as in training")
+        if value == 0:
+            return 0
+        for needed in (scheduler_name, *model_names):
+            if getattr(self, needed) is None:
+                raise ValueError(
+                    f"{name}={value} needs {needed}, and this pipeline was loaded without one; load it, or pass "
+                    f"{name}=0 to leave that chain out."
+                )
+        scheduler = getattr(self, scheduler_name)
+        self.check_sampler(scheduler_name, scheduler)
+        return scheduler.config.num_train_timesteps if value is None else value
+
+    def check_has(self, component: str, why: str) -> None:
+        """Raise a `ValueError` if an optional component is missing."""
+        if getattr(self, component) is None:
+            raise ValueError(f"{why} needs {component}, and this pipeline was loaded without one.")
+
+    def check_latents(self, name: str, latents: Any, batch_size: int) -> Tensor:
+        """Given latents in float32 on the pipeline's device, shape (batch_size, latent_dim).
+
+        Raises:
+            ValueError: If they are something else, or not finite.
+        """
+        shape = (batch_size, self.generator_model.config.latent_dim)
+        if not isinstance(latents, Tensor) or not latents.is_floating_point() or tuple(latents.shape) != shape:
+            found = (latents.dtype, tuple(latents.shape)) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"{name} must be a float tensor of shape (batch_size, latent_dim) = {shape}, got {found}.")
+        if not torch.isfinite(latents).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinite values.")
+        return latents.to(self._execution_device, torch.float32)
+
+    def step_callback(
+        self, callback: Callable[..., dict[str, Any] | None] | None, names: list[str] | None
+    ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
+        """A caller's ``callback_on_step_end``, which gets the tensors of these names, as `run_chain` takes it."""
+        names = self.callback_names(callback, names)
+        if callback is None:
+            return None
+
+        def after_step(step: int, t: Tensor, x: Tensor) -> Tensor:
+            changed = callback(self, step, t, dict.fromkeys(names, x))
+            return (changed or {}).get("x", x)
+
+        return after_step
+
+    def draw_latents(self, batch_size: int, generator: Any) -> Tensor:
+        """``z ~ N(0, I)``, shape (B, Z)."""
+        shape = (batch_size, self.generator_model.config.latent_dim)
+        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+
+    def load_images(self, images: Any) -> Tensor:
+        """Images of any kind as a float32 tensor in [-1, 1] on the pipeline's device, (B, C, H, W); vectors (B, D)."""
+        return images_to_tensor(images, self.sample_shape).to(self._execution_device)
+
+    def generator_fn(self) -> Callable[[Tensor], Tensor]:
+        """``z -> g(z)`` in float32, shape (B, Z) -> (B, ...), as for sampling."""
+        generator_model = self.generator_model.for_sampling()
+        device, dtype = execution_device(generator_model), generator_model.dtype
+        return lambda z: generator_model(z.to(device, dtype)).sample.to(z.device, torch.float32)
+
+    def generate(self, z: Tensor) -> Tensor:
+        """``g(z)`` in float32, shape (B, Z) -> (B, ...)."""
+        return self.generator_fn()(z)
+
+    def infer(
+        self,
+        x: Tensor,
+        num_steps: int,
+        sample_latents: bool,
+        generator: Any,
+        output_squared_errors: bool = False,
+        output_diagnostics: bool = False,
+        mask: Tensor | None = None,
+    ) -> ChainResult:
+        """Latents of `x`: a sample of ``q(z | x)``, or its mean, revised by the z-chain."""
+        inference_model = in_eval(self.inference_model)
+        inferred = inference_model(x.to(execution_device(inference_model), inference_model.dtype))
+        z, logvar = (part.to(x.device, torch.float32) for part in (inferred.mean, inferred.logvar))
+        if sample_latents:
+            noise = randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            z = z + (0.5 * logvar).exp() * noise
+        return self.revise_latents(z, x, num_steps, generator, output_squared_errors, output_diagnostics, mask)
+
+    def revise(
+        self,
+        x: Tensor,
+        num_steps: int,
+        generator: Any,
+        output_energies: bool = False,
+        output_diagnostics: bool = False,
+        after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        known: Callable[[Tensor], Tensor] | None = None,
+    ) -> ChainResult:
+        """The x-chain: `num_steps` updates on the energy, from `x`.
+
+        With `known`, which puts the known pixels in, the chain sees the energy as a function of the others alone, so
+        that each sampler is as exact on them as on whole images; the known ones are put back after each step.
+        """
+        if self.energy_model is None:
+            return ChainResult(x)
+        energy_model = eval_copy(self.energy_model)
+        device, dtype = execution_device(energy_model), energy_model.dtype
+
+        def energy_fn(x: Tensor) -> Tensor:
+            sent = (x if known is None else known(x)).to(device, dtype)
+            return energy_model(channels_last_on_cpu(sent)).energy.to(x.device)
+
+        return run_chain(
+            self.scheduler,
+            energy_fn,
+            x,
+            num_steps,
+            generator,
+            observe=energy_fn if output_energies else None,
+            with_diagnostics=output_diagnostics,
+            after_step=after_step if known is None else lambda step, t, x: known(x),
+            progress_bar=self.progress_bar,
+        )
+
+    def revise_latents(
+        self,
+        z: Tensor,
+        x: Tensor,
+        num_steps: int,
+        generator: Any,
+        output_squared_errors: bool = False,
+        output_diagnostics: bool = False,
+        mask: Tensor | None = None,
+    ) -> ChainResult:
+        """The z-chain: `num_steps` updates on the generator's posterior given `x`, from `z`.
+
+        With `mask`, pixels where it is true are unknown and have no error.
+        """
+
+        generate = self.generator_fn()
+
+        def explained(z: Tensor) -> Tensor:
+            recon = generate(z)
+            return recon if mask is None else torch.where(repeat_rows(mask, z), repeat_rows(x, z), recon)
+
+        def energy_fn(z: Tensor) -> Tensor:
+            return posterior_energy(explained, z, repeat_rows(x, z), self.generator_model.config.likelihood_std)
+
+        def error_fn(z: Tensor) -> Tensor:
+            return squared_error(explained(z), x) / x[0].numel()
+
+        return run_chain(
+            self.latent_scheduler,
+            energy_fn,
+            z,
+            num_steps,
+            generator,
+            observe=error_fn if output_squared_errors else None,
+            with_diagnostics=output_diagnostics,
+            progress_bar=self.progress_bar,
+        )
+
+    def finish(
+        self, x: Tensor, output_type: str, return_dict: bool, latents: Tensor, **profiles: Any
+    ) -> DualMCMCOutput | tuple[Any]:
+        """Samples in the form that was asked for, with what belongs to them."""
+        images = self.post_process(x, output_type)
+        return DualMCMCOutput(images=images, latents=latents, **profiles) if return_dict else (images,)

@@ -1,0 +1,111 @@
+"""Help: which commands there are, what each shows of itself, and what a wrong name is told."""
+
+import re
+import shlex
+
+import pytest
+
+import hf_ebm
+from hf_ebm.cli.main import COMMANDS, main, make_parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["trian", "--help"], 2, "there is no command 'trian'; did you mean train?"),
+        (["zzz"], 2, "there is no command 'zzz'; choose from train, sample"),
+        (
+            ["sample", "--model", "x", "--num-imagse", "4"],
+            2,
+            "hf-ebm sample: error: there is no option --num-imagse",
+        ),
+        (["evaluate", "--model", "x", "--dataset", "digits", "--sede=3"], 2, "no option --sede; did you mean --seed"),
+        (["sample", "--model", "x", "--num-image", "3"], 2, "no option --num-image; did you mean --num-images"),
+        (["score", "--modle", "x", "y.png"], 2, "score: error: there is no option --modle; did you mean --model?"),
+        (["score", "y.png"], 2, "score: error: the following arguments are required: --model"),
+        (["info", "--model", "x", "--zzz"], 2, "hf-ebm info: error: there is no option --zzz; see hf-ebm info --help"),
+        (["info", "--model", "x", "y"], 2, "hf-ebm info: error: unrecognized arguments: y"),
+        (
+            ["train", "ddebm"],
+            2,
+            "hf-ebm train: error: argument method: there is no method 'ddebm'; did you mean ddaebm",
+        ),
+        (["--zzz"], 2, "hf-ebm: error: unrecognized arguments: --zzz"),
+        (["train", "zzz"], 2, "there is no method 'zzz'; choose from ddaebm, dual_mcmc."),
+        (["--version"], 0, f"hf-ebm {hf_ebm.__version__}"),
+    ],
+)
+def test_commands_that_are_not_there_and_the_version(capsys, arguments, code, said):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code and said in "".join(capsys.readouterr())
+
+
+def test_the_known_commands_are_the_parsers():
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[-1].replace("_", "-")
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+
+
+def test_without_a_command_all_are_shown(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.out == "" and printed.err == make_parser().format_help()
+    for name in ("train", "calibrate", "push-space", "hf-ebm sample --model outputs/ddaebm-digits"):
+        assert name in printed.err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rsplit(".", 1)[1])
+def test_every_help_shows_an_example_that_parses(command, capsys):
+    name = command.__name__.rsplit(".", 1)[1].replace("_", "-")
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and re.search(f"examples?: hf-ebm {name} ", shown)
+    parser = make_parser()._subparsers._group_actions[0].choices[name]
+    assert parser.description[0].isupper() and " ".join(parser.description.split()) in shown
+    epilog = re.split("examples?: ", parser.epilog, maxsplit=1)[1]
+    examples = [part.split("#")[0] for part in re.split(r"[;\n]\s*", epilog) if part.startswith("hf-ebm ")]
+    assert examples
+    for example in examples:
+        assert make_parser().parse_args(shlex.split(example)[1:]).command == name
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "90"])
+def test_no_line_ends_inside_a_name(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    parser = make_parser()
+    for each in (parser, *parser._subparsers._group_actions[0].choices.values()):
+        shown = each.format_help().split()
+        assert set(each.epilog.split()) <= set(shown), each.prog
+
+
+def test_help_shows_what_every_option_is_its_choices_and_its_default(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    from hf_ebm.evaluation.bulk_scoring import SCORE_NAMES
+
+    for name, parser in make_parser()._subparsers._group_actions[0].choices.items():
+        for action in parser._actions:
+            shown = parser._get_formatter()._expand_help(action) if action.help else ""
+            assert shown, f"{name} {action.dest}"
+            if action.default not in (None, False, "==SUPPRESS==") and action.nargs != "*":
+                assert f"default: {action.default}" in shown, f"{name} {action.dest}: {shown}"
+    score = make_parser()._subparsers._group_actions[0].choices["score"].format_help()
+    assert "{" + ",".join(SCORE_NAMES) + "}" in score and "the only split of a folder of images" in score
+
+
+def test_choices_of_the_commands_are_those_of_the_code():
+    """The commands do not import the code, so that help is quick."""
+    from hf_ebm.cli import eval_ood, likelihood
+    from hf_ebm.evaluation.bulk_scoring import SCORE_NAMES
+    from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
+    from hf_ebm.likelihood import log_partition as model_log_z
+    from hf_ebm.scoring.scores import SCORES
+
+    assert tuple(SCORES) == SCORE_NAMES and tuple(ODD_IMAGES) == eval_ood.ODD_SETS
+    assert likelihood.BASES == model_log_z.BASES and likelihood.REVERSE_FROM == model_log_z.REVERSE_FROM
+    assert [name for name, score in SCORES.items() if not score.needs_statistics] == [
+        "energy", "gradient_norm", "reconstruction",
+    ]  # fmt: skip

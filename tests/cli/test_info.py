@@ -1,0 +1,25 @@
+"""hf-ebm info: what a run folder holds."""
+
+import json
+
+from hf_ebm.cli.main import main
+
+
+def test_info_says_what_is_there(dual_folder, folder, capsys, tiny_dual_mcmc_pipeline):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data.loading import load_digits
+
+    main(["info", "--model", dual_folder, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "Dual-MCMC Teaching" and found["sample_shape"] == [1, 8, 8]
+    expected = sum(p.numel() for p in tiny_dual_mcmc_pipeline.energy_model.parameters())
+    assert found["networks"]["energy_model"]["parameters"] == expected
+    assert found["networks"]["energy_model"]["bytes"] > 4 * expected
+    assert found["samplers"]["scheduler"]["settings"]["step_size"] == 0.5
+    assert found["calibration"] is None and found["training"] is None and found["measured"] == []
+    scorer = EnergyScoringPipeline.from_pretrained(folder)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    scorer.calibration.save(folder)
+    main(["info", "--model", folder])
+    printed = capsys.readouterr().out
+    assert "calibrated on 40 samples, target_fpr=0.1" in printed and "DDAEBMScheduler(" in printed

@@ -1,0 +1,53 @@
+"""hf-ebm reconstruct: pictures beside their reconstructions, and the errors."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hf_ebm.cli.main import main
+
+
+@pytest.fixture
+def digit_files(tmp_path):
+    paths = [str(tmp_path / f"{index}.png") for index in range(3)]
+    for index, path in enumerate(paths):
+        pixels = np.random.default_rng(index).integers(0, 256, (16, 16), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(path)
+    return paths
+
+
+def test_reconstruct_writes_a_picture_or_a_folder(dual_folder, digit_files, tmp_path, capsys):
+    arguments = ["reconstruct", "--model", dual_folder, *digit_files, "--num-inference-steps", "4", "--json"]
+    main([*arguments, "--output", str(tmp_path / "again.png")])
+    found = json.loads(capsys.readouterr().out)
+    assert PIL.Image.open(tmp_path / "again.png").size == (3 * 72, 3 * 72)
+    main([*arguments, "--output", str(tmp_path / "files")])
+    assert json.loads(capsys.readouterr().out)["errors"] == found["errors"]
+    for path in digit_files:
+        errors = found["errors"][path]["mse"]
+        assert errors["z_chain"] < errors["inference_model"]
+        original = PIL.Image.open(path).resize((8, 8), PIL.Image.Resampling.BICUBIC)
+        again = PIL.Image.open(tmp_path / "files" / path.rsplit("/", 1)[1])
+        difference = (np.asarray(original, dtype=float) - np.asarray(again, dtype=float)) / 127.5
+        assert (difference**2).mean() == pytest.approx(errors["z_chain"], rel=0.02)  # files hold 8 bits
+
+
+def test_reconstruct_says_what_it_did_to_pictures_that_do_not_fit(dual_folder, file_server, tmp_path, capsys):
+    for name, mode, size in (("fits", "L", 8), ("big", "L", 28), ("big2", "L", 28), ("red", "RGB", 8)):
+        PIL.Image.new(mode, (size, size)).save(tmp_path / f"{name}.png")
+    fits, big, red = (str(tmp_path / f"{name}.png") for name in ("fits", "big", "red"))
+    big2 = f"{file_server}/big2.png"
+    arguments = ["reconstruct", "--model", dual_folder, "--num-inference-steps", "1"]
+    arguments += ["--output", str(tmp_path / "again.png")]
+    main([*arguments, fits, big, big2, red])
+    printed = capsys.readouterr()
+    assert [line for line in printed.err.splitlines() if "to fit the model" in line] == [
+        f"{big}, {big2}: resized from 28 x 28 to 8 x 8 pixels, to fit the model",
+        f"{red}: turned to gray, to fit the model",
+    ]
+    assert [line.split()[-1] for line in printed.out.splitlines()[2:-1]] == [fits, big, big2, red]
+    PIL.Image.new("L", (4, 4)).save(tmp_path / "small.png")
+    main([*arguments, "--padding", "2", str(tmp_path / "small.png")])  # as in training: nothing to say
+    assert "to fit the model" not in capsys.readouterr().err

@@ -1,0 +1,30 @@
+"""A calibrated tiny model in a folder, and settings to score digits with it."""
+
+import pytest
+
+from hf_ebm import EnergyScoringPipeline
+from hf_ebm.data.loading import load_digits
+from hf_ebm.evaluation.bulk_scoring import ScoringSettings
+
+
+@pytest.fixture
+def scorer(tiny_pipeline):
+    scorer = EnergyScoringPipeline.from_pipe(tiny_pipeline)
+    scorer.set_progress_bar_config(disable=True)
+    return scorer
+
+
+@pytest.fixture
+def model(scorer, tmp_path):
+    scorer.calibrate(load_digits("train")[0][:100], target_fpr=0.1)
+    scorer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def settings(model, tmp_path):
+    def make(**changes):
+        common = {"model": model, "dataset": "digits", "split": "test", "output": tmp_path / "out"}
+        return ScoringSettings(**{**common, "batch_size": 16, "shard_size": 50, "num_workers": 0, **changes})
+
+    return make

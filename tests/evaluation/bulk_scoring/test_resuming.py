@@ -1,0 +1,204 @@
+"""A run of scoring killed, cut, moved to two processes or started with another protocol: the same rows, or an error."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate import Accelerator
+from scored_rows import read
+from tqdm.auto import tqdm
+
+from hf_ebm import EnergyScoringPipeline
+from hf_ebm.data.loading import load_digits
+from hf_ebm.evaluation import bulk_scoring as shard_scoring
+from hf_ebm.evaluation.bulk_scoring import ShardFolder, model_fingerprint, run, score_rows, score_shards
+
+
+def test_another_protocol_or_a_strange_folder_is_refused(settings, tmp_path, scorer):
+    run(settings())
+    for changes, message in (
+        ({"shard_size": 40}, "shard_size: 50 there, 40 now"),
+        ({"score": "gradient_norm"}, "score: 'energy' there"),
+        ({"split": "train"}, "dataset_fingerprint: 'digits-test' there, 'digits-train' now"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(settings(**changes))
+    with torch.no_grad():
+        next(scorer.energy_model.parameters()).add_(1e-3)
+    scorer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model_fingerprint.*calibration changed since"):
+        run(settings())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("not a run")
+    with pytest.raises(ValueError, match=r"holds no manifest\.json"):
+        run(settings(output=tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_goes_on_with_another_batch_size_and_the_model_by_another_name(settings, tmp_path):
+    """What helps where memory was short; what is written stays, and the rest agrees to rounding."""
+    run(settings())
+    whole, shards = read(tmp_path / "out"), sorted((tmp_path / "out/scores").glob("*.parquet"))
+    before = [path.stat().st_mtime_ns for path in shards]
+    shards[1].unlink()
+    run(settings(batch_size=5, model=f"{settings().model}/."))
+    changed = [old != path.stat().st_mtime_ns for old, path in zip(before, shards, strict=True)]
+    assert changed == [index == 1 for index in range(len(shards))]
+    again = read(tmp_path / "out")
+    assert [row["id"] for row in again] == [row["id"] for row in whole]
+    assert [row["score"] for row in again] == pytest.approx([row["score"] for row in whole], rel=1e-4)
+
+
+def test_a_shard_that_somebody_cut_is_found(settings, tmp_path, monkeypatch):
+    run(settings())
+    path = tmp_path / "out/scores/000001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 40), path)
+    with pytest.raises(ValueError, match="together they must be 50; remove both"):
+        run(settings())
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="is damaged"):
+        run(settings())
+    path.unlink()
+    with monkeypatch.context() as patch:  # while a shard is missing there is no summary, even if there was one
+        patch.setattr(shard_scoring, "ScoredRows", stop)
+        with pytest.raises(OSError, match="stopped"):
+            run(settings())
+    assert not (tmp_path / "out/summary.json").exists()
+    summary = run(settings())
+    assert summary["rows_of_this_run"] == 50 and len(read(tmp_path / "out")) == 360
+    (tmp_path / "out/summary.json").unlink()  # killed before its last step
+    summary = run(settings())
+    assert summary["rows_of_this_run"] == 0 and summary["scored"] == 360
+
+
+def stop(*_):
+    raise OSError("stopped")
+
+
+class SlowRows:
+    """Digits that take their time, one of which cannot be read; it counts what is read in this process."""
+
+    def __init__(self, seconds):
+        self.samples, self.seconds, self.spans = load_digits("test")[0], seconds, []
+
+    def __len__(self):
+        return len(self.samples)
+
+    def read(self, start, stop):
+        time.sleep(self.seconds)
+        self.spans.append((start, stop))
+        return [(row, b"junk" if row == 77 else self.samples[row]) for row in range(start, stop)]
+
+
+def test_killed_ten_times_and_resumed_gives_the_rows_of_one_quiet_run(settings, tmp_path, scorer):
+    quiet = settings(output=tmp_path / "quiet", batch_size=4, shard_size=10)
+    killed = settings(output=tmp_path / "killed", batch_size=4, shard_size=10)
+    score_rows(scorer, SlowRows(0.0), "digits", quiet, Accelerator(cpu=True))
+
+    def child():
+        torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # the one of all processes stays locked if its holder is killed
+        score_rows(scorer, SlowRows(0.01), "digits", killed, Accelerator(cpu=True))
+
+    def shards():
+        return {path.name: path.stat() for path in (tmp_path / "killed").glob("scores/*.parquet")}
+
+    fork, chance, written = multiprocessing.get_context("fork"), random.Random(0), {}
+    for _ in range(10):
+        process = fork.Process(target=child)
+        process.start()
+        while process.is_alive() and len(shards()) == len(written):
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.03))  # anywhere in the next shard, or in the writing of it
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL and not (tmp_path / "killed/summary.json").exists()
+        found = shards()
+        for name, stat in written.items():  # never scored again: the same file, untouched
+            assert (found[name].st_ino, found[name].st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+        written = found
+    assert 10 <= len(written) < 36
+    left = SlowRows(0.0)
+    summary = score_rows(scorer, left, "digits", killed, Accelerator(cpu=True))
+    assert summary["scored"] == 359 and summary["unreadable"] == 1
+    again = {start // 10 for start, stop in left.spans if stop - start > 1}
+    assert not again & {int(name.partition(".")[0]) for name in written}
+    assert read(tmp_path / "killed") == read(tmp_path / "quiet")  # to the last bit
+    assert (tmp_path / "killed/unreadable.jsonl").read_text() == (tmp_path / "quiet/unreadable.jsonl").read_text()
+    assert not list((tmp_path / "killed").rglob(".tmp*"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
+    score_rows(scorer, left, "digits", killed, Accelerator(cpu=True))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
+
+
+def test_no_shard_has_its_name_before_it_is_whole(settings, tmp_path, scorer, monkeypatch):
+    """A run that dies inside the writing of a shard leaves no file of that name, and no summary."""
+    from hf_ebm.evaluation import bulk_scoring as shards
+
+    def cut(table, path):
+        path.write_bytes(b"PAR1 half a fi")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(shards.pq, "write_table", cut)
+    with pytest.raises(OSError, match="no space left"):
+        run(settings())
+    assert not list((tmp_path / "out/scores").iterdir()) and not (tmp_path / "out/summary.json").exists()
+    monkeypatch.undo()
+    assert run(settings())["scored"] == 360
+
+
+def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings, tmp_path, scorer, model):
+    """One process writes two shards and dies; two processes do the rest; the rows are those of one quiet run."""
+    run(settings())
+    folder = ShardFolder(tmp_path / "two", 360, 50)
+    one = settings(output=tmp_path / "two")
+    folder.start(json.loads((tmp_path / "out/manifest.json").read_text()))
+    list(score_shards(EnergyScoringPipeline.from_pretrained(model), load_rows_of(one), folder, [0, 3], one))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    command += ["-m", "hf_ebm.evaluation.bulk_scoring"]
+    command += ["--model", model, "--dataset", "digits", "--split", "test", "--output", str(tmp_path / "two")]
+    command += ["--batch-size", "16", "--shard-size", "50", "--num-workers", "0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    summary = json.loads((tmp_path / "two/summary.json").read_text())
+    assert summary["num_processes"] == 2 and summary["rows_of_this_run"] == 260
+    assert read(tmp_path / "two") == read(tmp_path / "out")
+    assert "360/360" in result.stderr  # the bar counts what was there and what the other process did
+
+
+def test_weights_stay_where_they_are_in_memory(settings, scorer, monkeypatch):
+    """The CPU of several processes is called cpu:0; weights that are copied there lie, and round, otherwise."""
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cpu:0")))
+    before = [parameter.data_ptr() for parameter in scorer.energy_model.parameters()]
+    one = settings()
+    score_rows(scorer, load_rows_of(one), "digits", one, Accelerator(cpu=True))
+    assert [parameter.data_ptr() for parameter in scorer.energy_model.parameters()] == before
+
+
+def load_rows_of(settings):
+    from hf_ebm.evaluation.bulk_scoring import load_rows
+
+    return load_rows(settings)[0]
+
+
+def test_the_fingerprint_is_of_weights_and_settings(scorer):
+    before = model_fingerprint(scorer)
+    assert before == model_fingerprint(scorer)
+    scorer.energy_model.config.name_or_path = "elsewhere"
+    assert before == model_fingerprint(scorer)
+    scorer.energy_model.config.layers_per_block += 1
+    changed = model_fingerprint(scorer)
+    scorer.energy_model.config.layers_per_block -= 1
+    next(scorer.energy_model.parameters()).data.add_(1.0)
+    assert len({before, changed, model_fingerprint(scorer)}) == 3

@@ -1,0 +1,81 @@
+"""Log weights: the log of their mean, its error and interval, also of dependent ones, and their sample size."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from known_log_z import Z, seeded
+
+from hf_ebm.likelihood.ais import bootstrap_interval, log_mean_exp, sum_groups, weights_effective_sample_size
+
+
+def test_log_mean_exp_and_its_error():
+    """Log-normal weights: ``log E w = s^2 / 2``, and the error is that of the delta method, large or small weights."""
+    s, count = 0.5, 50_000
+    log_weights = s * torch.randn(count, dtype=torch.float64, generator=seeded()) - 1_000
+    value, error = log_mean_exp(log_weights)
+    assert error == pytest.approx(math.sqrt(math.expm1(s**2) / count), rel=0.05)
+    assert abs(value + 1_000 - s**2 / 2) < Z * error
+    size = weights_effective_sample_size(log_weights)
+    assert size == pytest.approx(count * math.exp(-(s**2)), rel=0.03)
+
+
+def test_the_jackknife_by_hand():
+    log_weights = torch.tensor([0.1, -2.0, 1.3, -math.inf], dtype=torch.float64)
+    value, error = log_mean_exp(log_weights)
+    assert value == pytest.approx(log_weights.exp().mean().log().item())
+    left = torch.stack([log_weights[torch.arange(4) != i].exp().mean().log() for i in range(4)])
+    assert error == pytest.approx((0.75 * ((left - left.mean()) ** 2).sum()).sqrt().item())
+    assert log_mean_exp(torch.tensor([0.0, -800.0], dtype=torch.float64))[1] == math.inf
+    assert weights_effective_sample_size(torch.tensor([0.0, -800.0])) == pytest.approx(1)
+    assert weights_effective_sample_size(torch.full((6,), -5.0)) == pytest.approx(6)
+
+
+def clustered(number, copies, seed):
+    """Log weights of `number` starts with `copies` walkers each: what a start and a walker add, and the starts."""
+    random = seeded(seed)
+    starts = 0.5 * torch.randn(number, 1, dtype=torch.float64, generator=random)
+    walks = 0.1 * torch.randn(number, copies, dtype=torch.float64, generator=random)
+    groups = torch.arange(number)[:, None].expand(number, copies)
+    return (starts + walks).flatten(), groups.flatten()
+
+
+def test_the_interval_is_a_bootstrap_of_whole_groups():
+    log_weights, groups = clustered(30, 4, 0)
+    low, high = bootstrap_interval(log_weights, groups)
+    random, found = np.random.default_rng(1), []
+    for _ in range(4000):
+        rows = np.concatenate([np.flatnonzero(groups == g) for g in random.integers(0, 30, 30)])
+        found.append(np.log(np.exp(log_weights.numpy()[rows]).mean()))
+    expected = np.quantile(found, [0.025, 0.975])
+    assert np.abs(np.array([low, high]) - expected).max() < 0.1 * (high - low)
+    alone = bootstrap_interval(log_weights)
+    assert alone[1] - alone[0] < 0.6 * (high - low)  # as if copies of a start were independent: too narrow
+    _, error = log_mean_exp(log_weights, groups)
+    assert error == pytest.approx(np.std(found), rel=0.15)
+    assert log_mean_exp(log_weights)[1] < 0.6 * error
+
+
+def test_intervals_over_starts_cover_the_truth_and_intervals_over_their_copies_do_not():
+    truth, hits = (0.5**2 + 0.1**2) / 2, {True: 0, False: 0}
+    for seed in range(100):
+        log_weights, groups = clustered(40, 8, seed)
+        for by_start in hits:
+            low, high = bootstrap_interval(log_weights, groups if by_start else None)
+            hits[by_start] += low <= truth <= high
+    assert 86 <= hits[True] <= 100 and hits[False] < 70
+
+
+def test_a_single_start_has_no_interval_and_no_error():
+    log_weights, groups = torch.randn(8, dtype=torch.float64, generator=seeded()), torch.zeros(8, dtype=torch.long)
+    value, error = log_mean_exp(log_weights, groups)
+    assert value == pytest.approx(log_mean_exp(log_weights)[0]) and error == math.inf
+    assert bootstrap_interval(log_weights, groups) is None
+
+
+def test_groups_are_summed_in_the_log():
+    log_weights = torch.tensor([1000.0, -math.inf, 1001.0, 999.0], dtype=torch.float64)
+    sums, sizes = sum_groups(log_weights, torch.tensor([7, 3, 7, 5]))
+    assert sums.tolist() == pytest.approx([-math.inf, 999.0, 1001 + math.log1p(math.exp(-1))])
+    assert sizes.tolist() == [1, 1, 2]

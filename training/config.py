@@ -1,0 +1,396 @@
+"""Settings of a training run: frozen dataclasses filled from YAML and ``key=value`` arguments.
+
+Settings of a training run: a frozen dataclass per script, filled from a YAML file and ``key=value`` arguments.
+
+The settings that every training script has: data, optimisation, machine, records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+
+from hf_ebm.data.loading import EMBEDDED_NAMES
+from hf_ebm.hub.download import check_repo_id, check_visibility, is_private, needs_login, with_owner
+from hf_ebm.hub.model_card import check_license, public_values
+from hf_ebm.training import METHODS
+from hf_ebm.utils.files import expand_home, whole_file
+from hf_ebm.utils.validation import did_you_mean
+
+SettingsT = TypeVar("SettingsT")
+CONFIGS = Path(__file__).parent / "configs"
+MAX_NAMED = 5  # settings of which one may be meant
+OF_THE_DIGITS = "_digits"  # how the name of each method's default config ends
+BOOL = "tag:yaml.org,2002:bool"
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML whose booleans are true and false alone, as in YAML 1.2: ``mixed_precision: no`` is the word."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name and place)
+        start: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+SettingsLoader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence[str]) -> SettingsT:
+    """Settings from ``[--config FILE] [key=value ...]``; later values win over the file's, the file's over defaults.
+
+    A dotted key reaches into a nested setting: ``models.unet.base_channels=32``.
+
+    Args:
+        cls: The dataclass.
+        default_config: The file that is read when no ``--config`` is given, see `shipped_configs`.
+        arguments: The command line without the script's name.
+
+    Raises:
+        ValueError: If a key is unknown (near names are listed), a value has the wrong type, or a file is missing or of
+            another method.
+    """
+    config, pairs, rest = default_config, [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--config":
+            if not rest:
+                raise ValueError("--config needs a file name after it.")
+            config = rest.pop(0)
+        elif argument.startswith("--config="):
+            config = argument.removeprefix("--config=")
+        elif "=" in argument:
+            pairs.append(argument.lstrip("-"))
+        else:
+            key, value = argument.lstrip("-").replace("-", "_"), rest[0] if rest else "VALUE"
+            known = key in [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+            hint = f"did you mean {key}={value}?" if known else "--help lists the keys."
+            raise ValueError(f"arguments must be --config FILE or key=value, got {argument!r}; {hint}")
+    values = read_yaml(find_config(config, default_config))
+    for pair in pairs:
+        key, text = pair.split("=", 1)
+        *parents, last = key.split(".")  # models.unet.base_channels=32 changes one entry of a nested setting
+        target = values
+        for parent in parents:
+            inner = target.get(parent)
+            target[parent] = dict(inner) if isinstance(inner, dict) else {}
+            target = target[parent]
+        try:
+            target[last] = text if text == "" else yaml.load(text, SettingsLoader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"setting {key!r} must be a YAML value, got {text!r}: {error}") from error
+    return make_settings(cls, values)
+
+
+def shipped_configs(default_config: str) -> list[Path]:
+    """The configs of a script, the ``<method>_<data>.yaml`` beside its default one, which is of the digits.
+
+    Args:
+        default_config: ``<method>_digits.yaml`` in ``training/configs``, or the path of such a file elsewhere.
+    """
+    default = CONFIGS / default_config
+    return sorted(default.parent.glob(f"{default.stem.removesuffix(OF_THE_DIGITS)}_*.yaml"))
+
+
+def find_config(config: str, default_config: str) -> Path:
+    """The file `config`, or the shipped one of that name (with or without ``.yaml``).
+
+    Raises:
+        ValueError: If there is no such file, or it is the shipped one of another method than `default_config` is of.
+    """
+    config = expand_home(config)
+    own, folder = shipped_configs(default_config), (CONFIGS / default_config).parent
+    names, shipped = ", ".join(path.name for path in own), []
+    if Path(config).parent in (Path("."), Path("training/configs")):  # any other folder is meant as it is written
+        shipped = [folder / Path(config).name, folder / f"{Path(config).name}.yaml"]
+    for path in (Path(config), *shipped):
+        if path.is_file():
+            break
+    else:
+        near = did_you_mean(Path(config).stem, [path.stem for path in own], f"the shipped ones are {names}.")
+        raise ValueError(f"--config {config} is not a file; {near}")
+    others = [method for method in METHODS if not Path(default_config).name.startswith(f"{method}_")]
+    for method in others if path.resolve().parent == CONFIGS.resolve() else ():
+        if path.name.startswith(f"{method}_"):
+            raise ValueError(
+                f"--config {config} is of the method {method}; start that method's script, or choose one of this "
+                f"script's: {names}."
+            )
+    return path
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, got {type(values).__name__}.")
+    return values
+
+
+def make_settings(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
+    """`cls` from a mapping, with every key known and every value of its field's type."""
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            named = [name for name in names if is_short_for(str(key), name)][:MAX_NAMED]
+            otherwise = f"did you mean {', '.join(named)}?" if named else "--help lists the keys."
+            hint = did_you_mean(str(key), names, otherwise)
+            raise ValueError(f"unknown setting {key!r}; {hint}")
+    return cls(**{key: convert(key, value, hints[key]) for key, value in values.items()})
+
+
+def is_short_for(key: str, name: str) -> bool:
+    """Whether `key` is part of a setting's name or of its words' initials, as lr is of ``energy_learning_rate``."""
+    return key in name or (len(key) > 1 and key in "".join(word[:1] for word in name.split("_")))
+
+
+def convert(key: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, numbers of YAML's odd forms (``1e-4`` is a string there) included."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is dict and isinstance(value, dict):
+            return dict(value)
+        if origin is tuple and isinstance(value, list | tuple):
+            inner = typing.get_args(option)[0]
+            return tuple(convert(key, item, inner) for item in value)
+        if origin is tuple and typing.get_args(option)[0] is str and isinstance(value, str):
+            return (value,)  # one name, as in trackers=wandb
+        if option is bool and isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if option is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if option is str and isinstance(value, str):
+            return value
+        if option is str and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+    form = " A list is written [1, 2]." if any(typing.get_origin(option) is tuple for option in options) else ""
+    raise ValueError(f"setting {key!r} must be {_readable(hint)}, got {value!r} ({type(value).__name__}).{form}")
+
+
+def _readable(hint: Any) -> str:
+    return str(hint.__name__ if isinstance(hint, type) else hint).replace("NoneType", "null")
+
+
+def describe_settings(cls: type[Any], config: str) -> str:
+    """Each setting with its default and the comment beside it in the source, one a line.
+
+    Where the shipped `config` says another value, that is told as well.
+    """
+    chosen = read_yaml(CONFIGS / config)
+    comments: dict[str, str] = {}
+    for part in reversed(cls.__mro__[:-1]):
+        for name, comment in re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", inspect.getsource(part), re.MULTILINE):
+            comments[name] = comment
+    lines = []
+    for item in dataclasses.fields(cls):
+        default = item.default if item.default is not dataclasses.MISSING else {}
+        default = list(default) if isinstance(default, tuple) else default  # as it is written on the command line
+        text = f"  {item.name} = {default!r}"
+        if item.name in chosen and chosen[item.name] != default:
+            text += f"; {Path(config).name}: {chosen[item.name]!r}"
+        lines.append(f"{text:<50} {comments[item.name]}" if item.name in comments else text)
+    return "\n".join(lines)
+
+
+def dump_settings(settings: Any, path: Path) -> None:
+    """Write all settings, defaults included, as YAML that ``--config`` reads back."""
+    values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(settings).items()}
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+logger = logging.getLogger(__name__)
+NOT_LEARNED_FROM = frozenset(
+    {
+        "output_dir", "overwrite_output_dir", "num_workers", "max_steps", "stretch_seconds", "loss_limit", "compile",
+        "channels_last", "cuda_graph", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
+        "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "push_every_checkpoint", "hub_model_id",
+        "hub_private", "license", "license_name",
+    }
+)  # fmt: skip  # settings that leave the training's course as it is
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run that do not depend on the method; each script's dataclass adds its own."""
+
+    output_dir: str = "outputs/run"
+    overwrite_output_dir: bool = False  # True: replace the run in output_dir; other files stay
+
+    # data
+    dataset: str = "digits"  # "digits", "25gaussians", "pinwheel", "swissroll", a Hub id, or a local folder
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    dataset_split: str = "train"
+    image_column: str | None = None  # None: the only image column
+    padding: int = 0  # black pixels on each side: 2 makes 28x28 images 32x32
+    horizontal_flip: bool = False
+    num_toy_samples: int = 100_000
+    num_workers: int = 0
+
+    # models
+    preset: str = "digits"  # hf_ebm.models.presets, or dual_mcmc_presets
+    models: dict[str, dict] = dataclasses.field(default_factory=dict)  # changes to it, by part: generator, energy, ...
+    latent_dim: int | None = None  # None: the preset's
+
+    # optimisation
+    max_steps: int = 2000
+    stretch_seconds: float | None = None  # a start ends after so much training, as a stretch; resume=latest goes on
+    batch_size: int = 64  # per process
+    gradient_accumulation_steps: int = 1  # for now only 1 is supported
+    energy_learning_rate: float = 1e-4
+    generator_learning_rate: float = 1e-4
+    final_learning_rate: float = 1e-5  # end of the cosine decay, also of a run that is extended
+    adam_betas: tuple[float, ...] = (0.0, 0.9)
+    max_grad_norm: float | None = None
+    ema_decay: float | None = 0.999  # of generator and energy; None: no EMA
+    loss_limit: float = 1e7  # a larger loss term stops the run
+
+    # machine
+    seed: int = 0
+    mixed_precision: str = "no"  # "no" (fp32), "bf16", or "fp16" on a GPU
+    compile: bool = False  # torch.compile the networks where the method allows it
+    channels_last: bool = False
+    cuda_graph: bool = False  # on one GPU, but for fp16: each step launched as a whole, up to 5 times as fast
+
+    # records
+    log_every: int = 10
+    sample_every: int = 500  # a grid in samples/; 0: never
+    num_grid_samples: int = 64
+    checkpoint_every: int = 500  # 0: at the end only
+    checkpoints_total_limit: int | None = 2
+    resume: str | None = None  # "latest" or a checkpoint folder
+    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"
+
+    # Hub; the token is that of `hf auth login` or HF_TOKEN, never a setting
+    push_to_hub: bool = False  # pipeline, card, pictures, metrics at the end of the last stretch, in one commit
+    push_every_checkpoint: bool = False  # to the branch "checkpoints"; other processes wait for it, 6 hours at most
+    hub_model_id: str | None = None  # "user/name"; None: the folder's name, in the account of the token
+    hub_private: bool | None = None  # of a new repository; None: as the account's default
+    license: str | None = None  # of the weights, on the model card: an id of the Hub such as "mit"; None: none stated
+    license_name: str | None = None  # of a licence that the Hub has no id for, with license=other
+
+    def __post_init__(self) -> None:
+        """Expand ``~`` in paths; raise a `ValueError` that names the setting, before any work."""
+        for name in ("output_dir", "dataset", "resume"):
+            if value := getattr(self, name):
+                object.__setattr__(self, name, expand_home(value))
+        if not self.dataset.strip():
+            raise ValueError(f"dataset must be the name of a data set or a folder, got {self.dataset!r}.")
+        if not self.output_dir.strip():
+            raise ValueError(f"output_dir must name a folder, got {self.output_dir!r}.")
+        self.check_at_least(1, "max_steps", "batch_size", "log_every")
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "gradient_accumulation_steps must be 1: a step updates several networks in turn, and accumulated "
+                f"gradients would train one of them against an outdated other; got {self.gradient_accumulation_steps}. "
+                "Use a larger batch_size, or more processes."
+            )
+        self.check_at_least(0, "padding", "num_workers", "sample_every", "checkpoint_every", "seed")
+        self.check_at_least(1, "num_grid_samples", "num_toy_samples")
+        self.check_positive("energy_learning_rate", "generator_learning_rate", "loss_limit")
+        self.check_not_negative("final_learning_rate")
+        if self.max_grad_norm is not None:
+            self.check_positive("max_grad_norm")
+        self.check_choice("mixed_precision", ("no", "bf16", "fp16"))
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
+        if self.padding and self.dataset in EMBEDDED_NAMES:
+            raise ValueError(f"padding must be 0 for the embedded data set {self.dataset!r}, got {self.padding}.")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be under 2**32, got {self.seed}.")
+        if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}.")
+        check_license("license", self.license, self.license_name)
+        if self.stretch_seconds is not None and not 0.0 < self.stretch_seconds < math.inf:
+            raise ValueError(f"stretch_seconds must be positive and finite, or null, got {self.stretch_seconds}.")
+        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
+            raise ValueError(f"checkpoints_total_limit must be >= 1 or null, got {self.checkpoints_total_limit}.")
+
+    @property
+    def repo_id(self) -> str:
+        """The repository it pushes to."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
+
+    def check_hub(self) -> None:
+        """Raise a `ValueError` if the run is to push and could not: no login, an impossible id, another visibility."""
+        if not (self.push_to_hub or self.push_every_checkpoint):
+            return
+        check_repo_id("hub_model_id", self.repo_id)
+        if get_token() is None:
+            raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN.")
+        api, found = HfApi(), None
+        try:
+            api.whoami(cache=True)
+            found = None if self.hub_private is None else is_private(api, with_owner(api, self.repo_id))
+        except HfHubHTTPError as error:
+            if error.response.status_code == 401:
+                raise ValueError(f"push_to_hub: no push is possible. {needs_login(error)}") from error
+        except httpx.TransportError:
+            logger.warning("push_to_hub: the Hub cannot be reached now; the push at the end would fail.")
+        check_visibility("hub_private", self.hub_private, found, self.repo_id)
+
+    def check_at_least(self, smallest: int, *names: str) -> None:
+        """Raise a `ValueError` if one of the settings `names` is below `smallest`."""
+        for name in names:
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be >= {smallest}, got {getattr(self, name)}.")
+
+    def check_positive(self, *names: str) -> None:
+        """Raise a `ValueError` if one of the settings `names` is not a positive, finite number."""
+        for name in names:
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+
+    def check_not_negative(self, *names: str) -> None:
+        """Raise a `ValueError` if one of the settings `names` is not a finite number >= 0."""
+        for name in names:
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}.")
+
+    def check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        """Raise a `ValueError` if the setting `name` is not among `allowed`."""
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+
+
+def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
+    """Settings that decide what is learned and were others before, as ``name value``; none where nothing is known.
+
+    They go on the card, so that of a path only its last part is told.
+
+    Args:
+        earlier: By name, from JSON.
+        settings: The present ones.
+    """
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
+    return [f"{name} {public_values(earlier[name])}" for name in names if earlier[name] != now[name]]

@@ -1,0 +1,703 @@
+"""A training run: its loop, averaged weights, records, sample grids, and the pipeline it ends as.
+
+Weights averaged over the training, put into the networks for a while.
+
+What a training loop needs besides its train step: endless batches, the guard on losses, metrics, sample grids.
+
+The run folder: it starts with the settings, fills with samples and checkpoints, and ends as a pipeline folder.
+
+A method as `hf_ebm.training.trainer` takes it: plain functions of a script, the order of updates in one of them.
+
+What the train steps of all methods share: an update, its learning rate, and how networks and step are launched.
+
+A run under way: the loop around a method's train step, and what it leaves behind.
+
+A training run from its settings to its pipeline folder: what is prepared, begun or resumed, finished and pushed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+    set_seed,
+)
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from hf_ebm.data.image_files import words_of
+from hf_ebm.data.loading import describe_change, load_training_data
+from hf_ebm.hub.model_card import write_card
+from hf_ebm.training.checkpointing import (
+    Course,
+    Position,
+    advance,
+    check_same_models,
+    check_same_states,
+    find_checkpoint,
+    go_on,
+    is_in,
+    read_state,
+    restore_random_states,
+    save_checkpoint,
+)
+from hf_ebm.training.config import RunSettings
+from hf_ebm.training.cuda_graph import GraphedStep, why_no_cuda_graph
+from hf_ebm.training.launch import FINISHING, Interruption, TrainingDivergedError, outlive_signals, stopping
+from hf_ebm.training.run_folder import (
+    check_output_dir,
+    check_run_folder,
+    check_writable,
+    finish_run,
+    is_finished,
+    log_samples,
+    only_run,
+    push_checkpoint,
+    push_run,
+    save_samples,
+    start_run,
+)
+from hf_ebm.utils.files import whole_file
+
+
+def make_emas(models: Sequence[nn.Module], decay: float, device: torch.device) -> list[EMAModel]:
+    """An average of each model's weights, on `device`."""
+    emas = [EMAModel(model.parameters(), decay=decay, foreach=True) for model in models]
+    for ema in emas:
+        ema.to(device)
+    return emas
+
+
+class averaged_weights:  # noqa: N801 (a context manager, read as a verb)
+    """Inside ``with``, the models hold their EMA's weights and what `calibrate` makes of them; afterwards their own."""
+
+    def __init__(
+        self, emas: Sequence[EMAModel], models: Sequence[nn.Module], calibrate: Callable[..., None] = lambda *_: None
+    ) -> None:
+        self.pairs, self.calibrate = list(zip(emas, models, strict=True)), calibrate
+
+    def __enter__(self) -> None:
+        self.buffers = [[buffer.clone() for buffer in model.buffers()] for _, model in self.pairs]
+        for ema, model in self.pairs:
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+        if self.pairs:
+            self.calibrate(*(model for _, model in self.pairs))
+
+    def __exit__(self, *_: Any) -> None:
+        for (ema, model), saved in zip(self.pairs, self.buffers, strict=True):
+            ema.restore(model.parameters())
+            for buffer, value in zip(model.buffers(), saved, strict=True):
+                buffer.copy_(value)
+
+
+TRACKERS = ("tensorboard", "wandb")
+UNSUPPORTED = {  # variables that `accelerate launch` sets, and what each asks for
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait so long for the first, which draws samples and uploads
+
+
+def check_launch_environment() -> None:
+    """Raise a `ValueError` if `accelerate launch` or the environment asks for what training does not support."""
+    for name, option in UNSUPPORTED.items():
+        if parse_flag_from_env(name):
+            raise ValueError(
+                f"{name} must not be set: training does not support {option}, which would split the networks that "
+                "the steps, their averages and checkpoints need whole. Start it with plain data parallelism: "
+                "accelerate launch --multi_gpu --num_processes N, or choose 'NO' in accelerate config."
+            )
+    number = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if number != "1":
+        raise ValueError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS must be 1 or unset, got {number!r}: gradient accumulation is not "
+            "supported for now. Use a larger batch_size, or more processes."
+        )
+
+
+def make_accelerator(mixed_precision: str, trackers: tuple[str, ...], output_dir: Path) -> Accelerator:
+    """An `Accelerator` whose data order can be resumed, with trackers that are there.
+
+    Raises:
+        ValueError: If a tracker is unknown or its package is not installed, the environment asks for FSDP, DeepSpeed,
+            Megatron-LM, a parallelism config or gradient accumulation, or the device cannot do the precision.
+    """
+    check_launch_environment()
+    for tracker in trackers:
+        if tracker not in TRACKERS:
+            raise ValueError(f"trackers must be among {TRACKERS}, got {tracker!r}.")
+        if importlib.util.find_spec(tracker) is None:
+            raise ValueError(f"trackers names {tracker!r}, which is not installed: pip install {tracker}.")
+    # newer torch calls the option forward_sync_buffers, which accelerate cannot pass on yet
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        # Buffers are batch norm's running statistics, which no loss uses, and singular vectors, the same everywhere;
+        # broadcasting them at each forward would change them between two forwards and their backward.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
+        ],
+    )
+    if mixed_precision != "no" and not accelerator.native_amp:  # accelerate would train in fp32 without a word
+        raise ValueError(
+            f"mixed_precision must be 'no' or 'bf16' on {accelerator.device.type!r}, got {mixed_precision!r}, which "
+            "needs a GPU."
+        )
+    return accelerator
+
+
+def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int, num_processes: int = 1) -> DataLoader:
+    """A shuffling loader of full batches, its order given by `seed` alone.
+
+    Args:
+        dataset: The samples.
+        batch_size: Samples per batch and process.
+        seed: Of the order.
+        num_workers: Processes that load samples.
+        num_processes: Processes that train, each on batches of its own.
+
+    Raises:
+        ValueError: If the data set has fewer samples than one batch for each process.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    if size < batch_size * num_processes:
+        of_all = f" in each of {num_processes} processes, {batch_size * num_processes} in all" * (num_processes > 1)
+        raise ValueError(f"batch_size must be at most the data set's {size} samples, got {batch_size}{of_all}.")
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=outlive_signals,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def endless_batches(loader: Any, position: Position) -> Iterator[Tensor]:
+    """Yield batches indefinitely from `position`, advancing it; a resumed run gets the same ones.
+
+    Raises:
+        ValueError: If the loader has no batch.
+    """
+    if len(loader) == 0:
+        raise ValueError(
+            "the data loader has no batch, so there is nothing to train on; use a smaller batch_size, fewer processes "
+            "or more data."
+        )
+    while True:
+        loader.set_epoch(position.epoch)
+        done = position.batch
+        for (batch,) in skip_first_batches(loader, done) if done else loader:
+            position.batch += 1
+            yield batch
+        position.epoch, position.batch = position.epoch + 1, 0
+
+
+def random_flip(x: Tensor) -> Tensor:
+    """Each image mirrored left-right with probability 1/2, shape (B, C, H, W)."""
+    flip = torch.rand(x.shape[0], device=x.device) < 0.5
+    return torch.where(flip[:, None, None, None], x.flip(-1), x)
+
+
+def check_terms(terms: dict[str, float], limit: float, limits: dict[str, float] | None = None) -> None:
+    """Stop the run if a loss term is not finite or larger than `limit`, or than its own of `limits`.
+
+    Raises:
+        TrainingDivergedError: It names the term and its value.
+    """
+    for name, value in terms.items():
+        allowed = (limits or {}).get(name, limit)
+        if not math.isfinite(value) or abs(value) > allowed:
+            what = "is not finite" if not math.isfinite(value) else f"passed its limit of {allowed:g}"
+            raise TrainingDivergedError(f"loss term {name!r} {what} (value {value})")
+
+
+def check_weights(models: Iterable[nn.Module]) -> None:
+    """Stop the run if a weight is not finite: an update of finite losses can have gradients that are not.
+
+    Raises:
+        TrainingDivergedError: It names the network and the weight.
+    """
+    for model in models:
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise TrainingDivergedError(f"after the step {name!r} of {type(model).__name__} is not finite")
+
+
+def gather_terms(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The terms' means over all processes as numbers: one small reduction and one transfer for all of them."""
+    stacked = torch.stack([term.detach().float() for term in terms.values()])
+    return dict(zip(terms, accelerator.reduce(stacked, reduction="mean").tolist(), strict=True))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: on `device` if it is a GPU, else in RAM (0 on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux; getrusage's figure starts at what the parent process held
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object per logged step; resuming cuts off what came after the checkpoint."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.path = path
+        kept = []
+        if resume_step and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # the line a killed run was writing
+                if record["step"] > resume_step:
+                    break
+                kept.append(line + "\n")
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The parts of a training script.
+
+    Attributes:
+        name: Shown on the progress bar; the card's template is ``<name>.md``.
+        make_model_settings: ``settings -> model settings``, which a checkpoint remembers.
+        build_models: ``model settings -> networks``; the first `num_averaged` get the EMA.
+        make_objects: ``(settings, accelerator, models, steps_per_epoch) -> (objects, learning-rate schedules)``; the
+            objects have ``models``, the prepared networks.
+        train_step: ``(x, step, objects, settings) -> terms``, all updates of one iteration.
+        make_pipeline: ``(networks, settings) -> pipeline`` around the networks that `build_models` returned. Their
+            forward passes keep the run's mixed precision, so pipelines compute in it; saved weights are float32.
+        shown_terms: Terms on the progress bar.
+        term_limits: Limits of single terms' size; ``loss_limit`` for the others.
+        when_diverged: Which settings to change after a run that diverged, in words.
+        num_averaged: How many of the networks get the EMA: generator and energy of our two methods.
+        step_kind: ``(step, settings) -> kind``; steps of one kind do the same work, see `hf_ebm.training.cuda_graph`.
+        calibrate: What averaged weights need beyond their values (statistics, singular values), ``models -> None``.
+        sample_shape: ``(networks, model settings) -> shape of one sample``, which the data are brought to.
+        save_samples: ``(pipeline, folder, step, settings) -> picture``, as `run_folder.save_samples`.
+        write_card: ``folder -> None``, the model card of the finished run; None: it gets none, and cannot be pushed.
+    """
+
+    name: str
+    make_model_settings: Callable[[Any], dict[str, Any]]
+    build_models: Callable[[dict[str, Any]], tuple[Any, ...]]
+    make_objects: Callable[..., tuple[Any, list[Any]]]
+    train_step: Callable[..., dict[str, Tensor]]
+    make_pipeline: Callable[[Any, Any], Any]
+    shown_terms: tuple[str, ...]
+    term_limits: Callable[[Any], dict[str, float]] = lambda settings: {}
+    when_diverged: str = "a smaller learning rate, or a stronger penalty on the energy"
+    num_averaged: int = 2
+    step_kind: Callable[[int, Any], Hashable] = lambda step, settings: None
+    calibrate: Callable[..., None] = lambda *models: None
+    sample_shape: Callable[..., tuple[int, ...]] = lambda models, model_settings: models[0].sample_shape
+    save_samples: Callable[..., Path] = save_samples
+    write_card: Callable[[Path], Any] | None = write_card
+
+
+def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
+    """Training mode and the memory format of `settings`."""
+    for model in models:
+        model.train()
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def make_train_step(method: Method, settings: RunSettings, objects: Any) -> Callable[..., dict[str, Tensor]]:
+    """The method's train step, launched as `settings` say; where it cannot be a graph, a note says why."""
+    if not settings.cuda_graph:
+        return method.train_step
+    accelerator: Accelerator = objects.accelerator
+    if why_not := why_no_cuda_graph(settings, accelerator):
+        accelerator.print(f"note: cuda_graph has no effect here: {why_not}.")
+        return method.train_step
+    return GraphedStep(method.train_step, method.step_kind, objects, accelerator.device)
+
+
+def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: Any, settings: RunSettings) -> None:
+    """One step of `optimizer` down `loss`."""
+    accelerator.backward(loss)
+    if settings.max_grad_norm is not None:
+        # accelerate's own clipping would unscale the gradients of the other optimizers as well
+        accelerator.unscale_gradients(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def cosine_schedule(optimizer: Any, settings: RunSettings) -> torch.optim.lr_scheduler.LRScheduler:
+    """From the optimizer's learning rate to ``final_learning_rate`` over ``max_steps``."""
+    lowest = min(settings.final_learning_rate, optimizer.defaults["lr"])
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.max_steps, eta_min=lowest)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run under way: its parts, where it is, and what it leaves behind.
+
+    Attributes:
+        method: Its functions.
+        settings: Of the method.
+        accelerator: Knows all that a checkpoint holds.
+        output_dir: The run's folder.
+        model_settings: What a checkpoint remembers of the networks.
+        models: The networks, not wrapped.
+        objects: The method's, with the wrapped ones.
+        schedules: Of the learning rates.
+        averaged: The networks of `models` that have an average.
+        emas: These averages.
+        loader: Of the training data, prepared.
+        course: How far it has come; `train` moves it.
+    """
+
+    method: Method
+    settings: Any
+    accelerator: Accelerator
+    output_dir: Path
+    model_settings: dict[str, Any]
+    models: Sequence[nn.Module]
+    objects: Any
+    schedules: Sequence[Any]
+    averaged: Sequence[nn.Module]
+    emas: Sequence[EMAModel]
+    loader: Any
+    course: Course
+
+    def __post_init__(self) -> None:
+        """The clock starts, and the records go on."""
+        self.started, self.start_step = time.perf_counter(), self.course.step
+        path = self.output_dir / "metrics.jsonl"
+        self.metrics = MetricsFile(path, self.course.step) if self.accelerator.is_main_process else None
+
+    @property
+    def seconds(self) -> float:
+        """Since this start."""
+        return time.perf_counter() - self.started
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all starts."""
+        return self.course.earlier_seconds + self.seconds
+
+    @property
+    def memory(self) -> int:
+        """The most bytes that a start has held."""
+        return max(self.course.earlier_memory, peak_memory(self.accelerator.device))
+
+    def averages(self) -> averaged_weights:
+        """Inside ``with``, the networks hold their averaged weights."""
+        return averaged_weights(self.emas, self.averaged, self.method.calibrate)
+
+    def training_mode(self) -> None:
+        """After a pipeline has used the networks."""
+        for model in self.models:
+            model.train()
+
+    def next_batch(self, batches: Iterator[Tensor]) -> Tensor:
+        """The next batch as the settings say, shape (B, ...).
+
+        Raises:
+            ValueError: If a sample cannot be read; a checkpoint keeps what this start has learned.
+        """
+        try:
+            x = next(batches)
+        except ValueError as error:
+            # with several processes the others wait for this one, so that no checkpoint can be written
+            if self.accelerator.num_processes > 1 or self.course.step == self.start_step:
+                raise
+            self.checkpoint()
+            raise ValueError(
+                f"{words_of(error)} What {self.course.step} steps learned is in a checkpoint: repair the file, and go "
+                "on with resume=latest."
+            ) from error
+        if self.settings.horizontal_flip:
+            x = random_flip(x)
+        return x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x
+
+    def log(self, terms: dict[str, float]) -> None:
+        """One line of ``metrics.jsonl``, and the trackers' entry."""
+        if self.metrics is None:
+            return
+        course = self.course
+        record = {
+            **terms,
+            "learning_rate": float(self.schedules[0].get_last_lr()[0]),
+            "steps_per_second": (course.step - self.start_step) / self.seconds,
+            "epoch": course.position.epoch,
+        }
+        self.metrics.write(course.step, record)
+        self.accelerator.log(record, step=course.step)
+
+    def show_samples(self) -> None:
+        """A picture of samples of the averaged weights, in the run's folder and the trackers; of the main process."""
+        step = self.course.step
+        with self.averages():
+            pipeline = self.method.make_pipeline(self.models, self.settings)
+            picture = self.method.save_samples(pipeline, self.output_dir / "samples", step, self.settings)
+        log_samples(self.accelerator, picture, step)
+        self.training_mode()
+
+    def checkpoint(self) -> None:
+        """A checkpoint of the present step, and its push if the settings ask for it; called by all processes.
+
+        Raises:
+            TrainingDivergedError: If a weight is not finite.
+        """
+        check_weights(self.models)  # before the good checkpoints make room for this one
+        settings, course = self.settings, self.course
+        facts = {
+            "position": dataclasses.asdict(course.position),
+            "num_processes": self.accelerator.num_processes,
+            "method": self.method.name,
+            "models": self.model_settings,
+            "settings": dataclasses.asdict(settings),
+            "changes": course.changes,
+            "seconds": self.total_seconds,
+            "peak_memory_bytes": self.memory,
+        }
+        folder = self.output_dir / "checkpoints"
+        save_checkpoint(self.accelerator, folder, course.step, facts, settings.checkpoints_total_limit)
+        if settings.push_every_checkpoint and self.accelerator.is_main_process:
+            with self.averages():
+                push_checkpoint(
+                    self.method.make_pipeline(self.models, settings), settings, self.output_dir, course.step
+                )
+            self.training_mode()
+
+    def finish(self) -> None:
+        """The last checkpoint, if it is not there yet, and the pipeline; called by all processes."""
+        settings, step = self.settings, self.course.step
+        if not settings.checkpoint_every or step % settings.checkpoint_every:
+            self.checkpoint()
+        with self.averages():
+            if self.accelerator.is_main_process:
+                finish_run(
+                    self.method.make_pipeline(self.models, settings),
+                    settings,
+                    self.output_dir,
+                    step=step,
+                    seconds=self.total_seconds,
+                    memory=self.memory,
+                    num_images=len(self.loader.dataset),
+                    num_processes=self.accelerator.num_processes,
+                    changes=self.course.changes,
+                    save_samples=self.method.save_samples,
+                    write_card=self.method.write_card,
+                )
+
+
+def train(run: Run, interruption: Interruption) -> None:
+    """Iterate up to ``max_steps``, or the end of the stretch.
+
+    Raises:
+        KeyboardInterrupt: After a checkpoint, if somebody asked the run to stop.
+        TrainingDivergedError: If a term of the losses is not finite or passes its limit.
+    """
+    method, settings, accelerator, course = run.method, run.settings, run.accelerator, run.course
+    batches = endless_batches(run.loader, course.position)
+    limits = method.term_limits(settings)
+    train_step = make_train_step(method, settings, run.objects)
+    progress = tqdm(
+        total=settings.max_steps,
+        initial=course.step,
+        disable=not accelerator.is_main_process,
+        desc=method.name,
+        unit="step",
+    )
+    with progress:
+        while course.step < settings.max_steps:
+            x = run.next_batch(batches)
+            losses = train_step(x, course.step, run.objects, settings)
+            spent, asked = torch.tensor([run.seconds, float(interruption.asked)], device=accelerator.device)
+            terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
+            # the same on all processes, so that they stop at one step
+            stretch_seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
+            check_terms(terms, settings.loss_limit, limits)
+            for schedule in run.schedules:
+                advance(schedule)
+            for ema, model in zip(run.emas, run.averaged, strict=True):
+                ema.step(model.parameters())
+            course.step += 1
+            progress.update(1)
+
+            if course.step % settings.log_every == 0 or course.step == settings.max_steps:
+                progress.set_postfix({name: f"{terms[name]:.3g}" for name in method.shown_terms})
+                run.log(terms)
+            if settings.sample_every and course.step % settings.sample_every == 0 and accelerator.is_main_process:
+                run.show_samples()
+            if interrupted or (settings.checkpoint_every and course.step % settings.checkpoint_every == 0):
+                run.checkpoint()
+            if interrupted:
+                raise KeyboardInterrupt
+            if settings.stretch_seconds is not None and stretch_seconds >= settings.stretch_seconds:
+                break
+
+
+def run_training(method: Method, settings: Any) -> Path:
+    """Train, and return the run folder, which is a pipeline folder then.
+
+    Raises:
+        ValueError: If a setting, the data or a checkpoint cannot be used; nothing was trained.
+        TrainingDivergedError: If a loss or a weight is not finite, or a loss explodes.
+    """
+    settings.check_hub()
+    if method.write_card is None and (settings.push_to_hub or settings.push_every_checkpoint):
+        raise ValueError(f"push_to_hub must be false: a {method.name} run has no model card and stays local.")
+    output_dir = Path(settings.output_dir)
+    check_output_dir(output_dir)
+    accelerator = make_accelerator(settings.mixed_precision, settings.trackers, output_dir)
+    with only_run(output_dir) if accelerator.is_main_process else nullcontext():
+        return _run(method, settings, accelerator, output_dir)
+
+
+def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Path) -> Path:
+    """See `run_training`."""
+    model_settings = method.make_model_settings(settings)
+    checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
+    set_seed(settings.seed)
+    models = method.build_models(model_settings)
+    for model in models:
+        if hasattr(model.config, "padding"):  # an energy of images, whose image processor shall pad as well
+            model.config.padding = settings.padding
+    if checkpoint is not None and has_nothing_to_do(checkpoint, method, model_settings, settings, output_dir):
+        accelerator.print(
+            f"{output_dir} is finished: {checkpoint.name} is its last checkpoint and max_steps is "
+            f"{settings.max_steps}; nothing was changed."
+        )
+        if settings.push_to_hub and accelerator.is_main_process:
+            push_run(settings, output_dir)
+        return output_dir
+    check_writable(output_dir)
+    loader = open_data(settings, method.sample_shape(models, model_settings), accelerator)
+
+    prepare_models(models, settings)
+    objects, schedules = method.make_objects(settings, accelerator, models, len(loader))
+    averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
+    emas = make_emas(averaged, settings.ema_decay, accelerator.device)
+    accelerator.register_for_checkpointing(*schedules, *emas)
+    check_run_folder(settings, output_dir, checkpoint)
+    # loaded before anything in the folder is removed
+    course = Course() if checkpoint is None else go_on(checkpoint, accelerator, settings, schedules, emas)
+    start_run(accelerator, settings, output_dir, checkpoint)  # now that every setting has been used once
+    set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
+    if checkpoint is not None:
+        restore_random_states(checkpoint, accelerator, settings)
+    run = Run(
+        method=method,
+        settings=settings,
+        accelerator=accelerator,
+        output_dir=output_dir,
+        model_settings=model_settings,
+        models=models,
+        objects=objects,
+        schedules=schedules,
+        averaged=averaged,
+        emas=emas,
+        loader=loader,
+        course=course,
+    )
+    say = functools.partial(tqdm.write, file=sys.stderr) if accelerator.is_main_process else lambda _: None
+    with stopping(output_dir / "checkpoints", lambda: course.step, say, method.when_diverged) as interruption:
+        train(run, interruption)
+        interruption.answer = FINISHING
+        run.finish()
+    card = "" if method.write_card is None else ", README.md (the model card)"
+    accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl{card}")
+    if course.step < settings.max_steps:
+        accelerator.print(f"the stretch ended at step {course.step} of {settings.max_steps}; go on with resume=latest")
+    accelerator.end_training()
+    if settings.push_to_hub and accelerator.is_main_process and course.step >= settings.max_steps:
+        if interruption.asked:
+            raise KeyboardInterrupt(f"stopped by the user before the push; hf-ebm push --model {output_dir} pushes it.")
+        push_run(settings, output_dir)
+    return output_dir
+
+
+def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Accelerator) -> Any:
+    """The prepared loader of the training data; a note says if they are brought to another shape."""
+    dataset = load_training_data(
+        settings.dataset,
+        sample_shape,
+        split=settings.dataset_split,
+        config_name=settings.dataset_config,
+        revision=settings.dataset_revision,
+        image_column=settings.image_column,
+        padding=settings.padding,
+        num_samples=settings.num_toy_samples,
+        seed=settings.seed,
+    )
+    if change := describe_change(dataset, sample_shape, settings.padding):
+        accelerator.print(f"note: {change}. The models take what their settings say (preset, models, padding).")
+    loader = make_loader(
+        dataset, settings.batch_size, settings.seed, settings.num_workers, num_processes=accelerator.num_processes
+    )
+    return accelerator.prepare_data_loader(loader)
+
+
+def has_nothing_to_do(
+    checkpoint: Path, method: Method, model_settings: dict[str, Any], settings: RunSettings, output_dir: Path
+) -> bool:
+    """Whether a checkpoint is the last of a run that is finished.
+
+    Raises:
+        ValueError: If it is of another method or of other networks, has more steps than ``max_steps``, or lacks a
+            state that the settings need.
+    """
+    check_same_models(checkpoint, model_settings, method.name)
+    check_same_states(checkpoint, settings)
+    done = read_state(checkpoint)["step"]
+    is_own = is_in(checkpoint, output_dir / "checkpoints")
+    with_card = method.write_card is not None
+    if is_own and done >= settings.max_steps and is_finished(output_dir, done, with_card):
+        return True
+    if done > settings.max_steps:
+        raise ValueError(f"max_steps must be at least {done}, the steps of {checkpoint}, got {settings.max_steps}.")
+    return False
