@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option
-from hf_ebm.data.padding import find_padding
-from hf_ebm.evaluation.bulk_scoring import SCORE_NAMES
+from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_device_option
 from hf_ebm.pipelines.loading import model_folder
 from hf_ebm.utils.files import check_writable, path_text
 
@@ -21,11 +19,11 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "calibrate",
-        help="find on held-out images from which score on an image is called odd",
-        description="Fits statistics and thresholds of all scores that the model allows, and writes them into the run "
-        "folder as calibration.json, which score, the demo and the model card read. Scores with fitted statistics "
-        "(multiscale, typicality, complexity, combined) fit them on a random half of the images and calibrate on the "
-        "other half.",
+        help="fit OOD thresholds on held-out images",
+        description="Fit the statistics and thresholds of all scores that the model allows, and write them into\n"
+        "the run folder as calibration.json, which score, the demo and the model card read. Scores with\n"
+        "fitted statistics (multiscale, typicality, complexity, combined) fit them on a random half of\n"
+        "the images and calibrate on the other half.",
         epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
     )
     add_comparison_options(parser, hub=False)
@@ -76,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
 
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data.loading import DatasetName, describe_change, describe_preparation, draw_rows, load_named
+    from hf_ebm.data.padding import find_padding
     from hf_ebm.data.splits import share_rows, split_sizes
     from hf_ebm.hub.model_card import refresh_card
     from hf_ebm.scoring.calibration import FILE_NAME

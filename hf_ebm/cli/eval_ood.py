@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
-from hf_ebm.data.padding import find_padding
-from hf_ebm.evaluation.bulk_scoring import SCORE_NAMES
+from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_device_option, output_folder
 from hf_ebm.utils.files import check_writable, expand_home, path_text, whole_file
 
 ODD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
@@ -18,7 +16,8 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "eval-ood",
-        help="how well a model's scores find odd images, beside simple baselines",
+        help="evaluate out-of-distribution detection against simple baselines",
+        description="Evaluate how well a model's scores detect out-of-distribution images, next to simple baselines.",
         epilog="example: hf-ebm eval-ood --model outputs/ddaebm-digits --id digits --ood noise,inverted,mixed",
     )
     add_comparison_options(parser)
@@ -63,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
     """Print a table of each of ``--metrics``; write ``ood.json`` with all and the protocol, and two pictures."""
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data.loading import DatasetName, describe_preparation
+    from hf_ebm.data.padding import find_padding
     from hf_ebm.evaluation import ood as evaluation
     from hf_ebm.evaluation.ood import METRICS
     from hf_ebm.evaluation.plots import plot_roc, plot_score_histograms

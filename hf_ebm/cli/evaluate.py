@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
-from hf_ebm.data.padding import find_padding
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
 from hf_ebm.utils.validation import counted
@@ -18,7 +17,8 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "evaluate",
-        help="compare a model's samples with held-out images, and its reconstructions with their images",
+        help="evaluate samples and reconstructions against held-out images",
+        description="Compare a model's samples with held-out images, and its reconstructions with their originals.",
         epilog="example: hf-ebm evaluate --model outputs/ddaebm-digits --dataset digits --output outputs/ddaebm-digits",
     )
     add_comparison_options(parser)
@@ -62,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
     Progress goes to stderr.
     """
     from hf_ebm.data.loading import DatasetName, load_named
+    from hf_ebm.data.padding import find_padding
     from hf_ebm.evaluation.feature_extractors import default_cache_folder, load_extractor
     from hf_ebm.evaluation.samples import evaluate_samples
     from hf_ebm.utils.logging import passing_bar

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+URL_SCHEMES = ("http://", "https://")
+
 
 def check_picture(path: Path) -> None:
     """Raise a `ValueError` if `path` is no name of a picture that can be written."""
@@ -20,10 +22,8 @@ def check_images(images: Sequence[str]) -> None:
 
     URLs are asked for later.
     """
-    from hf_ebm.data.image_files import is_url
-
     for image in images:
-        if is_url(image):
+        if image.startswith(URL_SCHEMES):
             continue
         if Path(image).is_dir():
             raise ValueError(

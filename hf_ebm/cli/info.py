@@ -24,6 +24,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
         help="describe a model: method, components, sizes, sampler, calibration, training",
+        description="Describe a model: method, components, sizes, sampler, calibration, training.",
         epilog="example: hf-ebm info --model outputs/ddaebm-digits",
     )
     add_model_option(parser)

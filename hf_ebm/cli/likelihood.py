@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from hf_ebm.cli.options import add_comparison_options, add_device_option
-from hf_ebm.data.padding import find_padding
 from hf_ebm.pipelines.loading import load_pipeline
 from hf_ebm.utils.files import path_text
 
@@ -19,7 +18,9 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "likelihood",
-        help="bracket log Z of a model's energy; held-out data in nats and bits per dimension",
+        help="bracket log Z; held-out likelihood in nats and bits per dimension",
+        description="Bracket log Z of a model's energy, and with it the log-likelihood of held-out data, in nats\n"
+        "and bits per dimension.",
         epilog="example: hf-ebm likelihood --model outputs/ddaebm-digits --dataset digits --num-chains 64 --json",
     )
     add_comparison_options(parser)
@@ -58,6 +59,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the bracket, the gap and the likelihood of held-out data; progress goes to stderr."""
     from hf_ebm.data.loading import DatasetName
+    from hf_ebm.data.padding import find_padding
     from hf_ebm.data.toy import TOY_NAMES
     from hf_ebm.hub.model_card import public_name
     from hf_ebm.likelihood.evaluate import check_has_chain, measure_chain_likelihood, measure_likelihood

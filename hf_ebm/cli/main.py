@@ -1,14 +1,20 @@
-"""``hf-ebm``: train, sample, score and describe from a shell. Heavy imports wait until a command needs them."""
+"""The command line ``hf-ebm``: one subcommand per module of `COMMANDS`.
+
+A `ValueError` of this package, an `OSError` or an `ImportError` ends a command with one line and the exit code of
+`hf_ebm.utils.logging`; any other exception is a bug and shows its traceback. ``--debug`` shows it for all of them.
+Heavy libraries are imported when a command runs, so that ``--help`` is fast.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import os
 import sys
-import textwrap
+import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import hf_ebm
 from hf_ebm.utils.files import WriteError
@@ -16,7 +22,7 @@ from hf_ebm.utils.logging import CALLERS_MISTAKE, INTERRUPTED, exit_code
 from hf_ebm.utils.software import how_to_install
 from hf_ebm.utils.validation import did_you_mean
 
-COMMANDS = {  # command -> module with its ``add_parser`` and ``run``
+COMMANDS = {  # name -> module with `add_parser` and `run`
     "train": "hf_ebm.cli.train",
     "sample": "hf_ebm.cli.sample",
     "reconstruct": "hf_ebm.cli.reconstruct",
@@ -32,78 +38,38 @@ COMMANDS = {  # command -> module with its ``add_parser`` and ``run``
 }
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """argparse's, but for lines that end inside a name or a path that has a hyphen: what is printed can be copied."""
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser with that help, of `hf-ebm` and of each of its commands, that takes options by their whole names."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
-        self.given: Sequence[str] = ()
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; what was given is kept, for `error`."""
-        self.given = list(args or ())
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        """End the program; where an option is missing because its name is misspelt, that is what it says."""
-        options = list(self._option_string_actions)
-        names = [text.partition("=")[0] for text in self.given if text.startswith("--")]
-        strange = [name for name in names if name not in options]
-        if message.startswith("the following arguments are required") and strange:
-            message = f"there is no option {strange[0]}; {did_you_mean(strange[0], options, message)}"
-        super().error(message)
-
-
 def make_parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
-    parser = CommandParser(
+    """Build the parser of ``hf-ebm`` with the subparsers of all commands."""
+    parser_class: Any = functools.partial(  # mypy wants a class
+        argparse.ArgumentParser,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # examples are printed as written
+        allow_abbrev=False,
+    )
+    parser = parser_class(
         prog="hf-ebm",
         description="Energy-based generative models: train, sample, score, evaluate, push.",
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
     parser.add_argument("--version", action="version", version=f"hf-ebm {hf_ebm.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of every error; goes before the command"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=parser_class)
     for module in COMMANDS.values():
         importlib.import_module(module).add_parser(commands)
-    for listed in commands._get_subactions():
-        of_command = commands.choices[listed.dest]
-        if of_command.description is None and listed.help:
-            of_command.description = f"{listed.help[0].upper()}{listed.help[1:]}."
     return parser
 
 
 def check_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """End the program with the near names of an unknown command; argparse says them from Python 3.14 on."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        near = did_you_mean(arguments[0], COMMANDS, f"choose from {', '.join(COMMANDS)}.")
-        parser.error(f"there is no command {arguments[0]!r}; {near}")
+    """Exit with suggestions if the command is unknown; argparse suggests names only from Python 3.14 on."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        near = did_you_mean(command, COMMANDS, f"choose from {', '.join(COMMANDS)}.")
+        parser.error(f"there is no command {command!r}; {near}")
 
 
-def refuse_unknown(parser: argparse.ArgumentParser, command: str | None, unknown: Sequence[str]) -> None:
-    """End the program with the near names of the first option that a command does not know, and its own usage."""
-    if command is None:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    (commands,) = parser._subparsers._group_actions  # type: ignore[union-attr]
-    of_command: argparse.ArgumentParser = commands.choices[command]  # type: ignore[index]
-    name = unknown[0].partition("=")[0]
-    if not name.startswith("-"):
-        of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
-    near = did_you_mean(name, list(of_command._option_string_actions), f"see hf-ebm {command} --help.")
-    of_command.error(f"there is no option {name}; {near}")
-
-
-def cannot_print() -> bool:
-    """Whether the standard output takes no more; Python then drops what waits, and does not fail again at its end."""
+def output_is_closed() -> bool:
+    """Whether stdout accepts no more output; it is then replaced, or Python would fail again when it exits."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -112,17 +78,18 @@ def cannot_print() -> bool:
     return False
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; what can be foreseen ends it with one line, anything else with Python's traceback.
+def is_bug(error: Exception) -> bool:
+    """Whether a library raised `error` as a `ValueError`: those meant for the user are raised in this package."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and not frame.f_globals["__name__"].startswith("hf_ebm.")
 
-    Without a command it shows them all.
-    """
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command, or without one print the help."""
     parser = make_parser()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     check_command(parser, arguments)
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        refuse_unknown(parser, options.command, unknown)
+    options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help(sys.stderr)
         raise SystemExit(CALLERS_MISTAKE)
@@ -130,14 +97,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(options)
         sys.stdout.flush()
     except (ValueError, OSError, ImportError) as error:
-        if cannot_print():
-            if isinstance(error, BrokenPipeError):  # `| head` has read enough
-                return
-            error = WriteError("the standard output", error) if isinstance(error, OSError) else error
+        closed = output_is_closed()
+        if closed and isinstance(error, BrokenPipeError):  # the reader, such as `| head`, has finished
+            return
+        if options.debug or is_bug(error):
+            raise
+        error = WriteError("the standard output", error) if closed and isinstance(error, OSError) else error
         missing = f"; {how_to_install('train,eval')}" if isinstance(error, ModuleNotFoundError) else ""
         print(f"hf-ebm: error: {error}{missing}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from error
     except KeyboardInterrupt as error:
+        if options.debug:
+            raise
         print("hf-ebm: stopped by the user.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from error
 

@@ -6,10 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
-from hf_ebm.data.padding import add_padding_option
 from hf_ebm.utils.files import path_option, path_text
 from hf_ebm.utils.validation import MAX_NUMPY_SEED, MAX_SEED, check_seed
 
+SCORE_NAMES = ("energy", "gradient_norm", "multiscale", "typicality", "complexity", "reconstruction", "combined")
 CARD_REFRESHED = "wrote {}/README.md (the model card) anew"
 
 
@@ -41,6 +41,13 @@ def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int =
             raise argparse.ArgumentTypeError(str(error)) from error
 
     parser.add_argument("--seed", type=seed, default=0, help=f"of {seeded} (default: %(default)s)")
+
+
+def add_padding_option(parser: argparse.ArgumentParser) -> None:
+    """``--padding``, which `hf_ebm.data.padding.find_padding` reads."""
+    parser.add_argument(
+        "--padding", type=int, help="black pixels on each side of images; default: as in training, else 0"
+    )
 
 
 def output_folder(text: str) -> Path:

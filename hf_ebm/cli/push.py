@@ -12,9 +12,10 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "push",
-        help="push a run folder to the Hub, with its card, in one commit",
-        epilog="example: hf-ebm push --model outputs/ddaebm-digits --repo-id user/ddaebm-digits; the token is that of "
-        "`hf auth login` or HF_TOKEN",
+        help="push a run folder with its model card to the Hub",
+        description="Push a run folder with its model card to the Hub, in one commit.",
+        epilog="example: hf-ebm push --model outputs/ddaebm-digits --repo-id user/ddaebm-digits\n"
+        "The token is that of `hf auth login` or HF_TOKEN.",
     )
     parser.add_argument("--model", required=True, type=path_text, help="a run folder")
     parser.add_argument("--repo-id", required=True, help="user/name; made if it is not there")

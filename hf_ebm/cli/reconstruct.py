@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.cli.images import check_images, check_picture, open_named_picture
-from hf_ebm.cli.options import add_device_option, add_seed_option
-from hf_ebm.data.padding import add_padding_option, find_padding
+from hf_ebm.cli.options import add_device_option, add_padding_option, add_seed_option
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
 
@@ -20,7 +19,8 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "reconstruct",
-        help="infer images' latents, revise them, and generate from them again",
+        help="reconstruct images from their inferred and revised latents",
+        description="Infer the latents of images, revise them by Langevin steps, and decode them.",
         epilog="example: hf-ebm reconstruct --model outputs/dual-mcmc-digits digit.png --output again.png",
     )
     parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id of Dual-MCMC Teaching")
@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from hf_ebm.data.loading import image_transform
+    from hf_ebm.data.padding import find_padding
     from hf_ebm.evaluation.plots import save_grid
     from hf_ebm.evaluation.sample_metrics import reconstruction_metrics
     from hf_ebm.utils.files import finite_or_none, to_json

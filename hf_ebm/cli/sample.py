@@ -17,7 +17,8 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "sample",
-        help="draw images into one picture",
+        help="generate samples and save them as a grid",
+        description="Generate samples and save them as one grid.",
         epilog="example: hf-ebm sample --model outputs/ddaebm-digits --num-images 64 --output samples.png",
     )
     add_model_option(parser)

@@ -23,6 +23,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="start `accelerate launch` on a training script",
+        description="Start `accelerate launch` on the training script of a method.",
         epilog="example: hf-ebm train ddaebm --config ddaebm_digits.yaml max_steps=100",
     )
     parser.add_argument("method", type=known_method, choices=METHODS, help="whose script is started")

@@ -13,6 +13,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="try a model in the browser",
+        description="Serve a page to try a model in the browser.",
         epilog="example: hf-ebm demo --model outputs/ddaebm-digits",
     )
     parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id")

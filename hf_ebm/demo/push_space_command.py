@@ -10,9 +10,10 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "push-space",
-        help="make a Space, a page on the Hub where a pushed model can be tried",
-        epilog="example: hf-ebm push-space --model user/model --space user/model-demo; the token is that of "
-        "`hf auth login` or HF_TOKEN",
+        help="create a Space, a page on the Hub where a model can be tried",
+        description="Create or update a Space, a page on the Hub where a pushed model can be tried.",
+        epilog="example: hf-ebm push-space --model user/model --space user/model-demo\n"
+        "The token is that of `hf auth login` or HF_TOKEN.",
     )
     parser.add_argument("--model", required=True, help="the Hub id of a pushed model")
     parser.add_argument("--space", required=True, help="the Hub id of the Space, made if it is not there")

@@ -22,10 +22,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def to_json(record: Any, indent: int | None = None) -> str:
@@ -126,6 +126,8 @@ def check_writable(argument: str, path: Path, is_folder: bool = False) -> None:
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors: their names, types, shapes and values, whatever their order and device."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -100,7 +100,7 @@ def test_the_model_is_moved_to_the_device_if_it_is_here(folder, arguments, tmp_p
     from diffusers import DiffusionPipeline
 
     def move(pipeline, device):
-        raise ValueError(f"moved to {device}")
+        raise OSError(f"moved to {device}")
 
     picture = tmp_path / "a.png"
     PIL.Image.new("L", (8, 8)).save(picture)
@@ -116,6 +116,32 @@ def test_the_model_is_moved_to_the_device_if_it_is_here(folder, arguments, tmp_p
         with pytest.raises(SystemExit) as end:
             main([*arguments, "--device", device])
         assert end.value.code == 2 and re.search(message, capsys.readouterr().err.splitlines()[-1])
+
+
+def run_with(monkeypatch, error, *arguments):
+    """`hf-ebm sample` whose loading ends with what `error`, code, raises."""
+    scope = {"__name__": "hf_ebm.somewhere" if error.startswith("our") else "library"}
+    exec(f"def load(*_): raise {error.removeprefix('our ')}", scope)
+    monkeypatch.setattr("hf_ebm.cli.sample.load_image_generator", scope["load"])
+    main([*arguments, "sample", "--model", "m"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("our ValueError('no')", 2), ("OSError('no')", 2), ("ConnectionError('no')", 1), ("ImportError('no')", 1)],
+)
+def test_debug_shows_the_traceback_of_an_error_that_is_otherwise_one_line(monkeypatch, capsys, error, code):
+    with pytest.raises(SystemExit) as end:
+        run_with(monkeypatch, error)
+    assert end.value.code == code and capsys.readouterr().err == "hf-ebm: error: no\n"
+    with pytest.raises((ValueError, OSError, ImportError), match=r"^no$"):
+        run_with(monkeypatch, error, "--debug")
+
+
+@pytest.mark.parametrize("error", ["TypeError('no')", "our AttributeError('no')", "ValueError('no')"])
+def test_a_bug_shows_its_traceback(monkeypatch, error):
+    with pytest.raises((TypeError, AttributeError, ValueError), match=r"^no$"):
+        run_with(monkeypatch, error)
 
 
 def test_ctrl_c_ends_a_command_with_one_line(folder, capsys, monkeypatch):

@@ -14,17 +14,11 @@ from hf_ebm.cli.main import COMMANDS, main, make_parser
     [
         (["trian", "--help"], 2, "there is no command 'trian'; did you mean train?"),
         (["zzz"], 2, "there is no command 'zzz'; choose from train, sample"),
-        (
-            ["sample", "--model", "x", "--num-imagse", "4"],
-            2,
-            "hf-ebm sample: error: there is no option --num-imagse",
-        ),
-        (["evaluate", "--model", "x", "--dataset", "digits", "--sede=3"], 2, "no option --sede; did you mean --seed"),
-        (["sample", "--model", "x", "--num-image", "3"], 2, "no option --num-image; did you mean --num-images"),
-        (["score", "--modle", "x", "y.png"], 2, "score: error: there is no option --modle; did you mean --model?"),
+        (["--debug", "zzz"], 2, "there is no command 'zzz'"),
+        (["sample", "--model", "x", "--num-imagse", "4"], 2, "unrecognized arguments: --num-imagse 4"),
+        (["sample", "--model", "x", "--num-image", "3"], 2, "unrecognized arguments: --num-image 3"),
         (["score", "y.png"], 2, "score: error: the following arguments are required: --model"),
-        (["info", "--model", "x", "--zzz"], 2, "hf-ebm info: error: there is no option --zzz; see hf-ebm info --help"),
-        (["info", "--model", "x", "y"], 2, "hf-ebm info: error: unrecognized arguments: y"),
+        (["info", "--model", "x", "y"], 2, "hf-ebm: error: unrecognized arguments: y"),
         (
             ["train", "ddebm"],
             2,
@@ -42,8 +36,7 @@ def test_commands_that_are_not_there_and_the_version(capsys, arguments, code, sa
 
 
 def test_the_known_commands_are_the_parsers():
-    for command in COMMANDS:
-        name = command.__name__.rpartition(".")[-1].replace("_", "-")
+    for name in COMMANDS:
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
 
@@ -57,9 +50,8 @@ def test_without_a_command_all_are_shown(capsys):
         assert name in printed.err
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rsplit(".", 1)[1])
-def test_every_help_shows_an_example_that_parses(command, capsys):
-    name = command.__name__.rsplit(".", 1)[1].replace("_", "-")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_shows_an_example_that_parses(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -74,17 +66,16 @@ def test_every_help_shows_an_example_that_parses(command, capsys):
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "90"])
-def test_no_line_ends_inside_a_name(columns, monkeypatch):
+def test_no_line_of_an_example_is_wrapped(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     parser = make_parser()
     for each in (parser, *parser._subparsers._group_actions[0].choices.values()):
-        shown = each.format_help().split()
-        assert set(each.epilog.split()) <= set(shown), each.prog
+        assert each.epilog in each.format_help(), each.prog
 
 
 def test_help_shows_what_every_option_is_its_choices_and_its_default(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    from hf_ebm.evaluation.bulk_scoring import SCORE_NAMES
+    from hf_ebm.cli.options import SCORE_NAMES
 
     for name, parser in make_parser()._subparsers._group_actions[0].choices.items():
         for action in parser._actions:
@@ -99,7 +90,7 @@ def test_help_shows_what_every_option_is_its_choices_and_its_default(monkeypatch
 def test_choices_of_the_commands_are_those_of_the_code():
     """The commands do not import the code, so that help is quick."""
     from hf_ebm.cli import eval_ood, likelihood
-    from hf_ebm.evaluation.bulk_scoring import SCORE_NAMES
+    from hf_ebm.cli.options import SCORE_NAMES
     from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
     from hf_ebm.likelihood import log_partition as model_log_z
     from hf_ebm.scoring.scores import SCORES

@@ -172,7 +172,7 @@ class Output(io.TextIOWrapper):
 @pytest.mark.parametrize(("reason", "code"), [(errno.ENOSPC, 1), (errno.EPIPE, 0)])
 def test_a_standard_output_that_takes_no_more(folder, tmp_path, capsys, monkeypatch, reason, code):
     """A full disk is one line; a pipe whose reader has ended (`| head`) is no error."""
-    number = os.open(tmp_path / "output", os.O_CREAT | os.O_WRONLY)  # cannot_print leads it elsewhere
+    number = os.open(tmp_path / "output", os.O_CREAT | os.O_WRONLY)  # main redirects it
     monkeypatch.setattr(sys, "stdout", Output(reason, number))
     try:
         main(["info", "--model", folder])
