@@ -15,9 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_ebm.training import trainer as loop
-from hf_ebm.training import trainer as run_folder
-from hf_ebm.training import trainer as running
+from hf_ebm.training import run_folder, trainer
 from hf_ebm.training.config import RunSettings
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -37,7 +35,7 @@ class HalfOnCPU(Accelerator):
 
 def record_dtypes(monkeypatch):
     """Make every train step record ``{step: {network: {dtype of a convolution's output}}}``; the record."""
-    record, make_train_step = defaultdict(lambda: defaultdict(set)), running.make_train_step
+    record, make_train_step = defaultdict(lambda: defaultdict(set)), trainer.make_train_step
 
     def make(method, settings, objects):
         train_step, now = make_train_step(method, settings, objects), []
@@ -62,7 +60,7 @@ def record_dtypes(monkeypatch):
 
         return recorded
 
-    monkeypatch.setattr(running, "make_train_step", make)
+    monkeypatch.setattr(trainer, "make_train_step", make)
     return record
 
 
@@ -85,7 +83,7 @@ if __name__ == "__main__":
 
     name, config, folder = sys.argv[1:]
     patch = pytest.MonkeyPatch()
-    patch.setattr(loop, "Accelerator", HalfOnCPU)
+    patch.setattr(trainer, "Accelerator", HalfOnCPU)
     patch.setattr(HalfOnCPU, "end_training", lambda self: None)  # the next run needs the process group
     push_nowhere(patch)
     record, found = record_dtypes(patch), {}

@@ -51,7 +51,8 @@ def execution_device(model: nn.Module) -> torch.device:
     device maps they are on ``meta``, and accelerate's hooks, on the network or in it, name the device. diffusers' group
     offloading has hooks of its own.
     """
-    device = next(model.parameters()).device
+    first = next(model.parameters(), None)
+    device: torch.device = model.device if first is None else first.device
     if "_hf_hook" not in vars(model) and (device.type != "cpu" or not torch.accelerator.is_available()):
         return device  # no hook can be inside, and going through all modules takes time
     for module in model.modules():

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from hf_ebm.data.loading import load_digits
 from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
-from hf_ebm.training import trainer as running
+from hf_ebm.training import trainer
 from hf_ebm.training.checkpointing import list_checkpoints
 from hf_ebm.training.config import CONFIGS, make_settings, read_yaml
 
@@ -96,16 +96,16 @@ def test_draw_is_seeded_and_in_range(tmp_path, script):
 def test_resume_is_bit_exact(tmp_path, script, monkeypatch):
     """Interrupted after 2 of 4 steps and resumed = never interrupted, to the last bit."""
     whole = script.train(tmp_path / "whole")
-    original = running.save_checkpoint
+    original = trainer.save_checkpoint
 
     def stop_after(*arguments):
         original(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "save_checkpoint", stop_after)
+    monkeypatch.setattr(trainer, "save_checkpoint", stop_after)
     with pytest.raises(KeyboardInterrupt):
         script.train(tmp_path / "part")
-    monkeypatch.setattr(running, "save_checkpoint", original)
+    monkeypatch.setattr(trainer, "save_checkpoint", original)
     assert [path.name for path in list_checkpoints(tmp_path / "part" / "checkpoints")] == ["step_00000002"]
     part = script.train(tmp_path / "part", resume="latest")
     compared = 0

@@ -228,10 +228,10 @@ def test_a_calibration_without_the_score_is_told(scorer, tiny_pipeline, digits):
 
 
 def test_the_reconstructions_pipeline_is_made_once(dual_scorer, digits, monkeypatch):
-    from hf_ebm.scoring import statistics as measures
+    from hf_ebm.pipelines import pipeline_energy_scoring as module
 
     made = []
-    monkeypatch.setattr(measures, "DualMCMCPipeline", lambda *parts: made.append(parts) or DualMCMCPipeline(*parts))
+    monkeypatch.setattr(module, "DualMCMCPipeline", lambda *parts: made.append(parts) or DualMCMCPipeline(*parts))
     dual_scorer(digits[:12], score="reconstruction", batch_size=3)
     assert len(made) == 1
     dual_scorer(digits[:12], batch_size=3)

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from mixed_precision import HalfOnCPU
 from small_runs import all_weights, assert_same_run
 
-from hf_ebm.training import trainer as loop
+from hf_ebm.training import trainer
 from hf_ebm.training.checkpointing import list_checkpoints
 from hf_ebm.training.trainer import update
 
@@ -22,7 +22,7 @@ from hf_ebm.training.trainer import update
 def half_on_cpu(monkeypatch):
     """Makes accelerate do fp16 on the CPU as on a GPU; the accelerators that were made."""
     HalfOnCPU.made.clear()
-    monkeypatch.setattr(loop, "Accelerator", HalfOnCPU)
+    monkeypatch.setattr(trainer, "Accelerator", HalfOnCPU)
     return HalfOnCPU.made
 
 
@@ -41,7 +41,7 @@ def test_it_learns_as_in_fp32(tmp_path, script, half_on_cpu, monkeypatch, change
     changes = {"max_steps": 12, "checkpoint_every": 0, "ema_decay": None, **changes}
     half = script.train(tmp_path / "half", mixed_precision="fp16", **changes)
     scale = half_on_cpu[0].scaler.get_scale()
-    monkeypatch.setattr(loop, "Accelerator", Accelerator)
+    monkeypatch.setattr(trainer, "Accelerator", Accelerator)
     AcceleratorState._reset_state(reset_partial_state=True)
     full = script.train(tmp_path / "full", **changes)
     got, wanted = last_terms(half), last_terms(full)
@@ -74,7 +74,7 @@ def test_clipping_unscales_the_optimizer_that_steps_and_no_other(half_on_cpu):
 
     def gradients(mixed_precision):
         AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = loop.Accelerator(cpu=True, mixed_precision=mixed_precision)
+        accelerator = trainer.Accelerator(cpu=True, mixed_precision=mixed_precision)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if mixed_precision == "fp16" else None
         torch.manual_seed(0)
         models = [torch.nn.Linear(3, 1, bias=False) for _ in range(2)]

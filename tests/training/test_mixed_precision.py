@@ -9,8 +9,7 @@ import torch
 from mixed_precision import DTYPES
 from small_runs import all_weights, assert_same_run
 
-from hf_ebm.training import trainer as loop
-from hf_ebm.training import trainer as running
+from hf_ebm.training import trainer
 
 NETWORKS = {
     "ddaebm": {"UNetGeneratorModel", "UNetEnergyModel", "PairInferenceModel"},
@@ -22,7 +21,7 @@ CHANGES = {"sample_every": 1, "checkpoint_every": 2, "push_every_checkpoint": Tr
 @pytest.mark.parametrize("precision", DTYPES)
 def test_every_step_computes_in_it(tmp_path, script, monkeypatch, precision):
     """Through sample grids, checkpoints, their pushes and a resume, which is bit-exact; saved weights are float32."""
-    monkeypatch.setattr(loop, "Accelerator", mixed_precision.HalfOnCPU)
+    monkeypatch.setattr(trainer, "Accelerator", mixed_precision.HalfOnCPU)
     pushed = mixed_precision.push_nowhere(monkeypatch)
     record = mixed_precision.record_dtypes(monkeypatch)
     everywhere = {step: {name: {DTYPES[precision]} for name in NETWORKS[script.name]} for step in range(4)}
@@ -31,16 +30,16 @@ def test_every_step_computes_in_it(tmp_path, script, monkeypatch, precision):
     assert len(pushed) == 2 and all("model_index.json" in files for files in pushed)
     assert len(list((whole / "samples").iterdir())) == 4
 
-    save_checkpoint = running.save_checkpoint
+    save_checkpoint = trainer.save_checkpoint
 
     def stop_after(*arguments):
         save_checkpoint(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "save_checkpoint", stop_after)
+    monkeypatch.setattr(trainer, "save_checkpoint", stop_after)
     with pytest.raises(KeyboardInterrupt):
         script.train(tmp_path / "part", mixed_precision=precision, **CHANGES)
-    monkeypatch.setattr(running, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_checkpoint)
     record.clear()
     part = script.train(tmp_path / "part", mixed_precision=precision, resume="latest", **CHANGES)
     assert record == {step: everywhere[step] for step in (2, 3)}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small_runs import Script, assert_same_run, launcher
 
 from hf_ebm.training import launch as stopping
-from hf_ebm.training import trainer as run_folder
+from hf_ebm.training import run_folder
 from hf_ebm.training.checkpointing import list_checkpoints, read_state
 from hf_ebm.training.trainer import TrainingDivergedError
 
@@ -258,7 +258,7 @@ def test_a_run_that_was_not_written_to_its_end_is_not_finished(tmp_path, script,
 def test_ctrl_c_while_the_run_is_written_leaves_the_push_to_later(tmp_path, monkeypatch, capsys):
     script = Script("ddaebm")
     monkeypatch.setattr(script.settings_class, "check_hub", lambda self: None)
-    monkeypatch.setattr("hf_ebm.training.run_folder.push_run", lambda *_: pytest.fail("it was pushed"))
+    monkeypatch.setattr("hf_ebm.training.trainer.push_run", lambda *_: pytest.fail("it was pushed"))
     with pytest.raises(SystemExit) as end:
         press_at_the_end(script, tmp_path, monkeypatch, 1, "push_to_hub=true", "hub_model_id=user/name")
     last = capsys.readouterr().err.splitlines()[-1]
