@@ -24,14 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    load,
-)
+from accelerate.utils import load
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from torch import Tensor
 
 from hf_ebm.training.config import RunSettings, changed_settings
+from hf_ebm.utils.files import WriteError
 
 NAME = re.compile(r"^step_(\d+)$")
 TEMPORARY = re.compile(r"^tmp_step_\d+(_old)?$")  # being written or removed; left behind only by a run that was killed
@@ -51,10 +50,6 @@ DAMAGE = (  # raised when the files of a checkpoint are read; unpickling damaged
     UnpicklingError,
     SafetensorError,
 )
-
-
-class WriteError(RuntimeError):
-    """The run folder cannot be written, e.g. because the disk is full; its earlier checkpoints are untouched."""
 
 
 def step_of(checkpoint: Path) -> int:
@@ -103,7 +98,7 @@ def save_checkpoint(
         free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free" if folder.is_dir() else "no such folder"
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise WriteError(f"the checkpoint {target} cannot be written ({first_line(error)}; {free})") from error
+        raise WriteError(f"the checkpoint {target}", OSError(f"{first_line(error)}; {free}")) from error
     accelerator.wait_for_everyone()
     return target
 

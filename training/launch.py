@@ -27,7 +27,7 @@ import psutil
 from safetensors import SafetensorError
 
 from hf_ebm.hub.upload import PushError
-from hf_ebm.training.checkpointing import WriteError, list_checkpoints
+from hf_ebm.training.checkpointing import list_checkpoints
 from hf_ebm.training.config import describe_settings, load_settings, shipped_configs
 from hf_ebm.utils.logging import CALLERS_MISTAKE, FAILURE, INTERRUPTED, exit_code
 
@@ -41,6 +41,10 @@ DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SI
 
 class TrainingDivergedError(RuntimeError):
     """A loss or a chain became non-finite or exploded; the run stopped and its checkpoints are untouched."""
+
+
+class TrainingStoppedError(RuntimeError):
+    """A file could not be read or written, e.g. because the disk is full; earlier checkpoints are untouched."""
 
 
 class Interruption:
@@ -92,7 +96,7 @@ def stopping(
     Raises:
         KeyboardInterrupt: With that message.
         TrainingDivergedError: The same, with the step.
-        WriteError: The same, if a file could not be written or read.
+        TrainingStoppedError: The same, if a file could not be written or read.
     """
     interruption, ours = Interruption(say), []
     if threading.current_thread() is threading.main_thread():
@@ -117,14 +121,14 @@ def stopping(
             else f"There is no checkpoint yet: begin again with {when_diverged}, and overwrite_output_dir=true"
         )
         raise TrainingDivergedError(f"{DIVERGED} {step()}: {error}. {resume}.") from error
-    except (WriteError, OSError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         found = list_checkpoints(checkpoints)
         resume = (
             f"The last checkpoint is {found[-1]}: once this is fixed, go on with resume=latest"
             if found
             else "There is no checkpoint yet: once this is fixed, begin again with overwrite_output_dir=true"
         )
-        raise WriteError(f"training stopped at step {step()}: {error}. {resume}.") from error
+        raise TrainingStoppedError(f"training stopped at step {step()}: {error}. {resume}.") from error
     finally:
         for number in ours:
             signal.signal(number, DEFAULTS[number])
@@ -211,7 +215,7 @@ def run_script(
     except KeyboardInterrupt as error:
         say_once(f"hf-ebm: {str(error) or 'stopped by the user.'}")
         raise SystemExit(INTERRUPTED) from error
-    except (TrainingDivergedError, WriteError) as error:
+    except (TrainingDivergedError, TrainingStoppedError) as error:
         say_once(f"hf-ebm: error: {error}")
         raise SystemExit(FAILURE) from error
     except PushError as error:

@@ -26,7 +26,7 @@ from hf_ebm.evaluation.plots import plot_2d, save_grid
 from hf_ebm.evaluation.toy_metrics import density_metrics, near_data_metrics, sample_metrics
 from hf_ebm.hub.download import CODE_FILE, INDEX
 from hf_ebm.hub.model_card import CARD, GENERATED, SETTINGS, SUMMARY, hardware_name, read_json
-from hf_ebm.hub.upload import FACTS_ABOUT_WEIGHTS, WEIGHTS, push_folder, where_it_is
+from hf_ebm.hub.upload import FACTS_ABOUT_WEIGHTS, RECORDS, of_component, push_folder, where_it_is
 from hf_ebm.training.checkpointing import (
     NAME,
     TEMPORARY,
@@ -62,7 +62,7 @@ COMPONENTS = (
 )
 
 
-FILES = (INDEX, CARD, SUMMARY, METRICS, CODE_FILE, *FACTS_ABOUT_WEIGHTS)  # the index first: see `remove_run`
+FILES = (*(name for name in RECORDS if name != SETTINGS), CODE_FILE)  # the index first: see `remove_run`
 
 
 SETTINGS_OF_A_RUN = frozenset({"output_dir", "dataset", "max_steps", "batch_size"})  # what its settings.yaml has
@@ -75,9 +75,6 @@ TENSORBOARD_FILES = re.compile(r"^(events\.out\.tfevents\..+|hparams\.yml)$")
 
 
 WANDB_FILES = re.compile(r"^((offline-)?run-\d{8}_\d{6}-\w+|latest-run|debug(-internal)?\.log)$")
-
-
-COMPONENT_CONFIGS = frozenset({"config.json", "scheduler_config.json", "preprocessor_config.json"})
 
 
 TEMPORARY_FILES = re.compile(  # of `whole_file`
@@ -109,27 +106,6 @@ def only_run(output_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def check_output_dir(output_dir: Path) -> None:
-    """Raise a `ValueError` if `output_dir` is, or is in, a file or a broken link."""
-    for path in (output_dir, *output_dir.absolute().parents):
-        if path.is_dir():
-            return
-        if path.exists():
-            raise ValueError(f"output_dir must be a folder, got {output_dir}: {path} is a file; choose another one.")
-        if path.is_symlink():
-            raise ValueError(
-                f"output_dir must be a folder, got {output_dir}: {path} is a link to {os.readlink(path)}, which does "
-                "not exist; choose another one."
-            )
-
-
-def check_writable(output_dir: Path) -> None:
-    """Raise a `ValueError` if `output_dir` cannot be made or written to."""
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"output_dir must be writable, got {output_dir}: {existing} is read-only; choose another one.")
 
 
 def is_run(folder: Path) -> bool:
@@ -232,8 +208,7 @@ def components_of(folder: Path) -> list[str]:
 
 def is_component_file(path: Path) -> bool:
     """Whether a file in a component's folder is one that saving the component writes."""
-    is_ours = path.name in COMPONENT_CONFIGS or WEIGHTS.fullmatch(path.name) or COMPONENT_CODE.match(path.name)
-    return bool(is_ours) and path.is_file()
+    return path.is_file() and (of_component(path.name) or COMPONENT_CODE.match(path.name) is not None)
 
 
 def remove_run(output_dir: Path) -> None:

@@ -67,9 +67,7 @@ from hf_ebm.training.config import RunSettings
 from hf_ebm.training.cuda_graph import GraphedStep, why_no_cuda_graph
 from hf_ebm.training.launch import FINISHING, Interruption, TrainingDivergedError, outlive_signals, stopping
 from hf_ebm.training.run_folder import (
-    check_output_dir,
     check_run_folder,
-    check_writable,
     finish_run,
     is_finished,
     log_samples,
@@ -79,7 +77,7 @@ from hf_ebm.training.run_folder import (
     save_samples,
     start_run,
 )
-from hf_ebm.utils.files import whole_file
+from hf_ebm.utils.files import check_writable, whole_file
 
 
 def make_emas(models: Sequence[nn.Module], decay: float, device: torch.device) -> list[EMAModel]:
@@ -592,7 +590,6 @@ def run_training(method: Method, settings: Any) -> Path:
     if method.write_card is None and (settings.push_to_hub or settings.push_every_checkpoint):
         raise ValueError(f"push_to_hub must be false: a {method.name} run has no model card and stays local.")
     output_dir = Path(settings.output_dir)
-    check_output_dir(output_dir)
     accelerator = make_accelerator(settings.mixed_precision, settings.trackers, output_dir)
     with only_run(output_dir) if accelerator.is_main_process else nullcontext():
         return _run(method, settings, accelerator, output_dir)
@@ -615,7 +612,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
         if settings.push_to_hub and accelerator.is_main_process:
             push_run(settings, output_dir)
         return output_dir
-    check_writable(output_dir)
+    check_writable("output_dir", output_dir, is_folder=True)
     loader = open_data(settings, method.sample_shape(models, model_settings), accelerator)
 
     prepare_models(models, settings)

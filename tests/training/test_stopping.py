@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import Script, assert_same_run, launcher
 
-from hf_ebm.training import launch as stopping
-from hf_ebm.training import run_folder
+from hf_ebm.training import launch, run_folder
 from hf_ebm.training.checkpointing import list_checkpoints, read_state
 from hf_ebm.training.trainer import TrainingDivergedError
 
@@ -135,7 +134,7 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path, script, monk
     ("step", "said"), [(4, "step_00000002: go on with the same settings and resume=latest."), (1, "no checkpoint yet")]
 )
 def test_ctrl_c_again_ends_it_at_once(tmp_path, script, monkeypatch, capsys, step, said):
-    monkeypatch.setattr(stopping, "ONE_PRESS", -1.0)
+    monkeypatch.setattr(launch, "ONE_PRESS", -1.0)
     last = stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, presses=2)
     assert last.startswith(f"hf-ebm: stopped by the user at step {step - 1}; ") and said in last
 
@@ -239,7 +238,7 @@ def test_ctrl_c_while_the_run_is_written_lets_it_be_written(tmp_path, script, mo
 
 def test_a_run_that_was_not_written_to_its_end_is_not_finished(tmp_path, script, monkeypatch, capsys):
     """A second Ctrl-C stops the writing at once, and resuming does it anew."""
-    monkeypatch.setattr(stopping, "ONE_PRESS", -1.0)
+    monkeypatch.setattr(launch, "ONE_PRESS", -1.0)
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as end:
         press_at_the_end(script, tmp_path, monkeypatch, 2)
