@@ -101,7 +101,7 @@ def launch(contender: Contender, arguments: dict[str, Any], options: argparse.Na
 def find_max_steps(contender: Contender, options: argparse.Namespace, folder: Path) -> int:
     """How many steps fit into the time, from a short run that is thrown away; its first steps are not counted."""
     arguments = {"output_dir": str(folder), "overwrite_output_dir": True, "max_steps": 10**6, "log_every": 1}
-    arguments |= {"stretch_seconds": options.probe_seconds, "sample_every": 0, "checkpoint_every": 0}
+    arguments |= {"max_runtime_seconds": options.probe_seconds, "sample_every": 0, "checkpoint_every": 0}
     launch(contender, arguments, options)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(folder)
@@ -130,7 +130,7 @@ def train_stretch(
         run["looks"].clear()
     arguments: dict[str, Any] = {"output_dir": str(folder), "max_steps": run["max_steps"], "seed": seed}
     arguments |= {"sample_every": 0, "checkpoint_every": 0, "checkpoints_total_limit": 1}
-    arguments["stretch_seconds"] = options.seconds / options.looks
+    arguments["max_runtime_seconds"] = options.seconds / options.looks
     arguments |= {"resume": "latest"} if run["looks"] else {"overwrite_output_dir": True}
     launch(contender, arguments, options)
     return json.loads((folder / "train_summary.json").read_text())

@@ -33,6 +33,7 @@ from hf_ebm.utils.validation import did_you_mean
 
 SettingsT = TypeVar("SettingsT")
 CONFIGS = Path(__file__).parent / "configs"
+RENAMED = {"stretch_seconds": "max_runtime_seconds"}  # in the settings of older runs
 MAX_NAMED = 5  # settings of which one may be meant
 OF_THE_DIGITS = "_digits"  # how the name of each method's default config ends
 BOOL = "tag:yaml.org,2002:bool"
@@ -146,6 +147,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def make_settings(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
     """`cls` from a mapping, with every key known and every value of its field's type."""
+    values = {RENAMED.get(key, key): value for key, value in values.items()}
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
@@ -230,8 +232,8 @@ def dump_settings(settings: Any, path: Path) -> None:
 logger = logging.getLogger(__name__)
 NOT_LEARNED_FROM = frozenset(
     {
-        "output_dir", "overwrite_output_dir", "num_workers", "max_steps", "stretch_seconds", "loss_limit", "compile",
-        "channels_last", "cuda_graph", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
+        "output_dir", "overwrite_output_dir", "num_workers", "max_steps", "max_runtime_seconds", "loss_limit",
+        "compile", "channels_last", "cuda_graph", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
         "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "push_every_checkpoint", "hub_model_id",
         "hub_private", "license", "license_name",
     }
@@ -263,7 +265,7 @@ class RunSettings:
 
     # optimisation
     max_steps: int = 2000
-    stretch_seconds: float | None = None  # a start ends after so much training, as a stretch; resume=latest goes on
+    max_runtime_seconds: float | None = None  # a longer run ends early, as a pipeline; resume=latest resumes it
     batch_size: int = 64  # per process
     gradient_accumulation_steps: int = 1  # for now only 1 is supported
     energy_learning_rate: float = 1e-4
@@ -291,7 +293,7 @@ class RunSettings:
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"
 
     # Hub; the token is that of `hf auth login` or HF_TOKEN, never a setting
-    push_to_hub: bool = False  # pipeline, card, pictures, metrics at the end of the last stretch, in one commit
+    push_to_hub: bool = False  # pipeline, card, pictures, metrics when max_steps is reached, in one commit
     push_every_checkpoint: bool = False  # to the branch "checkpoints"; other processes wait for it, 6 hours at most
     hub_model_id: str | None = None  # "user/name"; None: the folder's name, in the account of the token
     hub_private: bool | None = None  # of a new repository; None: as the account's default
@@ -330,8 +332,10 @@ class RunSettings:
         if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
             raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}.")
         check_license("license", self.license, self.license_name)
-        if self.stretch_seconds is not None and not 0.0 < self.stretch_seconds < math.inf:
-            raise ValueError(f"stretch_seconds must be positive and finite, or null, got {self.stretch_seconds}.")
+        if self.max_runtime_seconds is not None and not 0.0 < self.max_runtime_seconds < math.inf:
+            raise ValueError(
+                f"max_runtime_seconds must be positive and finite, or null, got {self.max_runtime_seconds}."
+            )
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
             raise ValueError(f"checkpoints_total_limit must be >= 1 or null, got {self.checkpoints_total_limit}.")
 

@@ -533,7 +533,7 @@ class Run:
 
 
 def train(run: Run, interruption: Interruption) -> None:
-    """Iterate up to ``max_steps``, or the end of the stretch.
+    """Iterate up to ``max_steps``, or until ``max_runtime_seconds`` have passed.
 
     Raises:
         KeyboardInterrupt: After a checkpoint, if somebody asked the run to stop.
@@ -557,7 +557,7 @@ def train(run: Run, interruption: Interruption) -> None:
             spent, asked = torch.tensor([run.seconds, float(interruption.asked)], device=accelerator.device)
             terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
             # the same on all processes, so that they stop at one step
-            stretch_seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
+            seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
             check_terms(terms, settings.loss_limit, limits)
             for schedule in run.schedules:
                 advance(schedule)
@@ -575,7 +575,7 @@ def train(run: Run, interruption: Interruption) -> None:
                 run.checkpoint()
             if interrupted:
                 raise KeyboardInterrupt
-            if settings.stretch_seconds is not None and stretch_seconds >= settings.stretch_seconds:
+            if settings.max_runtime_seconds is not None and seconds >= settings.max_runtime_seconds:
                 break
 
 
@@ -649,7 +649,10 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     card = "" if method.write_card is None else ", README.md (the model card)"
     accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl{card}")
     if course.step < settings.max_steps:
-        accelerator.print(f"the stretch ended at step {course.step} of {settings.max_steps}; go on with resume=latest")
+        accelerator.print(
+            f"the run reached max_runtime_seconds at step {course.step} of {settings.max_steps}; resume with "
+            "resume=latest"
+        )
     accelerator.end_training()
     if settings.push_to_hub and accelerator.is_main_process and course.step >= settings.max_steps:
         if interruption.asked:

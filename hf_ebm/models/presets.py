@@ -5,7 +5,7 @@
 | `cifar10` | 32x32 RGB | 48.4M, 40.3M, 4.8M |
 | `celeba64` | 64x64 RGB | 25.7M, 19.7M, 15.1M |
 | `lsun128` | 128x128 RGB | 37.9M, 30.3M, 27.8M |
-| `digits` | 8x8 gray | ours: trains in minutes on a CPU |
+| `digits`, `small` | 8x8 gray | ours: trains in minutes on a CPU; `small` is the base for other data |
 | `toy` | 2-D vectors | ours: small MLPs |
 
 `UNet2DModel` is not the published U-Net block for block; widths, levels, attention and depth are the published ones,
@@ -69,6 +69,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "inference": {"hidden_dims": (64, 64, 64)},
     },
 }
+PRESETS["small"] = PRESETS["digits"]
 
 
 def ddaebm_model_settings(

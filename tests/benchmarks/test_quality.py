@@ -203,7 +203,7 @@ def test_a_run_without_its_checkpoint_begins_again(tmp_path, monkeypatch):
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
     quality.train_stretch(None, options, run, tmp_path, 0)
-    assert len(run["looks"]) == 1 and seen[1]["resume"] == "latest" and seen[1]["stretch_seconds"] == 10.0
+    assert len(run["looks"]) == 1 and seen[1]["resume"] == "latest" and seen[1]["max_runtime_seconds"] == 10.0
 
 
 def test_classifier_is_trained_once_and_kept(tmp_path, monkeypatch):

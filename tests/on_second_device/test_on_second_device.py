@@ -48,7 +48,7 @@ def test_training_there_has_the_losses_of_the_cpu(tmp_path, name):
     program = tmp_path / "train.py"
     program.write_text(
         f"import sys, second_device\nimport hf_ebm.training.train_{name} as script\n"
-        "for changes in (['stretch_seconds=0.001'], ['resume=latest']):\n    script.main(sys.argv[1:] + changes)\n"
+        "for changes in (['max_runtime_seconds=0.001'], ['resume=latest']):\n    script.main(sys.argv[1:] + changes)\n"
     )
     settings = {"max_steps": 3, "sample_every": 2, "checkpoint_every": 2}
     config = script.config_file(tmp_path, **settings)

@@ -60,7 +60,7 @@ def test_it_learns_as_in_fp32(tmp_path, script, half_on_cpu, monkeypatch, change
 def test_a_killed_run_goes_on_bit_for_bit_with_its_scale(tmp_path, script, half_on_cpu):
     changes = {"mixed_precision": "fp16", "checkpoint_every": 2}
     whole = script.train(tmp_path / "whole", max_steps=4, **changes)
-    part = script.train(tmp_path / "part", max_steps=4, stretch_seconds=1e-9, **changes)
+    part = script.train(tmp_path / "part", max_steps=4, max_runtime_seconds=1e-9, **changes)
     first = list_checkpoints(part / "checkpoints")[-1]
     assert (first / "scaler.pt").is_file()
     resumed = script.train(tmp_path / "part", max_steps=4, resume="latest", **changes)

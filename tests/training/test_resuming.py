@@ -94,16 +94,16 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, script, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_stretches_make_the_whole_run(tmp_path, script, capsys):
+def test_runs_ended_by_max_runtime_seconds_make_the_whole_run(tmp_path, script, capsys):
     """A run in three starts, each ended by its time, = one that was never stopped, to the last bit."""
     whole, part = script.train(tmp_path / "whole", checkpoint_every=0), tmp_path / "part"
-    script.train(part, checkpoint_every=0, stretch_seconds=1e-9)
-    assert "the stretch ended at step 1 of 4; go on with resume=latest" in capsys.readouterr().out
+    script.train(part, checkpoint_every=0, max_runtime_seconds=1e-9)
+    assert "the run reached max_runtime_seconds at step 1 of 4; resume with resume=latest" in capsys.readouterr().out
     assert [path.name for path in list_checkpoints(part / "checkpoints")] == ["step_00000001"]
-    assert len(getattr(hf_ebm, script.pipeline).from_pretrained(part)(1).images) == 1  # a stretch ends as a run does
-    script.train(part, checkpoint_every=0, stretch_seconds=1e-9, resume="latest")
-    script.train(part, checkpoint_every=0, stretch_seconds=1e9, resume="latest")
-    assert "the stretch ended at step 2 of 4" in (printed := capsys.readouterr().out) and "step 4 of" not in printed
+    assert len(getattr(hf_ebm, script.pipeline).from_pretrained(part)(1).images) == 1  # it ends as a finished run does
+    script.train(part, checkpoint_every=0, max_runtime_seconds=1e-9, resume="latest")
+    script.train(part, checkpoint_every=0, max_runtime_seconds=1e9, resume="latest")
+    assert "max_runtime_seconds at step 2 of 4" in (printed := capsys.readouterr().out) and "step 4 of" not in printed
     assert f"going on from step 2 of 4: {part / 'checkpoints' / 'step_00000002'}" in printed
     assert_same_run(whole, part)
 
@@ -155,7 +155,7 @@ def test_going_back_to_an_earlier_checkpoint_is_said_to_remove_later_ones(tmp_pa
     with pytest.raises(ValueError, match=r"leaves 1 later checkpoint \(step_00000004 the last\).*overwrite_output_dir"):
         script.train(run, resume=earlier)
     assert names() == ["step_00000002", "step_00000004"]
-    script.train(run, resume=earlier, overwrite_output_dir=True, stretch_seconds=1e-9)
+    script.train(run, resume=earlier, overwrite_output_dir=True, max_runtime_seconds=1e-9)
     assert names() == ["step_00000002", "step_00000003"]
     script.train(run, resume="latest")
     assert_same_run(whole, run)
@@ -274,7 +274,7 @@ def test_later_checkpoints_are_those_of_more_steps(tmp_path):
 def test_settings_that_a_checkpoint_restores_are_those_of_the_resumed_run(tmp_path, script, capsys):
     changes = {"adam_betas": [0.5, 0.99], "ema_decay": 0.1}
     changes |= {"weight_decay": 0.25} if script.name == "dual_mcmc" else {}
-    script.train(tmp_path, ema_decay=0.9, max_steps=12, stretch_seconds=1e-9)
+    script.train(tmp_path, ema_decay=0.9, max_steps=12, max_runtime_seconds=1e-9)
     script.train(tmp_path, max_steps=12, resume="latest", checkpoint_every=0, **changes)
     assert "adam_betas [0.0, 0.9], now (0.5, 0.99)" in capsys.readouterr().out
     checkpoint = list_checkpoints(tmp_path / "checkpoints")[-1]
@@ -421,7 +421,7 @@ def test_the_decay_per_epoch_continues():
 
 
 def test_a_run_that_is_extended_again_and_again(tmp_path, script, capsys):
-    """Each stretch goes on as the whole of it would have, and both rates are printed."""
+    """Each part continues as one run of its length would have, and both rates are printed."""
     settings = {"learning_rate_schedule": "cosine"} if script.name == "dual_mcmc" else {}
     script.train(tmp_path / "a", max_steps=2, checkpoint_every=0, **settings)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -431,10 +431,10 @@ def test_a_run_that_is_extended_again_and_again(tmp_path, script, capsys):
     assert "is extended to max_steps 5" in printed
     assert "note: the learning rate goes from 1e-05 to 1e-05 between steps 2 and 5." in printed
     for _ in range(3):
-        script.train(tmp_path / "b", max_steps=5, stretch_seconds=1e-9, resume="latest", **settings)
+        script.train(tmp_path / "b", max_steps=5, max_runtime_seconds=1e-9, resume="latest", **settings)
     assert_same_run(tmp_path / "a", tmp_path / "b")
-    script.train(tmp_path / "b", max_steps=9, stretch_seconds=1e-9, resume="latest", **settings)
-    script.train(tmp_path / "b", max_steps=12, stretch_seconds=1e-9, resume="latest", **settings)
+    script.train(tmp_path / "b", max_steps=9, max_runtime_seconds=1e-9, resume="latest", **settings)
+    script.train(tmp_path / "b", max_steps=12, max_runtime_seconds=1e-9, resume="latest", **settings)
     rates = learning_rates(tmp_path / "b")
     assert sorted(rates) == [1, 2, 3, 4, 5, 6, 7]
     assert [rates[step] for step in (2, 3, 4, 5, 6, 7)] == pytest.approx([1e-5] * 6)
@@ -459,7 +459,7 @@ def test_other_learning_rates_are_taken(tmp_path, script, schedule):
     if "learning_rate_schedule" in names:
         new["learning_rate_schedule"] = schedule
     whole, part = script.train(tmp_path / "whole", **new), tmp_path / "part"
-    script.train(part, stretch_seconds=1e-9)
+    script.train(part, max_runtime_seconds=1e-9)
     assert learning_rates(part)[1] != learning_rates(whole)[1]
     script.train(part, resume="latest", **new)
     assert [learning_rates(part)[step] for step in (3, 4)] == [learning_rates(whole)[step] for step in (3, 4)]
@@ -469,7 +469,7 @@ def test_other_learning_rates_are_taken(tmp_path, script, schedule):
 def test_more_steps_for_a_run_that_is_under_way(tmp_path, capsys):
     script = Script("ddaebm")
     part = tmp_path / "part"
-    script.train(part, max_steps=4, stretch_seconds=1e-9)
+    script.train(part, max_steps=4, max_runtime_seconds=1e-9)
     capsys.readouterr()
     script.train(part, max_steps=6, resume="latest")
     printed = capsys.readouterr().out

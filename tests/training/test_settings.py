@@ -109,6 +109,13 @@ def test_round_trip(tmp_path):
     assert make_settings(Example, read_yaml(tmp_path / "s.yaml")) == settings
 
 
+def test_settings_of_older_runs_have_their_present_names():
+    settings = make_settings(train_ddaebm.DDAEBMSettings, {"stretch_seconds": 5.0, "preset": "digits"})
+    assert settings.max_runtime_seconds == 5.0
+    small = train_ddaebm.make_model_settings(dataclasses.replace(settings, preset="small"))
+    assert small == train_ddaebm.make_model_settings(settings)
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [

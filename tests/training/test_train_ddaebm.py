@@ -146,7 +146,7 @@ def test_saved_weights_are_the_emas(tmp_path):
         ({"spacing": "cosine"}, "spacing"),
         ({"dataset": "25gaussians"}, "samples of shape"),
         ({"checkpoints_total_limit": 0}, "checkpoints_total_limit"),
-        ({"stretch_seconds": 0.0}, "stretch_seconds"),
+        ({"max_runtime_seconds": 0.0}, "max_runtime_seconds"),
         ({"padding": -1}, "padding must be >= 0"),
         ({"padding": 2}, "padding must be 0 for the embedded data set 'digits'"),
         ({"checkpoint_every": -1}, "checkpoint_every"),
