@@ -1,4 +1,4 @@
-"""Memory and speed of `hf_ebm.evaluation.bulk_scoring` over a long data set: by default a million generated images, a tiny model.
+"""Memory and speed of `hf_ebm.evaluation.bulk_scoring` over a million generated images with a tiny model.
 
     python benchmarks/scoring_at_scale.py --output outputs/million
     python benchmarks/scoring_at_scale.py --output outputs/cifar10-scores --dataset path/to/cifar10 --split test

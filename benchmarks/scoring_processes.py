@@ -1,4 +1,4 @@
-"""`hf_ebm.evaluation.bulk_scoring` with two processes against one, each of one thread, on a data set of PNGs in a folder.
+"""Speed of `hf_ebm.evaluation.bulk_scoring` with two processes against one, each of one thread, on PNGs.
 
     python benchmarks/scoring_processes.py --cores 0,1
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_ebm.cli.images import check_images
-from hf_ebm.data.padding import find_padding
-from hf_ebm.evaluation.bulk_scoring import add_options, refuse_dataset_options, settings_of
-from hf_ebm.utils.files import path_text
+from hf_ebm.cli.options import SCORE_NAMES, add_model_option, add_padding_option
+from hf_ebm.utils.files import path_option, path_text
 
 if TYPE_CHECKING:
+    from hf_ebm.evaluation.bulk_scoring import ScoringSettings
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput
     from hf_ebm.scoring.inputs import Batch
 
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         help="print the energy and score of images, low = likely; or score a whole data set into Parquet files",
         description="Image files: prints their energies and paths; with another --score than the energy, or a model "
         "that was calibrated, energy, that score, p-value, whether it is out of distribution, path. A data set: writes "
-        "its scores as Parquet files into a folder; the same command again goes on where a killed one stopped.",
+        "its scores as Parquet files into a folder; the same command again resumes a killed run.",
         epilog="examples: hf-ebm score --model outputs/ddaebm-digits one.png two.png; "
         "hf-ebm score --model outputs/ddaebm-digits --dataset digits --split test --output outputs/scores",
     )
@@ -36,7 +36,45 @@ def add_parser(commands: Any) -> None:
         type=path_text,
         help="image files or URLs, of the model's size (with or without its padding), or with --resize",
     )
-    add_options(parser, required=False)
+    add_model_option(parser)
+    parser.add_argument(
+        "--dataset",
+        type=path_text,
+        help="digits, or a Hub id or a folder of Parquet files or images, name[:config][@split]",
+    )
+    parser.add_argument("--output", type=path_option, help="folder for the Parquet shards of a data set")
+    parser.add_argument(
+        "--split",
+        help="of the data set, where --dataset names none (default: train, the only split of a folder of images unless "
+        "all its folders have names of splits; evaluate and eval-ood: test)",
+    )
+    parser.add_argument("--config-name", help="of a Hub data set; default: its only one")
+    parser.add_argument("--revision", help="of a Hub data set; default: its newest")
+    parser.add_argument("--image-column", help="of the data set; default: its only image column")
+    parser.add_argument("--id-column", help="of the data set; default: the paths of an image folder, else row numbers")
+    parser.add_argument(
+        "--score",
+        choices=SCORE_NAMES,
+        default="energy",
+        help="larger = more out of distribution (default: %(default)s); multiscale needs a model with noise levels, "
+        "reconstruction and combined one with its generator, all but energy, gradient_norm and reconstruction a "
+        "calibrated one",
+    )
+    parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: %(default)s)")
+    parser.add_argument("--shard-size", type=int, default=10_000, help="rows per Parquet file (default: %(default)s)")
+    parser.add_argument(
+        "--num-workers", type=int, help="processes that decode images of a data set; default: 2, with one core 1"
+    )
+    parser.add_argument("--resize", action="store_true", help="convert, crop square and resize to the model's size")
+    add_padding_option(parser)
+    parser.add_argument(
+        "--on-error", choices=("skip", "stop"), default="skip", help="unreadable images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        help="where the model runs: cpu, cuda, cuda:1, mps, ...; default: cpu for files, for a data set accelerate's",
+    )
+    parser.add_argument("--require-calibration", action="store_true", help="refuse a model that was not calibrated")
     parser.add_argument(
         "--json",
         action="store_true",
@@ -44,6 +82,30 @@ def add_parser(commands: Any) -> None:
         "calibration; for a data set the summary",
     )
     parser.set_defaults(run=run)
+
+
+def settings_of(options: argparse.Namespace) -> ScoringSettings:
+    """The settings of a scoring run over a data set.
+
+    Raises:
+        ValueError: If one is out of its range, or the data set's name and an option differ.
+    """
+    from dataclasses import fields
+
+    from hf_ebm.evaluation.bulk_scoring import ScoringSettings
+
+    given = {field.name: getattr(options, field.name) for field in fields(ScoringSettings)}
+    return ScoringSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def refuse_dataset_options(options: argparse.Namespace) -> None:
+    """Raise a `ValueError` for the first option that applies to data sets only."""
+    for name in ("output", "split", "config_name", "revision", "image_column", "id_column"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for a data set (--dataset), and image files were given; leave it out. "
+                "Results of files are printed: redirect them with > FILE, as JSON with --json."
+            )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -83,7 +145,8 @@ def score_files(options: argparse.Namespace) -> None:
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
         raise ValueError(
-            f"model {options.model} was not calibrated, so nothing is called odd: {how_to_calibrate(options.model)}."
+            f"model {options.model} was not calibrated, so no image can be flagged as OOD: "
+            f"{how_to_calibrate(options.model)}."
         )
     pipeline.check_score(options.score)
     files, rows, unreadable = [], [], []
@@ -127,6 +190,7 @@ def score_files(options: argparse.Namespace) -> None:
 
 def batches_of(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> Iterator[Batch]:
     """The files as batches for a model of that size."""
+    from hf_ebm.data.padding import find_padding
     from hf_ebm.scoring.inputs import ListRows, prepared_batches, spans_of
 
     if options.batch_size < 1:

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from hf_ebm.utils.validation import check_count
-
-
-def add_padding_option(parser: argparse.ArgumentParser) -> None:
-    """``--padding`` of the commands that read pictures for a model."""
-    parser.add_argument(
-        "--padding", type=int, help="black pixels on each side of pictures; default: as in training, else 0"
-    )
 
 
 def find_padding(model: str, padding: int | None = None) -> int:

@@ -321,7 +321,6 @@ class HubRows:
             if not kind.startswith(("int", "uint", "string", "large_string")):
                 raise ValueError(f"id_column {id_column!r} must hold whole numbers or strings, got {kind}.")
         columns = dict.fromkeys([self.column] if id_column is None else [self.column, id_column])
-        self.fingerprint: str = dataset._fingerprint
         self.dataset = undecoded(dataset.select_columns(list(columns)), self.column)
         self.files = id_column is None and len(dataset) > 0 and self._path(self.dataset[0][self.column]) is not None
 

@@ -59,7 +59,7 @@ def test_score_and_reconstruct_pad_as_in_training(tiny_pipeline, folder, dual_fo
         command([*arguments, str(tmp_path / name)])
         (row,) = pq.read_table(tmp_path / name / "scores").to_pylist()
         assert row["energy"] == pytest.approx(expected, rel=1e-4)
-    assert json.loads((tmp_path / "b" / "summary.json").read_text())["protocol"]["padding"] == 2
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["manifest"]["padding"] == 2
     capsys.readouterr()
     main(["reconstruct", "--model", dual_folder, path, "--output", str(tmp_path / "again.png"), "--json"])
     found = json.loads(capsys.readouterr().out)["errors"][path]["mse"]["inference_model"]

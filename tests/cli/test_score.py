@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 
 from hf_ebm.cli.main import main, make_parser
-from hf_ebm.evaluation.bulk_scoring import ScoringSettings, default_num_workers, settings_of
+from hf_ebm.cli.score import settings_of
+from hf_ebm.evaluation.bulk_scoring import ScoringSettings, default_num_workers
 
 
 def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):

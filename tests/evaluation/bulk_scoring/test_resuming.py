@@ -1,9 +1,10 @@
-"""A run of scoring killed, cut, moved to two processes or started with another protocol: the same rows, or an error."""
+"""A scoring run that is killed, damaged, moved to two processes or given other settings: the same rows, or an error."""
 
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,32 +15,32 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from scored_rows import read
+from scored_rows import image_folder, read
 from tqdm.auto import tqdm
 
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.data.loading import load_digits
-from hf_ebm.evaluation import bulk_scoring as shard_scoring
-from hf_ebm.evaluation.bulk_scoring import ShardFolder, model_fingerprint, run, score_rows, score_shards
+from hf_ebm.data.loading import fingerprint, load_digits, load_training_data
+from hf_ebm.evaluation import bulk_scoring
+from hf_ebm.evaluation.bulk_scoring import load_rows, main, model_fingerprint, run, score_rows, score_shards
 
 
-def test_another_protocol_or_a_strange_folder_is_refused(settings, tmp_path, scorer):
+def test_another_manifest_or_a_foreign_folder_is_refused(settings, tmp_path, scorer):
     run(settings())
     for changes, message in (
         ({"shard_size": 40}, "shard_size: 50 there, 40 now"),
         ({"score": "gradient_norm"}, "score: 'energy' there"),
-        ({"split": "train"}, "dataset_fingerprint: 'digits-test' there, 'digits-train' now"),
+        ({"split": "train"}, "dataset_fingerprint: .*split: 'test' there, 'train' now"),
     ):
         with pytest.raises(ValueError, match=message):
             run(settings(**changes))
     with torch.no_grad():
         next(scorer.energy_model.parameters()).add_(1e-3)
     scorer.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"model_fingerprint.*calibration changed since"):
+    with pytest.raises(ValueError, match=r"model_fingerprint.*calibration changed"):
         run(settings())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("not a run")
-    with pytest.raises(ValueError, match=r"holds no manifest\.json"):
+    with pytest.raises(ValueError, match=r"has no manifest\.json"):
         run(settings(output=tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
@@ -62,14 +63,14 @@ def test_a_shard_that_somebody_cut_is_found(settings, tmp_path, monkeypatch):
     run(settings())
     path = tmp_path / "out/scores/000001.parquet"
     pq.write_table(pq.read_table(path).slice(0, 40), path)
-    with pytest.raises(ValueError, match="together they must be 50; remove both"):
+    with pytest.raises(ValueError, match="together they must be 50; remove it"):
         run(settings())
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match="is damaged"):
         run(settings())
     path.unlink()
     with monkeypatch.context() as patch:  # while a shard is missing there is no summary, even if there was one
-        patch.setattr(shard_scoring, "ScoredRows", stop)
+        patch.setattr(bulk_scoring, "as_table", stop)
         with pytest.raises(OSError, match="stopped"):
             run(settings())
     assert not (tmp_path / "out/summary.json").exists()
@@ -134,7 +135,7 @@ def test_killed_ten_times_and_resumed_gives_the_rows_of_one_quiet_run(settings, 
     assert not again & {int(name.partition(".")[0]) for name in written}
     assert read(tmp_path / "killed") == read(tmp_path / "quiet")  # to the last bit
     assert (tmp_path / "killed/unreadable.jsonl").read_text() == (tmp_path / "quiet/unreadable.jsonl").read_text()
-    assert not list((tmp_path / "killed").rglob(".tmp*"))
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
     score_rows(scorer, left, "digits", killed, Accelerator(cpu=True))
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
@@ -142,13 +143,12 @@ def test_killed_ten_times_and_resumed_gives_the_rows_of_one_quiet_run(settings, 
 
 def test_no_shard_has_its_name_before_it_is_whole(settings, tmp_path, scorer, monkeypatch):
     """A run that dies inside the writing of a shard leaves no file of that name, and no summary."""
-    from hf_ebm.evaluation import bulk_scoring as shards
 
     def cut(table, path):
         path.write_bytes(b"PAR1 half a fi")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(shards.pq, "write_table", cut)
+    monkeypatch.setattr(bulk_scoring.pq, "write_table", cut)
     with pytest.raises(OSError, match="no space left"):
         run(settings())
     assert not list((tmp_path / "out/scores").iterdir()) and not (tmp_path / "out/summary.json").exists()
@@ -159,10 +159,10 @@ def test_no_shard_has_its_name_before_it_is_whole(settings, tmp_path, scorer, mo
 def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings, tmp_path, scorer, model):
     """One process writes two shards and dies; two processes do the rest; the rows are those of one quiet run."""
     run(settings())
-    folder = ShardFolder(tmp_path / "two", 360, 50)
     one = settings(output=tmp_path / "two")
-    folder.start(json.loads((tmp_path / "out/manifest.json").read_text()))
-    list(score_shards(EnergyScoringPipeline.from_pretrained(model), load_rows_of(one), folder, [0, 3], one))
+    (tmp_path / "two/scores").mkdir(parents=True)
+    shutil.copy(tmp_path / "out/manifest.json", tmp_path / "two")
+    score_shards(EnergyScoringPipeline.from_pretrained(model), load_rows(one)[0], [0, 3], one)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     command += ["-m", "hf_ebm.evaluation.bulk_scoring"]
@@ -174,7 +174,7 @@ def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings,
     summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert summary["num_processes"] == 2 and summary["rows_of_this_run"] == 260
     assert read(tmp_path / "two") == read(tmp_path / "out")
-    assert "360/360" in result.stderr  # the bar counts what was there and what the other process did
+    assert "150/150" in result.stderr  # the first process's three of the six missing shards, the last one of ten rows
 
 
 def test_weights_stay_where_they_are_in_memory(settings, scorer, monkeypatch):
@@ -182,14 +182,8 @@ def test_weights_stay_where_they_are_in_memory(settings, scorer, monkeypatch):
     monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cpu:0")))
     before = [parameter.data_ptr() for parameter in scorer.energy_model.parameters()]
     one = settings()
-    score_rows(scorer, load_rows_of(one), "digits", one, Accelerator(cpu=True))
+    score_rows(scorer, load_rows(one)[0], "digits", one, Accelerator(cpu=True))
     assert [parameter.data_ptr() for parameter in scorer.energy_model.parameters()] == before
-
-
-def load_rows_of(settings):
-    from hf_ebm.evaluation.bulk_scoring import load_rows
-
-    return load_rows(settings)[0]
 
 
 def test_the_fingerprint_is_of_weights_and_settings(scorer):
@@ -202,3 +196,25 @@ def test_the_fingerprint_is_of_weights_and_settings(scorer):
     scorer.energy_model.config.layers_per_block -= 1
     next(scorer.energy_model.parameters()).data.add_(1.0)
     assert len({before, changed, model_fingerprint(scorer)}) == 3
+
+
+def test_the_data_sets_hash_is_that_of_training_and_of_the_ids(settings, tmp_path):
+    folder = image_folder(tmp_path / "images")
+    before = load_rows(settings(dataset=folder, split="train"))[1]
+    assert before.startswith(fingerprint(load_training_data(folder, (1, 8, 8))))
+    shutil.copytree(folder, tmp_path / "copy")
+    assert load_rows(settings(dataset=str(tmp_path / "copy"), split="train"))[1] == before
+    assert load_rows(settings())[1] == fingerprint(load_training_data("digits", (1, 8, 8), split="test"))
+
+
+def test_accelerate_launch_takes_the_commands_options(settings, model, tmp_path, capsys):
+    common = ["--model", model, "--num-workers", "0", "--shard-size", "200", "--output", str(tmp_path / "out")]
+    main([*common, "--dataset", "digits@test", "--on-error", "stop", "--resize"])
+    assert "360 of 360 rows have a score" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["resize"] is True
+    for wrong in (["--dataset", "digits@test", "--split", "train"], ["--dataset", "digits@test", "--batch-size", "0"]):
+        with pytest.raises(SystemExit, match="error: "):
+            main([*common, *wrong])
+    with pytest.raises(SystemExit):
+        main([*common, "--dataset", "digits", "--on-error", "hide"])
+    assert "invalid choice: 'hide'" in capsys.readouterr().err

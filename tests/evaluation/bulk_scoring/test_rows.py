@@ -31,14 +31,14 @@ def test_rows_are_the_pipelines(settings, scorer, tmp_path):
     assert summary["called_ood"] == sum(row["is_ood"] for row in rows)
     assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "out/scores").iterdir())] == [50] * 7 + [10]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "manifest.json", "summary.json", "scores", "unreadable", "unreadable.jsonl",
+        "manifest.json", "summary.json", "scores", "unreadable.jsonl",
     }  # fmt: skip
 
 
 def test_a_model_without_calibration_says_so(settings, scorer, tmp_path):
     EnergyScoringPipeline(scorer.energy_model, scorer.scheduler).save_pretrained(tmp_path / "plain")
     summary = run(settings(model=str(tmp_path / "plain")))
-    assert not summary["protocol"]["calibrated"] and summary["called_ood"] is None
+    assert not summary["calibrated"] and summary["called_ood"] is None
     assert all(row["p_value"] is None and row["is_ood"] is None for row in read(tmp_path / "out"))
     for changes, message in (({"require_calibration": True}, "calibrated"), ({"score": "typicality"}, "calibrate")):
         with pytest.raises(ValueError, match=message):
@@ -54,7 +54,7 @@ def test_of_many_unreadable_images_the_first_are_shown_and_what_helps(settings, 
         PIL.Image.new("L", size, number).save(folder / f"{number}.png")
     assert run(settings(dataset=str(folder), split="train"))["unreadable"] == 6
     printed = capsys.readouterr().out
-    assert "; the first 5:" in printed and "--resize converts and resizes pictures" in printed
+    assert "; the first 5:" in printed and "--resize converts and resizes images" in printed
 
 
 class RowsThatTellTheirReader:
