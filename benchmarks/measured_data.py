@@ -14,7 +14,7 @@ from hf_ebm.data.loading import describe_preparation, draw_rows
 from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics, digits_extractor
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance_of_statistics
 from hf_ebm.evaluation.samples import RealImages
-from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
+from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,5 +119,5 @@ class MeasuredData:
         in_distribution = energies(images)
         return {
             name: auroc(in_distribution, energies(make(images, torch.Generator().manual_seed(0))))
-            for name, make in ODD_IMAGES.items()
+            for name, make in SYNTHETIC_OOD.items()
         }

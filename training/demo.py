@@ -33,7 +33,7 @@ from hf_ebm.data.loading import load_digits
 from hf_ebm.evaluation.feature_extractors import NAME, load_digit_classifier
 from hf_ebm.evaluation.plots import plot_chain_profiles, plot_energy_histograms, save_grid
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance
-from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
+from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
 from hf_ebm.hub.download import INDEX
 from hf_ebm.hub.model_card import SETTINGS, write_card
 from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
@@ -77,7 +77,7 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
     held_out = pipeline.score(test_images).energies
     odd = {
         name: pipeline.score(make(test_images, torch.Generator().manual_seed(seed))).energies
-        for name, make in ODD_IMAGES.items()
+        for name, make in SYNTHETIC_OOD.items()
     }
     metrics = {
         "frechet_distance": {

@@ -1,4 +1,4 @@
-"""``hf-ebm eval-ood``: how well a model's scores find odd images."""
+"""``hf-ebm eval-ood``: how well a model's scores detect OOD images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_device_option, output_folder
 from hf_ebm.utils.files import check_writable, expand_home, path_text, whole_file
 
-ODD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
+OOD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
 
 
 def add_parser(commands: Any) -> None:
@@ -31,8 +31,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--ood",
-        help=f"odd sets, comma-separated: embedded ones ({', '.join(ODD_SETS)}), or data sets as name[:config]"
-        "[@split], split test or the only one where none is named; default: all embedded",
+        help=f"OOD sets, comma-separated: synthetic ones ({', '.join(OOD_SETS)}), or data sets as name[:config]"
+        "[@split], split test or the only one where none is named; default: all synthetic ones",
     )
     parser.add_argument(
         "--scores",
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--metrics",
         default="auroc",
-        help="of the printed tables, comma-separated, of auroc, aupr_out and aupr_in (odd, or in-distribution images "
+        help="of the printed tables, comma-separated, of auroc, aupr_out and aupr_in (OOD, or in-distribution images "
         "positive) and fpr95; ood.json has them all (default: %(default)s)",
     )
     parser.add_argument("--no-baselines", action="store_true", help="of the model's scores alone")
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.evaluation import ood as evaluation
     from hf_ebm.evaluation.ood import METRICS
     from hf_ebm.evaluation.plots import plot_roc, plot_score_histograms
-    from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
+    from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
     from hf_ebm.hub.model_card import public_name, refresh_card
     from hf_ebm.utils.files import to_json
     from hf_ebm.utils.logging import passing_bar
@@ -96,23 +96,23 @@ def run(options: argparse.Namespace) -> None:
     padding = find_padding(options.model, options.padding)
     loading = (options.image_column, options.max_images, options.seed, padding)
     (train, train_source), (test, test_source) = evaluation.load_train_and_test(options.id, shape, *loading)
-    names = list(ODD_IMAGES) if options.ood is None else [expand_home(name) for name in options.ood.split(",")]
+    names = list(SYNTHETIC_OOD) if options.ood is None else [expand_home(name) for name in options.ood.split(",")]
     sets = {evaluation.IN_DISTRIBUTION: test}
     sources: dict[str, Any] = {}
     for name in names:
-        if name in ODD_IMAGES:
-            sets |= evaluation.make_odd_sets(test, [name], options.seed)
+        if name in SYNTHETIC_OOD:
+            sets |= evaluation.make_ood_sets(test, [name], options.seed)
             sources[name] = {"made_from": "the in-distribution images", "num_images": len(test)}
             continue
-        if "/" not in name and not Path(name).exists() and (near := did_you_mean(name, ODD_IMAGES, "")):
-            raise ValueError(f"--ood: {name!r} is no embedded odd set; {near} A set of the Hub is written user/name.")
+        if "/" not in name and not Path(name).exists() and (near := did_you_mean(name, SYNTHETIC_OOD, "")):
+            raise ValueError(f"--ood: {name!r} is no synthetic OOD set; {near} A set of the Hub is written user/name.")
         column = DatasetName.parse(name).public
         if column in (*sets, "mean"):
             raise ValueError(f"--ood: {name} has the same name in the table as another column, {column!r}; rename it.")
         try:
             sets[column], sources[column] = evaluation.load_images(name, shape, "test", *loading)
         except ValueError as error:
-            near = did_you_mean(name, ODD_IMAGES, f"embedded odd sets are {', '.join(ODD_IMAGES)}.")
+            near = did_you_mean(name, SYNTHETIC_OOD, f"synthetic OOD sets are {', '.join(SYNTHETIC_OOD)}.")
             raise ValueError(f"--ood: {error} For --ood: {near}") from error
 
     bar = passing_bar()
@@ -124,10 +124,10 @@ def run(options: argparse.Namespace) -> None:
     paired = [name for name, source in sources.items() if "made_from" in source]
     table = evaluation.evaluate_ood(found, paired, options.resamples, options.seed, bar)
     protocol = {
-        "descriptions": {name: ODD_IMAGES[name].__doc__ for name in names if name in ODD_IMAGES},
+        "descriptions": {name: SYNTHETIC_OOD[name].__doc__ for name in names if name in SYNTHETIC_OOD},
         "model": public_name(options.model),
         "in_distribution": test_source,
-        "odd_sets": sources,
+        "ood_sets": sources,
         "statistics_and_baselines": train_source,
         "preprocessing": describe_preparation(shape, padding),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},

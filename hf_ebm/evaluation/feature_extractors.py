@@ -1,26 +1,18 @@
-"""Feature extractors for sample metrics: the digit classifier, Inception, any other by name or module.
+"""Feature extractors, and the feature statistics of image sets that sample metrics compare.
 
-A small classifier of the 8x8 digits, whose features measure samples of them: the same weights on every machine.
+`FeatureExtractor` is a network with its name and the hash of its weights: the digit classifier, the
+standard Inception network, or a model of transformers. A distance between features depends on the
+network, so it is reported with both. Only the standard Inception network gives an FID. The digit
+classifier's weights are in `digit_classifier.safetensors` beside this file, written by ``python -m
+hf_ebm.evaluation.feature_extractors`` from the training split.
 
-The weights lie beside this file (`digit_classifier.safetensors`, made by ``python -m hf_ebm.evaluation.feature_extractors``
-from the training split), so that a Frechet distance here and one elsewhere can be compared.
+`FeatureStatistics` summarises a set of images. Sums of features and of their outer products give the
+mean and the covariance for the Frechet distance in constant memory. The kernel distance and the
+neighbourhood metrics need the features themselves: those of the first `MAX_KEPT` images are kept.
 
-What is kept of a set of images to compare it with another: sums of its features, and the features of some images.
-
-Sums give the mean and the covariance of all images in constant memory, which is what a Frechet distance needs. The
-kernel distance and the neighbourhood measures need features one by one: those of the first `MAX_KEPT` images are kept.
-
-Feature statistics of data sets on disk, so that a network sees a data set once.
-
-A file is named by the hash of what it is about: the data set's fingerprint and split, the rows, the extractor with its
-weights' hash, both pre-processings. It holds that description and a hash of its tensors: a file that does not fit is
-named in a warning and made again.
-
-Networks whose features measure samples: the digit classifier, the standard Inception, any other by name or module.
-
-A distance between features is a statement about one network with one set of weights: `FeatureExtractor` carries its
-name and the weights' hash along, so that a figure can say what it was measured in. Only the standard Inception network
-gives a number that may be called FID.
+`cached_statistics` stores them, so that a network processes a data set once. The file's name is the
+hash of a description: the data set's fingerprint and split, the rows, the extractor with its weights'
+hash, both preprocessings. A file with another description or content is reported and computed again.
 """
 
 from __future__ import annotations
@@ -164,11 +156,11 @@ def default_cache_folder() -> Path:
 def cached_statistics(
     folder: Path, description: Mapping[str, Any], make: Callable[[], FeatureStatistics]
 ) -> FeatureStatistics:
-    """The statistics that `description` is about, from `folder` if they are there, else made and stored.
+    """The statistics with this `description`, from `folder` if they are stored there, else computed and stored.
 
     Args:
         folder: The cache.
-        description: All that decides the result; JSON.
+        description: Everything that decides the result; JSON.
         make: Computes it.
     """
     about = json.dumps({"format": FORMAT, **description}, sort_keys=True)
@@ -177,7 +169,7 @@ def cached_statistics(
         try:
             return read_statistics(path, about)
         except (SafetensorError, KeyError, ValueError, OSError) as error:
-            logger.warning("the cached statistics in %s cannot be used (%s); they are made again.", path, error)
+            logger.warning("the cached statistics in %s cannot be used (%s); they are computed again.", path, error)
     statistics = make()
     tensors = {
         "total": statistics.total,
@@ -197,14 +189,14 @@ def read_statistics(path: Path, about: str) -> FeatureStatistics:
     """The statistics in a file.
 
     Raises:
-        ValueError: If it is about something else, or its content was changed.
+        ValueError: If it has another description, or its content was changed.
         SafetensorError: If it is no whole safetensors file.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     if metadata.get("about") != about:
-        raise ValueError("it is about something else")
+        raise ValueError("it has another description")
     if metadata.get("sha256") != hash_tensors(tensors):
         raise ValueError("its content was changed")
     return FeatureStatistics(tensors["total"], tensors["outer"], int(tensors["num_images"]), tensors["features"])
@@ -217,12 +209,12 @@ AS_BYTES = "rounded to 8 bits, gray repeated to RGB"
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Images -> features, with what a reader must know of it.
+    """Images -> features, with a description.
 
     Attributes:
-        name: In words.
+        name: As reported.
         weights_sha256: Of all parameters and buffers, by name.
-        preprocessing: What is done to images in [-1, 1] before the network, in words.
+        preprocessing: What is done to images in [-1, 1] before the network.
         features: Images in [-1, 1], shape (B, C, H, W) -> features (B, D).
         logits: Features -> logits of the standard Inception network, for its score; None for every other network.
     """
@@ -235,7 +227,7 @@ class FeatureExtractor:
 
     @property
     def is_standard_inception(self) -> bool:
-        """Whether a Frechet distance in these features is what everybody calls FID."""
+        """Whether a Frechet distance in these features is the FID."""
         return self.logits is not None
 
     @torch.no_grad()
@@ -283,8 +275,8 @@ def module_extractor(
 
     Args:
         module: Its weights are hashed.
-        name: In words.
-        preprocessing: What `features` does to the images first, in words.
+        name: As reported.
+        preprocessing: What `features` does to the images first.
         features: The function, if it is not the module's forward.
         device: Where it runs.
     """

@@ -1,21 +1,16 @@
-"""Evaluate OOD scores: AUROC, FPR at 95 % TPR and their confidence intervals, against simple baselines.
+"""Out-of-distribution (OOD) detection: how well a score separates OOD from in-distribution images.
 
-How well a score tells odd samples from in-distribution ones, with confidence intervals.
+    AUROC       chance that an OOD sample scores higher than an in-distribution one, ties counted half
+    AUPR out    average precision with OOD samples as positives; AUPR in: in-distribution ones, scores negated
+    FPR95       share of in-distribution samples flagged as OOD at the threshold that detects 95 % of the OOD ones
 
-    AUROC       chance that an odd sample scores higher than an in-distribution one, ties counted half
-    AUPR out    average precision with odd samples as positives; AUPR in with the in-distribution ones, scores negated
-    FPR95       share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones
+AUROC and AUPR are scikit-learn's, which has no FPR95. Confidence intervals are scipy's percentile
+bootstrap. A synthetic OOD image is resampled together with the in-distribution image that it was made
+from (a paired bootstrap), images of other data sets independently. The metrics of many resamples are
+computed at once, from one sort of each, because scikit-learn takes one resample per call.
 
-AUROC and AUPR are scikit-learn's, which has no FPR95; intervals are scipy's percentile bootstrap. A
-synthetic OOD set is made from the in-distribution images, so its scores depend on theirs: an image
-and what was made from it are resampled together (a paired bootstrap). A set of other images is
-resampled independently. The resamples' metrics are computed for many resamples at once, from one
-sort of each; scikit-learn takes one per call.
-
-Scores of a model and of simple baselines on in-distribution and odd images, and the table of how well they do.
-
-Each measure is taken once per set, whatever number of scores reads it. Baselines are fitted on training images: what an
-energy-based model must beat to earn its keep. The metrics are in `hf_ebm.evaluation.ood`.
+A model's scores are compared with simple baselines fitted on training images. Each statistic is
+computed once per set, for all scores that use it.
 """
 
 from __future__ import annotations
@@ -30,77 +25,77 @@ from torch import Tensor
 
 from hf_ebm.data.loading import DatasetName, draw_rows, load_named
 from hf_ebm.data.splits import share_rows, split_sizes
-from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
+from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
 from hf_ebm.hub.model_card import show_interval
 from hf_ebm.scoring.scores import SCORES, MeasureStatistics
 from hf_ebm.utils.logging import ProgressBar, no_bar
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
 
-METRICS = {  # what the results say of themselves
-    "auroc": "chance that an odd sample scores higher than an in-distribution one, ties counted half",
-    "aupr_out": "average precision, odd samples positive",
+METRICS = {  # descriptions in the results
+    "auroc": "chance that an OOD sample scores higher than an in-distribution one, ties counted half",
+    "aupr_out": "average precision, OOD samples positive",
     "aupr_in": "average precision, in-distribution samples positive, scores negated",
-    "fpr95": "share of in-distribution samples called odd at the threshold that finds 95 % of the odd ones",
+    "fpr95": "share of in-distribution samples flagged as OOD at the threshold that detects 95 % of the OOD ones",
 }
-MEAN = "mean"  # the row of the mean over odd sets
+MEAN = "mean"  # the row of the mean over OOD sets
 MIN_SAMPLES = 10
 NUM_RESAMPLES = 1000
 VALUES_AT_A_TIME = 4_000_000  # scores of all resamples that are sorted together: 32 MB an array
 
 
-def ood_metrics(in_distribution: np.ndarray, odd: np.ndarray) -> dict[str, float]:
-    """AUROC, AUPR both ways and FPR95 of scores that are larger for odd samples, from arrays (N,) and (M,).
+def ood_metrics(in_distribution: np.ndarray, ood: np.ndarray) -> dict[str, float]:
+    """AUROC, AUPR both ways and FPR95 of scores that are larger for OOD samples, from arrays (N,) and (M,).
 
     Raises:
         ValueError: If a set is empty or a score is NaN.
     """
     check_scores("in_distribution", in_distribution)
-    check_scores("odd", odd)
+    check_scores("ood", ood)
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    scores = np.concatenate([in_distribution, odd])
-    labels = np.concatenate([np.zeros(len(in_distribution)), np.ones(len(odd))])
+    scores = np.concatenate([in_distribution, ood])
+    labels = np.concatenate([np.zeros(len(in_distribution)), np.ones(len(ood))])
     return {
         "auroc": float(roc_auc_score(labels, scores)),
         "aupr_out": float(average_precision_score(labels, scores)),
         "aupr_in": float(average_precision_score(1 - labels, -scores)),
-        "fpr95": float(fpr95(in_distribution, odd)),
+        "fpr95": float(fpr95(in_distribution, ood)),
     }
 
 
-def fpr95(in_distribution: np.ndarray, odd: np.ndarray) -> np.ndarray:
-    """Share of in-distribution scores (..., N) at or above the value that 95 % of the odd ones (..., M) reach.
+def fpr95(in_distribution: np.ndarray, ood: np.ndarray) -> np.ndarray:
+    """Share of in-distribution scores (..., N) at or above the value that 95 % of the OOD ones (..., M) reach.
 
     Raises:
         ValueError: If a set is empty or a score is NaN.
     """
     check_scores("in_distribution", in_distribution)
-    check_scores("odd", odd)
-    k = odd.shape[-1] // 20  # so many odd scores may stay below
-    threshold = np.partition(odd, k, axis=-1)[..., k : k + 1]
+    check_scores("ood", ood)
+    k = ood.shape[-1] // 20  # so many OOD scores may stay below
+    threshold = np.partition(ood, k, axis=-1)[..., k : k + 1]
     return (in_distribution >= threshold).mean(axis=-1)
 
 
-def ood_metrics_of_rows(in_distribution: np.ndarray, odd: np.ndarray, axis: int = -1) -> np.ndarray:
+def ood_metrics_of_rows(in_distribution: np.ndarray, ood: np.ndarray, axis: int = -1) -> np.ndarray:
     """The same four metrics of each row, shape (4, ...), in the order of `METRICS`.
 
     Args:
         in_distribution: Scores, one resample per row, shape (..., N).
-        odd: Scores, shape (..., M), with the same leading axes.
+        ood: Scores, shape (..., M), with the same leading axes.
         axis: Where the samples lie; only the last axis, as scipy gives them.
 
     Raises:
         ValueError: If a set is empty or a score is NaN.
     """
     check_scores("in_distribution", in_distribution)
-    check_scores("odd", odd)
-    num_in, num_odd = in_distribution.shape[-1], odd.shape[-1]
-    number = num_in + num_odd
-    scores = np.concatenate([in_distribution, odd], axis=-1)
+    check_scores("ood", ood)
+    num_in, num_ood = in_distribution.shape[-1], ood.shape[-1]
+    number = num_in + num_ood
+    scores = np.concatenate([in_distribution, ood], axis=-1)
     order = np.argsort(scores, axis=-1)
     scores = np.take_along_axis(scores, order, axis=-1)
-    is_odd = order >= num_in
-    odd_so_far = np.cumsum(is_odd, axis=-1)
+    is_ood = order >= num_in
+    ood_so_far = np.cumsum(is_ood, axis=-1)
 
     # first and last place of the group of equal scores that each place belongs to
     places = np.broadcast_to(np.arange(number), scores.shape)
@@ -110,48 +105,48 @@ def ood_metrics_of_rows(in_distribution: np.ndarray, odd: np.ndarray, axis: int 
     last_or_end = np.where(np.concatenate([differs, edge], axis=-1), places, number)
     last = np.minimum.accumulate(last_or_end[..., ::-1], axis=-1)[..., ::-1]
 
-    odd_below = np.take_along_axis(np.concatenate([0 * odd_so_far[..., :1], odd_so_far], axis=-1), first, axis=-1)
-    in_below = first - odd_below
-    in_up_to = last + 1 - np.take_along_axis(odd_so_far, last, axis=-1)
-    precision_out = (num_odd - odd_below) / (number - first)  # of "odd" said at this score and above
-    precision_in = in_up_to / (last + 1)  # of "in distribution" said at this score and below
+    ood_below = np.take_along_axis(np.concatenate([0 * ood_so_far[..., :1], ood_so_far], axis=-1), first, axis=-1)
+    in_below = first - ood_below
+    in_up_to = last + 1 - np.take_along_axis(ood_so_far, last, axis=-1)
+    precision_out = (num_ood - ood_below) / (number - first)  # of flagging as OOD at this score and above
+    precision_in = in_up_to / (last + 1)  # of accepting at this score and below
     return np.stack(
         [
-            (is_odd * 0.5 * (in_below + in_up_to)).sum(axis=-1) / (num_in * num_odd),
-            (is_odd * precision_out).sum(axis=-1) / num_odd,
-            (~is_odd * precision_in).sum(axis=-1) / num_in,
-            fpr95(in_distribution, odd),
+            (is_ood * 0.5 * (in_below + in_up_to)).sum(axis=-1) / (num_in * num_ood),
+            (is_ood * precision_out).sum(axis=-1) / num_ood,
+            (~is_ood * precision_in).sum(axis=-1) / num_in,
+            fpr95(in_distribution, ood),
         ]
     )
 
 
 def with_intervals(
     in_distribution: Tensor,
-    odd_sets: Mapping[str, Tensor],
+    ood_sets: Mapping[str, Tensor],
     paired: Collection[str] = (),
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """`ood_metrics` of each odd set and their mean, with intervals by one bootstrap over all sets.
+    """`ood_metrics` of each OOD set and their mean, with intervals by one bootstrap over all sets.
 
-    Each resample of the in-distribution set is compared with one resample of each odd set: of a
+    Each resample of the in-distribution set is compared with one resample of each OOD set: of a
     paired set, the images made from the resampled in-distribution images; of another set, an
     independent resample. So the interval of the mean accounts for what the sets have in common.
 
     Args:
-        in_distribution: Scores, shape (N,), larger = odder.
-        odd_sets: Scores by the name of their set, shape (M,) each.
-        paired: Names of the odd sets whose i-th image was made from the i-th in-distribution image.
+        in_distribution: Scores, shape (N,), larger = more out of distribution.
+        ood_sets: Scores by the name of their set, shape (M,) each.
+        paired: Names of the OOD sets whose i-th image was made from the i-th in-distribution image.
         num_resamples: Resamples of the bootstrap, >= 1.
         confidence: Coverage of the interval, in (0, 1).
         seed: Seed of the bootstrap.
 
     Returns:
-        ``{odd set or "mean": {metric: {"value", "low", "high"}}}``.
+        ``{OOD set or "mean": {metric: {"value", "low", "high"}}}``.
 
     Raises:
-        ValueError: If there is no odd set, a set has fewer than 10 samples, a paired set is not as large as the
+        ValueError: If there is no OOD set, a set has fewer than 10 samples, a paired set is not as large as the
             in-distribution set, or a score is not finite.
     """
     from scipy.stats import bootstrap
@@ -159,43 +154,43 @@ def with_intervals(
     check_count("num_resamples", num_resamples, 1)
     check_fraction("confidence", confidence)
     check_seed("seed", seed)
-    if not odd_sets:
-        raise ValueError("odd_sets must hold the scores of one odd set at least, got none.")
+    if not ood_sets:
+        raise ValueError("ood_sets must hold the scores of one OOD set at least, got none.")
     inside = checked_scores("in-distribution", in_distribution)
-    odd = {name: checked_scores("odd", scores) for name, scores in odd_sets.items()}
+    ood = {name: checked_scores("ood", scores) for name, scores in ood_sets.items()}
     for name in paired:
-        if name not in odd or len(odd[name]) != len(inside):
-            got = f"{len(odd[name])} scores" if name in odd else "no such set"
+        if name not in ood or len(ood[name]) != len(inside):
+            got = f"{len(ood[name])} scores" if name in ood else "no such set"
             raise ValueError(
-                f"paired must name odd sets with one score per in-distribution score ({len(inside)}), got {name!r} "
+                f"paired must name OOD sets with one score per in-distribution score ({len(inside)}), got {name!r} "
                 f"with {got}."
             )
-    unpaired = [name for name in odd if name not in paired]
+    unpaired = [name for name in ood if name not in paired]
 
-    def metrics_of(inside_places: np.ndarray, *odd_places: np.ndarray, axis: int = -1) -> np.ndarray:
-        places = dict.fromkeys(paired, inside_places) | dict(zip(unpaired, odd_places, strict=True))
-        found = [ood_metrics_of_rows(inside[inside_places], scores[places[name]]) for name, scores in odd.items()]
+    def metrics_of(inside_places: np.ndarray, *ood_places: np.ndarray, axis: int = -1) -> np.ndarray:
+        places = dict.fromkeys(paired, inside_places) | dict(zip(unpaired, ood_places, strict=True))
+        found = [ood_metrics_of_rows(inside[inside_places], scores[places[name]]) for name, scores in ood.items()]
         return np.stack([*found, np.mean(found, axis=0)])
 
     interval = bootstrap(
-        [np.arange(len(inside)), *(np.arange(len(odd[name])) for name in unpaired)],
+        [np.arange(len(inside)), *(np.arange(len(ood[name])) for name in unpaired)],
         metrics_of,
         n_resamples=num_resamples,
-        batch=max(1, VALUES_AT_A_TIME // (len(inside) + max(map(len, odd.values())))),
+        batch=max(1, VALUES_AT_A_TIME // (len(inside) + max(map(len, ood.values())))),
         vectorized=True,
         paired=False,
         confidence_level=confidence,
         method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    values = [ood_metrics(inside, scores) for scores in odd.values()]
+    values = [ood_metrics(inside, scores) for scores in ood.values()]
     values.append({metric: float(np.mean([row[metric] for row in values])) for metric in METRICS})
     return {
         name: {
             metric: {"value": values[i][metric], "low": float(interval.low[i, j]), "high": float(interval.high[i, j])}
             for j, metric in enumerate(METRICS)
         }
-        for i, name in enumerate((*odd, MEAN))
+        for i, name in enumerate((*ood, MEAN))
     }
 
 
@@ -225,12 +220,12 @@ def checked_scores(kind: str, scores: Tensor) -> np.ndarray:
     return scores.double().numpy()
 
 
-Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = odder
+Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores (N,), larger = more out of distribution
 MAX_EPOCHS = 1000  # of the autoencoder; 1,000 digits took 229
 MAX_BASELINE_DIMS = 20_000  # a covariance of 3.2 GB
 METRIC_NAMES = {"auroc": "AUROC", "aupr_out": "AUPR out", "aupr_in": "AUPR in", "fpr95": "FPR95"}
 TABLE_WIDTH, COLUMN_WIDTH = 120, 22  # of the printed table
-IN_DISTRIBUTION = "in_distribution"  # the name of the set that is not odd
+IN_DISTRIBUTION = "in_distribution"  # the name of the in-distribution set
 
 
 def fit_baselines(
@@ -279,7 +274,7 @@ def fit_baselines(
         lambda: coder.fit(train, train),
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # what is returned says it
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the result reports it
         for fit in progress_bar(fits, desc="fitting the baselines", total=len(fits)):
             fit()
 
@@ -295,16 +290,16 @@ def fit_baselines(
     return scorers, {"epochs": coder.n_iter_, "converged": coder.n_iter_ < max_epochs}
 
 
-def make_odd_sets(images: Tensor, names: list[str], seed: int = 0) -> dict[str, Tensor]:
-    """Embedded odd sets made from in-distribution images, by name.
+def make_ood_sets(images: Tensor, names: list[str], seed: int = 0) -> dict[str, Tensor]:
+    """Synthetic OOD sets made from in-distribution images, by name.
 
     Raises:
         ValueError: If a name is unknown.
     """
-    unknown = sorted(set(names) - set(ODD_IMAGES))
+    unknown = sorted(set(names) - set(SYNTHETIC_OOD))
     if unknown:
-        raise ValueError(f"odd sets must be among {sorted(ODD_IMAGES)} or data sets, got {unknown}.")
-    return {name: ODD_IMAGES[name](images, torch.Generator().manual_seed(seed)) for name in names}
+        raise ValueError(f"OOD sets must be among {sorted(SYNTHETIC_OOD)} or data sets, got {unknown}.")
+    return {name: SYNTHETIC_OOD[name](images, torch.Generator().manual_seed(seed)) for name in names}
 
 
 def load_images(
@@ -372,7 +367,7 @@ def score_sets(
         names: Of its ``available_scores``.
         train_images: In-distribution images that the scores' statistics come from, shape (N, C, H, W).
         sets: Images by the name of their set.
-        seed: Of the noise in the measures.
+        seed: Seed of the noise in the statistics.
         progress_bar: Wraps the sets.
     """
     needed = {measure for name in names for measure in SCORES[name].measures}
@@ -385,7 +380,7 @@ def score_sets(
 
 
 def format_table(table: Mapping[str, Any], metric: str = "auroc") -> str:
-    """One of the metrics of every scorer (rows) on every odd set and their mean (columns), as text.
+    """One of the metrics of every scorer (rows) on every OOD set and their mean (columns), as text.
 
     Lines are at most `TABLE_WIDTH` long. Columns that do not fit beside the others come below them.
     """
@@ -412,23 +407,23 @@ def evaluate_ood(
     seed: int = 0,
     progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
-    """Metrics of every scorer on every odd set.
+    """Metrics of every scorer on every OOD set.
 
     Args:
-        scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
-        paired: Names of the odd sets that were made from the in-distribution images, in their order.
+        scores: ``{scorer: {"in_distribution" or OOD set: scores (N,)}}``, larger = more out of distribution.
+        paired: Names of the OOD sets that were made from the in-distribution images, in their order.
         num_resamples: Resamples of the bootstrap.
         seed: Seed of the bootstrap.
         progress_bar: Wraps the scorers.
 
     Returns:
-        ``{scorer: {odd set or "mean": {metric: {"value", "low", "high"}}}}``, see `with_intervals`.
+        ``{scorer: {OOD set or "mean": {metric: {"value", "low", "high"}}}}``, see `with_intervals`.
     """
     shown = progress_bar(scores.items(), desc="intervals", total=len(scores))
     return {
         scorer: with_intervals(
             found[IN_DISTRIBUTION],
-            {name: odd for name, odd in found.items() if name != IN_DISTRIBUTION},
+            {name: ood for name, ood in found.items() if name != IN_DISTRIBUTION},
             paired,
             num_resamples,
             seed=seed,

@@ -1,4 +1,7 @@
-"""Pictures: energy histograms, 2-D samples beside the density. matplotlib is imported when a picture is drawn."""
+"""Plots: histograms of energies and scores, ROC curves, 2-D samples and densities, image grids.
+
+matplotlib is imported when a plot is made.
+"""
 
 from __future__ import annotations
 
@@ -28,34 +31,34 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def plot_energy_histograms(
-    in_distribution: Tensor, odd: Mapping[str, Tensor], path: Path, title: str, temperature: float = 1.0
+    in_distribution: Tensor, ood: Mapping[str, Tensor], path: Path, title: str, temperature: float = 1.0
 ) -> None:
-    """Histogram of the energies of held-out data against each odd set, one panel each, on a common axis.
+    """Histogram of the energies of held-out data against each OOD set, one panel each, on a common axis.
 
     Args:
         in_distribution: Energies of held-out data, shape (N,).
-        odd: Energies by the name of the odd set, each of shape (M,).
-        path: The PNG to write.
+        ood: Energies by the name of the OOD set, each of shape (M,).
+        path: The PNG file to write.
         title: Above all panels.
         temperature: Of the model ``exp(-E / temperature)``; energies are shown divided by it, in nats.
     """
     in_distribution = in_distribution / temperature
-    odd = {name: energies / temperature for name, energies in odd.items()}
-    num_columns = 4 if len(odd) > 6 else 3
-    num_rows = -(-len(odd) // num_columns)
+    ood = {name: energies / temperature for name, energies in ood.items()}
+    num_columns = 4 if len(ood) > 6 else 3
+    num_rows = -(-len(ood) // num_columns)
     figure = new_figure(10.2, 2.2 * num_rows + 0.5)
-    everything = torch.cat([in_distribution, *odd.values()])
-    # odd sets may reach very far: the axis is logarithmic, from the lowest energy seen, in view of the held-out spread
+    everything = torch.cat([in_distribution, *ood.values()])
+    # energies of OOD sets may be very large: the axis is logarithmic from the lowest energy on
     low, high = in_distribution.quantile(torch.tensor([0.25, 0.75], dtype=in_distribution.dtype)).tolist()
     start = high - low or 1.0
     offset = everything.min() - start
     edges = np.geomspace(start, float(everything.max() - offset) * 1.01, 50)
     axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
     for index, axis in enumerate(axes.flat):
-        if index >= len(odd):
+        if index >= len(ood):
             axis.set_axis_off()
             continue
-        name, energies = list(odd.items())[index]
+        name, energies = list(ood.items())[index]
         for values, label, colour in ((in_distribution, "held-out", "#0b6e99"), (energies, name, "#d1495b")):
             shifted = (values - offset).numpy()
             axis.hist(
@@ -76,37 +79,37 @@ def plot_energy_histograms(
 
 
 def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
-    """ROC curves of each scorer, one panel per odd set, the false positive rate on a logarithmic axis.
+    """ROC curves of each scorer, one panel per OOD set, the false positive rate on a logarithmic axis.
 
     Args:
-        scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
-        path: The PNG to write.
+        scores: ``{scorer: {"in_distribution" or OOD set: scores (N,)}}``, larger = more out of distribution.
+        path: The PNG file to write.
     """
     from matplotlib import rcParams
     from matplotlib.rcsetup import cycler
     from sklearn.metrics import roc_curve
 
     looks = cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"]  # more lines than colours differ by style
-    odd_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
-    num_columns = min(4, len(odd_sets))
-    num_rows = -(-len(odd_sets) // num_columns)
+    ood_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
+    num_columns = min(4, len(ood_sets))
+    num_rows = -(-len(ood_sets) // num_columns)
     names_in_row = max(2, int(2.9 * num_columns / 1.8))  # of the legend, in inches
     figure = new_figure(2.9 * num_columns, 2.6 * num_rows + 0.4 + 0.2 * -(-len(scores) // names_in_row))
     axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
     for index, axis in enumerate(axes.flat):
-        if index >= len(odd_sets):
+        if index >= len(ood_sets):
             axis.set_axis_off()
             continue
         axis.set_prop_cycle(looks)
         for name, found in scores.items():
-            inside, odd = found["in_distribution"].double(), found[odd_sets[index]].double()
-            labels = np.r_[np.zeros(len(inside)), np.ones(len(odd))]
-            fpr, tpr, _ = roc_curve(labels, torch.cat([inside, odd]).numpy())
+            inside, ood = found["in_distribution"].double(), found[ood_sets[index]].double()
+            labels = np.r_[np.zeros(len(inside)), np.ones(len(ood))]
+            fpr, tpr, _ = roc_curve(labels, torch.cat([inside, ood]).numpy())
             axis.plot(fpr.clip(0.5 / len(inside)), tpr, label=name.replace("_", " "), linewidth=1.3)
         axis.set_xscale("log")
-        axis.set_title(odd_sets[index].replace("_", " "), fontsize=10)
-    figure.supxlabel("in-distribution images called odd", fontsize=9)
-    figure.supylabel("odd images found", fontsize=9)
+        axis.set_title(ood_sets[index].replace("_", " "), fontsize=10)
+    figure.supxlabel("in-distribution images flagged as OOD", fontsize=9)
+    figure.supylabel("OOD images detected", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=names_in_row, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,18 +133,18 @@ def histogram_ticks(lowest: float, highest: float) -> list[float]:
 
 
 def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
-    """Histograms of scores: a row for each scorer, a column for each odd set, in-distribution scores in every panel.
+    """Histograms of scores: a row for each scorer, a column for each OOD set, in-distribution scores in every panel.
 
     Scores are shown in in-distribution standard deviations from the in-distribution mean, on an axis that is linear up
-    to about one and logarithmic beyond, because odd sets may reach very far.
+    to about one and logarithmic beyond, because scores of OOD sets may be very large.
 
     Args:
-        scores: ``{scorer: {"in_distribution" or odd set: scores (N,)}}``, larger = odder.
-        path: The PNG to write.
+        scores: ``{scorer: {"in_distribution" or OOD set: scores (N,)}}``, larger = more out of distribution.
+        path: The PNG file to write.
     """
-    odd_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
-    figure = new_figure(max(4.5, 1.45 * len(odd_sets) + 1.6), 1.05 * len(scores) + 1.1)
-    axes = figure.subplots(len(scores), len(odd_sets), squeeze=False, sharex="row")
+    ood_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
+    figure = new_figure(max(4.5, 1.45 * len(ood_sets) + 1.6), 1.05 * len(scores) + 1.1)
+    axes = figure.subplots(len(scores), len(ood_sets), squeeze=False, sharex="row")
     for row, (scorer, found) in zip(axes, scores.items(), strict=True):
         inside = found["in_distribution"].double()
         scale = inside.std() or 1.0  # all in-distribution scores may be equal
@@ -150,8 +153,8 @@ def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path
         }
         shown = np.arcsinh(np.concatenate(list(units.values())))  # equal bins on an axis that bends as symlog does
         edges = np.sinh(np.linspace(shown.min() - 0.05, shown.max() + 0.05, 45))
-        for axis, odd_set in zip(row, odd_sets, strict=True):
-            for name, colour in (("in_distribution", "#0b6e99"), (odd_set, "#d1495b")):
+        for axis, ood_set in zip(row, ood_sets, strict=True):
+            for name, colour in (("in_distribution", "#0b6e99"), (ood_set, "#d1495b")):
                 weights = np.full(len(units[name]), 1 / len(units[name]))
                 axis.hist(units[name], bins=edges, weights=weights, alpha=0.65, color=colour)
             axis.set_xscale("asinh", linear_width=1.0)
@@ -160,10 +163,10 @@ def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path
             axis.set_xticks([], minor=True)
             axis.set_yticks([])
         row[0].set_ylabel(scorer.replace("_", " "), rotation=0, ha="right", va="center", fontsize=8)
-    for axis, odd_set in zip(axes[0], odd_sets, strict=True):
-        axis.set_title(odd_set.replace("_", " "), fontsize=9)
+    for axis, ood_set in zip(axes[0], ood_sets, strict=True):
+        axis.set_title(ood_set.replace("_", " "), fontsize=9)
     figure.supxlabel("score, in standard deviations of the in-distribution scores", fontsize=9)
-    figure.suptitle("in distribution (blue) and odd (red)", fontsize=10)
+    figure.suptitle("in distribution (blue) and out of distribution (red)", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -174,7 +177,7 @@ def plot_chain_profiles(energies: Tensor, squared_errors: Tensor, path: Path) ->
     Args:
         energies: ``E`` at the start and after each update of the x-chain, shape (num_steps + 1, B).
         squared_errors: Mean squared error per pixel along the z-chain, shape (num_steps + 1, B).
-        path: The PNG to write.
+        path: The PNG file to write.
     """
     figure = new_figure(8.4, 3.2)
     axes = figure.subplots(1, 2)
@@ -209,7 +212,7 @@ def plot_2d(samples: Tensor, energy_model: Any, data: Tensor | None, path: Path,
         samples: Generated points, shape (N, 2).
         energy_model: The energy of 2-D points.
         data: Points of the data set, shape (M, 2), or None.
-        path: The PNG to write.
+        path: The PNG file to write.
         limit: The panels show [-limit, limit]^2.
     """
     panels = [("data", data), ("samples", samples)] if data is not None else [("samples", samples)]

@@ -1,24 +1,23 @@
-"""Metrics of samples and reconstructions: Frechet distance, KID, precision and recall, MSE, PSNR, SSIM.
+"""Metrics of samples and reconstructions.
 
-Metrics of samples and of scores, computed by torchmetrics.
+Frechet distance, kernel distance (as in KID), Inception score and AUROC are computed by torchmetrics.
 
-Precision, recall, density and coverage: do samples lie among the data, and data among the samples?
-
-A point's ball reaches to its k-th nearest neighbour in its own set. With N real points X, M generated points Y:
+Precision, recall, density and coverage compare neighbourhoods. A point's ball reaches to its k-th
+nearest neighbour in its own set. With N real points X and M generated points Y:
 
     precision   share of Y in at least one ball of X             Kynkaanniemi et al., NeurIPS 2019
     recall      share of X in at least one ball of Y
     density     (1 / kM) #{(x, y): y in the ball of x}            Naeem et al., ICML 2020, Eq. 3; may exceed 1
     coverage    share of X whose ball holds at least one of Y     Naeem et al., ICML 2020, Eq. 4
 
-Balls are open, as in the code of Naeem et al.: a set compared with itself gets 1 in all four. Recall and coverage grow
-with M: compare figures of equal N and M only.
+Balls are open, as in the code of Naeem et al.: a set compared with itself gets 1 in all four. Recall
+and coverage grow with M, so only figures of equal N and M are comparable.
 
-How near reconstructions come to their images, by torchmetrics, each measure a mean over images.
+Reconstructions are compared with their images by torchmetrics, one value per image:
 
-mse    mean squared error per pixel, on the scale of [-1, 1]
-psnr   10 log10(peak^2 / mse) in decibels, the peak being the whole range
-ssim   structural similarity, 11x11 Gaussian window of sigma 1.5 (Wang et al. 2004), on [0, 1]
+    mse         mean squared error per pixel, on the scale of [-1, 1]
+    psnr        10 log10(peak^2 / mse) in decibels, the peak being the whole range
+    ssim        structural similarity, 11x11 Gaussian window of sigma 1.5 (Wang et al. 2004), on [0, 1]
 """
 
 from __future__ import annotations
@@ -143,11 +142,11 @@ def features_are_kept() -> Iterator[None]:
 
 
 def auroc(in_distribution: Tensor, out_of_distribution: Tensor) -> float:
-    """Area under the ROC curve of a score that is larger for odd inputs: 0.5 is chance, 1 separates perfectly.
+    """Area under the ROC curve of a score that is larger for OOD inputs: 0.5 is chance, 1 separates perfectly.
 
     Args:
         in_distribution: Scores of in-distribution samples, shape (N,).
-        out_of_distribution: Scores of odd samples, shape (M,).
+        out_of_distribution: Scores of OOD samples, shape (M,).
 
     Raises:
         ValueError: If a set is empty or a score is NaN.

@@ -1,11 +1,8 @@
-"""Evaluate a pipeline's samples against held-out images, and its reconstructions.
+"""Sample quality: distances of samples to held-out images in a network's features, and reconstruction errors.
 
-The real images that samples are compared with: a split of a data set, its statistics, where they are from.
-
-How good a pipeline's samples are: distances to held-out images in a network's features, and reconstructions.
-
-Every metric stands beside its floor: the same metric of as many real images of the other split. A record says what it
-was measured in, on what, with what settings (`evaluate_samples`).
+Every metric is reported next to its real-vs-real distance (key ``floor``): the same metric between as
+many real images of the other split and the held-out images. A record also contains the feature
+extractor, the data and the settings (`evaluate_samples`).
 """
 
 from __future__ import annotations
@@ -152,18 +149,18 @@ def compare(
     return metrics
 
 
-def over_seeds(found: list[dict[str, float]], floor: dict[str, float]) -> dict[str, dict[str, float | None]]:
-    """Each metric's mean over the seeds, its standard deviation over them (None for one seed), and its floor."""
+def over_seeds(found: list[dict[str, float]], real_vs_real: dict[str, float]) -> dict[str, dict[str, float | None]]:
+    """Mean over the seeds, standard deviation (None for one seed) and real-vs-real distance of each metric."""
     table = {}
     for name in found[0]:
         values = torch.tensor([metrics[name] for metrics in found], dtype=torch.float64)
         std = values.std().item() if len(found) > 1 else None
-        table[name] = {"samples": values.mean().item(), "std_over_seeds": std, "floor": floor.get(name)}
+        table[name] = {"samples": values.mean().item(), "std_over_seeds": std, "floor": real_vs_real.get(name)}
     return table
 
 
 def state_limits(real: FeatureStatistics, generated: FeatureStatistics) -> list[str]:
-    """What the number of images does to the figures, in words; empty if nothing."""
+    """Caveats of the figures at these numbers of images."""
     limits = []
     smallest, num_features = min(real.num_images, generated.num_images), real.total.shape[0]
     if smallest <= num_features:
@@ -172,7 +169,7 @@ def state_limits(real: FeatureStatistics, generated: FeatureStatistics) -> list[
             "large by an unknown amount; compare it at these numbers of images only."
         )
     if max(real.num_images, generated.num_images) > MAX_KEPT:
-        limits.append(f"the kernel distance and precision to coverage are of {MAX_KEPT:,} drawn images of a set.")
+        limits.append(f"the kernel distance and precision to coverage are of {MAX_KEPT:,} random images of a set.")
     if real.num_images != generated.num_images:
         limits.append("recall, density and coverage depend on both numbers of images; compare them at these only.")
     return limits
@@ -235,18 +232,18 @@ def evaluate_samples(
     cache: Path | None = None,
     progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
-    """Metrics of a pipeline's samples and reconstructions, and the protocol that they were measured by.
+    """Metrics of a pipeline's samples and reconstructions, and the protocol of the evaluation.
 
     Args:
         pipeline: A generation pipeline of images.
         dataset: ``"digits"``, or a Hub id or a folder, ``name[:config][@split]``.
         extractor: See `hf_ebm.evaluation.feature_extractors`.
         split: Whose images samples are compared with, all of them, where `dataset` names none, or the only one; the
-            floor is of the other one of train and test.
+            real-vs-real distance uses the other one of train and test.
         image_column: Of the data set; None = its only image column.
         padding: Black pixels on each side of the data set's images, as in training.
-        num_images: Samples, and images of the floor; None = as many as the floor's split has, at most 10,000.
-        num_seeds: Sets of so many samples that are drawn and measured, with `seed` and those after it.
+        num_images: Number of samples, and of images of the other split; None = as many as that has, at most 10,000.
+        num_seeds: Number of sets of samples that are evaluated, with the seeds from `seed` on.
         batch_size: Images at a time.
         num_workers: Processes that decode images.
         num_inference_steps: Of the sampler; None = as in training.
@@ -273,16 +270,18 @@ def evaluate_samples(
     loading["progress_bar"] = progress_bar
     reference = RealImages.load(dataset, shape, split, image_column, **loading)
     split = reference.source["split"]
-    floor_split = "test" if split == "train" else "train"
-    no_floor = []
+    other_split = "test" if split == "train" else "train"
+    caveats = []
     try:
         others: RealImages | None = RealImages.load(
-            DatasetName.parse(dataset).of_split(floor_split), shape, floor_split, image_column, **loading
+            DatasetName.parse(dataset).of_split(other_split), shape, other_split, image_column, **loading
         )
-    except ValueError:  # its words may name a folder of this machine
-        others, no_floor = None, [f"there is no floor, for want of the split {floor_split!r} of the data set."]
+    except ValueError:  # its message may contain a local path
+        others, caveats = None, [f"there is no real-vs-real distance: the data set has no split {other_split!r}."]
     if others is not None and len(others.dataset) < MIN_IMAGES:
-        no_floor = [f"there is no floor: the split {floor_split!r} has {len(others.dataset)} images, too few."]
+        caveats = [
+            f"there is no real-vs-real distance: the split {other_split!r} has {len(others.dataset)} images, too few."
+        ]
         others = None
     if num_images is None:
         num_images = min(MAX_KEPT, len((others or reference).dataset))
@@ -291,10 +290,10 @@ def evaluate_samples(
             raise ValueError(f"{name} must be at least {MIN_IMAGES} images for these statistics, got {number}.")
 
     real, real_source = reference.statistics(len(reference.dataset), seed, extractor, preparation, cache)
-    of_floor, floor_source = {}, None
+    real_vs_real, other_source = {}, None
     if others is not None:
-        floor, floor_source = others.statistics(num_images, seed, extractor, preparation, cache)
-        of_floor = compare(real, floor, extractor, seed)
+        other, other_source = others.statistics(num_images, seed, extractor, preparation, cache)
+        real_vs_real = compare(real, other, extractor, seed)
     of_samples = []
     for sampling_seed in range(seed, seed + num_seeds):
         samples = draw_samples(pipeline, num_images, batch_size, num_inference_steps, sampling_seed)
@@ -308,7 +307,7 @@ def evaluate_samples(
         reconstruction = evaluate_reconstruction(pipeline, batches, num_reconstruction_steps, seed)
     protocol = {
         "reference": real_source,
-        "floor": floor_source,
+        "floor": other_source,
         "num_images": num_images,
         "sampler": describe_sampler(pipeline, num_inference_steps, batch_size),
         "feature_extractor": {
@@ -329,8 +328,8 @@ def evaluate_samples(
         "software": software_versions(),
     }
     return {
-        "metrics": over_seeds(of_samples, of_floor),
+        "metrics": over_seeds(of_samples, real_vs_real),
         "reconstruction": reconstruction,
-        "limits": no_floor + state_limits(real, generated),
+        "limits": caveats + state_limits(real, generated),
         "protocol": protocol,
     }

@@ -1,6 +1,6 @@
-"""Odd images made from given ones: out of distribution by construction, with nothing to download.
+"""Synthetic OOD sets: transformations of in-distribution images, without a download.
 
-Each function maps images in [-1, 1], shape (B, C, H, W), to odd images of the same shape.
+Each function maps images in [-1, 1], shape (B, C, H, W), to OOD images of the same shape and range.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def rotated(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Turned by 90 degrees."""
+    """Images rotated by 90 degrees."""
     return images.rot90(1, dims=(-2, -1))
 
 
 def inverted(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Black for white."""
+    """Images with negated pixel values."""
     return -images
 
 
 def shuffled(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Each image's pixels in an order of its own: the histogram stays, the shape goes."""
+    """Pixels in random order, one per image: the histogram stays, the shape is lost."""
     batch_size, channels, height, width = images.shape
     order = torch.rand(batch_size, height * width, generator=generator).argsort(dim=1)
     flat = images.flatten(2)
@@ -30,7 +30,7 @@ def shuffled(images: Tensor, generator: torch.Generator | None = None) -> Tensor
 
 
 def shuffled_patches(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A 4x4 grid of patches in an order of each image's own: textures stay, the shape goes."""
+    """A 4x4 grid of patches in random order, one per image: textures stay, the shape is lost."""
     batch_size, channels, height, width = images.shape
     if height % 4 or width % 4:
         raise ValueError(f"shuffled_patches needs a height and width divisible by 4, got {height}x{width}.")
@@ -43,7 +43,7 @@ def shuffled_patches(images: Tensor, generator: torch.Generator | None = None) -
 
 
 def blurred(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Each pixel the mean of its 3x3 neighbourhood, twice."""
+    """A 3x3 box blur, applied twice."""
     for _ in range(2):
         padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
         images = torch.nn.functional.avg_pool2d(padded, kernel_size=3, stride=1)
@@ -51,22 +51,22 @@ def blurred(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def noise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Every pixel uniform in [-1, 1]."""
+    """Uniform noise in [-1, 1]."""
     return torch.rand(images.shape, generator=generator) * 2.0 - 1.0
 
 
 def constant(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One value in [-1, 1] per image."""
+    """Constant images, uniform in [-1, 1]."""
     values = torch.rand(images.shape[0], 1, 1, 1, generator=generator) * 2.0 - 1.0
     return values.expand(images.shape).clone()
 
 
 def mixed(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The mean of an image and of another one."""
+    """The mean of two images."""
     return 0.5 * (images + images[torch.randperm(images.shape[0], generator=generator)])
 
 
-ODD_IMAGES: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
+SYNTHETIC_OOD: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     function.__name__: function
     for function in (rotated, inverted, shuffled, shuffled_patches, blurred, mixed, constant, noise)
 }

@@ -1,12 +1,10 @@
-"""Metrics of samples and densities on 2-D data.
+"""Metrics of samples and densities on the 2-D data sets.
 
-How well samples and density of the 25 Gaussians match the modes.
-
-How well samples and density of a 2-D set without separate modes, the pinwheel or the swiss roll, follow the data.
-
-Near is what lies within the reach r of one of 10,000 points of data; r is such that 99 % of other points of data are.
-(After precision and recall of Sajjadi et al. 2018 and Kynkäänniemi et al. 2019, with one radius for
-all points and the data's own coordinates as features.)
+For the 25 Gaussians: how well samples and density match the modes. For the pinwheel and the swiss roll,
+which have no separate modes: the shares of samples, data and density that are near each other. A
+point is near a set if it lies within r of one of 10,000 of the set's points, where r is such that
+99 % of other data points are near the data. (After precision and recall of Sajjadi et al. 2018 and
+Kynkäänniemi et al. 2019, with one radius for all points and the data's own coordinates as features.)
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from torch import Tensor
 from hf_ebm.data.toy import TOY_MODE_SPACING, TOY_MODE_STD, sample_toy
 from hf_ebm.evaluation.plots import density_on_grid
 
-GRID_LIMIT = 2.2  # the modes reach 1.41; what the density does outside them is part of the question
+GRID_LIMIT = 2.2  # the modes reach 1.41; what the density does outside them counts, too
 GRID_RESOLUTION = 512
 PEAK_THRESHOLD = 0.05  # a peak is a connected region above this share of the highest density
 
@@ -47,7 +45,7 @@ def sample_metrics(samples: Tensor) -> dict[str, float]:
 
 
 def grid_points() -> np.ndarray:
-    """The points of the grid that densities are looked at on, shape (GRID_RESOLUTION, GRID_RESOLUTION, 2)."""
+    """The points of the grid on which densities are evaluated, shape (GRID_RESOLUTION, GRID_RESOLUTION, 2)."""
     line = np.linspace(-GRID_LIMIT, GRID_LIMIT, GRID_RESOLUTION)
     return np.stack(np.meshgrid(line, line), axis=-1)
 
@@ -79,7 +77,7 @@ SHARE_WITHIN_REACH = 0.99
 
 
 def near_data_metrics(samples: Tensor, energy_model: Any, name: str) -> dict[str, float]:
-    """What of the samples and of ``exp(-E(x, 0))`` is near the data, and what of the data is near a sample.
+    """Shares of the samples and of ``exp(-E(x, 0))`` that are near the data, and of the data near a sample.
 
     Args:
         samples: Shape (N, 2); as many as `NUM_POINTS` to compare shares with the data's own, which is 0.99.

@@ -21,7 +21,7 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys, mo
     assert protocol["statistics_and_baselines"]["split"] == "train" and protocol["seed"] == 0
     assert protocol["scores"]["of_the_model"] == ["energy", "typicality"] and "8x8" in protocol["preprocessing"]
     assert set(protocol["autoencoder"]) == {"epochs", "converged"}
-    assert protocol["odd_sets"]["noise"]["num_images"] == 40 and "torch" in protocol["software"]
+    assert protocol["ood_sets"]["noise"]["num_images"] == 40 and "torch" in protocol["software"]
     assert protocol["model"] == "model" and str(tmp_path) not in (out / "ood.json").read_text()
     assert {path.name for path in out.iterdir()} == {"ood.json", "roc.png", "histograms.png"}
     printed, progress = capsys.readouterr()
@@ -35,14 +35,14 @@ def test_an_odd_set_that_is_not_there_is_told_with_its_near_names(folder, tmp_pa
     arguments += ["--max-images", "20", "--resamples", "20"]
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--ood", str(tmp_path / "zzz")])
-    assert "For --ood: embedded odd sets are rotated, " in capsys.readouterr().err
+    assert "For --ood: synthetic OOD sets are rotated, " in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--metrics", "auroc,fpr"])
     assert "--metrics: there is no metric 'fpr'; did you mean fpr95" in capsys.readouterr().err
     monkeypatch.setattr("datasets.load_dataset", None)  # the Hub is not asked for a near name
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--ood", "nois"])
-    assert "--ood: 'nois' is no embedded odd set; did you mean noise?" in capsys.readouterr().err
+    assert "--ood: 'nois' is no synthetic OOD set; did you mean noise?" in capsys.readouterr().err
 
 
 def test_a_misspelt_extractor_is_told_before_the_hub_is_asked(folder, tmp_path, capsys, monkeypatch):

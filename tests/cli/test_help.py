@@ -91,11 +91,11 @@ def test_choices_of_the_commands_are_those_of_the_code():
     """The commands do not import the code, so that help is quick."""
     from hf_ebm.cli import eval_ood, likelihood
     from hf_ebm.cli.options import SCORE_NAMES
-    from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES
+    from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
     from hf_ebm.likelihood import log_partition as model_log_z
     from hf_ebm.scoring.scores import SCORES
 
-    assert tuple(SCORES) == SCORE_NAMES and tuple(ODD_IMAGES) == eval_ood.ODD_SETS
+    assert tuple(SCORES) == SCORE_NAMES and tuple(SYNTHETIC_OOD) == eval_ood.OOD_SETS
     assert likelihood.BASES == model_log_z.BASES and likelihood.REVERSE_FROM == model_log_z.REVERSE_FROM
     assert [name for name, score in SCORES.items() if not score.needs_statistics] == [
         "energy", "gradient_norm", "reconstruction",

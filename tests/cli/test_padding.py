@@ -24,7 +24,7 @@ def test_padding_of_the_run_and_named_data_sets_are_in_the_protocol(folder, tmp_
     main([*arguments, "--output", str(tmp_path / "ood")])
     record = json.loads(capsys.readouterr().out)
     assert set(record["metrics"]["energy"]) == {"noise", "odd", "mean"} and str(tmp_path) not in json.dumps(record)
-    found = record["protocol"]["odd_sets"]["odd"]
+    found = record["protocol"]["ood_sets"]["odd"]
     assert found["split"] == "train" and found["only_split"]
     assert (
         "resized to 4x4" in record["protocol"]["preprocessing"] and "padded by 2" in record["protocol"]["preprocessing"]

@@ -8,18 +8,18 @@ import torch
 
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.data.loading import load_digits
-from hf_ebm.evaluation.ood import evaluate_ood, fit_baselines, format_table, load_images, make_odd_sets, score_sets
+from hf_ebm.evaluation.ood import evaluate_ood, fit_baselines, format_table, load_images, make_ood_sets, score_sets
 from hf_ebm.evaluation.plots import histogram_ticks, new_figure, plot_roc, plot_score_histograms
-from hf_ebm.evaluation.synthetic_ood import ODD_IMAGES, blurred, shuffled_patches
+from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD, blurred, shuffled_patches
 from hf_ebm.scoring.scores import MeasureStatistics
 
 
 def test_shuffled_patches_moves_whole_patches():
     images = torch.arange(2 * 64.0).reshape(2, 1, 8, 8)
-    odd = shuffled_patches(images, torch.Generator().manual_seed(0))
+    ood = shuffled_patches(images, torch.Generator().manual_seed(0))
     patches = lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).reshape(2, 16, 4)  # noqa: E731
-    assert not torch.equal(odd, images)
-    for before, after in zip(patches(images), patches(odd), strict=True):
+    assert not torch.equal(ood, images)
+    for before, after in zip(patches(images), patches(ood), strict=True):
         assert {tuple(p.tolist()) for p in before} == {tuple(p.tolist()) for p in after}
     with pytest.raises(ValueError, match="divisible by 4"):
         shuffled_patches(torch.zeros(1, 1, 6, 6))
@@ -35,7 +35,7 @@ def test_blurred_keeps_constants_and_smooths():
 def found():
     train, test = load_digits("train")[0][:400], load_digits("test")[0][:60]
     scorers = {**fit_baselines(train)[0], "constant": lambda x: torch.arange(len(x)) % 7.0}
-    sets = {"in_distribution": test, **make_odd_sets(test, ["noise", "inverted"])}
+    sets = {"in_distribution": test, **make_ood_sets(test, ["noise", "inverted"])}
     scores = {name: {key: scorer(images) for key, images in sets.items()} for name, scorer in scorers.items()}
     return evaluate_ood(scores, ["noise", "inverted"], num_resamples=20), scores
 
@@ -142,13 +142,13 @@ def test_baselines_refuse_what_does_not_fit_in_memory():
 
 def test_mistakes():
     with pytest.raises(ValueError, match="mosaics"):
-        make_odd_sets(torch.zeros(4, 1, 8, 8), ["mosaics"])
-    assert set(make_odd_sets(torch.zeros(4, 1, 8, 8), list(ODD_IMAGES))) == set(ODD_IMAGES)
+        make_ood_sets(torch.zeros(4, 1, 8, 8), ["mosaics"])
+    assert set(make_ood_sets(torch.zeros(4, 1, 8, 8), list(SYNTHETIC_OOD))) == set(SYNTHETIC_OOD)
 
 
 @pytest.mark.parametrize("metric", ["auroc", "fpr95"])
 def test_the_printed_table_is_narrow_and_has_every_figure(metric):
-    sets, scorers = [*ODD_IMAGES, "user/a_data_set@test"], ("energy", "typicality", "pixel_gaussian")
+    sets, scorers = [*SYNTHETIC_OOD, "user/a_data_set@test"], ("energy", "typicality", "pixel_gaussian")
     table = {
         scorer: {
             **{

@@ -34,12 +34,12 @@ def test_intervals_cover_the_truth():
 @pytest.mark.parametrize("spread", [3, 40, 10**6])  # nearly all scores equal; some; none
 def test_rows_are_scikit_learns(spread):
     random = np.random.default_rng(spread)
-    inside, odd = random.integers(0, spread, (2, 3, 31)) / 7, random.integers(spread // 3, 2 * spread, (2, 3, 22)) / 7
-    found = ood_metrics_of_rows(inside, odd)
+    inside, ood = random.integers(0, spread, (2, 3, 31)) / 7, random.integers(spread // 3, 2 * spread, (2, 3, 22)) / 7
+    found = ood_metrics_of_rows(inside, ood)
     assert found.shape == (4, 2, 3)
     for i in range(2):
         for j in range(3):
-            expected = ood_metrics(inside[i, j], odd[i, j])
+            expected = ood_metrics(inside[i, j], ood[i, j])
             np.testing.assert_allclose(found[:, i, j], [expected[name] for name in METRICS], rtol=1e-12)
 
 
@@ -47,28 +47,28 @@ def test_the_interval_is_scipys_bootstrap_of_scikit_learns_metrics():
     from scipy.stats import bootstrap
 
     random = torch.Generator().manual_seed(0)
-    inside, odd = (torch.randn(40, generator=random) * 4).round(), (torch.randn(30, generator=random) * 4).round() + 3
+    inside, ood = (torch.randn(40, generator=random) * 4).round(), (torch.randn(30, generator=random) * 4).round() + 3
     slow = bootstrap(
-        [inside.double().numpy(), odd.double().numpy()],
+        [inside.double().numpy(), ood.double().numpy()],
         lambda a, b: np.array(list(ood_metrics(a, b).values())),
         n_resamples=25,
         vectorized=False,
         method="percentile",
         random_state=np.random.default_rng(4),
     ).confidence_interval
-    fast = with_intervals(inside, {"odd": odd}, num_resamples=25, seed=4)["odd"]
+    fast = with_intervals(inside, {"odd": ood}, num_resamples=25, seed=4)["odd"]
     np.testing.assert_allclose([fast[name]["low"] for name in METRICS], slow.low, rtol=1e-12)
     np.testing.assert_allclose([fast[name]["high"] for name in METRICS], slow.high, rtol=1e-12)
 
 
-def test_the_means_interval_covers_the_truth_where_the_odd_sets_share_their_in_distribution_set():
-    """Four odd sets of one distribution: the sets' intervals are independent in their odd samples alone."""
+def test_the_means_interval_covers_the_truth_where_the_ood_sets_share_their_in_distribution_set():
+    """Four OOD sets of one distribution: the sets' intervals are independent in their OOD samples alone."""
     truth, hits = 0.5 * (1 + torch.erf(torch.tensor(0.5)).item()), 0
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)
         inside = torch.randn(60, generator=random)
-        odd = {str(size): torch.randn(size, generator=random) + 1 for size in (150, 150, 200, 300)}
-        row = with_intervals(inside, odd, num_resamples=60, confidence=0.8, seed=seed)["mean"]["auroc"]
+        ood = {str(size): torch.randn(size, generator=random) + 1 for size in (150, 150, 200, 300)}
+        row = with_intervals(inside, ood, num_resamples=60, confidence=0.8, seed=seed)["mean"]["auroc"]
         assert row["low"] <= row["value"] <= row["high"]
         hits += row["low"] <= truth <= row["high"]
     assert 11 <= hits <= 20
@@ -83,17 +83,17 @@ def correlated(seed, number=150):
 
 def test_paired_intervals_are_an_independent_bootstrap_of_pairs():
     """The same quantiles as a loop over resampled pairs by scikit-learn, up to the bootstrap's own noise."""
-    inside, odd = correlated(0)
-    row = with_intervals(inside, {"odd": odd}, ["odd"], num_resamples=4000)["odd"]
+    inside, ood = correlated(0)
+    row = with_intervals(inside, {"odd": ood}, ["odd"], num_resamples=4000)["odd"]
     random, found = np.random.default_rng(1), []
     for _ in range(4000):
         pairs = random.integers(0, len(inside), len(inside))
-        a, b = inside.numpy()[pairs], odd.numpy()[pairs]
+        a, b = inside.numpy()[pairs], ood.numpy()[pairs]
         found.append((b[None] > a[:, None]).mean() + 0.5 * (b[None] == a[:, None]).mean())
     width = row["auroc"]["high"] - row["auroc"]["low"]
     low, high = np.quantile(found, [0.025, 0.975])
     assert abs(row["auroc"]["low"] - low) < 0.1 * width and abs(row["auroc"]["high"] - high) < 0.1 * width
-    apart = with_intervals(inside, {"odd": odd}, num_resamples=4000)["odd"]["auroc"]
+    apart = with_intervals(inside, {"odd": ood}, num_resamples=4000)["odd"]["auroc"]
     assert width < 0.6 * (apart["high"] - apart["low"])
 
 
@@ -101,10 +101,10 @@ def test_paired_intervals_cover_the_truth_and_independent_ones_of_pairs_are_too_
     truth, number = 0.5 * (1 + torch.erf(torch.tensor(0.5)).item()), 150
     hits = {True: 0, False: 0}
     for seed in range(number):
-        inside, odd = correlated(seed, 100)
+        inside, ood = correlated(seed, 100)
         for paired in hits:
             names = ["odd"] if paired else []
-            row = with_intervals(inside, {"odd": odd}, names, 200, confidence=0.8, seed=seed)["odd"]["auroc"]
+            row = with_intervals(inside, {"odd": ood}, names, 200, confidence=0.8, seed=seed)["odd"]["auroc"]
             hits[paired] += row["low"] <= truth <= row["high"]
     error = (0.8 * 0.2 / number) ** 0.5
     assert abs(hits[True] / number - 0.8) < 3 * error + 0.02  # the percentile bootstrap's own error at n = 100
@@ -113,11 +113,11 @@ def test_paired_intervals_cover_the_truth_and_independent_ones_of_pairs_are_too_
 
 def test_paired_sets_share_their_resamples_and_others_have_their_own():
     random = torch.Generator().manual_seed(0)
-    inside, odd = torch.randn(50, generator=random), torch.randn(50, generator=random) + 0.5
-    sets = {"once": odd, "again": odd, "other": odd.clone(), "small": odd[:30]}
+    inside, ood = torch.randn(50, generator=random), torch.randn(50, generator=random) + 0.5
+    sets = {"once": ood, "again": ood, "other": ood.clone(), "small": ood[:30]}
     rows = with_intervals(inside, sets, ["once", "again"], num_resamples=30)
     assert rows["once"] == rows["again"] != rows["other"]
-    alone = with_intervals(inside, {"once": odd}, ["once"], num_resamples=30)
+    alone = with_intervals(inside, {"once": ood}, ["once"], num_resamples=30)
     assert alone["once"] == alone["mean"]
     for metric in METRICS:
         values = [rows[name][metric]["value"] for name in sets]
@@ -132,7 +132,7 @@ def test_paired_sets_share_their_resamples_and_others_have_their_own():
 def test_scores_without_a_rank_are_an_error(metric, bad):
     with pytest.raises(ValueError, match=r"in_distribution (must hold|holds 1 NaN among 3)"):
         metric(bad, np.arange(5.0))
-    with pytest.raises(ValueError, match=r"odd (must hold|holds 1 NaN among 3)"):
+    with pytest.raises(ValueError, match=r"ood (must hold|holds 1 NaN among 3)"):
         metric(np.arange(5.0), bad)
 
 
@@ -140,9 +140,9 @@ def test_mistakes():
     with pytest.raises(ValueError, match="at least 10"):
         with_intervals(torch.zeros(3), {"odd": torch.zeros(20)})
     for value in ("nan", "inf"):
-        with pytest.raises(ValueError, match="odd scores hold 1 NaN or infinite"):
+        with pytest.raises(ValueError, match="OOD scores hold 1 NaN or infinite"):
             with_intervals(torch.randn(20), {"odd": torch.tensor([float(value), *range(19)])})
-    with pytest.raises(ValueError, match="one odd set at least"):
+    with pytest.raises(ValueError, match="one OOD set at least"):
         with_intervals(torch.randn(20), {})
 
 
@@ -153,7 +153,7 @@ def test_fpr95_is_the_first_point_of_the_roc_curve_that_finds_95_percent(number,
 
     for seed in range(10):
         random = np.random.default_rng(seed)
-        inside, odd = random.integers(0, spread, 60), random.integers(spread // 4, 2 * spread, number)
+        inside, ood = random.integers(0, spread, 60), random.integers(spread // 4, 2 * spread, number)
         labels = np.concatenate([np.zeros(60), np.ones(number)])
-        fpr, tpr, _ = roc_curve(labels, np.concatenate([inside, odd]), drop_intermediate=False)
-        assert fpr95(inside, odd) == pytest.approx(fpr[tpr >= 0.95][0])
+        fpr, tpr, _ = roc_curve(labels, np.concatenate([inside, ood]), drop_intermediate=False)
+        assert fpr95(inside, ood) == pytest.approx(fpr[tpr >= 0.95][0])

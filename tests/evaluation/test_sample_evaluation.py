@@ -201,7 +201,7 @@ def test_a_folder_without_the_other_split_has_no_floor_and_says_so(digits, tmp_p
     record = evaluate_samples(Copier(load_digits("train")[0]), name, digits)
     assert record["protocol"]["num_images"] == 25 and record["protocol"]["floor"] is None
     assert record["metrics"]["precision"]["floor"] is None
-    assert "no floor, for want of the split 'train'" in record["limits"][0]
+    assert "no real-vs-real distance: the data set has no split 'train'" in record["limits"][0]
     assert record["protocol"]["reference"]["dataset"] == "images" and str(tmp_path) not in to_json(record)
 
 

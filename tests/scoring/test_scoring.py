@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from hf_ebm.data.loading import load_digits
-from hf_ebm.evaluation import synthetic_ood as odd_images
+from hf_ebm.evaluation import synthetic_ood
 from hf_ebm.evaluation.feature_extractors import load_digit_classifier
 from hf_ebm.evaluation.plots import density_on_grid, plot_2d, plot_energy_histograms
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance
@@ -61,7 +61,7 @@ def test_digit_classifier_knows_the_held_out_digits():
 def test_odd_images():
     images = load_digits("test")[0][:50]
     generator = torch.Generator().manual_seed(0)
-    made = {name: make(images, generator) for name, make in odd_images.ODD_IMAGES.items()}
+    made = {name: make(images, generator) for name, make in synthetic_ood.SYNTHETIC_OOD.items()}
     names = {"rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise"}
     assert set(made) == names
     for name, odd in made.items():
