@@ -157,7 +157,7 @@ def with_intervals(
     if not ood_sets:
         raise ValueError("ood_sets must hold the scores of one OOD set at least, got none.")
     inside = checked_scores("in-distribution", in_distribution)
-    ood = {name: checked_scores("ood", scores) for name, scores in ood_sets.items()}
+    ood = {name: checked_scores("OOD", scores) for name, scores in ood_sets.items()}
     for name in paired:
         if name not in ood or len(ood[name]) != len(inside):
             got = f"{len(ood[name])} scores" if name in ood else "no such set"

@@ -1,6 +1,6 @@
 """Inputs of scoring: images, arrays, tensors, folders and data sets as batches in the model's range.
 
-From what a user has (PIL images, arrays, tensors) to what the models take: checked, never guessed.
+Ranges, layouts and modes are checked, never guessed:
 
 | given | range | layout |
 |---|---|---|
@@ -10,16 +10,14 @@ From what a user has (PIL images, arrays, tensors) to what the models take: chec
 | float tensor | -1..1 | (B, C, H, W), (C, H, W) |
 | vector data: float array or tensor | any | (B, D) |
 
-PIL images are turned upright by their EXIF orientation; what `hf_ebm.data.image_files.open_picture` refuses is an error. A
-`datasets` column is ``dataset["image"]``.
-Masks have diffusers' convention, 1 (white) = to be filled in, and the module's function `mask_to_tensor`.
+PIL images are turned upright by their EXIF orientation; what `hf_ebm.data.image_files.open_picture`
+refuses is an error. A `datasets` column is ``dataset["image"]``. Masks have diffusers' convention,
+1 (white) = to be filled in (`mask_to_tensor`).
 
-Rows of a data set as batches that a model can score: read and prepared a span at a time, by workers where wanted.
-
-A row is ``(id, picture)``. A picture that cannot be prepared does not stop the batch: it is named in its `Batch`, and
-who asked for the batch decides. Nothing here grows with the number of rows.
-
-Whatever somebody gives to score (`EnergyScoringPipeline`) as batches of samples in the models' range.
+Rows of a data set (`HubRows`, `ListRows`) are read and prepared in spans, by worker processes where
+wanted. An image that cannot be read or does not fit does not stop its batch: it is listed in
+`Batch.unreadable`, and the caller decides. `sample_batches` takes everything that
+`EnergyScoringPipeline` takes.
 """
 
 from __future__ import annotations
@@ -243,17 +241,17 @@ Span = tuple[int, int]  # rows start..stop-1
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A row without a score: its number, its id, the name to look for, and why."""
+    """A row without a score: its number, its id, its name in messages, and the reason."""
 
     row: int
     id: Any
     name: str
     reason: str
-    resizable: bool = False  # it would have a score with resize=True
+    resizable: bool = False  # it would fit with resize=True
 
 
 class ResizableError(ValueError):
-    """A picture of another size or mode than the model's, which ``resize=True`` would make fit."""
+    """An image of another size or mode than the model's, which ``resize=True`` would convert."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +272,7 @@ class Batch:
 
 
 class Rows(Protocol):
-    """What can be scored: rows that are read by their numbers, the same ones every time."""
+    """A data set whose rows are read by number."""
 
     def __len__(self) -> int: ...
 
@@ -284,7 +282,7 @@ class Rows(Protocol):
 
 
 class ListRows:
-    """Pictures of a list, whose ids are their places."""
+    """Rows of a list of images, with their indices as ids."""
 
     def __init__(self, pictures: Sequence[Any] | Tensor) -> None:
         self.pictures = pictures
@@ -304,10 +302,10 @@ class HubRows:
         dataset: The data set.
         image_column: Of the pictures; None = the only one.
         id_column: Of the ids, whole numbers or strings; None = the paths of an image folder, else the row numbers.
-        root: The folder that such paths are told from; None = they stay whole.
+        root: The folder to which such paths are relative; None = full paths.
 
     Raises:
-        ValueError: If a column is not there or is of a type that it cannot have.
+        ValueError: If a column is missing or has the wrong type.
     """
 
     def __init__(
@@ -440,7 +438,7 @@ def prepare_rows(
 
 
 def picture_name(picture: Any, number: int, id_: Any) -> str:
-    """What a picture is called in a message: its path where it has one, else the number of its row."""
+    """The name of an image in messages: its path if it has one, else its row number."""
     path = picture.get("path") if isinstance(picture, dict) else picture
     if isinstance(path, str) or hasattr(path, "__fspath__"):
         return str(path)

@@ -129,7 +129,7 @@ def test_score_takes_urls_and_prints_them_as_given(folder, file_server, tmp_path
 def test_no_more_workers_than_cores_unless_told(cores, expected, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores, raising=False)
     assert ScoringSettings("model", "digits", tmp_path).num_workers == expected
-    arguments = ["score", "--model", str(tmp_path), "--dataset", "digits", "--padding", "0"]
+    arguments = ["score", "--model", str(tmp_path), "--dataset", "digits", "--output", str(tmp_path / "out")]
     for more, number in (([], expected), (["--num-workers", "5"], 5)):
         assert settings_of(make_parser().parse_args([*arguments, *more])).num_workers == number
 
