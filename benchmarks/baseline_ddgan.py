@@ -71,7 +71,7 @@ class DDGANSettings(RunSettings):
 
 
 @dataclasses.dataclass
-class Objects:
+class TrainState:
     """What a train step updates and uses."""
 
     accelerator: Accelerator
@@ -88,7 +88,7 @@ class Objects:
         return self.generator_model, self.discriminator
 
 
-def train_step(x: Tensor, step: int, objects: Objects, settings: DDGANSettings) -> dict[str, Tensor]:
+def train_step(x: Tensor, step: int, state: TrainState, settings: DDGANSettings) -> dict[str, Tensor]:
     """One iteration: the discriminator, then the generator; returns the terms of the losses.
 
     The generator does not change while the discriminator does, so its forward pass is made once for both updates, as in
@@ -97,43 +97,43 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDGANSettings) 
     Args:
         x: Clean images, shape (B, C, H, W).
         step: Iterations done before this one; lazy R1 counts by it.
-        objects: Models, optimizers and coefficients.
+        state: Models, optimizers and coefficients.
         settings: The run's settings.
     """
-    q, accelerator = objects.coefficients, objects.accelerator
+    q, accelerator = state.coefficients, state.accelerator
 
     # a pair of the diffusion: x_t ~ q(x_t | x), x_next ~ q(x_next | x_t)
-    t = torch.multinomial(objects.timestep_weights, x.shape[0], replacement=True)
+    t = torch.multinomial(state.timestep_weights, x.shape[0], replacement=True)
     x_t = q.q_sample(x, t, torch.randn_like(x))
     x_next = q.q_step(x_t, t, torch.randn_like(x))
     noise = q.posterior_noise(x_t, x, x_next, t) if settings.coupled_noise else torch.randn_like(x)
 
     # z ~ N(0, I); x0_pred = G(x_next, t, z); x_fake ~ q(x_t | x_next, x0_pred)
-    latent_dim = accelerator.unwrap_model(objects.generator_model).config.latent_dim
+    latent_dim = accelerator.unwrap_model(state.generator_model).config.latent_dim
     z = torch.randn(x.shape[0], latent_dim, device=x.device)
-    x0_pred = objects.generator_model(x_next, t, z, return_dict=False)[0].float()
+    x0_pred = state.generator_model(x_next, t, z, return_dict=False)[0].float()
     x_fake = q.posterior_sample(x0_pred, x_next, t, noise, settings.noise_at_t0)
 
     # discriminator: mean softplus(-D(x_t)) + mean softplus(D(x_fake)) + r1/2 mean ||grad_{x_t} D(x_t)||^2
     penalty = torch.zeros((), device=x.device)
     if step % settings.r1_interval == 0:  # two calls: the double backward goes through the real half alone
         x_real = x_t.detach().requires_grad_(True)
-        twice = objects.discriminator.forward if settings.compile else objects.discriminator  # torch.compile has none
+        twice = state.discriminator.forward if settings.compile else state.discriminator  # torch.compile has none
         logit_real = logit(twice, x_real, x_next, t)
-        logit_fake = logit(objects.discriminator, x_fake.detach(), x_next, t)
+        logit_fake = logit(state.discriminator, x_fake.detach(), x_next, t)
         penalty = r1_penalty(logit_real, x_real, settings.r1_interval * settings.r1_weight)
     else:
         pairs = torch.cat([x_t, x_fake.detach()]), torch.cat([x_next, x_next]), torch.cat([t, t])
-        logit_real, logit_fake = logit(objects.discriminator, *pairs).chunk(2)
+        logit_real, logit_fake = logit(state.discriminator, *pairs).chunk(2)
     loss = discriminator_loss(logit_real, logit_fake)
-    parameters = objects.discriminator.parameters()
-    update(accelerator, objects.discriminator_optimizer, loss + penalty, parameters, settings)
+    parameters = state.discriminator.parameters()
+    update(accelerator, state.discriminator_optimizer, loss + penalty, parameters, settings)
 
     # generator: mean softplus(-D(x_fake)), through the updated, frozen discriminator
-    discriminator = accelerator.unwrap_model(objects.discriminator).requires_grad_(False)
+    discriminator = accelerator.unwrap_model(state.discriminator).requires_grad_(False)
     with accelerator.autocast():
         adversarial = generator_loss(logit(discriminator, x_fake, x_next, t))
-    update(accelerator, objects.generator_optimizer, adversarial, objects.generator_model.parameters(), settings)
+    update(accelerator, state.generator_optimizer, adversarial, state.generator_model.parameters(), settings)
     discriminator.requires_grad_(True)
 
     return {
@@ -173,9 +173,9 @@ def build_models(settings: dict[str, Any]) -> tuple[UNetGeneratorModel, PairInfe
         raise ValueError(f"models: {error}; see the networks' arguments in hf_ebm.models.") from error
 
 
-def make_objects(
+def make_train_state(
     settings: DDGANSettings, accelerator: Accelerator, models: tuple[Any, Any], steps_per_epoch: int
-) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+) -> tuple[TrainState, list[torch.optim.lr_scheduler.LRScheduler]]:
     """Optimizers, learning-rate schedules and coefficients for `models`, all prepared by `accelerator`."""
     generator_model, discriminator = models
     options: dict[str, Any] = {"betas": settings.adam_betas, "fused": accelerator.device.type in ("cpu", "cuda")}
@@ -191,7 +191,7 @@ def make_objects(
     q = DiffusionCoefficients.vp(settings.num_timesteps, settings.beta_min, settings.beta_max, settings.spacing)
     weights = torch.tensor(settings.timestep_weights or [1.0] * q.num_timesteps, device=accelerator.device)
     prepared = accelerator.prepare(generator_model, discriminator, *optimizers)
-    return Objects(accelerator, *prepared, q.to(accelerator.device), weights), schedules
+    return TrainState(accelerator, *prepared, q.to(accelerator.device), weights), schedules
 
 
 def make_pipeline(models: tuple[Any, Any], settings: DDGANSettings) -> DDAEBMPipeline:
@@ -205,7 +205,7 @@ METHOD = Method(
     name="ddgan",
     make_model_settings=make_model_settings,
     build_models=build_models,
-    make_objects=make_objects,
+    make_train_state=make_train_state,
     train_step=train_step,
     make_pipeline=make_pipeline,
     shown_terms=("logit_real", "logit_fake", "gradient_penalty"),

@@ -57,7 +57,7 @@ class DDPMSettings(RunSettings):
 
 
 @dataclasses.dataclass
-class Objects:
+class TrainState:
     """What a train step updates and uses."""
 
     accelerator: Accelerator
@@ -72,7 +72,7 @@ class Objects:
         return (self.unet,)
 
 
-def train_step(x: Tensor, step: int, objects: Objects, settings: DDPMSettings) -> dict[str, Tensor]:
+def train_step(x: Tensor, step: int, state: TrainState, settings: DDPMSettings) -> dict[str, Tensor]:
     """One iteration: ``mean (target - unet(x_t, t))^2`` over a random t for each image, mean over pixels and batch.
 
     The target is the noise, or what else the scheduler's `prediction_type` names.
@@ -80,19 +80,19 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDPMSettings) -
     Args:
         x: Clean images, shape (B, C, H, W).
         step: Iterations done before this one; not used.
-        objects: The U-Net, its optimizer and the scheduler.
+        state: The U-Net, its optimizer and the scheduler.
         settings: The run's settings.
     """
-    x = F.pixel_unshuffle(x, objects.patch_size)
-    t = torch.randint(objects.scheduler.config.num_train_timesteps, x.shape[:1], device=x.device)
+    x = F.pixel_unshuffle(x, state.patch_size)
+    t = torch.randint(state.scheduler.config.num_train_timesteps, x.shape[:1], device=x.device)
     noise = torch.randn_like(x)
-    x_t = objects.scheduler.add_noise(x, noise, t)
+    x_t = state.scheduler.add_noise(x, noise, t)
     if settings.prediction_type == "v_prediction":
-        target = objects.scheduler.get_velocity(x, noise, t)
+        target = state.scheduler.get_velocity(x, noise, t)
     else:
         target = {"epsilon": noise, "sample": x}[settings.prediction_type]
-    loss = F.mse_loss(objects.unet(x_t, t, return_dict=False)[0].float(), target)
-    update(objects.accelerator, objects.optimizer, loss, objects.unet.parameters(), settings)
+    loss = F.mse_loss(state.unet(x_t, t, return_dict=False)[0].float(), target)
+    update(state.accelerator, state.optimizer, loss, state.unet.parameters(), settings)
     return {"squared_error": loss}
 
 
@@ -126,9 +126,9 @@ def build_models(settings: dict[str, Any]) -> tuple[UNet2DModel]:
     return (use_upsample(unet),)
 
 
-def make_objects(
+def make_train_state(
     settings: DDPMSettings, accelerator: Accelerator, models: tuple[Any], steps_per_epoch: int
-) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+) -> tuple[TrainState, list[torch.optim.lr_scheduler.LRScheduler]]:
     """The optimizer, its learning-rate schedule and the scheduler for the U-Net, prepared by `accelerator`."""
     (unet,) = models
     fused = accelerator.device.type in ("cpu", "cuda")
@@ -139,7 +139,9 @@ def make_objects(
     if settings.compile:
         unet.compile()
     patch_size = make_model_settings(settings)["unet"]["patch_size"]
-    return Objects(accelerator, *accelerator.prepare(unet, optimizer), make_scheduler(settings), patch_size), schedules
+    return TrainState(
+        accelerator, *accelerator.prepare(unet, optimizer), make_scheduler(settings), patch_size
+    ), schedules
 
 
 def make_scheduler(settings: DDPMSettings) -> DDPMScheduler:
@@ -193,7 +195,7 @@ METHOD = Method(
     name="ddpm",
     make_model_settings=make_model_settings,
     build_models=build_models,
-    make_objects=make_objects,
+    make_train_state=make_train_state,
     train_step=train_step,
     make_pipeline=make_pipeline,
     shown_terms=("squared_error",),

@@ -18,24 +18,26 @@ from torch import Tensor
 
 from hf_ebm.training import train_dual_mcmc
 from hf_ebm.training.launch import run_script
-from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, Objects
+from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, TrainState
 from hf_ebm.training.trainer import run_training
 
 
-def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSettings) -> dict[str, Tensor]:
+def train_step(x: Tensor, step: int, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
     """One iteration: generator, inference model; returns the terms of the losses."""
-    return train_dual_mcmc.update_generator_and_inference(x, objects, settings)[2]
+    samples = train_dual_mcmc.draw_samples(x, state, settings)
+    terms = train_dual_mcmc.generator_update(x, samples, state, settings)
+    return {**terms, **train_dual_mcmc.inference_update(samples, state, settings)}
 
 
-def make_objects(*arguments: Any) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+def make_train_state(*arguments: Any) -> tuple[TrainState, list[torch.optim.lr_scheduler.LRScheduler]]:
     """As for Dual-MCMC Teaching, without a learning-rate schedule of the energy, whose optimizer does not step."""
-    objects, schedules = train_dual_mcmc.make_objects(*arguments)
-    return objects, [one for one in schedules if one.optimizer is not objects.energy_optimizer.optimizer]
+    state, schedules = train_dual_mcmc.make_train_state(*arguments)
+    return state, [one for one in schedules if one.optimizer is not state.energy_optimizer.optimizer]
 
 
 METHOD = dataclasses.replace(
     train_dual_mcmc.METHOD,
-    make_objects=make_objects,
+    make_train_state=make_train_state,
     train_step=train_step,
     shown_terms=("reconstruction", "inference"),
     write_card=None,

@@ -32,7 +32,7 @@ from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
 from hf_ebm.training.config import RunSettings
 from hf_ebm.training.launch import run_script
-from hf_ebm.training.train_dual_mcmc import settle_singular_values
+from hf_ebm.training.train_dual_mcmc import refresh_singular_values
 from hf_ebm.training.trainer import Method, cosine_schedule, run_training, update
 from hf_ebm.utils.validation import check_known
 
@@ -64,7 +64,7 @@ class ShortRunSettings(RunSettings):
 
 
 @dataclasses.dataclass
-class Objects:
+class TrainState:
     """What a train step updates and uses."""
 
     accelerator: Accelerator
@@ -77,17 +77,17 @@ class Objects:
         return (self.energy_model,)
 
 
-def train_step(x: Tensor, step: int, objects: Objects, settings: ShortRunSettings) -> dict[str, Tensor]:
+def train_step(x: Tensor, step: int, state: TrainState, settings: ShortRunSettings) -> dict[str, Tensor]:
     """One iteration: ``mean E(x + noise) - mean E(x_negative)``, the maximum-likelihood gradient of a converged chain.
 
     Args:
         x: Data, shape (B, C, H, W).
         step: Iterations done before this one; not used.
-        objects: The energy and its optimizer.
+        state: The energy and its optimizer.
         settings: The run's settings.
     """
-    accelerator = objects.accelerator
-    energy_model = accelerator.unwrap_model(objects.energy_model)
+    accelerator = state.accelerator
+    energy_model = accelerator.unwrap_model(state.energy_model)
 
     def energy(x: Tensor) -> Tensor:
         with accelerator.autocast():
@@ -102,11 +102,11 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: ShortRunSetting
 
     # energy: mean E(x) - mean E(x_negative)
     x = x + settings.data_noise_std * torch.randn_like(x)
-    energy_data, energy_negative = objects.energy_model(torch.cat([x, x_negative])).energy.chunk(2)
+    energy_data, energy_negative = state.energy_model(torch.cat([x, x_negative])).energy.chunk(2)
     loss = energy_loss(energy_data, energy_negative)
     if settings.energy_magnitude_weight:
         loss = loss + settings.energy_magnitude_weight * energy_magnitude_term(energy_data, energy_negative)
-    update(accelerator, objects.optimizer, loss, objects.energy_model.parameters(), settings)
+    update(accelerator, state.optimizer, loss, state.energy_model.parameters(), settings)
 
     return {
         "energy_data": energy_data.mean(),
@@ -130,9 +130,9 @@ def build_models(settings: dict[str, Any]) -> tuple[ResNetEnergyModel]:
     return (ResNetEnergyModel(ResNetEnergyConfig(**settings["energy"])),)
 
 
-def make_objects(
+def make_train_state(
     settings: ShortRunSettings, accelerator: Accelerator, models: tuple[Any], steps_per_epoch: int
-) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+) -> tuple[TrainState, list[torch.optim.lr_scheduler.LRScheduler]]:
     """The optimizer and its learning-rate schedule for the energy, prepared by `accelerator`."""
     (energy_model,) = models
     fused = accelerator.device.type in ("cpu", "cuda")
@@ -142,7 +142,7 @@ def make_objects(
     schedules = [cosine_schedule(optimizer, settings)]
     if settings.compile:
         energy_model.compile()
-    return Objects(accelerator, *accelerator.prepare(energy_model, optimizer)), schedules
+    return TrainState(accelerator, *accelerator.prepare(energy_model, optimizer)), schedules
 
 
 def make_pipeline(models: tuple[Any], settings: ShortRunSettings) -> EnergyScoringPipeline:
@@ -175,14 +175,14 @@ METHOD = Method(
     name="short_run",
     make_model_settings=make_model_settings,
     build_models=build_models,
-    make_objects=make_objects,
+    make_train_state=make_train_state,
     train_step=train_step,
     make_pipeline=make_pipeline,
     shown_terms=("energy_data", "energy_negative"),
     term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
     when_diverged="a smaller step_size and noise_std, or smaller learning rates",
     num_averaged=1,
-    calibrate=settle_singular_values,
+    refresh_statistics=refresh_singular_values,
     save_samples=save_samples,
     write_card=None,
 )

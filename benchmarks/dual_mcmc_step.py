@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.train_dual_mcmc import METHOD, DualMCMCSettings, make_model_settings, make_objects
+from hf_ebm.training.train_dual_mcmc import METHOD, DualMCMCSettings, make_model_settings, make_train_state
 from hf_ebm.training.trainer import make_train_step, prepare_models
 
 BATCH_SIZES = {"digits": 64, "cifar10": 2}
@@ -43,12 +43,12 @@ class Package:
     def __init__(self, models: tuple[Any, Any, Any], settings: DualMCMCSettings, accelerator: Accelerator) -> None:
         self.settings = settings
         prepare_models(models, settings)
-        self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
-        self.train_step = make_train_step(METHOD, settings, self.objects)
+        self.state, _ = make_train_state(settings, accelerator, models, steps_per_epoch=1)
+        self.train_step = make_train_step(METHOD, settings, self.state)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on the batch `x`; the terms of the losses."""
-        return self.train_step(x, 0, self.objects, self.settings)
+        return self.train_step(x, 0, self.state, self.settings)
 
 
 def agreement(models: Any, x: Tensor, settings: DualMCMCSettings, accelerator: Accelerator) -> dict[str, float]:

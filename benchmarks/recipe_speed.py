@@ -46,11 +46,11 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
     models = method.build_models(method.make_model_settings(settings))
     models = tuple(model.to(accelerator.device) for model in models)
     prepare_models(models, settings)
-    objects, schedules = method.make_objects(settings, accelerator, models, 1)
+    state, schedules = method.make_train_state(settings, accelerator, models, 1)
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     steps = itertools.count()
-    train_step = make_train_step(method, settings, objects)
+    train_step = make_train_step(method, settings, state)
 
     def run() -> None:
         for _, step in zip(range(round_steps), steps, strict=False):
@@ -60,7 +60,7 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
         x = torch.rand(settings.batch_size, *models[0].sample_shape, device=accelerator.device) * 2 - 1
         if settings.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        train_step(x, step, objects, settings)
+        train_step(x, step, state, settings)
         for schedule in schedules:
             advance(schedule)
         for ema, model in zip(emas, averaged, strict=True):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from hf_ebm.models.presets import build_ddaebm_models
 from hf_ebm.training.cuda_graph import NUM_EAGER
-from hf_ebm.training.train_ddaebm import METHOD, DDAEBMSettings, make_model_settings, make_objects
+from hf_ebm.training.train_ddaebm import METHOD, DDAEBMSettings, make_model_settings, make_train_state
 from hf_ebm.training.trainer import make_emas, make_train_step, prepare_models
 
 BATCH_SIZES = {"digits": 64, "cifar10": 8}
@@ -48,13 +48,13 @@ class Package:
     def __init__(self, models: Models, settings: DDAEBMSettings, accelerator: Accelerator) -> None:
         self.models, self.settings = models, settings
         prepare_models(models, settings)
-        self.objects, _ = make_objects(settings, accelerator, models, steps_per_epoch=1)
+        self.state, _ = make_train_state(settings, accelerator, models, steps_per_epoch=1)
         self.emas = make_emas(models[:2], settings.ema_decay, accelerator.device)
-        self.train_step = make_train_step(METHOD, settings, self.objects)
+        self.train_step = make_train_step(METHOD, settings, self.state)
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """One iteration on clean images `x`; the terms of the losses."""
-        terms = self.train_step(x, 0, self.objects, self.settings)
+        terms = self.train_step(x, 0, self.state, self.settings)
         for ema, model in zip(self.emas, self.models[:2], strict=True):
             ema.step(model.parameters())
         return terms
@@ -122,7 +122,7 @@ def agreement(
             worst[f"loss {name}"] = max(worst.get(f"loss {name}", 0.0), relative([got[name]], [value]))
         if index == 0:
             for name in ("energy", "generator"):
-                optimizers = [getattr(side, f"{name}_optimizer") for side in (package.objects, literal)]
+                optimizers = [getattr(side, f"{name}_optimizer") for side in (package.state, literal)]
                 worst[f"gradient {name}"] = relative(*map(first_moments, optimizers))
     worst |= weight_differences(literal, package, start)
     accelerator.free_memory()

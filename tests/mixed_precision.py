@@ -37,8 +37,8 @@ def record_dtypes(monkeypatch):
     """Make every train step record ``{step: {network: {dtype of a convolution's output}}}``; the record."""
     record, make_train_step = defaultdict(lambda: defaultdict(set)), trainer.make_train_step
 
-    def make(method, settings, objects):
-        train_step, now = make_train_step(method, settings, objects), []
+    def make(method, settings, state):
+        train_step, now = make_train_step(method, settings, state), []
 
         def watch(network):
             def note(_module, _inputs, output):
@@ -49,12 +49,12 @@ def record_dtypes(monkeypatch):
                 if isinstance(module, nn.Conv2d):
                     module.register_forward_hook(note)
 
-        for model in objects.models:
-            watch(objects.accelerator.unwrap_model(model))
+        for model in state.models:
+            watch(state.accelerator.unwrap_model(model))
 
-        def recorded(x, step, objects, settings):
+        def recorded(x, step, state, settings):
             now.append(step)
-            terms = train_step(x, step, objects, settings)
+            terms = train_step(x, step, state, settings)
             now.clear()
             return terms
 

@@ -254,15 +254,15 @@ class Position:
 
 
 @dataclasses.dataclass
-class Course:
+class Progress:
     """How far a run has come.
 
     Attributes:
         step: Number of finished iterations.
-        position: Of the next batch in the data.
-        earlier_seconds: What earlier starts took.
-        earlier_memory: The most bytes that one of them held.
-        changes: In words, the settings of earlier starts that were others.
+        position: Position of the next batch in the data.
+        earlier_seconds: Seconds before the run was resumed.
+        earlier_memory: Peak memory before the run was resumed, in bytes.
+        changes: Description of the settings that were changed on resume.
     """
 
     step: int = 0
@@ -294,13 +294,13 @@ def _yaml(value: float | None) -> str:
     return "null" if value is None else f"{value:g}"
 
 
-def go_on(
+def resume_run(
     checkpoint: Path,
     accelerator: Accelerator,
     settings: RunSettings,
     schedules: Sequence[Any],
     emas: Sequence[EMAModel],
-) -> Course:
+) -> Progress:
     """Load a checkpoint, print what differs from before, and return where it was; called by all processes.
 
     A checkpoint restores settings along with states: the hyper-parameters of the optimizers, the decay of the averages,
@@ -334,7 +334,7 @@ def go_on(
             f"{accelerator.num_processes}: it goes on, but not bit for bit."
         )
     position = adopt_position(state, settings, accelerator.num_processes)
-    return Course(
+    return Progress(
         step=step,
         position=position,
         earlier_seconds=state.get("seconds", 0.0),

@@ -237,7 +237,7 @@ NOT_LEARNED_FROM = frozenset(
         "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "push_every_checkpoint", "hub_model_id",
         "hub_private", "license", "license_name",
     }
-)  # fmt: skip  # settings that leave the training's course as it is
+)  # fmt: skip  # settings that do not change what is learned
 
 
 @dataclasses.dataclass(frozen=True)

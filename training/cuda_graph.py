@@ -43,9 +43,9 @@ class GraphedStep:
     """A train step, eager at first, from then on launched as a graph.
 
     Args:
-        train_step: ``(x, step, objects, settings) -> terms``, on batches of one shape.
+        train_step: ``(x, step, state, settings) -> terms``, on batches of one shape.
         step_kind: ``(step, settings) -> kind``; the steps of one kind do the same, each kind has its own graph.
-        objects: As for `train_step`; its optimizers' learning rates become tensors on the device.
+        state: As for `train_step`; its optimizers' learning rates become tensors on the device.
         device: Of the models.
     """
 
@@ -53,18 +53,18 @@ class GraphedStep:
         self,
         train_step: Callable[..., dict[str, Tensor]],
         step_kind: Callable[[int, Any], Hashable],
-        objects: Any,
+        state: Any,
         device: torch.device,
     ) -> None:
         self.train_step, self.step_kind = train_step, step_kind
-        for value in vars(objects).values():
+        for value in vars(state).values():
             if isinstance(value, torch.optim.Optimizer):
                 with_rates_on_device(value, device)
         self.stream = torch.cuda.Stream(device)
         self.num_eager: Counter[Hashable] = Counter()
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
 
-    def __call__(self, x: Tensor, step: int, objects: Any, settings: Any) -> dict[str, Tensor]:
+    def __call__(self, x: Tensor, step: int, state: Any, settings: Any) -> dict[str, Tensor]:
         """One iteration; the terms are overwritten by the next one of the same kind."""
         kind = self.step_kind(step, settings)
         if kind not in self.graphs and self.num_eager[kind] < NUM_EAGER:
@@ -72,23 +72,23 @@ class GraphedStep:
             current = torch.cuda.current_stream(x.device)
             self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream):
-                terms = self.train_step(x, step, objects, settings)
+                terms = self.train_step(x, step, state, settings)
             current.wait_stream(self.stream)
             return terms
         if kind not in self.graphs:
-            self.graphs[kind] = self.record(x, step, objects, settings)
+            self.graphs[kind] = self.record(x, step, state, settings)
         graph, given, terms = self.graphs[kind]
         given.copy_(x)
         graph.replay()
         return terms
 
     def record(
-        self, x: Tensor, step: int, objects: Any, settings: Any
+        self, x: Tensor, step: int, state: Any, settings: Any
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]:
         """The graph of one iteration, the tensor it reads its batch from, and those it writes its terms to."""
         given, graph = x.clone(), torch.cuda.CUDAGraph()
         # other threads, which bring the data to the device, may go on meanwhile
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            terms = self.train_step(given, step, objects, settings)
+            terms = self.train_step(given, step, state, settings)
             terms = {name: term.detach() for name, term in terms.items()}
         return graph, given, terms

@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -109,7 +109,7 @@ class DDAEBMSettings(RunSettings):
 
 
 @dataclasses.dataclass
-class Objects:
+class TrainState:
     """What a train step updates and uses."""
 
     accelerator: Accelerator
@@ -129,24 +129,42 @@ class Objects:
         return self.energy_model, self.generator_model, self.inference_model
 
 
-def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings) -> dict[str, Tensor]:
+class Samples(NamedTuple):
+    """What both updates of an iteration use: pairs of the diffusion, latents, and the generator's samples."""
+
+    t: Tensor  # (B,)
+    x_t: Tensor
+    x_next: Tensor
+    target: Tensor  # what the reconstruction compares with: x_t, or the posterior's mean
+    mean: Tensor  # (B, latent_dim), of q_psi(z | x_t, x_next), as logvar
+    logvar: Tensor
+    z: Tensor  # (B, latent_dim), of the prior
+    x_fake: Tensor  # q(x_t | x_next, G(x_next, t, z))
+    x0_psi: Tensor  # G(x_next, t, z_psi)
+
+
+def train_step(x: Tensor, step: int, state: TrainState, settings: DDAEBMSettings) -> dict[str, Tensor]:
     """One iteration: the energy, then generator and inference model together; returns the terms of the losses.
 
-    Each sum and mean is as in `hf_ebm.losses.ddaebm`. Generator and inference model do not change while the energy
-    does, so their forward pass is made once for both updates, and the generator's two passes (prior and posterior z)
-    are one of twice the batch.
+    Generator and inference model do not change while the energy does, so their forward pass is shared by both updates.
 
     Args:
         x: Clean samples, shape (B, ...).
         step: Iterations done before this one; lazy R1 counts by it.
-        objects: Models, optimizers and coefficients.
+        state: Models, optimizers and coefficients.
         settings: The run's settings.
     """
-    q, accelerator = objects.coefficients, objects.accelerator
-    batch_size = x.shape[0]
+    samples = draw_samples(x, state, settings)
+    terms = energy_update(samples, step, state, settings)
+    return {**terms, **generator_update(samples, state, settings)}
+
+
+def draw_samples(x: Tensor, state: TrainState, settings: DDAEBMSettings) -> Samples:
+    """Diffuse clean samples, infer latents and generate; prior and posterior z pass the generator as one batch."""
+    q, batch_size = state.coefficients, x.shape[0]
 
     # a pair of the diffusion: x_t ~ q(x_t | x), x_next ~ q(x_next | x_t)
-    t = torch.multinomial(objects.timestep_weights, batch_size, replacement=True)
+    t = torch.multinomial(state.timestep_weights, batch_size, replacement=True)
     x_t = q.q_sample(x, t, torch.randn_like(x))
     x_next = q.q_step(x_t, t, torch.randn_like(x))
     noise, target = torch.randn_like(x), x_t
@@ -154,70 +172,70 @@ def train_step(x: Tensor, step: int, objects: Objects, settings: DDAEBMSettings)
         noise, target = q.posterior_noise(x_t, x, x_next, t), q.posterior_mean(x, x_next, t)
 
     # z_psi ~ q_psi(z | x_t, x_next), z ~ N(0, I); x0_pred = G(x_next, t, z); x_fake ~ q(x_t | x_next, x0_pred)
-    mean, logvar = objects.inference_model(x_t, x_next, t, return_dict=False)
+    mean, logvar = state.inference_model(x_t, x_next, t, return_dict=False)
     z = torch.randn_like(mean)
     if settings.reconstruction_latent == "posterior":
         z_psi = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-        both = objects.generator_model(
+        both = state.generator_model(
             torch.cat([x_next, x_next]), torch.cat([t, t]), torch.cat([z, z_psi]), return_dict=False
         )[0]
         x0_pred, x0_psi = both.float().chunk(2)
     else:
-        x0_pred = x0_psi = objects.generator_model(x_next, t, z, return_dict=False)[0].float()
+        x0_pred = x0_psi = state.generator_model(x_next, t, z, return_dict=False)[0].float()
     x_fake = q.posterior_sample(x0_pred, x_next, t, noise, settings.noise_at_t0)
+    return Samples(t, x_t, x_next, target, mean, logvar, z, x_fake, x0_psi)
 
-    # energy: mean E(x_t, t) - mean E(x_fake, t) + r1/2 mean ||grad [-E(x_t, t) + log q(x_next | x_t)]||^2
+
+def energy_update(samples: Samples, step: int, state: TrainState, settings: DDAEBMSettings) -> dict[str, Tensor]:
+    """Descend ``mean E(x_t, t) - mean E(x_fake, t) + r1/2 mean ||grad [-E(x_t, t) + log q(x_next | x_t)]||^2``."""
+    t, x_t, x_next, x_fake = samples.t, samples.x_t, samples.x_next, samples.x_fake.detach()
     penalised = step % settings.r1_interval == 0
     x_real = x_t.detach().requires_grad_(penalised)
-    if penalised:  # two calls: the double backward shall go through the real half alone, and torch.compile has none
-        energy_forward = objects.energy_model.forward if settings.compile else objects.energy_model
+    if penalised:  # two calls: the double backward goes through the real half only, and torch.compile has none
+        energy_forward = state.energy_model.forward if settings.compile else state.energy_model
         energy_real = energy_forward(x_real, t).energy
-        energy_fake = objects.energy_model(x_fake.detach(), t).energy
+        energy_fake = state.energy_model(x_fake, t).energy
     else:
-        energies = objects.energy_model(torch.cat([x_real, x_fake.detach()]), torch.cat([t, t])).energy
+        energies = state.energy_model(torch.cat([x_real, x_fake]), torch.cat([t, t])).energy
         energy_real, energy_fake = energies.chunk(2)
     loss = energy_loss(energy_real, energy_fake)
     if settings.energy_magnitude_weight:
         loss = loss + settings.energy_magnitude_weight * energy_magnitude_term(energy_real, energy_fake)
-    penalty = torch.zeros((), device=x.device)
+    penalty = torch.zeros((), device=x_t.device)
     if penalised:
-        grad_log_q = q.log_q_step_grad(x_next, x_t, t) if settings.r1_include_transition else None
-        weight = settings.r1_interval * objects.r1_weight[t]
+        grad_log_q = state.coefficients.log_q_step_grad(x_next, x_t, t) if settings.r1_include_transition else None
+        weight = settings.r1_interval * state.r1_weight[t]
         penalty = gradient_penalty_from_gradient(energy_gradient(energy_real, x_real), weight, grad_log_q)
-    update(accelerator, objects.energy_optimizer, loss + penalty, objects.energy_model.parameters(), settings)
+    update(state.accelerator, state.energy_optimizer, loss + penalty, state.energy_model.parameters(), settings)
+    return {"energy_real": energy_real.mean(), "energy_fake": energy_fake.mean(), "gradient_penalty": penalty}
 
-    # generator and inference model: reverse KL + entropy bound + forward KL, through the updated, frozen energy
-    energy_model = accelerator.unwrap_model(objects.energy_model).requires_grad_(False)
+
+def generator_update(samples: Samples, state: TrainState, settings: DDAEBMSettings) -> dict[str, Tensor]:
+    """Descend reverse KL + entropy bound + forward KL in generator and inference model, with the energy frozen."""
+    q, accelerator = state.coefficients, state.accelerator
+    t, x_next, x_fake = samples.t, samples.x_next, samples.x_fake
+    energy_model = accelerator.unwrap_model(state.energy_model).requires_grad_(False)
     with accelerator.autocast():
-        energy_fake_new = energy_model(x_fake, t).energy
-    adversarial = adversarial_term(energy_fake_new, q.log_q_step(x_next, x_fake, t))
-    latent = latent_term(z, *objects.inference_model(x_fake, x_next, t, return_dict=False))
-    kl = kl_term(mean, logvar)
-    reconstruction = reconstruct(target, q.posterior_mean(x0_psi, x_next, t), t, objects, settings)
+        energy_fake = energy_model(x_fake, t).energy
+    adversarial = adversarial_term(energy_fake, q.log_q_step(x_next, x_fake, t))
+    latent = latent_term(samples.z, *state.inference_model(x_fake, x_next, t, return_dict=False))
+    kl = kl_term(samples.mean, samples.logvar)
+    reconstruction = reconstruct(samples.target, q.posterior_mean(samples.x0_psi, x_next, t), t, state, settings)
     loss = settings.adversarial_weight * adversarial + settings.latent_weight * latent
     loss = loss + settings.kl_weight * kl + settings.recon_weight * reconstruction
-    parameters = [*objects.generator_model.parameters(), *objects.inference_model.parameters()]
-    update(accelerator, objects.generator_optimizer, loss, parameters, settings)
+    parameters = [*state.generator_model.parameters(), *state.inference_model.parameters()]
+    update(accelerator, state.generator_optimizer, loss, parameters, settings)
     energy_model.requires_grad_(True)
-
-    return {
-        "energy_real": energy_real.mean(),
-        "energy_fake": energy_fake.mean(),
-        "gradient_penalty": penalty,
-        "adversarial": adversarial,
-        "latent": latent,
-        "kl": kl,
-        "reconstruction": reconstruction,
-    }
+    return {"adversarial": adversarial, "latent": latent, "kl": kl, "reconstruction": reconstruction}
 
 
-def reconstruct(x_t: Tensor, predicted: Tensor, t: Tensor, objects: Objects, settings: DDAEBMSettings) -> Tensor:
+def reconstruct(x_t: Tensor, predicted: Tensor, t: Tensor, state: TrainState, settings: DDAEBMSettings) -> Tensor:
     """``-log p(x_t | x_next, z)`` up to the constants of the chosen reconstruction loss."""
     if settings.reconstruction_loss == "squared_error":
         return reconstruction_term(x_t, predicted)
-    log_variance = reconstruction_log_variance(objects.coefficients, settings.reconstruction_min_variance)
+    log_variance = reconstruction_log_variance(state.coefficients, settings.reconstruction_min_variance)
     log_variance = per_sample(log_variance, t, x_t)
-    weight = lsun_step_weight(t, objects.times) if settings.reconstruction_loss == "lsun_nll" else 1.0
+    weight = lsun_step_weight(t, state.times) if settings.reconstruction_loss == "lsun_nll" else 1.0
     return reconstruction_nll_term(x_t, predicted, log_variance, weight)
 
 
@@ -240,9 +258,9 @@ def make_model_settings(settings: DDAEBMSettings) -> dict[str, Any]:
     return ddaebm_model_settings(settings.preset, settings.num_timesteps, settings.latent_dim, settings.models, chain)
 
 
-def make_objects(
+def make_train_state(
     settings: DDAEBMSettings, accelerator: Accelerator, models: tuple[Any, Any, Any], steps_per_epoch: int
-) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+) -> tuple[TrainState, list[torch.optim.lr_scheduler.LRScheduler]]:
     """Optimizers, learning-rate schedules and coefficients for `models`, all prepared by `accelerator`."""
     generator_model, energy_model, inference_model = models
     options: dict[str, Any] = {"betas": settings.adam_betas, "fused": accelerator.device.type in ("cpu", "cuda")}
@@ -264,7 +282,7 @@ def make_objects(
     prepared = accelerator.prepare(
         generator_model, energy_model, inference_model, energy_optimizer, generator_optimizer
     )
-    objects = Objects(
+    state = TrainState(
         accelerator=accelerator,
         generator_model=prepared[0],
         energy_model=prepared[1],
@@ -276,7 +294,7 @@ def make_objects(
         r1_weight=r1_weight,
         timestep_weights=torch.tensor(settings.timestep_weights or [1.0] * q.num_timesteps, device=accelerator.device),
     )
-    return objects, schedules
+    return state, schedules
 
 
 def make_pipeline(models: tuple[Any, Any, Any], settings: DDAEBMSettings) -> DDAEBMPipeline:
@@ -291,7 +309,7 @@ METHOD = Method(
     name="ddaebm",
     make_model_settings=make_model_settings,
     build_models=build_ddaebm_models,
-    make_objects=make_objects,
+    make_train_state=make_train_state,
     train_step=train_step,
     make_pipeline=make_pipeline,
     shown_terms=("energy_real", "energy_fake", "kl"),

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -89,7 +89,7 @@ class DualMCMCSettings(RunSettings):
 
 
 @dataclasses.dataclass
-class Objects:
+class TrainState:
     """What a train step updates and uses."""
 
     accelerator: Accelerator
@@ -106,81 +106,85 @@ class Objects:
         return self.energy_model, self.generator_model, self.inference_model
 
 
-def train_step(x: Tensor, step: int, objects: Objects, settings: DualMCMCSettings) -> dict[str, Tensor]:
+class Samples(NamedTuple):
+    """What the updates of an iteration share: the two chains' starts and ends."""
+
+    mean: Tensor  # (B, latent_dim), of q(z | x), as logvar
+    logvar: Tensor
+    z: Tensor  # (B, latent_dim), of the prior
+    x_gen: Tensor  # g(z)
+    x_revised: Tensor  # the x-chain from x_gen
+    z_revised: Tensor  # the z-chain from z_inferred ~ q(z | x)
+
+
+def train_step(x: Tensor, step: int, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
     """One iteration in the published order: generator, inference model, energy; returns the terms of the losses.
 
-    Each sum and mean is as in `hf_ebm.losses.dual_mcmc`. The inference model does not change before its own update, so
-    one forward pass on the data starts the z-chain and trains it.
+    The inference model does not change before its own update, so one forward pass on the data starts the z-chain and
+    trains it.
 
     Args:
         x: Data, shape (B, ...).
         step: Iterations done before this one; not used.
-        objects: Models and optimizers.
+        state: Models and optimizers.
         settings: The run's settings.
     """
-    z, x_revised, terms = update_generator_and_inference(x, objects, settings)
-    return {**update_energy(x, z, x_revised, objects, settings), **terms}
+    samples = draw_samples(x, state, settings)
+    terms = generator_update(x, samples, state, settings)
+    terms |= inference_update(samples, state, settings)
+    return {**energy_update(x, samples, state, settings), **terms}
 
 
-def update_generator_and_inference(
-    x: Tensor, objects: Objects, settings: DualMCMCSettings
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Both chains and the first two updates: the latents z, the revised samples, and the terms of the losses."""
-    accelerator = objects.accelerator
-
-    # x_gen = g(z); x_revised: the x-chain from it; z_inferred ~ q(z | x); z_revised: the z-chain from it
-    mean, logvar = objects.inference_model(x, return_dict=False)
+def draw_samples(x: Tensor, state: TrainState, settings: DualMCMCSettings) -> Samples:
+    """Generate and infer, then revise both by their chains."""
+    mean, logvar = state.inference_model(x, return_dict=False)
     z = torch.randn_like(mean)
-    x_gen = objects.generator_model(z, return_dict=False)[0]
-    x_revised = x_chain(x_gen.detach(), objects, settings)
+    x_gen = state.generator_model(z, return_dict=False)[0]
+    x_revised = x_chain(x_gen.detach(), state, settings)
     noise = torch.randn_like(mean)
     z_start = mean.detach() + (0.5 * logvar.detach()).exp() * noise if settings.z_start == "inference" else noise
-    z_revised = z_chain(z_start, x, objects, settings)
+    z_revised = z_chain(z_start, x, state, settings)
+    return Samples(mean, logvar, z, x_gen, x_revised, z_revised)
 
-    # generator (Eq. 10): recon_weight mean ||g(z_revised) - x||^2 + sample_weight mean ||g(z) - x_revised||^2
-    recon = objects.generator_model(z_revised, return_dict=False)[0]
+
+def generator_update(x: Tensor, samples: Samples, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
+    """Eq. 10: descend ``recon_weight mean ||g(z_revised) - x||^2 + sample_weight mean ||g(z) - x_revised||^2``."""
+    recon = state.generator_model(samples.z_revised, return_dict=False)[0]
+    x_gen, x_revised = samples.x_gen, samples.x_revised
     loss = generator_loss(recon, x, x_gen, x_revised, settings.recon_weight, settings.sample_weight)
-    parameters = objects.generator_model.parameters()
-    update(accelerator, objects.generator_optimizer, loss, parameters, settings)
+    update(state.accelerator, state.generator_optimizer, loss, state.generator_model.parameters(), settings)
+    return {
+        "reconstruction": squared_error(recon, x).mean(),
+        "teaching": squared_error(x_gen, x_revised).mean(),
+    }
 
-    # inference model (Eq. 15): NLL(z_revised; q(. | x)) + latent_weight NLL(z; q(. | x_revised))
-    mean_gen, logvar_gen = objects.inference_model(x_revised, return_dict=False)
-    loss_inference = inference_loss(z_revised, mean, logvar, z, mean_gen, logvar_gen, settings.latent_weight)
-    update(accelerator, objects.inference_optimizer, loss_inference, objects.inference_model.parameters(), settings)
 
-    return (
-        z,
-        x_revised,
-        {
-            "reconstruction": squared_error(recon, x).mean(),
-            "teaching": squared_error(x_gen, x_revised).mean(),
-            "inference": loss_inference,
-        },
+def inference_update(samples: Samples, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
+    """Eq. 15: descend ``NLL(z_revised; q(. | x)) + latent_weight NLL(z; q(. | x_revised))``."""
+    mean_gen, logvar_gen = state.inference_model(samples.x_revised, return_dict=False)
+    loss = inference_loss(
+        samples.z_revised, samples.mean, samples.logvar, samples.z, mean_gen, logvar_gen, settings.latent_weight
     )
+    update(state.accelerator, state.inference_optimizer, loss, state.inference_model.parameters(), settings)
+    return {"inference": loss}
 
 
-def update_energy(
-    x: Tensor, z: Tensor, x_revised: Tensor, objects: Objects, settings: DualMCMCSettings
-) -> dict[str, Tensor]:
-    """The last update; returns the terms of its loss."""
-    accelerator = objects.accelerator
-
-    # energy (Eq. 7): from the updated generator with the same z, the x-chain again
-    negatives = x_revised
+def energy_update(x: Tensor, samples: Samples, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
+    """Eq. 7: descend ``(mean E(x) - mean E(x_revised)) / temperature``, the x-chain run again from the updated g(z)."""
+    accelerator, negatives = state.accelerator, samples.x_revised
     if settings.energy_negatives != "first_chain":
-        generator_model = accelerator.unwrap_model(objects.generator_model)
+        generator_model = accelerator.unwrap_model(state.generator_model)
         with torch.no_grad(), frozen_running_statistics(generator_model), accelerator.autocast():
-            negatives = generator_model(z, return_dict=False)[0]
+            negatives = generator_model(samples.z, return_dict=False)[0]
         if settings.energy_negatives == "second_chain":
-            negatives = x_chain(negatives, objects, settings)
-    energies = objects.energy_model(torch.cat([x, negatives.to(x.dtype)])).energy
+            negatives = x_chain(negatives, state, settings)
+    energies = state.energy_model(torch.cat([x, negatives.to(x.dtype)])).energy
     energy_data, energy_revised = energies.chunk(2)
-    loss_energy = energy_loss(energy_data, energy_revised, settings.temperature)
+    loss = energy_loss(energy_data, energy_revised, settings.temperature)
     if settings.energy_magnitude_weight:
         magnitude = energy_magnitude_term(energy_data, energy_revised)
-        loss_energy = loss_energy + settings.energy_magnitude_weight * magnitude / settings.temperature
-    update(accelerator, objects.energy_optimizer, loss_energy, objects.energy_model.parameters(), settings)
-
+        loss = loss + settings.energy_magnitude_weight * magnitude / settings.temperature
+    update(accelerator, state.energy_optimizer, loss, state.energy_model.parameters(), settings)
     return {
         "energy_data": energy_data.mean(),
         "energy_revised": energy_revised.mean(),
@@ -188,12 +192,12 @@ def update_energy(
     }
 
 
-def x_chain(x: Tensor, objects: Objects, settings: DualMCMCSettings) -> Tensor:
+def x_chain(x: Tensor, state: TrainState, settings: DualMCMCSettings) -> Tensor:
     """The x-chain (Eq. 3) on the unwrapped, frozen energy from `x`, shape of `x`."""
-    energy_model = objects.accelerator.unwrap_model(objects.energy_model)
+    energy_model = state.accelerator.unwrap_model(state.energy_model)
 
     def energy(x: Tensor) -> Tensor:
-        with objects.accelerator.autocast():
+        with state.accelerator.autocast():
             return energy_model(x).energy
 
     with diverging("x"), energy_model.chain():
@@ -206,12 +210,12 @@ def x_chain(x: Tensor, objects: Objects, settings: DualMCMCSettings) -> Tensor:
         )
 
 
-def z_chain(z: Tensor, x: Tensor, objects: Objects, settings: DualMCMCSettings) -> Tensor:
+def z_chain(z: Tensor, x: Tensor, state: TrainState, settings: DualMCMCSettings) -> Tensor:
     """The z-chain (Eq. 6) on the posterior of the unwrapped generator from `z`, shape of `z`."""
-    generator_model = objects.accelerator.unwrap_model(objects.generator_model)
+    generator_model = state.accelerator.unwrap_model(state.generator_model)
 
     def generate(z: Tensor) -> Tensor:
-        with objects.accelerator.autocast():
+        with state.accelerator.autocast():
             return generator_model(z, return_dict=False)[0]
 
     with diverging("z"), generator_model.z_chain():
@@ -226,7 +230,7 @@ def z_chain(z: Tensor, x: Tensor, objects: Objects, settings: DualMCMCSettings) 
 
 @contextlib.contextmanager
 def diverging(name: str) -> Iterator[None]:
-    """Inside, the chain that leaves the finite numbers is told by the settings' `name` of it: "x" or "z"."""
+    """Inside, a chain that diverges is an error that names the settings of the `name` chain, "x" or "z"."""
     try:
         yield
     except ChainDivergedError as error:
@@ -241,9 +245,9 @@ def make_model_settings(settings: DualMCMCSettings) -> dict[str, Any]:
     return dual_mcmc_model_settings(settings.preset, settings.latent_dim, {**settings.models, "generator": generator})
 
 
-def make_objects(
+def make_train_state(
     settings: DualMCMCSettings, accelerator: Accelerator, models: tuple[Any, Any, Any], steps_per_epoch: int
-) -> tuple[Objects, list[torch.optim.lr_scheduler.LRScheduler]]:
+) -> tuple[TrainState, list[torch.optim.lr_scheduler.LRScheduler]]:
     """Optimizers and learning-rate schedules for `models`, all prepared by `accelerator`."""
     generator_model, energy_model, inference_model = models
     options: dict[str, Any] = {"betas": settings.adam_betas, "fused": accelerator.device.type in ("cpu", "cuda")}
@@ -258,7 +262,7 @@ def make_objects(
             model.compile()
     schedules = [make_schedule(optimizer, settings, steps_per_epoch) for optimizer in optimizers]
     prepared = accelerator.prepare(*models, *optimizers)
-    return Objects(accelerator, *prepared), schedules
+    return TrainState(accelerator, *prepared), schedules
 
 
 def make_schedule(
@@ -271,17 +275,17 @@ def make_schedule(
 
 
 @torch.no_grad()
-def calibrate(generator_model: Any, energy_model: Any) -> None:
+def refresh_statistics(generator_model: Any, energy_model: Any) -> None:
     """Running statistics and singular values of averaged weights, which their own values alone do not give."""
     random = torch.Generator(generator_model.device).manual_seed(0)
     shape = (256, generator_model.config.latent_dim)
     latents = [torch.randn(shape, generator=random, device=generator_model.device) for _ in range(16)]
     update_bn(latents, generator_model)
-    settle_singular_values(energy_model)
+    refresh_singular_values(energy_model)
 
 
 @torch.no_grad()
-def settle_singular_values(energy_model: Any) -> None:
+def refresh_singular_values(energy_model: Any) -> None:
     """The singular values of averaged weights, which spectral norm estimates one power iteration at a time."""
     energy_model.train()
     for _ in range(8):  # each training forward is one power iteration
@@ -304,13 +308,13 @@ METHOD = Method(
     name="dual_mcmc",
     make_model_settings=make_model_settings,
     build_models=build_dual_mcmc_models,
-    make_objects=make_objects,
+    make_train_state=make_train_state,
     train_step=train_step,
     make_pipeline=make_pipeline,
     shown_terms=("energy_data", "energy_revised", "reconstruction"),
     term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
     when_diverged="a smaller x_step_size and x_noise_std (z_step_size and z_noise_std), or smaller learning rates",
-    calibrate=calibrate,
+    refresh_statistics=refresh_statistics,
 )
 
 

@@ -51,16 +51,16 @@ from hf_ebm.data.image_files import words_of
 from hf_ebm.data.loading import describe_change, load_training_data
 from hf_ebm.hub.model_card import write_card
 from hf_ebm.training.checkpointing import (
-    Course,
     Position,
+    Progress,
     advance,
     check_same_models,
     check_same_states,
     find_checkpoint,
-    go_on,
     is_in,
     read_state,
     restore_random_states,
+    resume_run,
     save_checkpoint,
 )
 from hf_ebm.training.config import RunSettings
@@ -89,12 +89,15 @@ def make_emas(models: Sequence[nn.Module], decay: float, device: torch.device) -
 
 
 class averaged_weights:  # noqa: N801 (a context manager, read as a verb)
-    """Inside ``with``, the models hold their EMA's weights and what `calibrate` makes of them; afterwards their own."""
+    """Context in which the models hold their EMA's weights, with refreshed statistics; afterwards their own."""
 
     def __init__(
-        self, emas: Sequence[EMAModel], models: Sequence[nn.Module], calibrate: Callable[..., None] = lambda *_: None
+        self,
+        emas: Sequence[EMAModel],
+        models: Sequence[nn.Module],
+        refresh_statistics: Callable[..., None] = lambda *_: None,
     ) -> None:
-        self.pairs, self.calibrate = list(zip(emas, models, strict=True)), calibrate
+        self.pairs, self.refresh_statistics = list(zip(emas, models, strict=True)), refresh_statistics
 
     def __enter__(self) -> None:
         self.buffers = [[buffer.clone() for buffer in model.buffers()] for _, model in self.pairs]
@@ -102,7 +105,7 @@ class averaged_weights:  # noqa: N801 (a context manager, read as a verb)
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
         if self.pairs:
-            self.calibrate(*(model for _, model in self.pairs))
+            self.refresh_statistics(*(model for _, model in self.pairs))
 
     def __exit__(self, *_: Any) -> None:
         for (ema, model), saved in zip(self.pairs, self.buffers, strict=True):
@@ -308,9 +311,9 @@ class Method:
         name: Shown on the progress bar; the card's template is ``<name>.md``.
         make_model_settings: ``settings -> model settings``, which a checkpoint remembers.
         build_models: ``model settings -> networks``; the first `num_averaged` get the EMA.
-        make_objects: ``(settings, accelerator, models, steps_per_epoch) -> (objects, learning-rate schedules)``; the
-            objects have ``models``, the prepared networks.
-        train_step: ``(x, step, objects, settings) -> terms``, all updates of one iteration.
+        make_train_state: ``(settings, accelerator, models, steps_per_epoch) -> (state, learning-rate schedules)``; the
+            state has ``models``, the prepared networks.
+        train_step: ``(x, step, state, settings) -> terms``, all updates of one iteration.
         make_pipeline: ``(networks, settings) -> pipeline`` around the networks that `build_models` returned. Their
             forward passes keep the run's mixed precision, so pipelines compute in it; saved weights are float32.
         shown_terms: Terms on the progress bar.
@@ -318,7 +321,8 @@ class Method:
         when_diverged: Which settings to change after a run that diverged, in words.
         num_averaged: How many of the networks get the EMA: generator and energy of our two methods.
         step_kind: ``(step, settings) -> kind``; steps of one kind do the same work, see `hf_ebm.training.cuda_graph`.
-        calibrate: What averaged weights need beyond their values (statistics, singular values), ``models -> None``.
+        refresh_statistics: ``models -> None``: recompute what averaged weights need beyond their values, such as batch
+            norm's running statistics and spectral norm's singular values.
         sample_shape: ``(networks, model settings) -> shape of one sample``, which the data are brought to.
         save_samples: ``(pipeline, folder, step, settings) -> picture``, as `run_folder.save_samples`.
         write_card: ``folder -> None``, the model card of the finished run; None: it gets none, and cannot be pushed.
@@ -327,7 +331,7 @@ class Method:
     name: str
     make_model_settings: Callable[[Any], dict[str, Any]]
     build_models: Callable[[dict[str, Any]], tuple[Any, ...]]
-    make_objects: Callable[..., tuple[Any, list[Any]]]
+    make_train_state: Callable[..., tuple[Any, list[Any]]]
     train_step: Callable[..., dict[str, Tensor]]
     make_pipeline: Callable[[Any, Any], Any]
     shown_terms: tuple[str, ...]
@@ -335,7 +339,7 @@ class Method:
     when_diverged: str = "a smaller learning rate, or a stronger penalty on the energy"
     num_averaged: int = 2
     step_kind: Callable[[int, Any], Hashable] = lambda step, settings: None
-    calibrate: Callable[..., None] = lambda *models: None
+    refresh_statistics: Callable[..., None] = lambda *models: None
     sample_shape: Callable[..., tuple[int, ...]] = lambda models, model_settings: models[0].sample_shape
     save_samples: Callable[..., Path] = save_samples
     write_card: Callable[[Path], Any] | None = write_card
@@ -349,15 +353,15 @@ def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def make_train_step(method: Method, settings: RunSettings, objects: Any) -> Callable[..., dict[str, Tensor]]:
+def make_train_step(method: Method, settings: RunSettings, state: Any) -> Callable[..., dict[str, Tensor]]:
     """The method's train step, launched as `settings` say; where it cannot be a graph, a note says why."""
     if not settings.cuda_graph:
         return method.train_step
-    accelerator: Accelerator = objects.accelerator
+    accelerator: Accelerator = state.accelerator
     if why_not := why_no_cuda_graph(settings, accelerator):
         accelerator.print(f"note: cuda_graph has no effect here: {why_not}.")
         return method.train_step
-    return GraphedStep(method.train_step, method.step_kind, objects, accelerator.device)
+    return GraphedStep(method.train_step, method.step_kind, state, accelerator.device)
 
 
 def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: Any, settings: RunSettings) -> None:
@@ -388,12 +392,12 @@ class Run:
         output_dir: The run's folder.
         model_settings: What a checkpoint remembers of the networks.
         models: The networks, not wrapped.
-        objects: The method's, with the wrapped ones.
+        state: The method's, with the wrapped ones.
         schedules: Of the learning rates.
         averaged: The networks of `models` that have an average.
         emas: These averages.
         loader: Of the training data, prepared.
-        course: How far it has come; `train` moves it.
+        progress: How far it has come; `train` moves it.
     """
 
     method: Method
@@ -402,18 +406,18 @@ class Run:
     output_dir: Path
     model_settings: dict[str, Any]
     models: Sequence[nn.Module]
-    objects: Any
+    state: Any
     schedules: Sequence[Any]
     averaged: Sequence[nn.Module]
     emas: Sequence[EMAModel]
     loader: Any
-    course: Course
+    progress: Progress
 
     def __post_init__(self) -> None:
         """The clock starts, and the records go on."""
-        self.started, self.start_step = time.perf_counter(), self.course.step
+        self.started, self.start_step = time.perf_counter(), self.progress.step
         path = self.output_dir / "metrics.jsonl"
-        self.metrics = MetricsFile(path, self.course.step) if self.accelerator.is_main_process else None
+        self.metrics = MetricsFile(path, self.progress.step) if self.accelerator.is_main_process else None
 
     @property
     def seconds(self) -> float:
@@ -423,16 +427,16 @@ class Run:
     @property
     def total_seconds(self) -> float:
         """Of all starts."""
-        return self.course.earlier_seconds + self.seconds
+        return self.progress.earlier_seconds + self.seconds
 
     @property
     def memory(self) -> int:
         """The most bytes that a start has held."""
-        return max(self.course.earlier_memory, peak_memory(self.accelerator.device))
+        return max(self.progress.earlier_memory, peak_memory(self.accelerator.device))
 
     def averages(self) -> averaged_weights:
         """Inside ``with``, the networks hold their averaged weights."""
-        return averaged_weights(self.emas, self.averaged, self.method.calibrate)
+        return averaged_weights(self.emas, self.averaged, self.method.refresh_statistics)
 
     def training_mode(self) -> None:
         """After a pipeline has used the networks."""
@@ -449,12 +453,12 @@ class Run:
             x = next(batches)
         except ValueError as error:
             # with several processes the others wait for this one, so that no checkpoint can be written
-            if self.accelerator.num_processes > 1 or self.course.step == self.start_step:
+            if self.accelerator.num_processes > 1 or self.progress.step == self.start_step:
                 raise
             self.checkpoint()
             raise ValueError(
-                f"{words_of(error)} What {self.course.step} steps learned is in a checkpoint: repair the file, and go "
-                "on with resume=latest."
+                f"{words_of(error)} What {self.progress.step} steps learned is in a checkpoint: repair the file, and "
+                "resume with resume=latest."
             ) from error
         if self.settings.horizontal_flip:
             x = random_flip(x)
@@ -464,19 +468,19 @@ class Run:
         """One line of ``metrics.jsonl``, and the trackers' entry."""
         if self.metrics is None:
             return
-        course = self.course
+        progress = self.progress
         record = {
             **terms,
             "learning_rate": float(self.schedules[0].get_last_lr()[0]),
-            "steps_per_second": (course.step - self.start_step) / self.seconds,
-            "epoch": course.position.epoch,
+            "steps_per_second": (progress.step - self.start_step) / self.seconds,
+            "epoch": progress.position.epoch,
         }
-        self.metrics.write(course.step, record)
-        self.accelerator.log(record, step=course.step)
+        self.metrics.write(progress.step, record)
+        self.accelerator.log(record, step=progress.step)
 
     def show_samples(self) -> None:
         """A picture of samples of the averaged weights, in the run's folder and the trackers; of the main process."""
-        step = self.course.step
+        step = self.progress.step
         with self.averages():
             pipeline = self.method.make_pipeline(self.models, self.settings)
             picture = self.method.save_samples(pipeline, self.output_dir / "samples", step, self.settings)
@@ -490,29 +494,29 @@ class Run:
             TrainingDivergedError: If a weight is not finite.
         """
         check_weights(self.models)  # before the good checkpoints make room for this one
-        settings, course = self.settings, self.course
+        settings, progress = self.settings, self.progress
         facts = {
-            "position": dataclasses.asdict(course.position),
+            "position": dataclasses.asdict(progress.position),
             "num_processes": self.accelerator.num_processes,
             "method": self.method.name,
             "models": self.model_settings,
             "settings": dataclasses.asdict(settings),
-            "changes": course.changes,
+            "changes": progress.changes,
             "seconds": self.total_seconds,
             "peak_memory_bytes": self.memory,
         }
         folder = self.output_dir / "checkpoints"
-        save_checkpoint(self.accelerator, folder, course.step, facts, settings.checkpoints_total_limit)
+        save_checkpoint(self.accelerator, folder, progress.step, facts, settings.checkpoints_total_limit)
         if settings.push_every_checkpoint and self.accelerator.is_main_process:
             with self.averages():
                 push_checkpoint(
-                    self.method.make_pipeline(self.models, settings), settings, self.output_dir, course.step
+                    self.method.make_pipeline(self.models, settings), settings, self.output_dir, progress.step
                 )
             self.training_mode()
 
     def finish(self) -> None:
         """The last checkpoint, if it is not there yet, and the pipeline; called by all processes."""
-        settings, step = self.settings, self.course.step
+        settings, step = self.settings, self.progress.step
         if not settings.checkpoint_every or step % settings.checkpoint_every:
             self.checkpoint()
         with self.averages():
@@ -526,7 +530,7 @@ class Run:
                     memory=self.memory,
                     num_images=len(self.loader.dataset),
                     num_processes=self.accelerator.num_processes,
-                    changes=self.course.changes,
+                    changes=self.progress.changes,
                     save_samples=self.method.save_samples,
                     write_card=self.method.write_card,
                 )
@@ -539,21 +543,21 @@ def train(run: Run, interruption: Interruption) -> None:
         KeyboardInterrupt: After a checkpoint, if somebody asked the run to stop.
         TrainingDivergedError: If a term of the losses is not finite or passes its limit.
     """
-    method, settings, accelerator, course = run.method, run.settings, run.accelerator, run.course
-    batches = endless_batches(run.loader, course.position)
+    method, settings, accelerator, progress = run.method, run.settings, run.accelerator, run.progress
+    batches = endless_batches(run.loader, progress.position)
     limits = method.term_limits(settings)
-    train_step = make_train_step(method, settings, run.objects)
-    progress = tqdm(
+    train_step = make_train_step(method, settings, run.state)
+    bar = tqdm(
         total=settings.max_steps,
-        initial=course.step,
+        initial=progress.step,
         disable=not accelerator.is_main_process,
         desc=method.name,
         unit="step",
     )
-    with progress:
-        while course.step < settings.max_steps:
+    with bar:
+        while progress.step < settings.max_steps:
             x = run.next_batch(batches)
-            losses = train_step(x, course.step, run.objects, settings)
+            losses = train_step(x, progress.step, run.state, settings)
             spent, asked = torch.tensor([run.seconds, float(interruption.asked)], device=accelerator.device)
             terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
             # the same on all processes, so that they stop at one step
@@ -563,15 +567,15 @@ def train(run: Run, interruption: Interruption) -> None:
                 advance(schedule)
             for ema, model in zip(run.emas, run.averaged, strict=True):
                 ema.step(model.parameters())
-            course.step += 1
-            progress.update(1)
+            progress.step += 1
+            bar.update(1)
 
-            if course.step % settings.log_every == 0 or course.step == settings.max_steps:
-                progress.set_postfix({name: f"{terms[name]:.3g}" for name in method.shown_terms})
+            if progress.step % settings.log_every == 0 or progress.step == settings.max_steps:
+                bar.set_postfix({name: f"{terms[name]:.3g}" for name in method.shown_terms})
                 run.log(terms)
-            if settings.sample_every and course.step % settings.sample_every == 0 and accelerator.is_main_process:
+            if settings.sample_every and progress.step % settings.sample_every == 0 and accelerator.is_main_process:
                 run.show_samples()
-            if interrupted or (settings.checkpoint_every and course.step % settings.checkpoint_every == 0):
+            if interrupted or (settings.checkpoint_every and progress.step % settings.checkpoint_every == 0):
                 run.checkpoint()
             if interrupted:
                 raise KeyboardInterrupt
@@ -616,13 +620,13 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     loader = open_data(settings, method.sample_shape(models, model_settings), accelerator)
 
     prepare_models(models, settings)
-    objects, schedules = method.make_objects(settings, accelerator, models, len(loader))
+    state, schedules = method.make_train_state(settings, accelerator, models, len(loader))
     averaged = models[: method.num_averaged] if settings.ema_decay is not None else ()
     emas = make_emas(averaged, settings.ema_decay, accelerator.device)
     accelerator.register_for_checkpointing(*schedules, *emas)
     check_run_folder(settings, output_dir, checkpoint)
     # loaded before anything in the folder is removed
-    course = Course() if checkpoint is None else go_on(checkpoint, accelerator, settings, schedules, emas)
+    progress = Progress() if checkpoint is None else resume_run(checkpoint, accelerator, settings, schedules, emas)
     start_run(accelerator, settings, output_dir, checkpoint)  # now that every setting has been used once
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
     if checkpoint is not None:
@@ -634,27 +638,27 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
         output_dir=output_dir,
         model_settings=model_settings,
         models=models,
-        objects=objects,
+        state=state,
         schedules=schedules,
         averaged=averaged,
         emas=emas,
         loader=loader,
-        course=course,
+        progress=progress,
     )
     say = functools.partial(tqdm.write, file=sys.stderr) if accelerator.is_main_process else lambda _: None
-    with stopping(output_dir / "checkpoints", lambda: course.step, say, method.when_diverged) as interruption:
+    with stopping(output_dir / "checkpoints", lambda: progress.step, say, method.when_diverged) as interruption:
         train(run, interruption)
         interruption.answer = FINISHING
         run.finish()
     card = "" if method.write_card is None else ", README.md (the model card)"
     accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl{card}")
-    if course.step < settings.max_steps:
+    if progress.step < settings.max_steps:
         accelerator.print(
-            f"the run reached max_runtime_seconds at step {course.step} of {settings.max_steps}; resume with "
+            f"the run reached max_runtime_seconds at step {progress.step} of {settings.max_steps}; resume with "
             "resume=latest"
         )
     accelerator.end_training()
-    if settings.push_to_hub and accelerator.is_main_process and course.step >= settings.max_steps:
+    if settings.push_to_hub and accelerator.is_main_process and progress.step >= settings.max_steps:
         if interruption.asked:
             raise KeyboardInterrupt(f"stopped by the user before the push; hf-ebm push --model {output_dir} pushes it.")
         push_run(settings, output_dir)

@@ -59,11 +59,11 @@ class Script:
     def draw(self, folder, number=5, batch_size=3, seed=0, num_inference_steps=None):
         return list(self.module.draw(folder, number, batch_size, seed, "cpu", num_inference_steps))
 
-    def objects(self, settings):
+    def state(self, settings):
         """Fresh networks and all that a train step needs."""
         torch.manual_seed(0)
         models = self.module.build_models(self.module.make_model_settings(settings))
-        return self.module.make_objects(settings, Accelerator(cpu=True), models, 10)[0]
+        return self.module.make_train_state(settings, Accelerator(cpu=True), models, 10)[0]
 
 
 @pytest.fixture(params=sorted(SCRIPTS))
@@ -150,12 +150,12 @@ def test_ddgan_fakes_of_a_perfect_generator_are_the_real_samples(monkeypatch):
     """Predicting the clean image, with the pair's own posterior noise, ``x_fake = x_t``: no logit tells them apart."""
     script = Script("ddgan")
     settings = script.settings(coupled_noise=True, noise_at_t0=True)
-    objects = script.objects(settings)
+    state = script.state(settings)
     x = load_digits()[0][:8]
-    monkeypatch.setattr(objects.generator_model, "forward", lambda x_next, t, z, return_dict: (x + 0.0 * z.sum(),))
+    monkeypatch.setattr(state.generator_model, "forward", lambda x_next, t, z, return_dict: (x + 0.0 * z.sum(),))
     monkeypatch.setattr(script.module, "update", lambda *arguments: None)
     for step in (0, 1):
-        terms = script.module.train_step(x, step, objects, settings)
+        terms = script.module.train_step(x, step, state, settings)
         assert_close(terms["logit_real"], terms["logit_fake"], rtol=0, atol=1e-4)
         assert (terms["gradient_penalty"] > 0) == (step == 0)
 
@@ -163,14 +163,14 @@ def test_ddgan_fakes_of_a_perfect_generator_are_the_real_samples(monkeypatch):
 def test_ddgan_discriminator_learns_against_a_standing_generator_and_sees_the_pair():
     script = Script("ddgan")
     settings = script.settings(energy_learning_rate=3e-3, generator_learning_rate=1e-12, r1_weight=0.0)
-    objects = script.objects(settings)
+    state = script.state(settings)
     digits = load_digits()[0]
-    terms = [script.module.train_step(digits[8 * i : 8 * i + 64], i, objects, settings) for i in range(60)]
+    terms = [script.module.train_step(digits[8 * i : 8 * i + 64], i, state, settings) for i in range(60)]
     late = {name: sum(term[name].item() for term in terms[-20:]) / 20 for name in terms[0]}
     assert late["logit_real"] > late["logit_fake"] + 0.3 and late["discriminator"] < 1.3 < terms[0]["discriminator"]
     x = digits[:1].expand(2, -1, -1, -1)
     x_next = torch.cat([x[:1], -x[:1]])
-    pair = script.module.logit(objects.discriminator, x, x_next, torch.zeros(2, dtype=torch.long))
+    pair = script.module.logit(state.discriminator, x, x_next, torch.zeros(2, dtype=torch.long))
     assert pair.shape == (2,) and pair[0] != pair[1]
 
 
@@ -178,17 +178,17 @@ def test_ddgan_generator_goes_where_the_logit_rises(monkeypatch):
     """On the fixed logit ``mean x_t`` the generator's images grow brighter."""
     script = Script("ddgan")
     settings = script.settings(generator_learning_rate=1e-3)
-    objects = script.objects(settings)
+    state = script.state(settings)
 
     def logit(discriminator, x_t, x_next, t):
         return x_t.flatten(1).mean(1) + 0.0 * discriminator.head.bias.sum()
 
     monkeypatch.setattr(script.module, "logit", logit)
-    generator, digits = objects.generator_model, load_digits()[0][:64]
+    generator, digits = state.generator_model, load_digits()[0][:64]
     arguments = (torch.randn_like(digits), torch.zeros(64, dtype=torch.long), torch.randn(64, 8))
     before = generator(*arguments).sample.mean().item()
     for step in range(6):
-        script.module.train_step(digits, step, objects, settings)
+        script.module.train_step(digits, step, state, settings)
     assert generator(*arguments).sample.mean().item() > before + 0.05
 
 
@@ -217,12 +217,12 @@ def test_ddpm_of_an_oracle_has_no_error_and_draws_its_image(monkeypatch, predict
     script = Script("ddpm")
     image = load_digits()[0][:1]
     settings = script.settings(prediction_type=prediction_type)
-    objects = script.objects(settings)
-    objects.unet = Oracle(F.pixel_unshuffle(image, 2)[0], prediction_type)
+    state = script.state(settings)
+    state.unet = Oracle(F.pixel_unshuffle(image, 2)[0], prediction_type)
     monkeypatch.setattr(script.module, "update", lambda *arguments: None)
-    terms = script.module.train_step(image.expand(8, -1, -1, -1), 0, objects, settings)
+    terms = script.module.train_step(image.expand(8, -1, -1, -1), 0, state, settings)
     assert terms["squared_error"].item() < 1e-8
-    pipeline = script.module.make_pipeline((objects.unet,), settings)
+    pipeline = script.module.make_pipeline((state.unet,), settings)
     assert pipeline.scheduler.config.prediction_type == prediction_type
     for num_steps in (1, 4):
         drawn = script.module.sample_images(pipeline, 3, torch.Generator().manual_seed(0), num_steps, patch_size=2)
@@ -293,7 +293,7 @@ def test_short_run_learns_low_energies_for_data_and_revises_noise(monkeypatch):
     """The gap falls below zero against fresh noise, and the negatives are ends of the chain, not the noise itself."""
     script = Script("short_run")
     settings = script.settings(energy_learning_rate=1e-3, num_steps=5, step_size=2.0, data_noise_std=0.0)
-    objects, digits, seen = script.objects(settings), load_digits()[0], []
+    state, digits, seen = script.state(settings), load_digits()[0], []
 
     def chain(start, grad_fn, num_steps, step_size, noise_std):
         end = langevin_chain(start, grad_fn, num_steps, step_size, noise_std)
@@ -301,11 +301,11 @@ def test_short_run_learns_low_energies_for_data_and_revises_noise(monkeypatch):
         return end
 
     monkeypatch.setattr(script.module, "langevin_chain", chain)
-    terms = [script.module.train_step(digits[8 * i : 8 * i + 64], i, objects, settings) for i in range(60)]
+    terms = [script.module.train_step(digits[8 * i : 8 * i + 64], i, state, settings) for i in range(60)]
     start, end, arguments = seen[-1]
     assert arguments == (5, 2.0, settings.noise_std)
     assert start.abs().max() <= 1 and start.std().item() == pytest.approx(3**-0.5, rel=0.05)
-    energy = objects.energy_model.eval()
+    energy = state.energy_model.eval()
     with torch.no_grad():
         assert energy(end).energy.mean() < energy(start).energy.mean()
         assert energy(digits).energy.mean() < energy(start).energy.mean()
@@ -320,8 +320,8 @@ def test_the_shipped_configs_train(config):
 
     script = Script(next(name for name in SCRIPTS if config.startswith(f"{name}_")))
     settings = make_settings(script.settings_class, read_yaml(BENCHMARKS / "configs" / config))
-    objects, model_settings = script.objects(settings), script.module.make_model_settings(settings)
-    shape = script.module.METHOD.sample_shape(objects.models, model_settings)
+    state, model_settings = script.state(settings), script.module.make_model_settings(settings)
+    shape = script.module.METHOD.sample_shape(state.models, model_settings)
     assert shape == next(data.sample_shape for name, data in DATA.items() if config == f"{script.name}_{name}.yaml")
-    terms = script.module.train_step(2 * torch.rand(2, *shape) - 1, 0, objects, settings)
+    terms = script.module.train_step(2 * torch.rand(2, *shape) - 1, 0, state, settings)
     assert all(torch.isfinite(term) for term in terms.values())

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from hf_ebm.data.loading import load_digits
 from hf_ebm.models.presets import build_ddaebm_models
 from hf_ebm.training.config import make_settings
-from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_objects, train_step
+from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_train_state, train_step
 
 TINY = {"models": {"unet": {"base_channels": 8}, "inference": {"block_out_channels": [8, 16]}}, "latent_dim": 4}
 
@@ -36,14 +36,14 @@ def test_the_step_is_the_literal_one(import_benchmark, interval):
         copy.deepcopy(models),
         make_settings(DDAEBMSettings, {**TINY, "r1_weight": interval * 0.05, "latent_weight": 0.3}),
     )
-    objects, _ = make_objects(s, Accelerator(cpu=True), models, steps_per_epoch=1)
+    state, _ = make_train_state(s, Accelerator(cpu=True), models, steps_per_epoch=1)
     x = load_digits("train")[0][:8]
     torch.manual_seed(1)
     wanted = other.step(x, literal.draw(x, 4, 4))
     torch.manual_seed(1)
-    found = train_step(x, 0, objects, s)
+    found = train_step(x, 0, state, s)
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
     for name in ("energy", "generator"):
-        got, want = (moments(getattr(side, f"{name}_optimizer")) for side in (objects, other))
+        got, want = (moments(getattr(side, f"{name}_optimizer")) for side in (state, other))
         assert (got - want).norm() < 1e-3 * want.norm(), name

@@ -69,13 +69,13 @@ class Recorder:
 def test_each_kind_of_step_is_recorded_once_and_reads_each_batch(monkeypatch):
     recorder, done = Recorder(monkeypatch), []
 
-    def train_step(x, step, objects, settings):
+    def train_step(x, step, state, settings):
         total = torch.zeros(())
         graph, kind = recorder.recording, step % 2
 
         def launches():
             done.append((kind, graph is not None))
-            total.copy_(x.sum() * objects.optimizer.param_groups[0]["lr"])
+            total.copy_(x.sum() * state.optimizer.param_groups[0]["lr"])
 
         if graph is None:
             launches()
@@ -84,12 +84,12 @@ def test_each_kind_of_step_is_recorded_once_and_reads_each_batch(monkeypatch):
         return {"total": total}
 
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], lr=0.5)
-    objects = SimpleNamespace(optimizer=optimizer)
-    step_of = cuda_graph.GraphedStep(train_step, lambda step, settings: step % 2, objects, torch.device("cpu"))
+    state = SimpleNamespace(optimizer=optimizer)
+    step_of = cuda_graph.GraphedStep(train_step, lambda step, settings: step % 2, state, torch.device("cpu"))
     for step in range(12):
         if step == 10:
             optimizer.param_groups[0]["lr"].fill_(2.0)  # as a schedule does
-        terms = step_of(torch.full((3,), float(step)), step, objects, None)
+        terms = step_of(torch.full((3,), float(step)), step, state, None)
         assert terms["total"] == 3 * step * (0.5 if step < 10 else 2.0)
     assert optimizer.param_groups[0]["capturable"] is True
     assert done == [(step % 2, step >= 2 * cuda_graph.NUM_EAGER) for step in range(12)]

@@ -13,7 +13,7 @@ from hf_ebm.data.loading import load_digits
 from hf_ebm.evaluation.sample_metrics import auroc
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.training.config import make_settings
-from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, make_model_settings, make_objects, train, train_step
+from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, make_model_settings, make_train_state, train, train_step
 from hf_ebm.training.trainer import TrainingDivergedError, prepare_models
 
 TINY = {
@@ -117,15 +117,15 @@ def test_the_step_is_the_published_one(changes):
     prepare_models(models, s)
     literal = copy.deepcopy(models)
     before = [parameter.clone() for model in models for parameter in model.parameters()]
-    objects, _ = make_objects(s, Accelerator(cpu=True), models, steps_per_epoch=1)
+    state, _ = make_train_state(s, Accelerator(cpu=True), models, steps_per_epoch=1)
     x = load_digits("train")[0][:8]
     torch.manual_seed(1)
-    train_step(x, 0, objects, s)
+    train_step(x, 0, state, s)
     torch.manual_seed(1)
     literal_optimizers = literal_step(x, literal, s)
     # with beta_1 = 0 Adam's first moment is the gradient itself: it sees a wrong factor, which the update does not
     for index, name in enumerate(("generator", "energy", "inference")):
-        optimizer, other = getattr(objects, f"{name}_optimizer"), literal_optimizers[index]
+        optimizer, other = getattr(state, f"{name}_optimizer"), literal_optimizers[index]
         got = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in models[index].parameters()])
         want = torch.cat([other.state[p]["exp_avg"].flatten() for p in literal[index].parameters()])
         assert (got - want).norm() < 1e-3 * want.norm(), name
@@ -211,7 +211,7 @@ def test_saved_batch_norm_fits_the_averaged_weights(tmp_path):
 def test_the_published_decay_is_per_epoch():
     s = settings(learning_rate_decay=0.5)
     models = build_dual_mcmc_models(make_model_settings(s))
-    _, schedules = make_objects(s, Accelerator(cpu=True), models, steps_per_epoch=3)
+    _, schedules = make_train_state(s, Accelerator(cpu=True), models, steps_per_epoch=3)
     rates = []
     for _ in range(7):
         rates.append([schedule.get_last_lr()[0] for schedule in schedules])
