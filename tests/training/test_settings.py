@@ -131,7 +131,10 @@ def test_settings_of_older_runs_have_their_present_names():
         ("a: [", [], "not valid YAML"),
         ("", [], "key: value"),
         ("rate: 1", ["steps"], "key=value"),
-        ("rate: 1", ["--steps", "10"], r"key=value, got '--steps'; did you mean steps=10\?"),
+        ("rate: 1", ["--config"], "--config needs a file name"),
+        ("steps: .inf", [], "'steps' must be int"),
+        ("limit: true", [], r"'limit' must be int \| null, got True"),
+        ("rate: 1", ["--steps", "10"], r"key=value, got '--steps'; did you mean steps\?"),
         ("rate: 1", ["--zzz", "10"], r"got '--zzz'; --help lists the keys"),
     ],
 )
@@ -211,5 +214,5 @@ def test_no_is_a_word_and_true_and_false_are_booleans(tmp_path):
 
 
 def test_a_value_that_is_no_yaml_is_a_mistake_of_the_caller():
-    with pytest.raises(ValueError, match="setting 'timestep_weights' must be a YAML value"):
+    with pytest.raises(ValueError, match="setting 'timestep_weights' is not valid YAML"):
         load_settings(train_ddaebm.DDAEBMSettings, "ddaebm_digits.yaml", ["timestep_weights=[1,2"])
