@@ -1,4 +1,4 @@
-"""The commands of ``hf-ebm``, one file each: ``add_parser`` and ``run``; shared are ``options`` and ``models``.
+"""The commands of ``hf-ebm``, one file each with ``add_parser`` and ``run``; `options` and `images` are shared.
 
-Heavy imports wait until a command runs.
+Heavy libraries are imported when a command runs.
 """

@@ -1,4 +1,4 @@
-"""``hf-ebm calibrate``: from which score on an image is called odd, found on held-out images."""
+"""``hf-ebm calibrate``: fit OOD thresholds on held-out images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_optio
 from hf_ebm.pipelines.loading import model_folder
 from hf_ebm.utils.files import check_writable, path_text
 
-MAX_IMAGES = 10_000  # which are in memory at once
+MAX_IMAGES = 10_000  # all in memory at once
 
 
 def add_parser(commands: Any) -> None:
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--split", help="of the data set, where --dataset names none (default: test)")
     parser.add_argument(
-        "--score", choices=SCORE_NAMES, default="energy", help="whose threshold is printed (default: %(default)s)"
+        "--score", choices=SCORE_NAMES, default="energy", help="score whose threshold is printed (default: %(default)s)"
     )
     parser.add_argument(
         "--target-fpr",
@@ -48,18 +48,18 @@ def add_parser(commands: Any) -> None:
         "--num-images",
         type=int,
         default=MAX_IMAGES,
-        help="at most so many, drawn with the seed (default: %(default)s)",
+        help="maximum number of images, selected with the seed (default: %(default)s)",
     )
     parser.add_argument(
         "--resize",
         action="store_true",
-        help="convert pictures of another size or mode than the model's, also of a data set that it was not trained on",
+        help="convert images of another size or mode, also those of a data set that the model was not trained on",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write ``calibration.json`` into the run folder; print the threshold and how many images it is from."""
+    """Write ``calibration.json`` into the run folder; print the threshold."""
     folder = Path(options.model)
     if not folder.is_dir():
         raise ValueError(f"--model must be a run folder, where the calibration is written, got {options.model!r}.")
@@ -100,14 +100,14 @@ def run(options: argparse.Namespace) -> None:
         print(
             f"note: split {source['split']} of {source['dataset']} has images that the model was trained on (split "
             f"{trained_split}), whose energies are lower than those of other images, so that too many others are "
-            "called odd; give a held-out split as name@split.",
+            "flagged as OOD; give a held-out split as name@split.",
             file=sys.stderr,
         )
     if change := describe_change(dataset, shape, padding):
         if trained_split is None and not options.resize:
             raise ValueError(
-                f"--dataset {options.dataset}: {change}, and the model was trained on another data set. If this is the "
-                "one that you mean, add --resize; nothing was written."
+                f"--dataset {options.dataset}: {change}, and the model was trained on another data set. To "
+                "calibrate on it anyway, add --resize; nothing was written."
             )
         print(f"note: {change}.", file=sys.stderr)
     rows = draw_rows(len(dataset), options.num_images, options.seed)
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     calibration.check_has(options.score)
     calibration.save(folder)
     refreshed = refresh_card(folder)
-    called_odd = int(pipeline(images, score=options.score).is_ood.sum())
+    num_flagged = int(pipeline(images, score=options.score).is_ood.sum())
     threshold = calibration.threshold(options.score)
     if options.json:
         record = {
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> None:
             "target_fpr": options.target_fpr,
             "score": options.score,
             "threshold": threshold,
-            "called_odd": called_odd,
+            "called_odd": num_flagged,
             "num_fitted": calibration.num_fitted if SCORES[options.score].needs_statistics else 0,
             "num_calibrated": calibration.num_calibrated(options.score),
             "expected_fpr": calibration.expected_fpr(options.score),
@@ -140,8 +140,9 @@ def run(options: argparse.Namespace) -> None:
         return
     others = "other images that it was trained on" if trained_on else "other images like them"
     print(
-        f"{options.score} above {threshold:.6g} is called odd: {called_odd} of the {len(images)} images of {shown}, "
-        f"and {100 * calibration.expected_fpr(options.score):.3g} % of {others}, on average over calibration sets"
+        f"{options.score} above {threshold:.6g} is flagged as OOD: {num_flagged} of the {len(images)} images of "
+        f"{shown}, and {100 * calibration.expected_fpr(options.score):.3g} % of {others}, on average over "
+        "calibration sets"
     )
     if SCORES[options.score].needs_statistics:
         print(
@@ -154,7 +155,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def find_trained_split(source: dict[str, Any], folder: Path) -> str | None:
-    """The split that a run was trained on, by its settings; None if they name another data set, or none.
+    """Return the split that a run was trained on, by its settings; None for another data set.
 
     Args:
         source: See `hf_ebm.data.loading.load_named`.

@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> None:
         "--id",
         required=True,
         type=path_text,
-        help="in-distribution data set: digits, or a Hub id or a folder, name[:config][@split]; its split train fits, "
-        "the named one, default test, is scored",
+        help="in-distribution data set: digits, or a Hub id or a folder, name[:config][@split]; statistics and "
+        "baselines are fitted on its split train; the named one, default test, is scored",
     )
     parser.add_argument(
         "--ood",
@@ -39,27 +39,27 @@ def add_parser(commands: Any) -> None:
         default="all",
         help=f"comma-separated, of {', '.join(SCORE_NAMES)}; default: %(default)s that the model allows",
     )
-    parser.add_argument("--max-images", type=int, default=1000, help="of each set (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--max-images", type=int, default=1000, help="maximum images per set (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument(
         "--metrics",
         default="auroc",
-        help="of the printed tables, comma-separated, of auroc, aupr_out and aupr_in (OOD, or in-distribution images "
-        "positive) and fpr95; ood.json has them all (default: %(default)s)",
+        help="metrics to print, comma-separated: auroc, aupr_out and aupr_in (OOD or in-distribution images "
+        "positive), fpr95; ood.json has all (default: %(default)s)",
     )
-    parser.add_argument("--no-baselines", action="store_true", help="of the model's scores alone")
+    parser.add_argument("--no-baselines", action="store_true", help="evaluate the model's scores only")
     parser.add_argument(
         "--output",
         type=output_folder,
         default=Path("ood"),
-        help="folder for ood.json, roc.png and histograms.png; the card of a run folder takes ood.json over at once "
+        help="folder for ood.json, roc.png and histograms.png; the card of a run folder is updated with it "
         "(default: %(default)s)",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print a table of each of ``--metrics``; write ``ood.json`` with all and the protocol, and two pictures."""
+    """Print a table of each of ``--metrics``; write ``ood.json`` with all metrics and the protocol, and two plots."""
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data.loading import DatasetName, describe_preparation
     from hf_ebm.data.padding import find_padding

@@ -1,4 +1,4 @@
-"""``hf-ebm evaluate``: how good a model's samples and reconstructions are."""
+"""``hf-ebm evaluate``: evaluate a model's samples and reconstructions against held-out images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--split",
-        help="whose images samples are compared with, where --dataset names none (default: test)",
+        help="split to compare samples with, where --dataset names none (default: test)",
     )
     parser.add_argument("--num-images", type=int, help="samples; default: as many as the other split, at most 10,000")
     parser.add_argument(
-        "--num-seeds", type=int, default=1, help="sets of so many samples; their spread is shown (default: %(default)s)"
+        "--num-seeds", type=int, default=1, help="sets of samples, for the spread over seeds (default: %(default)s)"
     )
     parser.add_argument(
         "--feature-extractor",
@@ -40,10 +40,10 @@ def add_parser(commands: Any) -> None:
         help="digits, inception, or the id or path of a transformers model (timm/... needs timm); default: digits for "
         "the digits, else inception",
     )
-    parser.add_argument("--num-inference-steps", type=int, help="of the sampler; default: as in training")
-    parser.add_argument("--num-reconstruction-steps", type=int, help="of the z-chain; default: as in training")
+    parser.add_argument("--num-inference-steps", type=int, help="steps of the sampler; default: as in training")
+    parser.add_argument("--num-reconstruction-steps", type=int, help="steps of the z-chain; default: as in training")
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=0, help="that decode images (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=0, help="image-decoding processes (default: %(default)s)")
     parser.add_argument(
         "--cache", type=path_option, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features"
     )
@@ -51,13 +51,13 @@ def add_parser(commands: Any) -> None:
         "--output",
         type=output_folder,
         default=Path("evaluation"),
-        help="folder for evaluate.json; the card of a run folder takes it over at once (default: %(default)s)",
+        help="folder for evaluate.json; the card of a run folder is updated with it (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the metrics beside their floor; write ``evaluate.json`` with them, their limits and the protocol.
+    """Print the metrics next to the real-vs-real distances; write ``evaluate.json`` with them and the protocol.
 
     Progress goes to stderr.
     """
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     padding = find_padding(options.model, options.padding)
     try:
         extractor = load_extractor(options.feature_extractor or default_extractor, device)
-    except ImportError:  # a data set that is not there, by whose name the extractor was chosen, is the first mistake
+    except ImportError:  # report a missing data set first: its name selects the extractor
         load_named(named, pipeline.sample_shape, split, options.image_column, padding)
         raise
     record = evaluate_samples(
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write_record(record: dict[str, Any], model: str, folder: Path) -> tuple[str, bool]:
-    """Write ``evaluate.json`` with the model's public name into `folder`: its text, and whether a card was renewed."""
+    """Write ``evaluate.json`` into `folder`; return its text, and whether a model card was updated."""
     from hf_ebm.hub.model_card import public_name, refresh_card
     from hf_ebm.utils.files import to_json
 
@@ -122,7 +122,7 @@ def write_record(record: dict[str, Any], model: str, folder: Path) -> tuple[str,
 
 
 def format_table(record: dict[str, Any]) -> str:
-    """The metrics as text: samples, and beside them the floor."""
+    """Format the metrics: samples next to the real-vs-real distances."""
     from hf_ebm.hub.model_card import show, show_error
 
     protocol, metrics = record["protocol"], record["metrics"]
@@ -152,6 +152,8 @@ def format_table(record: dict[str, Any]) -> str:
             lines.append(f"{name:<30}" + "".join(f"{cell:>20}" for cell in cells))
     kernel = metrics["kernel_distance"]
     if min(value for value in (kernel["samples"], kernel["floor"]) if value is not None) < 0:
-        lines.append("note: the kernel distance is an unbiased estimate, which can be below 0 near the floor.")
+        lines.append(
+            "note: the kernel distance is an unbiased estimate, which can be below 0 near the real-vs-real distance."
+        )
     lines += [f"note: {limit}" for limit in record["limits"]]
     return "\n".join(lines)

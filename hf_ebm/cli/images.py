@@ -1,4 +1,4 @@
-"""Image files that commands read and write: checked before the work."""
+"""Checks of the image files that commands read and write, before any work."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 URL_SCHEMES = ("http://", "https://")
 
 
-def check_picture(path: Path) -> None:
-    """Raise a `ValueError` if `path` is no name of a picture that can be written."""
+def check_image_format(path: Path) -> None:
+    """Raise a `ValueError` if `path` has no suffix of an image format that can be written."""
     import PIL.Image
 
-    if PIL.Image.registered_extensions().get(path.suffix.lower()) not in PIL.Image.SAVE:  # some are only read
-        raise ValueError(f"--output must end in .png or another picture format, got {path.name!r}.")
+    if PIL.Image.registered_extensions().get(path.suffix.lower()) not in PIL.Image.SAVE:  # some formats are read-only
+        raise ValueError(f"--output must end in .png or another image format, got {path.name!r}.")
 
 
 def check_images(images: Sequence[str]) -> None:
-    """Raise a `ValueError` for the first image file that is not there: at once, not after seconds of imports.
+    """Raise a `ValueError` for the first image file that does not exist, before any heavy import.
 
-    URLs are asked for later.
+    URLs are requested later.
     """
     for image in images:
         if image.startswith(URL_SCHEMES):
@@ -34,8 +34,8 @@ def check_images(images: Sequence[str]) -> None:
             raise ValueError(f"image {image} cannot be read: there is no such file.")
 
 
-def open_named_picture(name: str) -> Any:
-    """The PIL image in a file or at a URL; one that cannot be read is a `ValueError` with its name."""
+def open_image(name: str) -> Any:
+    """Open the PIL image in a file or at a URL; an unreadable one raises a `ValueError` with its name."""
     from hf_ebm.data.image_files import open_picture
 
     try:

@@ -1,4 +1,4 @@
-"""``hf-ebm info``: what a run folder or Hub repository holds."""
+"""``hf-ebm info``: describe the model in a run folder or Hub repository."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHODS = {
     "DualMCMCPipeline": "Dual-MCMC Teaching",
     "EnergyScoringPipeline": "an energy for scoring",
 }
-MEASURED = ("metrics.json", "evaluate.json", "ood.json")
+EVALUATIONS = ("metrics.json", "evaluate.json", "ood.json")
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm info --model outputs/ddaebm-digits",
     )
     add_model_option(parser)
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the text")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the text")
     parser.set_defaults(run=run)
 
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
-    """A pipeline and what lies beside it in its folder."""
+    """Describe a pipeline and the other files of its folder."""
     from torch import nn
 
     from hf_ebm.scoring.calibration import Calibration
@@ -75,12 +75,12 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
             "scores": sorted(calibration.reference),
         },
         "training": json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
-        "measured": [name for name in MEASURED if (folder / name).is_file()],
+        "measured": [name for name in EVALUATIONS if (folder / name).is_file()],
     }
 
 
 def format_text(found: dict[str, Any]) -> str:
-    """The description for people."""
+    """Format the description as text."""
     shape = "x".join(map(str, found["sample_shape"]))
     lines = [f"{found['model']}: {found['method']} ({found['pipeline']}), samples of shape {shape}"]
     for name, part in found["networks"].items():
@@ -103,5 +103,5 @@ def format_text(found: dict[str, Any]) -> str:
             f"{counted(training['num_processes'], 'process', 'processes')})"
         )
     if found["measured"]:
-        lines.append(f"  measured: {', '.join(found['measured'])}")
+        lines.append(f"  evaluations: {', '.join(found['measured'])}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""``hf-ebm likelihood``: log Z bracketed, and what it says of held-out data."""
+"""``hf-ebm likelihood``: bracket log Z, and bound the log-likelihood of held-out data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_ebm.pipelines.loading import load_pipeline
 from hf_ebm.utils.files import path_text
 
 BASES = ("uniform", "diagonal", "low_rank", "full")
-FEW_EFFECTIVE = 3.0  # effective samples, under which a bound is said to say little
+FEW_EFFECTIVE = 3.0  # effective samples, below which a bound is reported as unreliable
 REVERSE_FROM = ("annealed", "generator", "data")
 
 
@@ -28,29 +28,43 @@ def add_parser(commands: Any) -> None:
         "--dataset",
         required=True,
         type=path_text,
-        help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]; of images the split "
-        "train fits, the named one, default test, is held out",
+        help="digits, a 2-D set, or a Hub id or a folder, name[:config][@split]; of images, the "
+        "split train fits the base and the named one, default test, is held out",
     )
-    parser.add_argument("--max-images", type=int, default=1000, help="of each split (default: %(default)s)")
-    parser.add_argument("--num-chains", type=int, default=128, help="walkers each way (default: %(default)s)")
-    parser.add_argument("--num-temperatures", type=int, default=500, help="from base to energy (default: %(default)s)")
-    parser.add_argument("--num-leapfrog-steps", type=int, default=3, help="of HMC; 1 = MALA (default: %(default)s)")
     parser.add_argument(
-        "--base", choices=BASES, default="uniform", help="annealing starts there (default: %(default)s)"
+        "--max-images", type=int, default=1000, help="maximum number of images of each split (default: %(default)s)"
+    )
+    parser.add_argument("--num-chains", type=int, default=128, help="chains in each direction (default: %(default)s)")
+    parser.add_argument(
+        "--num-temperatures",
+        type=int,
+        default=500,
+        help="annealing temperatures from base to energy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-leapfrog-steps", type=int, default=3, help="leapfrog steps of HMC; 1 = MALA (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--base",
+        choices=BASES,
+        default="uniform",
+        help="distribution that annealing starts from (default: %(default)s)",
     )
     parser.add_argument(
         "--reverse-from",
         choices=REVERSE_FROM,
         default="annealed",
-        help="where samples of the energy come from, that the way back starts at (default: %(default)s)",
+        help="source of the samples of the energy that the reverse chains start from (default: %(default)s)",
     )
-    parser.add_argument("--equilibration-steps", type=int, default=500, help="of those samples (default: %(default)s)")
+    parser.add_argument(
+        "--equilibration-steps", type=int, default=500, help="warm-up steps of those samples (default: %(default)s)"
+    )
     parser.add_argument("--temperature", type=float, help="of exp(-E / T); default: the model's own")
     parser.add_argument(
         "--num-conditionals",
         type=int,
         default=0,
-        help="DDAEBM: held-out samples along whose noise each step's log Z is bracketed, too (default: %(default)s)",
+        help="DDAEBM: held-out samples for which log Z of each denoising step is bracketed as well (default: %(default)s)",
     )
     add_device_option(parser)
     parser.set_defaults(run=run)
@@ -102,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...], padding: int) -> tuple[Any, Any]:
-    """Training and held-out samples; of the 2-D sets, two draws that are not the one trained on."""
+    """Load training and held-out samples; for the 2-D sets, two fresh sets of samples."""
     import torch
 
     from hf_ebm.data.toy import TOY_NAMES, sample_toy
@@ -123,7 +137,7 @@ def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...], padd
 
 
 def format_record(record: dict[str, Any]) -> str:
-    """The numbers that matter, as text."""
+    """Format the main numbers."""
     log_z, nats = record["log_z"], record["log_likelihood"]
     lines = [
         f"density            {record['density']}, T = {record['temperature']:g}",
@@ -154,7 +168,7 @@ def format_record(record: dict[str, Any]) -> str:
         )
     few = min(log_z["effective_sample_size"], log_z["effective_sample_size_reverse"])
     if few < FEW_EFFECTIVE:
-        lines.append(f"{few:.1f} effective samples say little: more chains or temperatures (--num-chains, ...) help")
+        lines.append(f"{few:.1f} effective samples are too few: more chains or temperatures (--num-chains, ...) help")
     if log_z.get("num_reverse_starts") == 1:
         lines.append("all reverse chains started from copies of one sample, so the upper end has no interval")
     lines.append(
@@ -166,5 +180,5 @@ def format_record(record: dict[str, Any]) -> str:
 
 
 def show_interval(interval: list[float] | None) -> str:
-    """An interval in two decimals; nothing where there is none."""
+    """Format an interval with two decimals; empty for None."""
     return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"

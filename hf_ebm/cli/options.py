@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hf_ebm.utils.files import path_option, path_text
 from hf_ebm.utils.validation import MAX_NUMPY_SEED, MAX_SEED, check_seed
 
 SCORE_NAMES = ("energy", "gradient_norm", "multiscale", "typicality", "complexity", "reconstruction", "combined")
-CARD_REFRESHED = "wrote {}/README.md (the model card) anew"
+CARD_REFRESHED = "updated {}/README.md (the model card)"
 
 
 def add_model_option(parser: argparse.ArgumentParser, hub: bool = True) -> None:
-    """``--model``; `hub`: whether it may be on the Hub."""
+    """``--model``; `hub`: whether a Hub id is allowed."""
     parser.add_argument("--model", required=True, type=path_text, help="a run folder" + " or a Hub id" * hub)
 
 
@@ -30,7 +30,7 @@ def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int =
 
     Args:
         parser: The command's parser.
-        seeded: What it seeds, for the help.
+        seeded: What is seeded, for the help.
         largest: The largest seed that all random number generators of the command take.
     """
 
@@ -40,7 +40,7 @@ def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int =
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
-    parser.add_argument("--seed", type=seed, default=0, help=f"of {seeded} (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help=f"seed of {seeded} (default: %(default)s)")
 
 
 def add_padding_option(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def add_padding_option(parser: argparse.ArgumentParser) -> None:
 
 
 def output_folder(text: str) -> Path:
-    """The folder that an option names, which need not be there; argparse tells of one that is a file."""
+    """Return the folder that an option names, which may not exist yet; an existing file is an error of argparse."""
     folder = path_option(text)
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise argparse.ArgumentTypeError(f"must be a folder, and {text!r} is a file")
@@ -59,9 +59,9 @@ def output_folder(text: str) -> Path:
 
 
 def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:
-    """What the commands share that compare a model with data sets: calibrate, eval-ood, evaluate, likelihood."""
+    """Add the options shared by calibrate, eval-ood, evaluate and likelihood."""
     add_model_option(parser, hub)
     parser.add_argument("--image-column", help="of the data sets; default: their only image column")
     add_padding_option(parser)
-    add_seed_option(parser, "everything random", MAX_NUMPY_SEED)
+    add_seed_option(parser, "all random numbers", MAX_NUMPY_SEED)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

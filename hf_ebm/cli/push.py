@@ -1,4 +1,4 @@
-"""``hf-ebm push``: a run folder to the Hub, in one commit."""
+"""``hf-ebm push``: push a run folder to the Hub, in one commit."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ def add_parser(commands: Any) -> None:
         "The token is that of `hf auth login` or HF_TOKEN.",
     )
     parser.add_argument("--model", required=True, type=path_text, help="a run folder")
-    parser.add_argument("--repo-id", required=True, help="user/name; made if it is not there")
+    parser.add_argument("--repo-id", required=True, help="user/name; created if it does not exist")
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="whether a new repository is private (default: as your account's settings say); an old one must be so",
+        help="whether a new repository is private (default: as your account's settings say); an existing one must match",
     )
     parser.add_argument(
         "--license",
         metavar="ID",
-        help="of the weights, for the card: an id of the Hub such as mit or cc-by-nc-4.0, or other (default: the "
+        help="licence of the weights, for the card: an id of the Hub such as mit or cc-by-nc-4.0, or other (default: the "
         "setting license of the run; without it the card states none)",
     )
-    parser.add_argument("--license-name", metavar="NAME", help="of --license other")
-    parser.add_argument("--branch", help="to push to, made if it is not there (default: main)")
+    parser.add_argument("--license-name", metavar="NAME", help="name of the licence, with --license other")
+    parser.add_argument("--branch", help="branch to push to, created if it does not exist (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
-    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--message", help="commit message")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Push, and print where it is."""
+    """Push, and print the URL."""
     from hf_ebm.hub.model_card import check_license
 
     check_license("--license", options.license, options.license_name)
@@ -56,6 +56,6 @@ def run(options: argparse.Namespace) -> None:
     )
     where = where_it_is(commit, options.branch)
     if options.create_pr and commit.pr_url is None:
-        print(f"nothing of {options.model} is new there, so no pull request was opened: {where}")
+        print(f"{options.model} has no changes to push, so no pull request was opened: {where}")
     else:
         print(f"{options.model} is on the Hub: {where}")

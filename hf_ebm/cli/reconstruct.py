@@ -1,4 +1,4 @@
-"""``hf-ebm reconstruct``: images beside their reconstructions."""
+"""``hf-ebm reconstruct``: reconstruct images from their latents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.images import check_images, check_picture, open_named_picture
+from hf_ebm.cli.images import check_images, check_image_format, open_image
 from hf_ebm.cli.options import add_device_option, add_padding_option, add_seed_option
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
@@ -27,24 +27,24 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("images", nargs="+", type=path_text, help="image files or URLs, prepared as in training")
     add_padding_option(parser)
     add_device_option(parser)
-    parser.add_argument("--num-inference-steps", type=int, help="of the z-chain; default: as in training")
+    parser.add_argument("--num-inference-steps", type=int, help="steps of the z-chain; default: as in training")
     add_seed_option(parser, "the latents")
     parser.add_argument(
         "--output",
         type=path_option,
         default=Path("reconstructions.png"),
-        help="a picture (rows: images, inference model alone, after the z-chain), or a folder for one file per "
-        "reconstruction (default: %(default)s)",
+        help="an image file (rows: originals, reconstructions from inferred latents, from revised latents), or a folder "
+        "for one file per reconstruction (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the errors of each image as JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the picture or the folder; print each image's errors before and after the z-chain."""
+    """Write the image or the folder; print each image's errors before and after the z-chain."""
     as_folder = options.output.suffix == ""
     if not as_folder:
-        check_picture(options.output)
+        check_image_format(options.output)
     check_writable("--output", options.output, is_folder=as_folder)
     names = [f"{Path(image).stem}.png" for image in options.images]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -64,14 +64,14 @@ def run(options: argparse.Namespace) -> None:
     pipeline = load_image_generator(options.model).to(device)
     if not hasattr(pipeline, "reconstruct"):
         raise ValueError(
-            f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; give a "
+            f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; use a "
             "model of Dual-MCMC Teaching."
         )
     padding = find_padding(options.model, options.padding)
     transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1], padding)
-    pictures = [open_named_picture(image) for image in options.images]
-    images = torch.stack([transform(picture) for picture in pictures])
-    tell_changes(options.images, pictures, pipeline.sample_shape, padding)
+    opened = [open_image(image) for image in options.images]
+    images = torch.stack([transform(image) for image in opened])
+    report_changes(options.images, opened, pipeline.sample_shape, padding)
     inferred, revised = (
         pipeline.reconstruct(
             images, steps, generator=torch.Generator().manual_seed(options.seed), output_type="pt"
@@ -91,10 +91,10 @@ def run(options: argparse.Namespace) -> None:
     }
     if as_folder:
         with contextlib.ExitStack() as files:  # all of them or none
-            for name, picture in zip(names, pipeline.post_process(revised, "pil"), strict=True):
-                picture.save(files.enter_context(whole_file(options.output / name)))
+            for name, image in zip(names, pipeline.post_process(revised, "pil"), strict=True):
+                image.save(files.enter_context(whole_file(options.output / name)))
     else:
-        rows = [picture for x in (images, inferred, revised) for picture in pipeline.post_process(x, "pil")]
+        rows = [image for x in (images, inferred, revised) for image in pipeline.post_process(x, "pil")]
         with whole_file(options.output) as file:
             save_grid(rows, file, len(images), scale=max(1, 64 // rows[0].width))
     if options.json:
@@ -103,17 +103,19 @@ def run(options: argparse.Namespace) -> None:
     print("mean squared error per pixel, on the scale of [-1, 1]\n      inferred       revised  image")
     for name, values in errors.items():
         print(f"{values['mse']['inference_model']:14.6f}{values['mse']['z_chain']:14.6f}  {name}")
-    print(f"wrote {options.output}{'' if as_folder else ': from above, the images, as inferred, and as revised'}")
+    print(
+        f"wrote {options.output}{'' if as_folder else ': rows are originals, reconstructions from inferred and from revised latents'}"
+    )
 
 
-def tell_changes(names: Sequence[str], pictures: Sequence[Any], sample_shape: tuple[int, ...], padding: int) -> None:
-    """Say on stderr what was done to pictures that are not as the model takes them: one line for those alike."""
+def report_changes(names: Sequence[str], images: Sequence[Any], sample_shape: tuple[int, ...], padding: int) -> None:
+    """Report conversions of images on stderr: one line per kind of conversion."""
     from hf_ebm.data.image_files import describe_changes
 
     inner = (sample_shape[0], *(size - 2 * padding for size in sample_shape[1:]))
     changed: dict[str, list[str]] = {}
-    for name, picture in zip(names, pictures, strict=True):
-        changes = describe_changes(picture.size, picture.mode, picture.has_transparency_data, inner)
+    for name, image in zip(names, images, strict=True):
+        changes = describe_changes(image.size, image.mode, image.has_transparency_data, inner)
         changed.setdefault(changes, []).append(name)
     for changes, those in changed.items():
         if changes:

@@ -1,4 +1,4 @@
-"""``hf-ebm sample``: a picture of samples."""
+"""``hf-ebm sample``: generate samples and save them as a grid."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.images import check_picture
+from hf_ebm.cli.images import check_image_format
 from hf_ebm.cli.options import add_device_option, add_model_option, add_seed_option
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, whole_file
@@ -23,16 +23,16 @@ def add_parser(commands: Any) -> None:
     )
     add_model_option(parser)
     add_device_option(parser)
-    parser.add_argument("--num-images", type=int, default=16, help="how many (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=16, help="number of samples (default: %(default)s)")
     parser.add_argument(
         "--num-inference-steps",
         type=int,
-        help="updates of the x-chain of Dual-MCMC Teaching, 0 = the generator alone; a DDAEBM takes as many as its "
-        "training had noise levels; default: as in training",
+        help="updates of the x-chain of Dual-MCMC Teaching, 0 = only the generator; for a DDAEBM the number of "
+        "noise levels; default: as in training",
     )
     add_seed_option(parser, "the random numbers")
     parser.add_argument(
-        "--output", type=path_option, default=Path("samples.png"), help="the picture (default: %(default)s)"
+        "--output", type=path_option, default=Path("samples.png"), help="image file of the grid (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(run=run)
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     """Write a grid of samples."""
     if options.num_images < 1:
         raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
-    check_picture(options.output)
+    check_image_format(options.output)
     check_writable("--output", options.output)
     import torch
 

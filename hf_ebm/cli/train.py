@@ -1,4 +1,4 @@
-"""``hf-ebm train``: `accelerate launch` on a method's script."""
+"""``hf-ebm train``: run `accelerate launch` on a method's training script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_ebm.utils.validation import did_you_mean
 
 
 def known_method(name: str) -> str:
-    """`name`, if it is a method's; argparse shows the error of any other, which has the near names."""
+    """Return `name` if it is a method; otherwise argparse reports similar names."""
     if name not in METHODS:
         near = did_you_mean(name, METHODS, f"choose from {', '.join(METHODS)}.")
         raise argparse.ArgumentTypeError(f"there is no method {name!r}; {near}")
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         description="Start `accelerate launch` on the training script of a method.",
         epilog="example: hf-ebm train ddaebm --config ddaebm_digits.yaml max_steps=100",
     )
-    parser.add_argument("method", type=known_method, choices=METHODS, help="whose script is started")
+    parser.add_argument("method", type=known_method, choices=METHODS, help="the method to train")
     parser.add_argument(
         "arguments",
         nargs=argparse.REMAINDER,
@@ -36,9 +36,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """`accelerate launch` on the method's script, as `accelerate config` said, or else on all GPUs of this machine.
+    """`accelerate launch` on the method's script, as configured by `accelerate config`, or else on all GPUs.
 
-    A script that fails ends this process after its own message, with its exit code if that is 2 or 130, else with 1.
+    If the script fails, this process exits with its code if that is 2 or 130, else with 1.
     """
     import torch
     from accelerate.commands.config.config_args import default_config_file
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.training.launch import launch
 
     launcher = []
-    if not Path(default_config_file).is_file():  # the launcher's own choices, which it would warn of
+    if not Path(default_config_file).is_file():  # the launcher's defaults, which it would warn about
         number = max(1, torch.accelerator.device_count())
         launcher += ["--num_processes", str(number), "--num_machines", "1", "--mixed_precision", "no"]
         launcher += ["--dynamo_backend", "no", *(["--multi_gpu", "--main_process_port", "0"] if number > 1 else [])]

@@ -1,4 +1,4 @@
-"""``hf-ebm demo``: try a model in the browser."""
+"""``hf-ebm demo``: serve a page to try a model in the browser."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
     parser.add_argument(
         "--device",
-        help="where the model runs: cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one, else cpu",
+        help="where the model runs: cpu, cuda, cuda:1, mps, ...; default: a GPU if available, else cpu",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Serve until stopped."""
+    """Serve until interrupted."""
     from hf_ebm.demo.server import serve
 
     serve(options.model, options.host, options.port, options.share, options.device)

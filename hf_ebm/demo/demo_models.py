@@ -25,15 +25,15 @@ class DemoModel:
         name: Its Hub id or its folder's name.
         pipeline: `DDAEBMPipeline` or `DualMCMCPipeline`, with an energy.
         scorer: Scores by the same networks, calibrated if the repository has a ``calibration.json``.
-        padding: Black pixels on each side of training pictures.
-        subject: What it was trained on, in words.
+        padding: Black pixels on each side of training images.
+        subject: A description of the training data.
     """
 
     name: str
     pipeline: Any
     scorer: EnergyScoringPipeline
     padding: int = 0
-    subject: str = "many pictures"
+    subject: str = "many images"
 
     @property
     def is_dual_mcmc(self) -> bool:
@@ -42,7 +42,7 @@ class DemoModel:
 
     @property
     def can_reconstruct(self) -> bool:
-        """Whether it has what rebuilding a given picture needs."""
+        """Whether it has what reconstruction needs."""
         components = (getattr(self.pipeline, name, None) for name in ("inference_model", "latent_scheduler"))
         return self.is_dual_mcmc and None not in components
 
@@ -68,7 +68,7 @@ def load_demo_model(model: str, device: str | None = None) -> DemoModel:
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise ValueError(f"--model {model} has samples of shape {shape}; the demo shows square gray or RGB images.")
     if pipeline.energy_model is None:
-        raise ValueError(f"--model {model} has no energy model; the demo is about its energy. Push it with one.")
+        raise ValueError(f"--model {model} has no energy model; the demo shows its energy. Push it with one.")
     pipeline.to(where)
     folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY, FILE_NAME))
     scorer = EnergyScoringPipeline.from_pipe(pipeline)
@@ -80,9 +80,9 @@ def load_demo_model(model: str, device: str | None = None) -> DemoModel:
 
 
 def find_subject(folder: Path) -> str:
-    """What a model was trained on, in words, by the settings and the summary in its folder."""
+    """Describe the training data of a model by the settings and the summary in its folder."""
     dataset, number = read_settings(folder).get("dataset"), read_json(folder / SUMMARY).get("num_images")
     if not dataset or not number:
-        return "many pictures"
-    words = "small handwritten digits, light on black" if dataset == "digits" else "pictures of the data set"
+        return "many images"
+    words = "small handwritten digits, light on black" if dataset == "digits" else "images of the data set"
     return f"{number:,} {words} (`{public_name(dataset)}`)"

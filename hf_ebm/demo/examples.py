@@ -1,4 +1,4 @@
-"""Pictures to try for somebody who has no file at hand: drawn by the model, made odd, noise."""
+"""Example images of the demo: samples of the model, out-of-distribution versions of one, noise."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def write_examples(model: DemoModel, own_samples: Tensor, folder: Path) -> list[
 
     Args:
         model: The demo's.
-        own_samples: Drawn by it, in [-1, 1], shape (N, C, S, S), N >= 3.
-        folder: Where to, existing.
+        own_samples: Samples of it, in [-1, 1], shape (N, C, S, S), N >= 3.
+        folder: An existing folder to write into.
     """
     order = model.pipeline.score(own_samples).energies.argsort()[:NUM_OWN]
     own = own_samples[order]
     random = torch.Generator().manual_seed(0)
-    odd = [make(own[:1], random) for make in (inverted, shuffled, noise)]
+    ood = [make(own[:1], random) for make in (inverted, shuffled, noise)]
     names = [f"own-{number}" for number in range(1, NUM_OWN + 1)] + ["inverted", "shuffled", "noise"]
     paths = [folder / f"{name}.png" for name in names]
-    for image, path in zip(model.pipeline.post_process(torch.cat([own, *odd]), "pil"), paths, strict=True):
+    for image, path in zip(model.pipeline.post_process(torch.cat([own, *ood]), "pil"), paths, strict=True):
         image.save(path)
     return [str(path) for path in paths]

@@ -1,4 +1,4 @@
-"""Draw pictures and keep what happened on the way: a few samples' states, all samples' energies."""
+"""Generate images, with intermediate samples of a few of them and the energies of all."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ CHAIN_SAMPLERS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Generation:
-    """Samples with their way there.
+    """Samples with the sampler's trajectory.
 
     Attributes:
         images: In [-1, 1], shape (N, C, S, S).
-        states: Of the first samples, at each point of the way, the last of them `images`, (K, M, C, S, S).
+        states: Of the first samples, at each point of the trajectory, ending with `images`, (K, M, C, S, S).
         energies: ``E(x, 0)`` of every sample at these points, low = likely, shape (K, N).
         point_names: Of the K points.
-        acceptance_rate: Share of proposals taken, of samplers that propose.
+        acceptance_rate: Share of accepted proposals, for samplers with proposals.
     """
 
     images: Tensor
@@ -63,7 +63,7 @@ class Generation:
 
 
 def samplers_of(model: DemoModel) -> dict[str, Any]:
-    """The schedulers that `model` can be sampled with, by the name the page shows; its own is the first."""
+    """The schedulers that `model` can be sampled with, by the name on the page; the first is its own."""
     return CHAIN_SAMPLERS if model.is_dual_mcmc else DENOISING_SAMPLERS
 
 
@@ -75,13 +75,13 @@ def step_limits(model: DemoModel, sampler: str) -> tuple[int, int, int]:
     return (number if samplers_of(model)[sampler] is DDAEBMScheduler else 1), number, number
 
 
-def draw(model: DemoModel, num_images: Any, sampler: Any, num_steps: Any, seed: Any) -> Generation:
-    """Draw pictures by the named sampler.
+def generate(model: DemoModel, num_images: Any, sampler: Any, num_steps: Any, seed: Any) -> Generation:
+    """Generate images with the named sampler.
 
     Raises:
-        ValueError: If a number is out of its limits, or the sampler is unknown; it names the field.
+        ValueError: If a number is out of its range, or the sampler is unknown; it names the field.
     """
-    num_images = check_whole_number("The number of pictures", num_images, 1, MAX_IMAGES)
+    num_images = check_whole_number("The number of images", num_images, 1, MAX_IMAGES)
     seed = check_whole_number("The seed", seed, 0, MAX_SEED)
     if sampler not in list(samplers_of(model)):
         raise ValueError(f"The sampler must be one of {list(samplers_of(model))}, got {sampler!r}.")
@@ -91,31 +91,33 @@ def draw(model: DemoModel, num_images: Any, sampler: Any, num_steps: Any, seed: 
     pipeline = type(model.pipeline)(**{**model.pipeline.components, "scheduler": scheduler})
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    return (draw_by_chain if model.is_dual_mcmc else draw_by_denoising)(pipeline, num_images, num_steps, generator)
+    return (generate_by_chain if model.is_dual_mcmc else generate_by_denoising)(
+        pipeline, num_images, num_steps, generator
+    )
 
 
-def draw_by_denoising(
+def generate_by_denoising(
     pipeline: DDAEBMPipeline, num_images: int, num_steps: int, generator: torch.Generator
 ) -> Generation:
-    """Samples of a DDAEBM; the points of the way are its states after each denoising step."""
+    """Sample a DDAEBM; the points of the trajectory are its states after each denoising step."""
     states, energies = [], []
 
     def watch(_: Any, step: int, t: Tensor, tensors: dict[str, Tensor]) -> None:
         states.append(tensors["x"][:NUM_WATCHED].float().cpu())
         energies.append(compute_energies(pipeline.energy_model, tensors["x"]))
 
-    drawn: Any = pipeline(num_images, num_steps, generator, output_type="pt", callback_on_step_end=watch)
+    samples: Any = pipeline(num_images, num_steps, generator, output_type="pt", callback_on_step_end=watch)
     names = [f"step {step}" for step in range(1, len(states) + 1)]
-    return Generation(drawn.images.cpu(), torch.stack(states), torch.stack(energies), names)
+    return Generation(samples.images.cpu(), torch.stack(states), torch.stack(energies), names)
 
 
 @no_grad
-def draw_by_chain(
+def generate_by_chain(
     pipeline: DualMCMCPipeline, num_images: int, num_steps: int, generator: torch.Generator
 ) -> Generation:
-    """Samples of Dual-MCMC Teaching; the points of the way are the generator's picture and each update of the x-chain.
+    """Sample a model of Dual-MCMC Teaching; the points are the generator's sample and each update of the x-chain.
 
-    The pipeline's own call tells the energies alone; here the chain is run by hand, to see its states, too.
+    The pipeline's call returns energies only; the chain is run here to observe its states as well.
     """
     states: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Make a Space, a page on the Hub that runs the demo of a pushed model.
+"""Create a Space, a page on the Hub that runs the demo of a pushed model.
 
 The Space carries the package itself beside the template: it runs the code it was made with, and installs nothing by a
 name that this project does not hold. Of the package's folder only its own files are copied (`package_files`), so that
@@ -29,9 +29,9 @@ PACKAGE_FILES = (  # Python and the package data of pyproject.toml
     "*.py",
     "training/configs/*.yaml",
     "model_cards/*.md",
-    "scoring/*.safetensors",
-    "space/template/README.md",
-    "space/template/requirements.txt",
+    "evaluation/*.safetensors",
+    "demo/template/README.md",
+    "demo/template/requirements.txt",
 )
 MOST_NAMED = 10  # files that a warning names
 SDK_VERSION = "6.31.0"  # of gradio: the version that the demo was tested with

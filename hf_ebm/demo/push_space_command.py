@@ -1,4 +1,4 @@
-"""``hf-ebm push-space``: a page on the Hub where a pushed model can be tried."""
+"""``hf-ebm push-space``: create a Space for a pushed model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def add_parser(commands: Any) -> None:
         "The token is that of `hf auth login` or HF_TOKEN.",
     )
     parser.add_argument("--model", required=True, help="the Hub id of a pushed model")
-    parser.add_argument("--space", required=True, help="the Hub id of the Space, made if it is not there")
+    parser.add_argument("--space", required=True, help="the Hub id of the Space, created if it does not exist")
     parser.add_argument(
-        "--private", action="store_true", help="a new Space is seen by its owner alone, as that of a private model is"
+        "--private", action="store_true", help="make a new Space private, as the Space of a private model always is"
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Push, and print where to look."""
+    """Push, and print the URL."""
     from hf_ebm.demo.push import push_space
 
     print(f"pushed {push_space(options.model, options.space, options.private)}")

@@ -1,4 +1,4 @@
-"""Rebuild a picture from its latents, and walk from one picture to another, with a model of Dual-MCMC Teaching."""
+"""Reconstruct an image, and interpolate between two, with a model of Dual-MCMC Teaching."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hf_ebm.demo.uploads import read_upload
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A picture, rebuilt twice; pictures in [-1, 1], shape (1, C, S, S).
+    """An image and its two reconstructions; images in [-1, 1], shape (1, C, S, S).
 
     Attributes:
-        original: As the model sees it.
-        inferred: From the inference model's latents alone.
+        original: The image as the model takes it.
+        inferred: From the inferred latents.
         revised: After the z-chain.
         errors: Mean squared error per pixel at the start and after each update of the z-chain, (num_steps + 1,).
     """
@@ -30,11 +30,11 @@ class Reconstruction:
     errors: Tensor
 
 
-def rebuild(model: DemoModel, x: Tensor, num_steps: Any, seed: Any) -> Reconstruction:
-    """Rebuild `x`, shape (1, C, S, S), by the inference model, and by `num_steps` updates of the z-chain after it.
+def reconstruct(model: DemoModel, x: Tensor, num_steps: Any, seed: Any) -> Reconstruction:
+    """Reconstruct `x`, shape (1, C, S, S), from inferred latents, and from latents revised by `num_steps` z-chain updates.
 
     Raises:
-        ValueError: If a number is out of its limits; it names the field.
+        ValueError: If a number is out of its range; it names the field.
     """
     num_steps = check_whole_number("The number of steps", num_steps, 0, MAX_CHAIN_STEPS)
     generator = torch.Generator().manual_seed(check_whole_number("The seed", seed, 0, MAX_SEED))
@@ -45,15 +45,15 @@ def rebuild(model: DemoModel, x: Tensor, num_steps: Any, seed: Any) -> Reconstru
     return Reconstruction(x, inferred.cpu(), revised.images.cpu(), revised.squared_errors[:, 0].float().cpu())
 
 
-def blend(
+def interpolate(
     model: DemoModel, path_a: str | None, seed_a: Any, path_b: str | None, seed_b: Any, num_frames: Any
 ) -> tuple[Tensor, Tensor]:
-    """Frames on the path of latents between two pictures, and their energies, (F, C, S, S) and (F,).
+    """Return frames on the latent path between two images and their energies, (F, C, S, S) and (F,).
 
-    An end is the picture in a file, or where there is none, one drawn from the seed.
+    Each end is the image in a file, or without one a sample from the seed.
 
     Raises:
-        ValueError: If a number is out of its limits or a file cannot be read; it names the field.
+        ValueError: If a number is out of its range or a file cannot be read; it names the field.
     """
     num_frames = check_whole_number("The number of frames", num_frames, 2, MAX_FRAMES)
     ends = [load_end(model, path_a, seed_a, "first"), load_end(model, path_b, seed_b, "second")]
@@ -65,8 +65,8 @@ def blend(
 
 
 def load_end(model: DemoModel, path: str | None, seed: Any, which: str) -> Tensor:
-    """One end: a picture (1, C, S, S), or latents (1, Z) of the seed."""
+    """Return one end: an image (1, C, S, S), or latents (1, Z) from the seed."""
     if path:
-        return read_upload(path, model.sample_shape, f"{which} picture", model.padding).x
+        return read_upload(path, model.sample_shape, f"{which} image", model.padding).x
     seed = check_whole_number(f"The {which} seed", seed, 0, MAX_SEED)
     return model.pipeline.draw_latents(1, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Start the demo: one process, one temporary folder for all that visitors send, deleted at the end."""
+"""Serve the demo: one process, and one temporary folder for all uploads, deleted at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from hf_ebm.demo.limits import KEEP_SECONDS, MAX_FILES, MAX_TOTAL_BYTES, MAX_UPLOAD_BYTES
 from hf_ebm.utils.software import how_to_install
 
-MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 2**16  # of any request: one file and what is said about it
+MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 2**16  # of any request: one file and its form data
 
 
 class BodyLimit:
@@ -26,7 +26,7 @@ class BodyLimit:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, counting what comes."""
+        """Pass a request on, counting its bytes."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -56,18 +56,20 @@ class FolderLimit:
         self.app, self.folder, self.kept = app, folder, frozenset(kept)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, unless it is an upload that has no room."""
+        """Pass a request on, unless it is an upload and the folder is full."""
         if scope["type"] == "http" and scope["path"].endswith("/upload"):
             sizes = [path.stat().st_size for path in sweep(self.folder, self.kept, time.time() - KEEP_SECONDS)]
             if len(sizes) >= MAX_FILES or sum(sizes) + MAX_UPLOAD_BYTES > MAX_TOTAL_BYTES:
                 await send({"type": "http.response.start", "status": 503, "headers": [(b"connection", b"close")]})
-                await send({"type": "http.response.body", "body": b"Too many files are here; try again later."})
+                await send(
+                    {"type": "http.response.body", "body": b"The server stores too many files; try again later."}
+                )
                 return
         await self.app(scope, receive, send)
 
 
 def sweep(folder: Path, kept: Collection[Path], oldest: float) -> list[Path]:
-    """Delete files in `folder` written before the time `oldest`, and return the others; those `kept` are neither."""
+    """Delete the files in `folder` written before the time `oldest` and return the others, both without those `kept`."""
     left = []
     for path in folder.rglob("*"):
         if path in kept or not path.is_file():
@@ -80,7 +82,7 @@ def sweep(folder: Path, kept: Collection[Path], oldest: float) -> list[Path]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise a `ValueError` if nothing can listen there: at once, not after seconds of loading a model."""
+    """Raise a `ValueError` if the port is not available, before a model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
@@ -89,7 +91,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def port_error(host: str, port: int, reason: object) -> ValueError:
-    """What is said where `port` cannot be listened on."""
+    """Return the error for a port that is not available."""
     return ValueError(f"--port {port} of {host} cannot be listened on ({reason}); choose another --port.")
 
 
@@ -100,10 +102,10 @@ def serve(
 
     Args:
         model: A run folder or a Hub id.
-        host: Address to listen on; None = ``GRADIO_SERVER_NAME``, which a Space sets, or this machine alone.
+        host: Address to listen on; None = ``GRADIO_SERVER_NAME``, which a Space sets, or localhost.
         port: Port; None = ``GRADIO_SERVER_PORT``, or the first free one from 7860.
         share: Whether to open a public link through gradio.live.
-        device: Where the model runs, as torch names it; None = a GPU where there is one, else the CPU.
+        device: Where the model runs, as torch names it; None = a GPU if available, else the CPU.
 
     Raises:
         ValueError: If the model cannot be shown, gradio is missing, or `port` is taken.
@@ -130,7 +132,7 @@ def serve(
             Middleware(BodyLimit, max_bytes=MAX_BODY_BYTES),
             Middleware(FolderLimit, folder=Path(folder), kept=own_files),
         ]
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes, too
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is deleted, too
         try:
             page.launch(
                 server_name=host,

@@ -1,8 +1,7 @@
-"""A Gradio field for one uploaded picture, which hands on the file's path and nothing else.
+"""A Gradio field for one uploaded image that passes on only the path of the file.
 
-Gradio's own image field decodes the file before our limits can look at it, and fetches a URL that a hand-made request
-names. Both are replaced in a class: Gradio makes new fields of a field's class in the middle of a session, when an
-example is taken, say.
+Gradio's own image field decodes the file before our limits are checked, and fetches the URL in a forged request. Both
+are overridden in a class, since Gradio creates new fields of a field's class during a session (for examples).
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from gradio.exceptions import Error
 
 
 def local_path(path: Any) -> str:
-    """`path`, of a file that was uploaded here.
+    """Return `path` if it is a file that was uploaded here.
 
     Raises:
-        gradio.exceptions.Error: If it is something else, a URL, say.
+        gradio.exceptions.Error: If it is something else, such as a URL.
     """
     if not isinstance(path, str | Path) or not Path(path).is_file():
-        raise Error("Upload the picture itself; links are not followed.", print_exception=False)
+        raise Error("Upload the image file itself; links are not followed.", print_exception=False)
     return str(path)
 
 
 def uploaded_path(self: Any, payload: Any) -> str | None:
-    """The path in what the page sent, or None where the field is empty."""
+    """Return the path that the page sent, or None if the field is empty."""
     return None if payload is None else local_path(payload.path)
 
 
 async def keep_local_file(self: Any, path: Any) -> str | None:
-    """Gradio's cached copy of a file that was uploaded here."""
+    """Return Gradio's cached copy of a file that was uploaded here."""
     return await gr.Image.async_move_resource_to_block_cache(self, None if path is None else local_path(path))
 
 
@@ -52,7 +51,7 @@ UploadField: Any = ABCMeta.__new__(
 
 
 def make_upload_field(label: str, **options: Any) -> Any:
-    """The field, under its heading; the function behind a button gets the file's path, or None."""
+    """Create the field under its heading; event functions receive the file's path, or None."""
     gr.Markdown(f"#### {label}")
     return UploadField(
         type="filepath",
@@ -60,8 +59,8 @@ def make_upload_field(label: str, **options: Any) -> Any:
         format="png",
         sources=["upload", "clipboard"],
         label=label,
-        show_label=False,  # it would lie on the picture
+        show_label=False,  # it would cover the image
         buttons=[],
-        elem_classes="small-picture",
+        elem_classes="small-image",
         **options,
     )

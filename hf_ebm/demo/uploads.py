@@ -1,4 +1,4 @@
-"""A visitor's file as what the model takes: bounded in bytes and pixels before anything is decoded."""
+"""Uploaded files as model inputs, with their size checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no format that runs a program
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture as the model sees it.
+    """An uploaded image as the model takes it.
 
     Attributes:
         x: In [-1, 1], shape (1, C, S, S).
-        changes: What was done to the file to get there, in words; empty where it fitted as it was.
+        changes: A description of the conversions; empty if there were none.
     """
 
     x: Tensor
     changes: str
 
 
-def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "picture", padding: int = 0) -> Upload:
-    """The picture in an uploaded file, turned upright, converted to gray or RGB, cropped square, resized and padded.
+def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "image", padding: int = 0) -> Upload:
+    """Read an uploaded image, turned upright, converted to gray or RGB, cropped square, resized and padded.
 
     Args:
-        path: The file, or None where nothing was chosen.
+        path: The file, or None if nothing was chosen.
         sample_shape: What the model takes, (C, S, S).
-        what: How the page calls it, for messages.
+        what: The name of the field, for messages.
         padding: Black pixels on each side, as in training.
 
     Raises:
-        ValueError: If there is no file, it is too large, or it cannot be read as a picture.
+        ValueError: If there is no file, it is too large, or it is no readable image.
     """
     if not path:
-        raise ValueError(f"Choose a {what} first: upload one, or take an example below it.")
+        raise ValueError(f"Choose the {what} first: upload one, or select an example below.")
     size = Path(path).stat().st_size
     if size > MAX_UPLOAD_BYTES:
         raise ValueError(f"The {what} has {size / 2**20:.1f} MB; at most {MAX_UPLOAD_BYTES // 2**20} MB are allowed.")
@@ -60,7 +60,7 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "pi
             image = PIL.ImageOps.exif_transpose(file)
             x = image_transform(sample_shape[0], sample_shape[-1], padding)(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        reason = "it is broken, or no picture of a known kind" if not isinstance(error, ValueError) else str(error)
+        reason = "it is damaged, or of an unknown image format" if not isinstance(error, ValueError) else str(error)
         if isinstance(error, PIL.Image.DecompressionBombError):
             reason = f"it has too many pixels, {allowed}"
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Is a picture like those the model learned from? A score, its place among held-out pictures, and that in words."""
+"""Compare an image with the training data: its score among the scores of held-out images, and a description."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 from hf_ebm.demo.demo_models import DemoModel
 from hf_ebm.scoring.calibration import Calibration
 
-NUM_OWN_SAMPLES = 32  # drawn for comparison where there is no calibration
+NUM_OWN_SAMPLES = 32  # for comparison without a calibration
 REFERENCE_NAMES = {  # by `Calibration.trained_on`
-    False: "ordinary pictures, kept out of training",
-    None: "ordinary pictures",
-    True: "pictures, some of them trained on",
+    False: "held-out images, not used in training",
+    None: "in-distribution images",
+    True: "images, some of them used in training",
 }
 CALIBRATED_ON = {
-    False: "pictures that were kept out of its training",
-    None: "pictures",
-    True: "pictures, some of which it was trained on: it calls more ordinary pictures odd than that",
+    False: "images that were not used in its training",
+    None: "images",
+    True: "images, some of which were used in its training, so it flags more images than that",
 }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What scores are compared with.
+    """Scores to compare with.
 
     Attributes:
         scores: Sorted, shape (N,).
-        name: What they are the scores of, in words.
-        threshold: Larger scores are called odd; None without a calibration.
+        name: A description of the images they come from.
+        threshold: Larger scores are flagged as OOD; None without a calibration.
     """
 
     scores: Tensor
@@ -41,14 +41,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one picture.
+    """The result for one image.
 
     Attributes:
         energy: ``E(x, 0)``, low = likely.
-        score: The chosen score, larger = odder.
-        p_value: Share of ordinary pictures at least as odd; None without a calibration.
-        is_ood: Whether it is called odd; None without a calibration.
-        text: All that in words, Markdown.
+        score: The chosen score, larger = more out-of-distribution.
+        p_value: Share of in-distribution images with at least this score; None without a calibration.
+        is_ood: Whether it is flagged as OOD; None without a calibration.
+        text: A description of all these, Markdown.
     """
 
     energy: float
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def available_scores(model: DemoModel) -> list[str]:
-    """The scores that can be had here; without a calibration, the energy alone."""
+    """List the calibrated scores; without a calibration, only the energy."""
     calibration = model.scorer.calibration
     if calibration is None:
         return ["energy"]
@@ -67,16 +67,16 @@ def available_scores(model: DemoModel) -> list[str]:
 
 
 def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
-    """What each available score is compared with: the calibration's, or the energies of the model's own samples.
+    """Return the reference of each available score: the calibration's scores, or the energies of the model's samples.
 
     Args:
         model: The demo's.
-        own_samples: Drawn by it, in [-1, 1], shape (N, C, S, S).
+        own_samples: Samples of the model, in [-1, 1], shape (N, C, S, S).
     """
     calibration = model.scorer.calibration
     if calibration is None:
         energies = model.pipeline.score(own_samples).energies.cpu().double().sort().values
-        return {"energy": Reference(energies, "pictures that the model drew itself", None)}
+        return {"energy": Reference(energies, "samples of the model", None)}
     return {
         name: Reference(
             torch.tensor(calibration.reference[name], dtype=torch.float64),
@@ -88,10 +88,10 @@ def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
 
 
 def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
-    """The verdict on one picture in [-1, 1], shape (1, C, S, S).
+    """Score one image in [-1, 1], shape (1, C, S, S).
 
     Raises:
-        ValueError: If the score cannot be had here.
+        ValueError: If the score is not available.
     """
     if score not in available_scores(model):
         raise ValueError(f"The score must be one of {available_scores(model)}, got {score!r}.")
@@ -101,9 +101,9 @@ def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
     if calibration is None:
         text = (
             f"### No verdict: this model was not calibrated\n\nIts energy is **{energy:#.4g}** (low = likely), shown "
-            "beside the energies of pictures that the model drew itself. To say what is odd, its owner must calibrate "
-            "it on pictures that were kept out of its training (`hf-ebm calibrate`), push it again if it is on the "
-            "Hub, and start this page again."
+            "beside the energies of the model's own samples. To detect out-of-distribution images, the model must be "
+            "calibrated on held-out images (`hf-ebm calibrate`), pushed again if it is on the Hub, and this page "
+            "restarted."
         )
         return Verdict(energy, value, None, None, text)
     p_value, is_ood = float(result.p_values[0]), bool(result.is_ood[0])
@@ -111,18 +111,17 @@ def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
 
 
 def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calibration, score: str) -> str:
-    """A calibrated verdict in words, Markdown."""
+    """Describe the result of a calibrated model, Markdown."""
     number = len(calibration.reference[score])
-    at_least_as_odd = round(p_value * (number + 1)) - 1
-    share = "none" if at_least_as_odd == 0 else f"{at_least_as_odd} ({at_least_as_odd / number:.1%})"
+    num_at_least = round(p_value * (number + 1)) - 1
+    share = "none" if num_at_least == 0 else f"{num_at_least} ({num_at_least / number:.1%})"
     num_calibrated = calibration.num_calibrated(score)
-    kept = "" if number == num_calibrated else f"; {number} of their scores stand for all"
-    head = "Odd: unlike the pictures it learned from" if is_ood else "Ordinary: like the pictures it learned from"
+    kept = "" if number == num_calibrated else f"; {number} of their scores are kept"
+    head = "Out-of-distribution: unlike the training data" if is_ood else "In-distribution: like the training data"
     if score != "energy":
         head += f", by {score.replace('_', ' ')}"
     return (
-        f"### {head}\n\nAt least as odd as this one, of {number} ordinary pictures: **{share}** (p-value "
-        f"{p_value:.3g}). Its energy is **{energy:#.4g}** (low = likely).\n\nWhat is among the oddest "
-        f"{calibration.target_fpr:.0%} is called odd: so about {calibration.target_fpr:.0%} of ordinary pictures are, "
-        f"too. The model was calibrated on {num_calibrated} {CALIBRATED_ON[calibration.trained_on]}{kept}."
+        f"### {head}\n\nOf {number} in-distribution images, with at least this score: **{share}** (p-value "
+        f"{p_value:.3g}). Its energy is **{energy:#.4g}** (low = likely).\n\nThe threshold is set so that about "
+        f"{calibration.target_fpr:.0%} of images like the training data are flagged, too. The model was calibrated on {num_calibrated} {CALIBRATED_ON[calibration.trained_on]}{kept}."
     )

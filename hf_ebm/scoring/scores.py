@@ -125,11 +125,11 @@ SCORES: dict[str, Score] = {
 
 
 SCORE_WORDS = {
-    "energy": "the model's own number",
-    "gradient_norm": "how steep the energy is at the picture",
-    "multiscale": "the energies at all noise levels",
-    "typicality": "how far from the usual energy, either way",
-    "complexity": "the energy against how simple the picture is",
-    "reconstruction": "how badly it is rebuilt",
-    "combined": "energy and reconstruction",
+    "energy": "energy of the image",
+    "gradient_norm": "gradient norm of the energy at the image",
+    "multiscale": "energies at all noise levels, standardised",
+    "typicality": "distance from the typical energy, two-sided",
+    "complexity": "energy corrected for the compressed size",
+    "reconstruction": "reconstruction error",
+    "combined": "energy and reconstruction error, standardised and summed",
 }

@@ -42,9 +42,9 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     expected = scorer.calibrate(digits[draw_rows(360, 50, 3)], target_fpr=0.1, seed=3)
     assert Calibration.load(folder).reference == expected.reference
     printed, notes = capsys.readouterr()
-    assert f"energy above {expected.threshold('energy'):.6g} is called odd: 4 of the 50 images" in printed
+    assert f"energy above {expected.threshold('energy'):.6g} is flagged as OOD: 4 of the 50 images" in printed
     assert "and 9.8 % of other images like them, on average over calibration sets" in printed
-    assert f"wrote {card} (the model card) anew" in printed and "note:" not in notes
+    assert f"updated {card} (the model card)" in printed and "note:" not in notes
 
 
 def test_calibrate_warns_of_the_split_that_was_trained_on_and_card_and_page_tell(folder, tmp_path, capsys):

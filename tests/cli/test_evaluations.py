@@ -30,7 +30,7 @@ def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys, mo
     assert all(f"{title}:" in progress for title in ("fitting the baselines", "scoring the sets", "intervals"))
 
 
-def test_an_odd_set_that_is_not_there_is_told_with_its_near_names(folder, tmp_path, capsys, monkeypatch):
+def test_an_unknown_ood_set_is_reported_with_near_names(folder, tmp_path, capsys, monkeypatch):
     arguments = ["eval-ood", "--model", folder, "--id", "digits", "--output", str(tmp_path)]
     arguments += ["--max-images", "20", "--resamples", "20"]
     with pytest.raises(SystemExit, match="2"):
@@ -101,7 +101,7 @@ def test_the_card_of_a_run_folder_takes_the_figures_over_unless_it_is_somebodys_
     write_card(tmp_path / "model")
     assert card.read_text() == written
     main(arguments)
-    assert f"wrote {card} (the model card) anew" in capsys.readouterr().out.splitlines()
+    assert f"updated {card} (the model card)" in capsys.readouterr().out.splitlines()
     own = written.replace(GENERATED, "")
     card.write_text(own)
     (tmp_path / "model" / "metrics.json").write_text('{"auroc": {"noise": 0.5}}')  # what a new card would say

@@ -1,4 +1,4 @@
-"""Help: which commands there are, what each shows of itself, and what a wrong name is told."""
+"""Help: which commands there are, what each shows, and the message for a wrong name."""
 
 import re
 import shlex

@@ -32,8 +32,8 @@ def test_conditionals_of_a_model_without_a_chain_are_refused_at_once(dual_folder
     [
         (0.5, 40.0, 30.0, []),
         (-0.5, 40.0, 30.0, ["NO BRACKET"]),
-        (0.5, 40.0, 1.25, ["1.2 effective samples say little"]),
-        (-0.5, 1.0, 30.0, ["NO BRACKET", "1.0 effective samples say little"]),
+        (0.5, 40.0, 1.25, ["1.2 effective samples are too few"]),
+        (-0.5, 1.0, 30.0, ["NO BRACKET", "1.0 effective samples are too few"]),
     ],
 )
 def test_a_bracket_that_is_none_and_few_effective_samples_are_told(gap, forward, reverse, said):

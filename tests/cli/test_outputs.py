@@ -149,10 +149,10 @@ def test_statistics_that_cannot_be_cached_cost_no_evaluation(folder, tmp_path, c
 
 
 @pytest.mark.parametrize("name", ["a.psd", "a.txt", "a"])
-def test_a_picture_format_that_is_only_read_is_refused(folder, tmp_path, capsys, name):
+def test_an_image_format_that_is_only_read_is_refused(folder, tmp_path, capsys, name):
     with pytest.raises(SystemExit) as end:
         main(["sample", "--model", folder, "--output", str(tmp_path / name)])
-    assert end.value.code == 2 and "--output must end in .png or another picture format" in capsys.readouterr().err
+    assert end.value.code == 2 and "--output must end in .png or another image format" in capsys.readouterr().err
 
 
 class Output(io.TextIOWrapper):

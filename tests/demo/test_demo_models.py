@@ -26,7 +26,7 @@ def test_a_model_without_an_energy_is_refused(tiny_pipeline, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "tabs"), [("ddaebm", ["Draw", "Check"]), ("dual", ["Draw", "Check", "Rebuild", "Blend"])]
+    ("name", "tabs"), [("ddaebm", ["Generate", "Check"]), ("dual", ["Generate", "Check", "Reconstruct", "Interpolate"])]
 )
 def test_the_page_has_the_tabs_that_the_model_allows(name, tabs, tmp_path, request):
     from hf_ebm.demo.app import build_page
@@ -36,7 +36,7 @@ def test_the_page_has_the_tabs_that_the_model_allows(name, tabs, tmp_path, reque
     assert [one["props"]["label"] for one in config["components"] if one["type"] == "tabitem"] == tabs
     heavy = [one for one in page.fns.values() if one.queue]
     assert {(one.concurrency_id, one.concurrency_limit) for one in heavy} == {("model", 1)}
-    assert len(heavy) == len(tabs) + 1  # "Draw others", too
+    assert len(heavy) == len(tabs) + 1  # "Generate others", too
 
 
 @pytest.mark.parametrize("name", ["ddaebm", "dual"])
@@ -54,11 +54,11 @@ def test_a_failure_empties_all_outputs(name, tmp_path, request):
 
 def test_the_page_says_what_the_model_learned_from(tiny_pipeline, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path)
-    assert find_subject(tmp_path) == "many pictures"
+    assert find_subject(tmp_path) == "many images"
     (tmp_path / "train_summary.json").write_text('{"num_images": 1437}')
     for dataset, said in (
         ("digits", "1,437 small handwritten digits, light on black (`digits`)"),
-        (str(tmp_path), f"1,437 pictures of the data set (`{tmp_path.name}`)"),
+        (str(tmp_path), f"1,437 images of the data set (`{tmp_path.name}`)"),
     ):
         (tmp_path / "settings.yaml").write_text(f"dataset: {dataset}\n")
         assert find_subject(tmp_path) == said

@@ -88,7 +88,7 @@ class Visit:
         self.page.set_default_timeout(PATIENCE * 1000)
         self.page.on("request", self.note)
         self.page.goto(self.url)
-        self.button("Draw").wait_for()
+        self.button("Generate").wait_for()
 
     def note(self, request):
         if not request.url.startswith((self.url, "data:", "blob:")):
@@ -129,17 +129,17 @@ class Visit:
 
     def take_example(self, index):
         self.shown(".gallery-item").nth(index).click()
-        self.shown(".small-picture img").first.wait_for()
+        self.shown(".small-image img").first.wait_for()
 
 
 def check_uploads(visit, files):
-    """A picture like the calibration's, an odd one, a broken file."""
+    """Upload an in-distribution image, an OOD one, a broken file."""
     visit.open_tab("Check")
     visit.check_level()
-    for name, verdict in (("ordinary", "Ordinary: like"), ("odd", "Odd: unlike")):
+    for name, verdict in (("in-distribution", "In-distribution: like"), ("ood", "Out-of-distribution: unlike")):
         visit.shown("input[type=file]").set_input_files(files[name])
-        visit.shown(".small-picture img").first.wait_for()
-        visit.click_for_figure("Check this picture")
+        visit.shown(".small-image img").first.wait_for()
+        visit.click_for_figure("Check this image")
         expect(visit.shown(".prose h3")).to_contain_text(verdict, timeout=PATIENCE * 1000)
         shown = visit.shown(".prose h3").count()
         visit.page.get_by_label("Remove Image").click()
@@ -148,22 +148,22 @@ def check_uploads(visit, files):
     visit.take_example(0)  # Gradio makes a new field then
     visit.page.get_by_label("Remove Image").click()
     visit.shown("input[type=file]").set_input_files(files["broken"])
-    visit.shown(".small-picture img").first.wait_for(state="attached")
-    visit.button("Check this picture").click()
+    visit.shown(".small-image img").first.wait_for(state="attached")
+    visit.button("Check this image").click()
     visit.page.get_by_text("cannot be read").first.wait_for()
     expect(visit.shown(".prose h3")).to_have_count(shown - 1)  # the last picture's verdict is gone, and its figure
     expect(visit.shown(".figure img")).to_have_count(0)
 
 
-def write_pictures(pipeline, folder):
-    """Files of an ordinary, an odd and a broken picture in `folder`, calibrated on what the model finds likely."""
+def write_images(pipeline, folder):
+    """Files of an in-distribution, an OOD and a broken image in `folder`, calibrated on what the model finds likely."""
     digits = load_digits("test")[0]
     scorer = EnergyScoringPipeline(**pipeline.components)
     scorer.set_progress_bar_config(disable=True)
     ordered = digits[scorer(digits).energies.argsort()]
     scorer.calibrate(ordered[:40]).save(folder)
-    files = {name: str(folder / f"{name}.png") for name in ("ordinary", "odd", "broken")}
-    for name, x in (("ordinary", ordered[20]), ("odd", ordered[-1])):
+    files = {name: str(folder / f"{name}.png") for name in ("in-distribution", "ood", "broken")}
+    for name, x in (("in-distribution", ordered[20]), ("ood", ordered[-1])):
         pipeline.post_process(x[None], "pil")[0].save(files[name])
     Path(files["broken"]).write_text("no picture")
     return files
@@ -172,7 +172,7 @@ def write_pictures(pipeline, folder):
 def test_the_space_in_a_browser(tiny_dual_mcmc_pipeline, tmp_path):
     chromium = find_chromium()
     tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "model")
-    files = write_pictures(tiny_dual_mcmc_pipeline, tmp_path / "model")
+    files = write_images(tiny_dual_mcmc_pipeline, tmp_path / "model")
     write_space("user/model", tmp_path / "space")
     command = [sys.executable, str(tmp_path / "space" / "app.py")]
     port = free_port()
@@ -182,16 +182,16 @@ def test_the_space_in_a_browser(tiny_dual_mcmc_pipeline, tmp_path):
         wait_for(port, process, tmp_path / "run" / "log.txt")
         for width in (1280, 390):
             visit = Visit(browser, port, width)
-            visit.click_for_figure("Draw")
+            visit.click_for_figure("Generate")
             expect(visit.shown(".samples button img")).to_have_count(8)
             cell = visit.shown(".samples .gallery-item").first.bounding_box()
             assert abs(cell["width"] - cell["height"]) < 8  # square, as its picture
             check_uploads(visit, files)
-            visit.open_tab("Rebuild")
+            visit.open_tab("Reconstruct")
             visit.take_example(0)
-            visit.click_for_figure("Rebuild")
-            visit.open_tab("Blend")
-            visit.click_for_figure("Blend")
+            visit.click_for_figure("Reconstruct")
+            visit.open_tab("Interpolate")
+            visit.click_for_figure("Interpolate")
             visit.close()
         browser.close()
         for path in ("/gradio_api/upload", "/gradio_api/queue/join"):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hf_ebm.data.loading import load_digits
-from hf_ebm.demo import limits, pictures
+from hf_ebm.demo import figures, limits
 from hf_ebm.demo.examples import write_examples
-from hf_ebm.demo.generation import CHAIN_SAMPLERS, Generation, draw
-from hf_ebm.demo.reconstruction import blend, rebuild
+from hf_ebm.demo.generation import CHAIN_SAMPLERS, Generation, generate
+from hf_ebm.demo.reconstruction import interpolate, reconstruct
 from hf_ebm.demo.uploads import read_upload
 from hf_ebm.demo.verdict import Reference, available_scores, judge, references
 from hf_ebm.scoring.calibration import Calibration
@@ -24,7 +24,7 @@ def seeded(seed):
 
 
 def test_denoising_is_the_pipelines_own(ddaebm):
-    drawn = draw(ddaebm, 5, "DDAEBM (its own)", 4, 7)
+    drawn = generate(ddaebm, 5, "DDAEBM (its own)", 4, 7)
     expected = ddaebm.pipeline(5, generator=seeded(7), output_type="pt").images
     assert torch.equal(drawn.images, expected)
     assert drawn.states.shape == (4, 3, 1, 8, 8) and drawn.energies.shape == (4, 5)
@@ -36,13 +36,13 @@ def test_denoising_is_the_pipelines_own(ddaebm):
 
 def test_stock_schedulers_take_fewer_steps_and_leave_the_model_alone(ddaebm):
     before = ddaebm.pipeline.scheduler
-    assert draw(ddaebm, 2, "DDIM", 2, 0).energies.shape == (2, 2)
+    assert generate(ddaebm, 2, "DDIM", 2, 0).energies.shape == (2, 2)
     assert ddaebm.pipeline.scheduler is before
 
 
 @pytest.mark.parametrize("sampler", CHAIN_SAMPLERS)
 def test_the_chain_is_the_pipelines_own(dual, sampler):
-    drawn = draw(dual, 4, sampler, 3, 5)
+    drawn = generate(dual, 4, sampler, 3, 5)
     pipeline = dual.pipeline
     pipeline.scheduler = CHAIN_SAMPLERS[sampler].from_config(pipeline.scheduler.config)
     expected = pipeline(4, 3, generator=seeded(5), output_type="pt", output_energies=True)
@@ -59,19 +59,19 @@ def compute_energies_of(pipeline, states):
 
 
 def test_no_steps_show_the_generator_alone(dual):
-    drawn = draw(dual, 2, "Langevin (its own)", 0, 0)
+    drawn = generate(dual, 2, "Langevin (its own)", 0, 0)
     assert drawn.energies.shape == (1, 2) and drawn.point_names == ["start"]
-    assert pictures.filmstrip(drawn).width == round(pictures.WIDTH * pictures.DPI)
+    assert figures.filmstrip(drawn).width == round(figures.WIDTH * figures.DPI)
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ((limits.MAX_IMAGES + 1, "MALA", 3, 0), "number of pictures"),
-        ((0, "MALA", 3, 0), "number of pictures"),
-        ((2.5, "MALA", 3, 0), "number of pictures"),
-        ((True, "MALA", 3, 0), "number of pictures"),
-        (("3", "MALA", 3, 0), "number of pictures"),
+        ((limits.MAX_IMAGES + 1, "MALA", 3, 0), "number of images"),
+        ((0, "MALA", 3, 0), "number of images"),
+        ((2.5, "MALA", 3, 0), "number of images"),
+        ((True, "MALA", 3, 0), "number of images"),
+        (("3", "MALA", 3, 0), "number of images"),
         ((2, "MALA", limits.MAX_CHAIN_STEPS + 1, 0), "number of steps"),
         ((2, "MALA", math.nan, 0), "number of steps"),
         ((2, "MALA", 3, -1), "seed"),
@@ -82,10 +82,10 @@ def test_no_steps_show_the_generator_alone(dual):
 )
 def test_the_server_bounds_what_the_page_sends(dual, values, named):
     with pytest.raises(ValueError, match=named):
-        draw(dual, *values)
+        generate(dual, *values)
 
 
-def test_verdict_counts_ordinary_pictures_at_least_as_odd(ddaebm):
+def test_verdict_counts_images_with_at_least_the_score(ddaebm):
     held_out = load_digits("test")[0][:40]
     ddaebm.scorer.calibrate(held_out, target_fpr=0.1)
     energies = ddaebm.pipeline.score(held_out).energies
@@ -98,22 +98,22 @@ def test_verdict_counts_ordinary_pictures_at_least_as_odd(ddaebm):
         assert found.p_value == pytest.approx((1 + count) / 41)
         assert found.is_ood == (1 + count <= 4)  # a tenth of 41
         share = f"{count} ({count / 40:.1%})" if count else "none"
-        assert f"At least as odd as this one, of 40 ordinary pictures: **{share}**" in found.text
-        assert ("Odd:" in found.text) == found.is_ood != ("Ordinary:" in found.text)
+        assert f"Of 40 in-distribution images, with at least this score: **{share}**" in found.text
+        assert ("Out-of-distribution:" in found.text) == found.is_ood != ("In-distribution:" in found.text)
         assert "\n" in found.text.partition("it learned from")[2][:1]  # nothing after the heading
     by_slope = judge(ddaebm, held_out[:1], "gradient_norm").text
-    assert by_slope.partition("\n")[0].endswith("the pictures it learned from, by gradient norm")
+    assert by_slope.partition("\n")[0].endswith("the training data, by gradient norm")
     reference = references(ddaebm, held_out)["energy"]
     assert reference.threshold == pytest.approx(energies[order[3]].item())
     far = float(energies.max()) + 1e6
-    assert pictures.score_histogram(reference, far, "energy").width == round(pictures.WIDTH * pictures.DPI)
+    assert figures.score_histogram(reference, far, "energy").width == round(figures.WIDTH * figures.DPI)
 
 
 @pytest.mark.parametrize("low, span", [(-1e-3, 1e-3), (-0.016, 0.0082), (-13.0, 1.0), (-13_000.0, 1000.0)])
 def test_a_histograms_ticks_keep_apart(low, span, monkeypatch):
-    monkeypatch.setattr(pictures, "to_pil", lambda figure: figure)
-    reference = Reference(low + span * torch.linspace(0, 1, 60, dtype=torch.float64), "ordinary", None)
-    figure = pictures.score_histogram(reference, low, "energy")
+    monkeypatch.setattr(figures, "to_pil", lambda figure: figure)
+    reference = Reference(low + span * torch.linspace(0, 1, 60, dtype=torch.float64), "in-distribution", None)
+    figure = figures.score_histogram(reference, low, "energy")
     figure.canvas.draw()  # a label has its words and its place only then
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
     assert len(boxes) >= 3
@@ -125,9 +125,9 @@ def test_a_histograms_ticks_keep_apart(low, span, monkeypatch):
 )
 def test_a_histograms_axis_goes_as_far_as_there_is_something_to_see(score, left, right, monkeypatch):
     """Scores of 1 to 2: a picture's has 0.6 of their width to the left, 0.9 to the right; further is an arrow."""
-    monkeypatch.setattr(pictures, "to_pil", lambda figure: figure)
-    reference = Reference(torch.linspace(1.0, 2.0, 60, dtype=torch.float64), "ordinary", None)
-    axis = pictures.score_histogram(reference, score, "energy").axes[0]
+    monkeypatch.setattr(figures, "to_pil", lambda figure: figure)
+    reference = Reference(torch.linspace(1.0, 2.0, 60, dtype=torch.float64), "in-distribution", None)
+    axis = figures.score_histogram(reference, score, "energy").axes[0]
     margin = 0.03 * (right - left)
     assert axis.get_xlim() == pytest.approx((left - margin, right + margin))
     assert bool(axis.texts) == (not left <= score <= right)
@@ -142,8 +142,8 @@ def test_the_curves_tick_labels_are_whole():
     low, high = -0.0028821804, -0.0016444268
     width = (high - low) * 0.05 / 0.9
     scores = torch.linspace(low - width, high + width, 101, dtype=torch.float64)
-    ordinary = Reference(scores, "held out", high)
-    picture = np.asarray(pictures.filmstrip(drawn, ordinary).convert("L"))
+    reference = Reference(scores, "held out", high)
+    picture = np.asarray(figures.filmstrip(drawn, reference).convert("L"))
     left_edge = picture[picture.shape[0] // 3 :, :2]  # below the strip
     assert not (left_edge < 200).any()
 
@@ -168,31 +168,31 @@ def test_scores_that_the_calibration_lacks_are_not_offered(dual):
     assert available_scores(dual) == ["energy"]
 
 
-def test_rebuilding_tells_the_errors_of_what_it_shows(dual):
+def test_reconstruction_reports_the_errors_of_what_it_shows(dual):
     x = torch.rand(1, 1, 8, 8) * 2 - 1
-    rebuilt = rebuild(dual, x, 6, 3)
-    assert rebuilt.errors.shape == (7,)
-    torch.testing.assert_close(rebuilt.errors[0], (rebuilt.inferred - x).square().mean())
-    torch.testing.assert_close(rebuilt.errors[-1], (rebuilt.revised - x).square().mean())
-    assert not torch.equal(rebuilt.inferred, rebuilt.revised)
-    pictures.reconstruction_picture(rebuilt)
+    found = reconstruct(dual, x, 6, 3)
+    assert found.errors.shape == (7,)
+    torch.testing.assert_close(found.errors[0], (found.inferred - x).square().mean())
+    torch.testing.assert_close(found.errors[-1], (found.revised - x).square().mean())
+    assert not torch.equal(found.inferred, found.revised)
+    figures.reconstruction_figure(found)
 
 
 def test_blends_go_from_one_end_to_the_other(dual, tmp_path):
-    frames, energies = blend(dual, None, 4, None, 5, 3)
+    frames, energies = interpolate(dual, None, 4, None, 5, 3)
     for index, seed in ((0, 4), (-1, 5)):
         expected = dual.pipeline(1, 0, generator=seeded(seed), output_type="pt").images
         torch.testing.assert_close(frames[index][None], expected)
     torch.testing.assert_close(energies, dual.pipeline.score(frames).energies)
     path = str(tmp_path / "a.png")
     PIL.Image.new("L", (8, 8), 90).save(path)
-    from_picture, _ = blend(dual, path, 4, None, 5, 3)
+    from_picture, _ = interpolate(dual, path, 4, None, 5, 3)
     torch.testing.assert_close(from_picture[-1], frames[-1])
     assert not torch.allclose(from_picture[0], frames[0])
     with pytest.raises(ValueError, match="second seed"):
-        blend(dual, path, 4, None, None, 3)
+        interpolate(dual, path, 4, None, None, 3)
     with pytest.raises(ValueError, match="frames"):
-        blend(dual, path, 4, None, 5, limits.MAX_FRAMES + 1)
+        interpolate(dual, path, 4, None, 5, limits.MAX_FRAMES + 1)
 
 
 def test_examples_come_back_as_they_were_made(ddaebm, tmp_path):
@@ -207,4 +207,4 @@ def test_examples_come_back_as_they_were_made(ddaebm, tmp_path):
 
 @pytest.mark.parametrize(("number", "expected"), [(1, [0]), (4, [0, 1, 2, 3]), (11, [0, 2, 4, 6, 8, 10])])
 def test_the_strip_shows_both_ends(number, expected):
-    assert pictures.shown_points(number) == expected
+    assert figures.shown_points(number) == expected

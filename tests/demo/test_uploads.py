@@ -80,7 +80,7 @@ def broken_files(folder):
     with open(folder / "long.png", "wb") as file:
         file.truncate(limits.MAX_UPLOAD_BYTES + 1)
     PIL.Image.new("1", (8000, 7000)).save(folder / "bomb.png")
-    said = {"cut": "broken", "text": "broken", "empty": "broken", "other": "broken"}
+    said = {"cut": "damaged", "text": "damaged", "empty": "damaged", "other": "damaged"}
     said |= {"long": "10 MB are allowed", "bomb": "8000 x 7000 pixels"}
     return {name: (str(folder / f"{name}.png"), words) for name, words in said.items()}
 
@@ -120,7 +120,7 @@ def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
 
 
 def test_no_file_asks_for_one():
-    with pytest.raises(ValueError, match="Choose a picture first"):
+    with pytest.raises(ValueError, match="Choose the image first"):
         read_upload(None, (1, 8, 8))
 
 

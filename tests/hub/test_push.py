@@ -339,7 +339,7 @@ def test_the_command_says_where_the_model_is(hub, client, folder, repo):
 def test_no_pull_request_is_opened_for_nothing(hub, client, folder, repo):
     client(PRINTED, folder=str(folder), repo=repo, options=[])
     printed = client(PRINTED, folder=str(folder), repo=repo, options=["--create-pr"])
-    assert printed.startswith(f"nothing of {folder} is new there, so no pull request was opened: ")
+    assert printed.startswith(f"{folder} has no changes to push, so no pull request was opened: ")
     assert "refs/pr/1" not in hub.repositories[repo].branches
 
 

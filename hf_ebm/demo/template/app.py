@@ -1,4 +1,4 @@
-"""The demo of a model of hf-ebm. Which one: the Space's variable HF_EBM_MODEL, or the id in model.txt."""
+"""The hf-ebm demo of one model: the Space's variable HF_EBM_MODEL, or the id in model.txt."""
 
 import os
 from pathlib import Path

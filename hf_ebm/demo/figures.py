@@ -1,4 +1,4 @@
-"""Pictures of the demo: strips of states over their energy curve, a score among others. Narrow, for a phone's width."""
+"""Figures of the demo: filmstrips over energy curves, and score histograms, narrow enough for a phone."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ GRAY = "#9aa5ab"
 
 
 def to_pil(figure: Any) -> PIL.Image.Image:
-    """A matplotlib figure as a picture."""
+    """Render a matplotlib figure as a PIL image."""
     file = io.BytesIO()
-    figure.draw_without_rendering()  # the layout makes room for tick labels, and with that room they may be others
+    figure.draw_without_rendering()  # first layout pass: it may change the tick labels, and so the room they need
     figure.savefig(file, format="png", dpi=DPI)
     return PIL.Image.open(file, formats=["PNG"])
 
 
 def show_state(axis: Any, x: Tensor, colour: str | None = None) -> None:
-    """One state, shape (C, S, S), in [-1, 1], pixels as squares; in a frame of `colour`, or a thin gray one."""
+    """Show one state in [-1, 1], shape (C, S, S), in a frame of `colour`, or a thin gray one."""
     pixels = ((x.clamp(-1.0, 1.0) + 1.0) / 2.0).permute(1, 2, 0).numpy()
     axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0.0, vmax=1.0)
     axis.set(xticks=[], yticks=[])
@@ -41,16 +41,16 @@ def show_state(axis: Any, x: Tensor, colour: str | None = None) -> None:
 
 
 def shown_points(number: int) -> list[int]:
-    """At most `MAX_SHOWN` of the points 0 .. number - 1, evenly, both ends among them."""
+    """Select at most `MAX_SHOWN` evenly spaced points of 0 .. number - 1, including both ends."""
     return sorted({round(point) for point in np.linspace(0, number - 1, min(number, MAX_SHOWN))})
 
 
-def filmstrip(generation: Generation, ordinary: Reference | None = None) -> PIL.Image.Image:
-    """The first samples' states, one row each, above the energies of all samples at these and all other points.
+def filmstrip(generation: Generation, reference: Reference | None = None) -> PIL.Image.Image:
+    """Plot the first samples' states, one row each, above the energies of all samples at all points.
 
     Args:
-        generation: What was drawn.
-        ordinary: Energies of ordinary pictures; their middle 90 % become a band.
+        generation: The samples.
+        reference: Energies of in-distribution images; their middle 90 % is shown as a band.
     """
     points = shown_points(len(generation.states))
     num_rows = generation.states.shape[1]
@@ -78,9 +78,9 @@ def filmstrip(generation: Generation, ordinary: Reference | None = None) -> PIL.
             alpha=1.0 if watched else 0.6,
             label=f"sample {index + 1}" if watched else "the others" if index == num_rows else None,
         )
-    if ordinary is not None and ordinary.threshold is not None:
-        low, high = ordinary.scores.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
-        axis.axhspan(low, high, color="#f2c14e", alpha=0.35, linewidth=0, label="most ordinary pictures")
+    if reference is not None and reference.threshold is not None:
+        low, high = reference.scores.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+        axis.axhspan(low, high, color="#f2c14e", alpha=0.35, linewidth=0, label="90 % of in-distribution images")
     ticks = shown_points(len(steps))
     axis.set_xticks(ticks, [generation.point_names[tick].removeprefix("step ") for tick in ticks])
     axis.set(xlabel="step", ylabel="energy (low = likely)")
@@ -91,48 +91,48 @@ def filmstrip(generation: Generation, ordinary: Reference | None = None) -> PIL.
 
 
 def ordered_legend(axis: Any) -> tuple[list[Any], list[str]]:
-    """Handles and labels of an axis, in the labels' order."""
+    """Return the handles and labels of an axis, sorted by label."""
     handles, labels = axis.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=labels.__getitem__)
     return [handles[i] for i in order], [labels[i] for i in order]
 
 
 def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.Image.Image:
-    """The reference scores as a histogram, the threshold, and this picture's score; far ones are marked at the edge."""
+    """Plot the reference scores as a histogram, with the threshold and the score of an image; a far one at the edge."""
     low, high = float(reference.scores.min()), float(reference.scores.max())
     span = max(high - low, 1e-12)
-    left, right = max(low - 0.6 * span, min(low, 0.0)), high + 0.9 * span  # what is never negative has no such axis
-    left, right = max(left, min(low, score)), min(right, max(high, score))  # no further than there is something to see
+    left, right = max(low - 0.6 * span, min(low, 0.0)), high + 0.9 * span  # no negative axis for scores >= 0
+    left, right = max(left, min(low, score)), min(right, max(high, score))  # no empty margins
     figure = new_figure(WIDTH, 3.0)
     axis = figure.subplots()
     axis.hist(reference.scores.numpy(), bins=24, color=COLOURS[0], alpha=0.7, label=reference.name)
     if reference.threshold is not None:
-        axis.axvline(reference.threshold, color=GRAY, linestyle="--", label="called odd to the right of this")
+        axis.axvline(reference.threshold, color=GRAY, linestyle="--", label="flagged as OOD to the right")
     top = axis.get_ylim()[1]
     place = min(max(score, left), right)
-    axis.axvline(place, color=COLOURS[1], linewidth=2.2, label="this picture")
+    axis.axvline(place, color=COLOURS[1], linewidth=2.2, label="this image")
     if place != score:
         arrow, aligned = ("\u2192", "right") if score > right else ("\u2190", "left")
         text = f"{score:.3g} {arrow} " if score > right else f" {arrow} {score:.3g}"
         axis.text(place, 0.5 * top, text, color=COLOURS[1], ha=aligned, va="center", fontsize=9)
     margin = 0.03 * max(right - left, span)
     words = score_name.replace("_", " ")
-    label = "energy (low = likely)" if score_name == "energy" else f"{words} score (low = ordinary)"
+    label = "energy (low = likely)" if score_name == "energy" else f"{words} score (low = in-distribution)"
     axis.locator_params(axis="x", nbins=MAX_TICK_GAPS)
-    axis.set(xlim=(left - margin, right + margin), ylim=(0, 1.05 * top), xlabel=label, ylabel="pictures")
+    axis.set(xlim=(left - margin, right + margin), ylim=(0, 1.05 * top), xlabel=label, ylabel="images")
     figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
     return to_pil(figure)
 
 
-def reconstruction_picture(reconstruction: Reconstruction) -> PIL.Image.Image:
-    """Original and both reconstructions, above the error along the z-chain."""
+def reconstruction_figure(reconstruction: Reconstruction) -> PIL.Image.Image:
+    """Plot the original and both reconstructions, above the error along the z-chain."""
     errors = reconstruction.errors
     num_steps = len(errors) - 1
     figure = new_figure(WIDTH, 4.6)
     strip, curve = figure.subfigures(2, 1, height_ratios=(2.1, 2.5))
     panels = (
-        ("the picture", reconstruction.original),
-        (f"first guess\nerror {errors[0]:.3f}", reconstruction.inferred),
+        ("original", reconstruction.original),
+        (f"inferred\nerror {errors[0]:.3f}", reconstruction.inferred),
         (f"after {num_steps} steps\nerror {errors[-1]:.3f}", reconstruction.revised),
     )
     for axis, (title, x) in zip(strip.subplots(1, 3), panels, strict=True):
@@ -148,8 +148,8 @@ def reconstruction_picture(reconstruction: Reconstruction) -> PIL.Image.Image:
     return to_pil(figure)
 
 
-def blend_picture(frames: Tensor, energies: Tensor) -> PIL.Image.Image:
-    """Frames (F, C, S, S) in reading order, above their energies (F,)."""
+def interpolation_figure(frames: Tensor, energies: Tensor) -> PIL.Image.Image:
+    """Plot frames (F, C, S, S) in reading order, above their energies (F,)."""
     number = len(frames)
     columns = min(number, 6)
     rows = -(-number // columns)
