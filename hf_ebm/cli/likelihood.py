@@ -64,7 +64,7 @@ def add_parser(commands: Any) -> None:
         "--num-conditionals",
         type=int,
         default=0,
-        help="DDAEBM: held-out samples for which log Z of each denoising step is bracketed as well (default: %(default)s)",
+        help="DDAEBM: held-out samples to bracket log Z of each denoising step for (default: %(default)s)",
     )
     add_device_option(parser)
     parser.set_defaults(run=run)

@@ -22,13 +22,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="whether a new repository is private (default: as your account's settings say); an existing one must match",
+        help="whether a new repository is private (default: by your account); an existing one must match",
     )
     parser.add_argument(
         "--license",
         metavar="ID",
-        help="licence of the weights, for the card: an id of the Hub such as mit or cc-by-nc-4.0, or other (default: the "
-        "setting license of the run; without it the card states none)",
+        help="licence of the weights, shown on the card: an id of the Hub such as mit or cc-by-nc-4.0, or other "
+        "(default: the setting license of the run; without it the card states none)",
     )
     parser.add_argument("--license-name", metavar="NAME", help="name of the licence, with --license other")
     parser.add_argument("--branch", help="branch to push to, created if it does not exist (default: main)")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.images import check_images, check_image_format, open_image
+from hf_ebm.cli.images import check_image_format, check_images, open_image
 from hf_ebm.cli.options import add_device_option, add_padding_option, add_seed_option
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
@@ -33,8 +33,8 @@ def add_parser(commands: Any) -> None:
         "--output",
         type=path_option,
         default=Path("reconstructions.png"),
-        help="an image file (rows: originals, reconstructions from inferred latents, from revised latents), or a folder "
-        "for one file per reconstruction (default: %(default)s)",
+        help="an image file (rows: originals, reconstructions from inferred latents, from revised latents), or a "
+        "folder for one file per reconstruction (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the errors of each image as JSON")
     parser.set_defaults(run=run)
@@ -103,9 +103,8 @@ def run(options: argparse.Namespace) -> None:
     print("mean squared error per pixel, on the scale of [-1, 1]\n      inferred       revised  image")
     for name, values in errors.items():
         print(f"{values['mse']['inference_model']:14.6f}{values['mse']['z_chain']:14.6f}  {name}")
-    print(
-        f"wrote {options.output}{'' if as_folder else ': rows are originals, reconstructions from inferred and from revised latents'}"
-    )
+    rows_shown = "" if as_folder else ": rows are originals, reconstructions from inferred and from revised latents"
+    print(f"wrote {options.output}{rows_shown}")
 
 
 def report_changes(names: Sequence[str], images: Sequence[Any], sample_shape: tuple[int, ...], padding: int) -> None:

@@ -37,20 +37,21 @@ WHAT = """# {name}
 This model was trained on {subject}. It gives every image a number, the **energy**: low for images that look like the
 training data, high for images that do not. It can also generate new images.
 """
-LIMITS = f"""The energy is not a probability, depends only on the data the model was trained on, and can be fooled. Images
-can be PNG, JPEG, WebP, GIF or BMP files of up to {limits.MAX_UPLOAD_BYTES // 2**20} MB. Uploads are used only for your
-result and deleted within an hour."""
+LIMITS = f"""The energy is not a probability, depends only on the data the model was trained on, and can be fooled.
+Images can be PNG, JPEG, WebP, GIF or BMP files of up to {limits.MAX_UPLOAD_BYTES // 2**20} MB. Uploads are used only
+for your result and deleted within an hour."""
 DENOISING = """The model starts from noise and removes it in a few steps. The strip shows intermediate samples of the
 first images, the curve shows how the energy falls."""
-CHAIN = """A network generates an image in one call (*start*). Then small steps down the energy, with a little noise, make
-it more likely (a *Langevin chain*). The strip shows intermediate samples of the first images, the curve shows how the
-energy falls."""
+CHAIN = """A network generates an image in one call (*start*). Then small steps down the energy, with a little noise,
+make it more likely (a *Langevin chain*). The strip shows intermediate samples of the first images, the curve shows
+how the energy falls."""
 CHECK = """Upload an image: does it look like the training data? It is cropped to a square, resized to {size} x {size}
 pixels, and its score is compared with the scores of other images."""
-RECONSTRUCT = """The model encodes your image as {latents} numbers and reconstructs it from them: first directly, then after small
-steps with a little noise, which usually improve it. Images unlike the training data are reconstructed poorly."""
-INTERPOLATE = """Interpolate between two images through images that the model generates in between. Both ends come from the
-model as well: reconstructions of your images, or samples from a seed where you upload none."""
+RECONSTRUCT = """The model encodes your image as {latents} numbers and reconstructs it from them: first directly,
+then after small steps with a little noise, which usually improve it. Images unlike the training data
+are reconstructed poorly."""
+INTERPOLATE = """Interpolate between two images through images that the model generates in between. Both ends
+come from the model as well: reconstructions of your images, or samples from a seed where you upload none."""
 EXAMPLES = "Examples: three samples of the model, one inverted, one shuffled, noise"
 
 

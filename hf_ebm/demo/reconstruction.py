@@ -31,7 +31,7 @@ class Reconstruction:
 
 
 def reconstruct(model: DemoModel, x: Tensor, num_steps: Any, seed: Any) -> Reconstruction:
-    """Reconstruct `x`, shape (1, C, S, S), from inferred latents, and from latents revised by `num_steps` z-chain updates.
+    """Reconstruct `x`, shape (1, C, S, S), from inferred latents and after `num_steps` z-chain updates of them.
 
     Raises:
         ValueError: If a number is out of its range; it names the field.

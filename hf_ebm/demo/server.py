@@ -69,7 +69,7 @@ class FolderLimit:
 
 
 def sweep(folder: Path, kept: Collection[Path], oldest: float) -> list[Path]:
-    """Delete the files in `folder` written before the time `oldest` and return the others, both without those `kept`."""
+    """Delete files in `folder` written before the time `oldest`, return the others; those `kept` are neither."""
     left = []
     for path in folder.rglob("*"):
         if path in kept or not path.is_file():

@@ -123,5 +123,6 @@ def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calib
     return (
         f"### {head}\n\nOf {number} in-distribution images, with at least this score: **{share}** (p-value "
         f"{p_value:.3g}). Its energy is **{energy:#.4g}** (low = likely).\n\nThe threshold is set so that about "
-        f"{calibration.target_fpr:.0%} of images like the training data are flagged, too. The model was calibrated on {num_calibrated} {CALIBRATED_ON[calibration.trained_on]}{kept}."
+        f"{calibration.target_fpr:.0%} of images like the training data are flagged, too. The model was calibrated on "
+        f"{num_calibrated} {CALIBRATED_ON[calibration.trained_on]}{kept}."
     )

@@ -1,4 +1,4 @@
-"""From scores to decisions: where a score lies among those of held-out in-distribution data.
+"""Calibration of OOD scores: p-values and thresholds from the scores of held-out in-distribution data.
 
     p(score) = (1 + #{calibration scores >= score}) / (n + 1)          is_ood: p <= target_fpr
 
@@ -40,7 +40,7 @@ MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target
 
 
 def how_to_calibrate(model: str = "FOLDER") -> str:
-    """What somebody may do whose model has no calibration, in words."""
+    """Return the commands that calibrate a model, for messages."""
     return f"hf-ebm calibrate --model {model} --dataset NAME, or pipe.calibrate(held_out) from Python"
 
 
@@ -51,10 +51,10 @@ class Calibration:
     Attributes:
         target_fpr: False positive rate: the share of in-distribution samples to flag as OOD, in (0, 1).
         num_samples: Held-out samples.
-        seed: Seed of the noise in the measures, and of the split.
-        statistics: Mean and standard deviation of each measure.
+        seed: Seed of the noise in the statistics, and of the split.
+        statistics: Mean and standard deviation of each statistic.
         reference: Sorted calibration scores of each score, at most `MAX_REFERENCE` or 10 / target_fpr of them.
-        preprocessing: How the images were prepared, in words.
+        preprocessing: A description of the preprocessing.
         trained_on: Whether the model was trained on some of the samples, which it should not be; None = not known.
         dataset: Where the samples are from, such as ``"digits, split test"``; None = not known.
         num_fitted: Samples that fitted the statistics and calibrated none of the scores that use them. 0 in files of
@@ -75,16 +75,16 @@ class Calibration:
     def fit(
         cls, measures: Mapping[str, Tensor], target_fpr: float, seed: int = 0, preprocessing: str = ""
     ) -> Calibration:
-        """Fit the statistics of the measures, and calibrate every score that they allow.
+        """Fit mean and standard deviation of the statistics, and calibrate every score that they allow.
 
         Scores with fitted statistics are left out with a warning if half of the samples are too few for `target_fpr`,
-        or a measure such as the compressed size is the same for all samples.
+        or a statistic such as the compressed size is the same for all samples.
 
         Args:
-            measures: Measures of N held-out in-distribution samples, by name, each of shape (N,) or (N, T).
+            measures: Statistics of N held-out in-distribution samples, by name, each of shape (N,) or (N, T).
             target_fpr: False positive rate, in (0, 1).
-            seed: Seed of the split, and of the noise that is in the measures.
-            preprocessing: How the images were prepared, in words.
+            seed: Seed of the split, and of the noise in the statistics.
+            preprocessing: A description of the preprocessing.
 
         Raises:
             ValueError: If there are too few samples for `target_fpr`, or a score is not finite.

@@ -1,8 +1,6 @@
-"""OOD scores, larger = more out of distribution, computed from statistics of a sample.
+"""OOD scores of a sample, larger = more out-of-distribution, computed from statistics that any energy model gives.
 
-Scores of how odd a sample is, larger = more out of distribution, from measures that any energy model gives.
-
-A score is one measure (`hf_ebm.scoring.statistics`), or several put on one scale with the mean m and standard deviation s
+A score is one statistic of `hf_ebm.scoring.statistics`, or several standardised by the mean m and standard deviation s
 that they have on in-distribution data (`MeasureStatistics`):
 
     energy          E(x, 0)
@@ -10,13 +8,11 @@ that they have on in-distribution data (`MeasureStatistics`):
     multiscale      mean_t (E(x_t, t) - m_t) / s_t                    ours
     typicality      |E(x, 0) - m|                                     Nalisnick et al. 2019, for one sample
     complexity      (E(x, 0) - m) / s - (L(x) - m_L) / s_L            after Serra et al., ICLR 2020
-    reconstruction  mean squared error of what the model makes of x, against x
+    reconstruction  mean squared error of the model's reconstruction
     combined        (E(x, 0) - m) / s + (error - m_e) / s_e           ours
 
 Serra et al. subtract the bits L of a lossless compressor from -log2 p; an unnormalised energy has no such unit, so both
-are standardised instead.
-
-The scores in words, for a reader of a model card or of the demo's page.
+are standardised instead. `SCORE_WORDS` describes the scores in model cards and in the demo.
 """
 
 from __future__ import annotations
@@ -32,14 +28,14 @@ Measures = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class MeasureStatistics:
-    """Mean and standard deviation of a measure on in-distribution data, one number each, or one per noise level."""
+    """Mean and standard deviation of a statistic on in-distribution data, one number each, or one per noise level."""
 
     mean: list[float]
     std: list[float]
 
     @classmethod
     def of(cls, values: Tensor, name: str = "measure") -> MeasureStatistics:
-        """Statistics of the measure `name`, shape (N,) or (N, T).
+        """Compute them for the statistic `name`, shape (N,) or (N, T).
 
         Raises:
             ValueError: If there are fewer than two samples, a value is not finite, or all are equal.
@@ -82,7 +78,7 @@ def multiscale_score(measures: Measures, statistics: Statistics) -> Tensor:
 
 
 def typicality_score(measures: Measures, statistics: Statistics) -> Tensor:
-    """Distance of the energy from its in-distribution mean, shape (N,): too low is odd, too."""
+    """Distance of the energy from its in-distribution mean, shape (N,): too low is atypical as well."""
     return (measures["energy"].double() - statistics["energy"].mean[0]).abs()
 
 
@@ -100,11 +96,11 @@ def combined_score(measures: Measures, statistics: Statistics) -> Tensor:
 
 @dataclass(frozen=True)
 class Score:
-    """A score with what it is made of.
+    """A score and its components.
 
     Attributes:
         function: ``(measures, statistics) -> scores``, shape (N,), float64.
-        measures: Measures it reads.
+        measures: The statistics it is computed from.
         needs_statistics: Whether it can be computed only after a calibration.
     """
 

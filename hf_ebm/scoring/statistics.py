@@ -1,24 +1,19 @@
-"""Statistics of a sample that any energy model gives: energies, gradient norms, reconstruction errors, compressed size.
+"""Statistics of a sample that any energy model gives, which `hf_ebm.scoring.scores` combines into OOD scores.
 
-``E(x, t)`` of a set of samples: the one function behind every pipeline's ``score``.
-
-The energy is an unnormalised negative log density, low = likely: a large value says "unlike the training data". It is
-computed in eval mode, so that dropout never touches a score.
-
-Measures: numbers of a sample that any energy model gives and that need no data set. Scores are made of them.
-
-    energy                E(x, 0)
-    energies              E(x_t, t) of all noise levels
+    energy                E(x, 0), an unnormalised negative log density, low = likely
+    energies              E(x_t, t) at all noise levels
     gradient_norm         ||grad_x E(x, 0)||
     compressed_size       bits of the image as a lossless PNG
-    reconstruction_error  mean squared error of what the model makes of x, against x
+    reconstruction_error  mean squared error of the model's reconstruction
 
-Dual-MCMC Teaching reconstructs by its z-chain, g(z_revised) (Cui & Han 2023). A DDAEBM is given x with its first noise,
-x_1 ~ q(x_1 | x), and its generator makes a clean image of it, for several x_1 and latents. That a diffusion's
-reconstructions tell odd images is from Graham et al., CVPR workshops 2023, who use more noise as well.
+Energies are computed in eval mode, and by the same function for every pipeline's ``score``.
 
-Noise is one tensor for all samples, given by a seed: what is measured of a sample does not depend on its neighbours,
-its place or the process.
+Dual-MCMC Teaching reconstructs by its z-chain, g(z_revised) (Cui & Han 2023). A DDAEBM is given x at its first noise
+level, x_1 ~ q(x_1 | x), and its generator predicts the clean image, for several x_1 and latents. OOD detection by the
+reconstructions of a diffusion model is from Graham et al., CVPR workshops 2023, who use several noise levels.
+
+The noise is one tensor for all samples, given by a seed, so the statistics of a sample depend neither on the other
+samples of its batch nor on its position or process.
 """
 
 from __future__ import annotations
@@ -87,9 +82,9 @@ def check_not_nan(name: str, values: Tensor, ids: Sequence[Any] | None = None) -
 
 @torch.no_grad()
 def energies_on_device(energy_model: EnergyModel, x: Tensor, timestep: int = 0, batch_size: int = 256) -> Tensor:
-    """``E(x, timestep)``, shape (N,), float32, where the model computes; a GPU may still be at work.
+    """``E(x, timestep)``, shape (N,), float32, on the device of the model, possibly still being computed there.
 
-    Deterministic (eval mode), whatever mode the model is in, which stays as it is.
+    Deterministic: computed in eval mode, without changing the mode of the model.
 
     Args:
         energy_model: Any model of the energy contract.
@@ -123,7 +118,7 @@ NUM_DENOISING_DRAWS = 8  # of x_1 and latent for a DDAEBM's reconstruction error
 def measure_batches(
     batches: Iterable[B], measure: Callable[[B], dict[str, Tensor]]
 ) -> Iterator[tuple[B, dict[str, Tensor]]]:
-    """Each batch with its measures, on the CPU.
+    """Yield each batch with its statistics, on the CPU.
 
     Those of a batch are read when the next batch is under way, so that a GPU computes while that is prepared.
     """

@@ -161,7 +161,7 @@ def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
         "unnormalised",
         "under the licence `cc-by-nc-4.0`" if known else "No licence of the weights is stated",
         'from_pretrained("user/name"',
-        "no probability",
+        "neither a probability",
     ):
         assert text in card
     unwanted = ["More information needed", "None", "unknown", "hub_model_id", "push_to_hub=", "| `license`", "Apache"]
