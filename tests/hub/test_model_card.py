@@ -174,7 +174,7 @@ def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
     if template == "ddaebm.md":
         assert f"a generator that samples in {'8' if known else 'few'} network calls" in card
     if template == "dual_mcmc.md":
-        assert "exp(-E(x) / temperature)" in card and ("trained with, is 0.01." in card) == known
+        assert "exp(-E(x) / temperature)" in card and ("training chain, is 0.01." in card) == known
 
 
 def test_a_missing_value_is_an_error_that_names_it(tmp_path):
