@@ -23,12 +23,14 @@ def add_parser(commands: Any) -> None:
     """The command's options."""
     parser = commands.add_parser(
         "score",
-        help="print the energy and score of images, low = likely; or score a whole data set into Parquet files",
-        description="Image files: prints their energies and paths; with another --score than the energy, or a model "
-        "that was calibrated, energy, that score, p-value, whether it is out of distribution, path. A data set: writes "
-        "its scores as Parquet files into a folder; the same command again resumes a killed run.",
-        epilog="examples: hf-ebm score --model outputs/ddaebm-digits one.png two.png; "
-        "hf-ebm score --model outputs/ddaebm-digits --dataset digits --split test --output outputs/scores",
+        help="score image files, or a whole data set into Parquet files; low energy = likely",
+        description="Image files: print the energy and path of each. With a --score other than the energy, or a\n"
+        "calibrated model: energy, that score, p-value, whether it is out-of-distribution, path.\n"
+        "A data set: write its scores as Parquet files into a folder; the same command resumes a run\n"
+        "that was interrupted.",
+        epilog="examples:\n"
+        "  hf-ebm score --model outputs/ddaebm-digits one.png two.png\n"
+        "  hf-ebm score --model outputs/ddaebm-digits --dataset digits --split test --output outputs/scores",
     )
     parser.add_argument(
         "images",
@@ -155,7 +157,7 @@ def score_files(options: argparse.Namespace) -> None:
     shown = passing_bar(unit="batch")(batches, total=math.ceil(len(options.images) / options.batch_size))
     for batch, measures in measure_batches(shown, lambda batch: measure(batch.x) if batch.ids else {}):
         for bad in batch.unreadable:
-            hint = "; --resize converts and resizes pictures" if bad.resizable else ""
+            hint = "; --resize converts and resizes images" if bad.resizable else ""
             unreadable.append((options.images[bad.row], f"{bad.reason}{hint}"))
         if unreadable and (options.on_error == "stop" or len(unreadable) == len(options.images)):
             raise ValueError("image {} {}".format(*unreadable[0]))

@@ -63,7 +63,8 @@ def test_calibrate_warns_of_the_split_that_was_trained_on_and_card_and_page_tell
         assert calibration.trained_on is warns
         assert ("40 held-out" in text) is not warns and ("some of which the model was trained on" in text) is warns
         text = verdict_text(0.0, 0.5, False, calibration, "energy")
-        assert ("not used in its training" in text) is not warns and ("which were used in its training" in text) is warns
+        assert ("not used in its training" in text) is not warns
+        assert ("which were used in its training" in text) is warns
 
 
 def test_calibrate_warns_of_slices_of_what_was_trained_on(folder, tmp_path, capsys, monkeypatch):

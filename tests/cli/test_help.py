@@ -58,7 +58,7 @@ def test_every_help_shows_an_example_that_parses(name, capsys):
     assert end.value.code == 0 and re.search(f"examples?: hf-ebm {name} ", shown)
     parser = make_parser()._subparsers._group_actions[0].choices[name]
     assert parser.description[0].isupper() and " ".join(parser.description.split()) in shown
-    epilog = re.split("examples?: ", parser.epilog, maxsplit=1)[1]
+    epilog = re.split(r"examples?:\s", parser.epilog, maxsplit=1)[1]
     examples = [part.split("#")[0] for part in re.split(r"[;\n]\s*", epilog) if part.startswith("hf-ebm ")]
     assert examples
     for example in examples:
