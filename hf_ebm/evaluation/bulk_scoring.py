@@ -301,9 +301,12 @@ def score_rows(
                 read_shard(shard_path(folder, shard), stop - start)
             else:
                 missing.append(shard)
-    missing = broadcast_object_list([missing])[0]
     summary = folder / SUMMARY
-    if is_main and not missing and summary.is_file():
+    # from the main process, so that all agree
+    missing, is_complete = broadcast_object_list([missing, not missing and summary.is_file()])
+    if is_complete:
+        if not is_main:
+            return {}
         print(f"{folder} is complete; nothing was done.")
         return json.loads(summary.read_text(encoding="utf-8"))
     if is_main:
@@ -361,7 +364,7 @@ def score_shards(
     with tqdm(total=total, disable=not show_progress, unit="row", desc="score") as progress:
         for shard, (_, stop) in zip(shards, ends, strict=True):
             tables, unreadable = [schema.empty_table()], list[Unreadable]()
-            for batch, measures in batches:
+            for batch, statistics in batches:
                 if batch.unreadable and settings.on_error == "stop":
                     first = batch.unreadable[0]
                     raise ValueError(
@@ -370,7 +373,7 @@ def score_shards(
                     )
                 unreadable += batch.unreadable
                 if batch.ids:
-                    tables.append(as_table(batch.ids, pipeline.judge(measures, settings.score, batch.ids), schema))
+                    tables.append(as_table(batch.ids, pipeline.judge(statistics, settings.score, batch.ids), schema))
                 progress.update(len(batch.ids) + len(batch.unreadable))
                 if batch.stop == stop:
                     break

@@ -370,13 +370,13 @@ def score_sets(
         seed: Seed of the noise in the statistics.
         progress_bar: Wraps the sets.
     """
-    needed = {measure for name in names for measure in SCORES[name].measures}
-    standardised = {measure for name in names if SCORES[name].needs_statistics for measure in SCORES[name].measures}
+    needed = {statistic for name in names for statistic in SCORES[name].measures}
+    standardised = {statistic for name in names if SCORES[name].needs_statistics for statistic in SCORES[name].measures}
     of_train = pipeline.measure_all(train_images, standardised, seed=seed) if standardised else {}
-    statistics = {name: MeasureStatistics.of(values, name) for name, values in of_train.items()}
+    scales = {name: MeasureStatistics.of(values, name) for name, values in of_train.items()}
     shown = progress_bar(sets.items(), desc="scoring the sets", total=len(sets))
-    measures = {name: pipeline.measure_all(images, needed, seed=seed) for name, images in shown}
-    return {name: {key: SCORES[name].function(measures[key], statistics) for key in sets} for name in names}
+    found = {name: pipeline.measure_all(images, needed, seed=seed) for name, images in shown}
+    return {name: {key: SCORES[name].function(found[key], scales) for key in sets} for name in names}
 
 
 def format_table(table: Mapping[str, Any], metric: str = "auroc") -> str:

@@ -26,7 +26,7 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"pictures need matplotlib: {how_to_install('eval')}.") from error
+        raise ImportError(f"plots need matplotlib: {how_to_install('eval')}.") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -598,6 +598,6 @@ def _whole(batches: Iterable[Batch]) -> Iterator[Tensor]:
     for batch in batches:
         if batch.unreadable:
             first = batch.unreadable[0]
-            hint = "; resize=True converts and resizes pictures" if first.resizable else ""
+            hint = "; resize=True converts and resizes images" if first.resizable else ""
             raise ValueError(f"image {first.name} {first.reason}{hint}")
         yield batch.x

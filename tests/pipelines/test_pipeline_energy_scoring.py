@@ -303,7 +303,7 @@ def test_more_mistakes(scorer, tmp_path, pictures):
     with pytest.raises(ValueError, match="images is empty"):
         scorer(table.select([]))
     with pytest.raises(
-        ValueError, match=r"image 1 does not fit .*mode 'L'.*got 'RGB'.*; resize=True converts and resizes pictures$"
+        ValueError, match=r"image 1 does not fit .*mode 'L'.*got 'RGB'.*; resize=True converts and resizes images$"
     ):
         scorer([pictures[0], pictures[1].convert("RGB")])
     with pytest.raises(ValueError, match=r"no threshold before a calibration"):

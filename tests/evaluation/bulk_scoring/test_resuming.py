@@ -175,6 +175,8 @@ def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings,
     assert summary["num_processes"] == 2 and summary["rows_of_this_run"] == 260
     assert read(tmp_path / "two") == read(tmp_path / "out")
     assert "150/150" in result.stderr  # the first process's three of the six missing shards, the last one of ten rows
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and "is complete; nothing was done" in result.stdout, result.stderr[-2000:]
 
 
 def test_weights_stay_where_they_are_in_memory(settings, scorer, monkeypatch):
