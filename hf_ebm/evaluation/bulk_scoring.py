@@ -197,7 +197,8 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # a run that was killed in its first step may have left a temporary manifest
+        if folder.exists() and not all(entry.name.startswith(".manifest.") for entry in folder.iterdir()):
             raise ValueError(f"output {folder} exists and has no {MANIFEST}; choose a new or an empty folder.")
         return False
     saved = json.loads(path.read_text(encoding="utf-8"))
@@ -310,11 +311,11 @@ def score_rows(
         print(f"{folder} is complete; nothing was done.")
         return json.loads(summary.read_text(encoding="utf-8"))
     if is_main:
-        with naming(folder):
-            (folder / "scores").mkdir(parents=True, exist_ok=True)
-            summary.unlink(missing_ok=True)
         with whole_file(folder / MANIFEST) as path:
             path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        with naming(folder):
+            (folder / "scores").mkdir(exist_ok=True)
+            summary.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     started = time.perf_counter()
     # not split_between_processes: processes beyond the number of shards would all get the last one
@@ -413,7 +414,7 @@ def finish(folder: Path, spans: Sequence[tuple[int, int]], facts: dict[str, Any]
     }
     with whole_file(folder / SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    for left in (folder / "scores").glob(".*.tmp"):  # by killed runs
+    for left in [*(folder / "scores").glob(".*.tmp"), *folder.glob(".manifest.*.tmp.json")]:  # by killed runs
         left.unlink(missing_ok=True)
     return summary
 

@@ -127,7 +127,7 @@ def inception_score(logits: Tensor, seed: int = 0) -> dict[str, float]:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's CPU random numbers start from `seed` inside and go on as if nothing had been drawn after."""
+    """Seed torch's CPU random numbers inside, and restore their state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

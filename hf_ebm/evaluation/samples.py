@@ -132,7 +132,7 @@ def draw_samples(
 def compare(
     real: FeatureStatistics, generated: FeatureStatistics, extractor: FeatureExtractor, seed: int = 0
 ) -> dict[str, float]:
-    """All metrics of two sets of images; the Inception score, of `generated` alone, with the standard network only.
+    """All metrics of two sets of images; with the standard network also the Inception score of `generated`.
 
     The ``..._std`` are over the subsets of one comparison.
     """

@@ -43,6 +43,10 @@ def test_another_manifest_or_a_foreign_folder_is_refused(settings, tmp_path, sco
     with pytest.raises(ValueError, match=r"has no manifest\.json"):
         run(settings(output=tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/.manifest.7.tmp.json").write_text("{")  # by a run that was killed as it began
+    assert run(settings(output=tmp_path / "killed"))["scored"] == 360
+    assert not list((tmp_path / "killed").glob(".*"))
 
 
 def test_a_run_goes_on_with_another_batch_size_and_the_model_by_another_name(settings, tmp_path):
