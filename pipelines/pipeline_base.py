@@ -21,7 +21,6 @@ from hf_ebm.hub.download import (
     CODE_FILE,
     HUB_OPTIONS,
     INDEX,
-    PathlessConfig,
     check_classes,
     check_weights,
     download_pipeline,
@@ -29,10 +28,9 @@ from hf_ebm.hub.download import (
     no_pipeline,
     pipeline_code,
     read_index,
-    require_safe_serialization,
-    require_safetensors,
     wanted_components,
 )
+from hf_ebm.hub.saved_weights import PathlessConfig, require_safe_serialization, require_safetensors
 from hf_ebm.hub.upload import push_pipeline
 from hf_ebm.models.energy import check_energy_model
 from hf_ebm.scoring.inputs import images_to_tensor

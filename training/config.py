@@ -26,8 +26,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from hf_ebm.data.loading import EMBEDDED_NAMES
-from hf_ebm.hub.download import check_repo_id, check_visibility, is_private, needs_login, with_owner
+from hf_ebm.hub.download import needs_login
 from hf_ebm.hub.model_card import check_license, public_values
+from hf_ebm.hub.upload import check_repo_id, check_visibility, is_private, with_owner
 from hf_ebm.training import METHODS
 from hf_ebm.utils.files import expand_home, whole_file
 from hf_ebm.utils.validation import did_you_mean

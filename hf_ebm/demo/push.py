@@ -21,7 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
 import hf_ebm
-from hf_ebm.hub.download import check_repo_id, needs_login, with_owner
+from hf_ebm.hub.download import needs_login
+from hf_ebm.hub.upload import check_repo_id, with_owner
 
 logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).parent / "template"

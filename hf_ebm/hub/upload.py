@@ -24,27 +24,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_token,
+)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 
 from hf_ebm.hub.download import (
     CODE_FILE,
     INDEX,
-    WEIGHTS,
-    check_repo_id,
     check_subfolder,
-    check_visibility,
     check_weights,
     component_files,
-    is_private,
     meant,
     needs_login,
     pipeline_code,
     read_index,
     wanted_components,
-    weight_variant,
-    with_owner,
 )
 from hf_ebm.hub.model_card import (
     CARD,
@@ -58,6 +59,10 @@ from hf_ebm.hub.model_card import (
     public_values,
     read_settings,
     render_card,
+)
+from hf_ebm.hub.saved_weights import (
+    WEIGHTS,
+    weight_variant,
 )
 from hf_ebm.utils.files import expand_home
 
@@ -369,4 +374,37 @@ def warn_of_folder_code(card: str, repo_id: str) -> None:
             'read it on the Hub put from_pretrained("%s") there, and push again.',
             CARD,
             repo_id,
+        )
+
+
+def check_repo_id(argument: str, value: str) -> None:
+    """Raise a `ValueError` that names the `argument` unless its `value` has the form of a Hub id."""
+    try:
+        validate_repo_id(value)
+    except HFValidationError as error:
+        raise ValueError(f"{argument} must be a Hub id such as user/name, got {value!r}: {error}") from error
+
+
+def with_owner(api: HfApi, name: str) -> str:
+    """``"name"`` as ``"user/name"``, the user being whose token `api` has; with an owner already, as it is."""
+    return name if "/" in name else f"{api.whoami(cache=True)['name']}/{name}"
+
+
+def is_private(api: HfApi, repo_id: str) -> bool | None:
+    """Whether a model's repository is private; None: it is not there, or not for this token."""
+    try:
+        return api.model_info(repo_id).private
+    except RepositoryNotFoundError:
+        return None
+
+
+def check_visibility(argument: str, wanted: bool | None, found: bool | None, repo_id: str) -> None:
+    """Raise a `ValueError` that names the `argument` if a repository that is there is not as `wanted`.
+
+    The Hub itself would leave it as it is, and say nothing: what was to be private would be public.
+    """
+    if wanted is not None and found is not None and wanted != found:
+        raise ValueError(
+            f"{argument} is for a new repository, and {repo_id} is there and {'private' if found else 'public'}; "
+            "nothing was pushed. Leave that out, or change the repository first, in its settings on the Hub."
         )

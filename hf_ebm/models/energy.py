@@ -19,7 +19,8 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_ebm.hub.download import fetch_network, replacing_weights, require_safetensors
+from hf_ebm.hub.download import fetch_network
+from hf_ebm.hub.saved_weights import replacing_weights, require_safetensors
 from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import check_config_types, python_number
@@ -157,8 +158,6 @@ class EnergyModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.
-
-        What comes from the Hub is verified.
 
         As diffusers' models, and as the networks beside it, it is float32 unless ``dtype`` says otherwise: the config's
         ``dtype`` is that of the variant that was saved last.

@@ -9,13 +9,8 @@ from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 
-from hf_ebm.hub.download import (
-    PathlessConfig,
-    fetch_network,
-    replacing_weights,
-    require_safe_serialization,
-    require_safetensors,
-)
+from hf_ebm.hub.download import fetch_network
+from hf_ebm.hub.saved_weights import PathlessConfig, replacing_weights, require_safe_serialization, require_safetensors
 from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import check_config_types
@@ -34,8 +29,6 @@ class Network(PathlessConfig, ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a network as ``ModelMixin.from_pretrained`` does, from safetensors only.
-
-        What comes from the Hub is verified.
 
         Raises:
             ValueError: If other weights are asked for, the weights lack a tensor of this architecture or hold one of

@@ -22,7 +22,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from hf_ebm.hub.download import PathlessConfig
+from hf_ebm.hub.saved_weights import PathlessConfig
 from hf_ebm.utils.validation import check_count, check_positive
 
 

@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients
-from hf_ebm.hub.download import PathlessConfig
+from hf_ebm.hub.saved_weights import PathlessConfig
 from hf_ebm.utils.validation import check_config_types
 
 BETA_SCHEDULES = {f"vp_{spacing}": spacing for spacing in SPACINGS}  # diffusers' config key -> our spacing

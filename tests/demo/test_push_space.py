@@ -184,5 +184,7 @@ def test_a_space_that_may_not_see_its_model_ends_with_one_line_about_its_secret(
     )
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith("hf-ebm: error: 'alice/model' is no folder here, and could not be had from the Hub: ")
+    assert last.startswith(
+        "hf-ebm: error: 'alice/model' is not a local folder, and could not be fetched from the Hub: "
+    )
     assert told in last and last.endswith("Settings, Variables and secrets.") and "hf auth login" not in last

@@ -1,4 +1,4 @@
-"""A pull: what the one who asks needs, by any class, and no more; then there is no need of a network."""
+"""Pulls: each class fetches the files that it needs and no others; afterwards no network is needed."""
 
 import pytest
 from loopback_hub.client import ClientError
@@ -24,7 +24,7 @@ def test_a_pull_fetches_what_is_needed_and_then_needs_no_network(hub, client, fo
     assert pull(client, repo, cache_dir=tmp_path / "all", local_files_only=True) == every
     assert pull(client, repo, "EnergyScoringPipeline", cache_dir=tmp_path / "score", local_files_only=True) == every
     assert not hub.log
-    with pytest.raises(ClientError, match=f"OSError: '{repo}' is no folder here"):
+    with pytest.raises(ClientError, match=f"OSError: '{repo}' is not a local folder"):
         pull(client, repo, cache_dir=tmp_path / "empty", local_files_only=True)
 
 
@@ -63,3 +63,53 @@ result = [
     assert not any("/model.safetensors" in path or "generator" in path for path in cached(tmp_path / "half"))
     card = hub.repositories[repo].files()["README.md"].decode()
     assert "## Threshold" in card and "The threshold holds" in card and "no threshold yet" not in card
+
+
+OFFLINE = """
+import huggingface_hub, logging, hf_ebm, hf_ebm.hub.download
+messages = []
+handler = logging.Handler()
+handler.emit = lambda record: messages.append(record.getMessage())
+logging.getLogger("hf_ebm.hub.download").addHandler(handler)
+try:
+    found = CALL
+finally:
+    logging.getLogger("hf_ebm.hub.download").removeHandler(handler)
+result = [found, messages]
+"""
+OFFLINE_SCORER = OFFLINE.replace(
+    "CALL",
+    "hf_ebm.EnergyScoringPipeline.from_pretrained(repo, cache_dir=cache, **options).calibration is not None",
+)
+OFFLINE_FACTS = OFFLINE.replace(
+    "CALL",
+    "str(hf_ebm.hub.download.download_pipeline(repo, (), extra_files=names, cache_dir=cache, local_files_only=True))",
+)
+
+
+def test_offline_a_pipeline_can_be_without_what_lies_beside_it(hub, client, folder, repo, tmp_path):
+    """The generation pipeline's pull brings no calibration; offline the scores are made without it, with a warning."""
+    code = """
+import torch, hf_ebm
+pipe = hf_ebm.EnergyScoringPipeline.from_pretrained(folder)
+images = torch.rand(40, 1, 8, 8) * torch.linspace(-1, 1, 40)[:, None, None, None]
+pipe.calibrate(images, target_fpr=0.1).save(folder)
+"""
+    client(code, folder=str(folder))
+    push(client, folder, repo)
+    cache = str(tmp_path / "c")
+    pull(client, repo, cache_dir=cache)
+    hub.reset()
+    names = {"repo": repo, "cache": cache}
+    calibrated, messages = client(OFFLINE_SCORER, **names, options={"local_files_only": True})
+    assert not calibrated and len(messages) == 1 and not hub.log
+    assert "without calibration.json no p-values and verdicts. A run with the network" in messages[0]
+    facts = ("model_index.json", "settings.yaml", "train_summary.json")
+    _, messages = client(OFFLINE_FACTS, **names, names=facts)
+    assert len(messages) == 1 and "model_index" not in messages[0]  # which is there
+    assert "without settings.yaml no padding as in training, without train_summary.json fewer facts" in messages[0]
+    hub.fail("GET .*calibration.json", "status", status=403)
+    with pytest.raises(ClientError, match="403"):  # with the network it is an error
+        client(OFFLINE_SCORER, **names, options={})
+    assert client(OFFLINE_SCORER, **names, options={}) == [True, []]
+    assert client(OFFLINE_SCORER, **names, options={"local_files_only": True}) == [True, []]

@@ -297,7 +297,8 @@ def test_branch_and_pull_request(hub, client, folder, repo, tmp_path, tiny_pipel
 
 
 def test_where_a_push_went_and_who_sees_it(hub, client, folder, repo):
-    code = "from hf_ebm.hub.upload import push_folder as push, where_it_is; result = where_it_is(push(folder, repo, **options))"
+    code = "from hf_ebm.hub.upload import push_folder, where_it_is\n"
+    code += "result = where_it_is(push_folder(folder, repo, **options))"
     for number, private in enumerate((False, True)):
         found = client(code, folder=str(folder), repo=f"{repo}-{number}", options={"private": private})
         seen_by = "private" if private else "public"

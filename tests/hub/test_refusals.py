@@ -1,4 +1,4 @@
-"""Refusals: what may not, what must not and what cannot be had, and the error that says so."""
+"""Refused pulls and pushes: private repositories, unusable files, wrong names, no network."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def test_private_repositories_need_their_owners_token(hub, client, folder, repo,
         ("bob-token", ""),
         ("wrong-token", "The Hub may not know the token that was given"),
     ):
-        message = f"OSError: '{repo}' is no folder here, and could not be had from the Hub: .*40(?s:.*){advice}"
+        message = f"OSError: '{repo}' is not a local folder, and could not be fetched from the Hub: .*40(?s:.*){advice}"
         with pytest.raises(ClientError, match=message):
             pull(client, repo, token=token, cache_dir=tmp_path / f"{token}")
         assert not cached(tmp_path / f"{token}")
@@ -101,7 +101,7 @@ def test_bad_names_and_no_network(hub, client, folder, repo, tmp_path, without_n
         (repo, {"revision": "no-such-branch"}),
         (repo, {"subfolder": "no/such/folder"}),
     ):
-        with pytest.raises(ClientError, match=f"OSError: '{name}' is no folder here, and could not be had"):
+        with pytest.raises(ClientError, match=f"OSError: '{name}' is not a local folder, and could not be fetched"):
             pull(client, name, cache_dir=tmp_path / "c", **options)
     with pytest.raises(ClientError, match="ValueError: subfolder must lie inside"):
         pull(client, repo, subfolder="../other")
@@ -121,7 +121,8 @@ def test_bad_names_and_no_network(hub, client, folder, repo, tmp_path, without_n
     _, error = without_network.communicate(timeout=120)
     assert without_network.returncode == 2
     assert re.match(
-        r"hf-ebm: error: 'alice/x' is no folder here, and could not be had from the Hub: the Hub could not be reached "
-        r"\(is there a network\?\), and the cache does not have all of it: .*Connection refused.*HF_HUB_OFFLINE=1",
+        r"hf-ebm: error: 'alice/x' is not a local folder, and could not be fetched from the Hub: the Hub could not be "
+        r"reached \(is there a network\?\), and the cache does not have all of it: .*Connection "
+        r"refused.*HF_HUB_OFFLINE=1",
         error.splitlines()[-1],
     )

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from tiny_generator import tiny_generator
 
 from hf_ebm import DDAEBMPipeline, ResNetEnergyConfig, ResNetEnergyModel, ResNetGeneratorModel
-from hf_ebm.hub.download import weight_files
+from hf_ebm.hub.saved_weights import weight_files, weight_patterns
 
 PLAIN, SHARDED = {}, {"max_shard_size": "3KB"}
 SAVES = list(itertools.product((None, "ema"), (PLAIN, SHARDED)))
@@ -136,3 +136,18 @@ def test_other_formats_are_refused(tmp_path):
     for path in weight_files(tmp_path, "ema"):
         with safe_open(path, framework="pt") as tensors:
             assert tensors.metadata() == {"format": "pt"}
+
+
+def test_weights_of_a_variant_are_not_those_of_another(tmp_path):
+    names = [
+        "model.safetensors", "model-00001-of-00002.safetensors", "model.fp16.safetensors",
+        "model.fp16-00001-of-00002.safetensors", "model.bin", "other.safetensors",
+    ]  # fmt: skip
+    (tmp_path / "energy_model").mkdir()
+    for name in names:
+        (tmp_path / "energy_model" / name).touch()
+
+    def found(variant):
+        return {path.name for pattern in weight_patterns("energy_model", variant) for path in tmp_path.glob(pattern)}
+
+    assert found(None) == set(names[:2]) and found("fp16") == set(names[2:4]) and found("bf16") == set()

@@ -1,4 +1,4 @@
-"""Names that a pull is given: what can be no Hub id or revision is not asked for, and a mistyped folder is answered."""
+"""Names of pipelines: invalid Hub ids and revisions are refused without a request, and similar folders suggested."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_the_hub_is_not_asked_for_what_can_be_no_id(name, monkeypatch):
     monkeypatch.setattr("hf_ebm.hub.download.hf_hub_download", None)
     named = re.escape(repr(expand_home(name)))
     for loads in (DDAEBMPipeline, UNetGeneratorModel, UNetEnergyModel):
-        with pytest.raises(OSError, match=f"{named} is no folder here, and can be no Hub id"):
+        with pytest.raises(OSError, match=f"{named} is not a local folder, and cannot be a Hub id"):
             loads.from_pretrained(name)
 
 
@@ -38,11 +38,11 @@ def test_a_mistyped_folder_is_answered_with_a_near_one(prefix, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
 
     def unreachable(*args, **kwargs):
-        assert "the Hub is asked for it" in caplog.text
+        assert "looking for it on the Hub" in caplog.text
         raise LocalEntryNotFoundError("no such entry") from ConnectionError("Name or service not known")
 
     monkeypatch.setattr("hf_ebm.hub.download.hf_hub_download", unreachable)
-    with pytest.raises(OSError, match="is no folder here") as caught:
+    with pytest.raises(OSError, match="is not a local folder") as caught:
         DDAEBMPipeline.from_pretrained(f"{prefix}ddaebm-digitz")
     assert f" Did you mean {Path(prefix) / 'ddaebm-digits'}?" in str(caught.value)
     assert "Did you mean" not in caplog.text  # said once
@@ -71,9 +71,9 @@ def test_a_folder_that_is_not_there_is_answered_with_those_beside_it(name, tmp_p
         raise LocalEntryNotFoundError("no such entry") from ConnectionError("Name or service not known")
 
     monkeypatch.setattr("hf_ebm.hub.download.hf_hub_download", unreachable)
-    with pytest.raises(OSError, match="is no folder here") as caught:
+    with pytest.raises(OSError, match="is not a local folder") as caught:
         DDAEBMPipeline.from_pretrained(name)
     assert f" The folder {Path(name).parent} here has m0, m1, m2, m3, m4 and others." in str(caught.value)
-    with pytest.raises(OSError, match="is no folder here") as caught:
+    with pytest.raises(OSError, match="is not a local folder") as caught:
         DDAEBMPipeline.from_pretrained("somebody/model")
     assert "The folder" not in str(caught.value)

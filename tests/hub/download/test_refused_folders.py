@@ -36,7 +36,7 @@ def evil_module(folder, tmp_path):
         ({"/etc": ["diffusers", "DDIMScheduler"]}, "'/etc'; it must be a plain name"),
         ({"energy_model": ["hf_ebm.models.unet_energy", 3]}, r"must be \[library, class\]"),
         ({"_class_name": ["evil", "Pipeline"]}, "names code of its own"),
-        ({"_class_name": None}, "is no pipeline's index"),
+        ({"_class_name": None}, "is not a pipeline's index"),
         ({"energy_model": ["diffusers", "DiffusionPipeline"]}, "'energy_model' is a DiffusionPipeline of 'diffusers'"),
         ({"energy_model": ["diffusers", "NoSuchModel"]}, "is a NoSuchModel of 'diffusers', which is no network"),
         ({"energy_model": ["hf_ebm.models.no_such", "Model"]}, "cannot be imported here"),
@@ -57,7 +57,7 @@ def test_index_that_is_no_json_or_is_not_there(folder, tmp_path, capsys):
     with pytest.raises(OSError, match="holds no model_index"):
         DDAEBMPipeline.from_pretrained(tmp_path)
     (tmp_path / "settings.yaml").touch()
-    with pytest.raises(OSError, match="its training has not ended; go on with it by resume=latest"):
+    with pytest.raises(OSError, match="its training has not ended; resume it with resume=latest"):
         DDAEBMPipeline.from_pretrained(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main(["info", "--model", str(tmp_path)])
