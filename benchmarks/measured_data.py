@@ -10,7 +10,8 @@ import torch
 from image_classifier import classifier_extractor
 from torch import Tensor
 
-from hf_ebm.data.loading import describe_preparation, draw_rows
+from hf_ebm.data.image_processor import describe_preparation
+from hf_ebm.data.loading import draw_rows
 from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics, digits_extractor
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance_of_statistics
 from hf_ebm.evaluation.samples import RealImages

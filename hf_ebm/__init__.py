@@ -17,6 +17,7 @@ _EXPORTS = {
     "DDAEBMScheduler": "hf_ebm.schedulers.scheduling_ddaebm",
     "DiffusionCoefficients": "hf_ebm.diffusion",
     "DualMCMCPipeline": "hf_ebm.pipelines.pipeline_dual_mcmc",
+    "EBMImageProcessor": "hf_ebm.data.image_processor",
     "EnergyScoringPipeline": "hf_ebm.pipelines.pipeline_energy_scoring",
     "HMCScheduler": "hf_ebm.schedulers.scheduling_hmc",
     "LangevinScheduler": "hf_ebm.schedulers.scheduling_langevin",
@@ -41,6 +42,7 @@ _EXPORTS = {
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
+    from hf_ebm.data.image_processor import EBMImageProcessor as EBMImageProcessor
     from hf_ebm.diffusion import DiffusionCoefficients as DiffusionCoefficients
     from hf_ebm.models.conv_inference import ConvInferenceModel as ConvInferenceModel
     from hf_ebm.models.mlp_energy import MLPEnergyConfig as MLPEnergyConfig

@@ -16,7 +16,6 @@ import torch
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-import hf_ebm.models.energy_image_processor  # noqa: F401 (registers the image processor and the energies)
 from hf_ebm.data.image_files import open_picture
 from hf_ebm.data.loading import column_images, is_column
 from hf_ebm.models.eval_copy import in_eval

@@ -29,7 +29,7 @@ import torch
 from accelerate.utils import patch_environment
 from torch import Tensor
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.feature_extractors import NAME, load_digit_classifier
 from hf_ebm.evaluation.plots import plot_chain_profiles, plot_energy_histograms, save_grid
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance

@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data.loading import DatasetName, describe_change, describe_preparation, draw_rows, load_named
+    from hf_ebm.data.image_processor import describe_preparation
+    from hf_ebm.data.loading import DatasetName, describe_change, draw_rows, load_named
     from hf_ebm.data.padding import find_padding
     from hf_ebm.data.splits import share_rows, split_sizes
     from hf_ebm.hub.model_card import refresh_card

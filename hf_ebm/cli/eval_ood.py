@@ -61,7 +61,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print a table of each of ``--metrics``; write ``ood.json`` with all metrics and the protocol, and two plots."""
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data.loading import DatasetName, describe_preparation
+    from hf_ebm.data.image_processor import describe_preparation
+    from hf_ebm.data.loading import DatasetName
     from hf_ebm.data.padding import find_padding
     from hf_ebm.evaluation import ood as evaluation
     from hf_ebm.evaluation.ood import METRICS

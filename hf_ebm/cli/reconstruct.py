@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     check_images(options.images)
     import torch
 
-    from hf_ebm.data.loading import image_transform
+    from hf_ebm.data.image_processor import image_transform
     from hf_ebm.data.padding import find_padding
     from hf_ebm.evaluation.plots import save_grid
     from hf_ebm.evaluation.sample_metrics import reconstruction_metrics

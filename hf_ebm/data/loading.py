@@ -38,8 +38,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from hf_ebm.data.image_files import fit_picture, is_gray, open_picture
+from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_files import is_gray, open_picture
 from hf_ebm.data.image_folder import list_files, load_image_folder, splits_of
+from hf_ebm.data.image_processor import describe_preparation, image_transform
 from hf_ebm.data.splits import split_dict, split_ranges
 from hf_ebm.data.toy import TOY_NAMES, sample_toy
 from hf_ebm.hub.model_card import public_name
@@ -301,25 +303,6 @@ def column_images(column: Any) -> list[Any]:
 MOST_HASHED = 10_000  # images of a data set that its fingerprint reads
 
 
-def load_digits(split: str = "train") -> tuple[Tensor, Tensor]:
-    """The 8x8 digits of scikit-learn: images in [-1, 1], shape (N, 1, 8, 8), and labels 0..9, shape (N,).
-
-    Args:
-        split: ``"train"`` (1,437 images) or ``"test"`` (360), stratified by digit, the same on every machine.
-    """
-    from sklearn import datasets, model_selection
-
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    parts = model_selection.train_test_split(pixels, labels, test_size=360, random_state=0, stratify=labels)
-    images, targets = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
-    return (
-        torch.from_numpy(images / 8.0 - 1.0).float().reshape(-1, 1, 8, 8),
-        torch.from_numpy(np.asarray(targets)).long(),
-    )
-
-
 class HubImages(Dataset):
     """Images of a `datasets.Dataset` as float tensors in [-1, 1], shape (C, H, W); decoded when asked for."""
 
@@ -341,40 +324,6 @@ class HubImages(Dataset):
             path = source.get("path") if isinstance(source, dict) else None
             name = f"image {index} of column {self.column!r}" + (f" ({path})" if path else "")
             raise ValueError(f"{name} {error}; mend it, or remove it from the data set.") from error
-
-
-def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Callable[[PIL.Image.Image], Tensor]:
-    """PIL image -> tensor in [-1, 1], (C, S, S): converted to gray or RGB, centre-cropped square, resized, padded.
-
-    All but the padding is `hf_ebm.data.image_files.fit_picture`.
-
-    Args:
-        num_channels: 1 (gray) or 3 (RGB).
-        image_size: S, the final size, padding included.
-        padding: Black pixels on each side (28x28 images become 32x32 with 2).
-    """
-    if num_channels not in (1, 3):
-        raise ValueError(f"num_channels must be 1 or 3 to read images, got {num_channels}.")
-    if padding < 0 or image_size <= 2 * padding:
-        raise ValueError(f"padding must be >= 0 and under half of image_size={image_size}, got {padding}.")
-    inner = image_size - 2 * padding
-
-    def transform(image: PIL.Image.Image) -> Tensor:
-        image = fit_picture(image, num_channels, inner)
-        pixels = torch.from_numpy(np.array(image)).reshape(inner, inner, num_channels).permute(2, 0, 1)
-        pixels = pixels.float() / 127.5 - 1.0
-        return torch.nn.functional.pad(pixels, (padding,) * 4, value=-1.0) if padding else pixels
-
-    return transform
-
-
-def describe_preparation(sample_shape: tuple[int, ...], padding: int = 0) -> str:
-    """What `image_transform` does to images for models of `sample_shape` (C, S, S), in words."""
-    kind = {1: "gray", 3: "RGB"}.get(sample_shape[0], f"{sample_shape[0]} channels")
-    size = f"{sample_shape[1] - 2 * padding}x{sample_shape[2] - 2 * padding}"
-    padded = f"padded by {padding} black pixels on each side, " if padding else ""
-    resized = f"resized to {size} (bicubic, where another size)"
-    return f"converted to {kind}, centre-cropped square, {resized}, {padded}in [-1, 1]"
 
 
 def describe_change(dataset: Dataset, sample_shape: tuple[int, ...], padding: int = 0) -> str | None:

@@ -11,7 +11,7 @@ import PIL.ImageOps
 from torch import Tensor
 
 from hf_ebm.data.image_files import describe_changes
-from hf_ebm.data.loading import image_transform
+from hf_ebm.data.image_processor import image_transform
 from hf_ebm.demo.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no format that runs a program or a script

@@ -44,7 +44,8 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedConfig
 
 import hf_ebm
-from hf_ebm.data.loading import MOST_HASHED, DatasetName, fingerprint, hash_images, load_digits, load_hub_dataset
+from hf_ebm.data.digits import load_digits
+from hf_ebm.data.loading import MOST_HASHED, DatasetName, fingerprint, hash_images, load_hub_dataset
 from hf_ebm.data.padding import find_padding
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput, EnergyScoringPipeline
 from hf_ebm.scoring.calibration import how_to_calibrate

@@ -76,7 +76,7 @@ def load_digit_classifier() -> DigitClassifier:
 
 def train_digit_classifier(seed: int = 0, num_epochs: int = 100) -> tuple[DigitClassifier, float]:
     """Train it on the digits' training split; returns the classifier and its accuracy on the test split."""
-    from hf_ebm.data.loading import load_digits
+    from hf_ebm.data.digits import load_digits
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from hf_ebm.data.image_files import words_of
-from hf_ebm.data.loading import DatasetName, HubImages, describe_preparation, draw_rows, load_named
+from hf_ebm.data.image_processor import describe_preparation
+from hf_ebm.data.loading import DatasetName, HubImages, draw_rows, load_named
 from hf_ebm.evaluation.feature_extractors import MAX_KEPT, FeatureExtractor, FeatureStatistics, cached_statistics
 from hf_ebm.evaluation.sample_metrics import (
     KERNEL_SUBSETS,

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.hub.download import fetch_network
 from hf_ebm.hub.saved_weights import replacing_weights, require_safetensors
 from hf_ebm.models.loaded_weights import check_same_architecture
@@ -218,9 +219,7 @@ class EnergyModel(PreTrainedModel):
                 **kwargs,
             )
         if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3):
-            from hf_ebm.models.energy_image_processor import EnergyImageProcessor
-
-            processor = EnergyImageProcessor(
+            processor = EBMImageProcessor(
                 self.sample_shape[-1], self.sample_shape[0], getattr(self.config, "padding", 0)
             )
             processor.save_pretrained(save_directory)

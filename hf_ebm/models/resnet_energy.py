@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: F401 (diffusers looks here)
 
+from hf_ebm.data.image_processor import register_image_processor
 from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample
 from hf_ebm.utils.torch_utils import channels_last_on_cpu
 
@@ -163,3 +164,4 @@ class ResNetEnergyModel(EnergyModel):
 
 AutoConfig.register(ResNetEnergyConfig.model_type, ResNetEnergyConfig)
 AutoModel.register(ResNetEnergyConfig, ResNetEnergyModel)
+register_image_processor(ResNetEnergyConfig)

@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: F401 (diffusers looks here)
 
+from hf_ebm.data.image_processor import register_image_processor
 from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample, expand_timestep, half_squared_norm
 from hf_ebm.models.unet import build_unet, run_unet
 
@@ -104,3 +105,4 @@ class UNetEnergyModel(EnergyModel):
 
 AutoConfig.register(UNetEnergyConfig.model_type, UNetEnergyConfig)
 AutoModel.register(UNetEnergyConfig, UNetEnergyModel)
+register_image_processor(UNetEnergyConfig)

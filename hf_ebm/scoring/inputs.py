@@ -35,11 +35,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hf_ebm.data.image_files import PICTURE_TYPES, UNKNOWN_RANGE, fit_picture, open_picture
+from hf_ebm.data.image_processor import array_to_tensor, check_range
 from hf_ebm.data.loading import column_images, find_image_column, has_transform, is_column, undecoded
 from hf_ebm.utils.validation import check_count, counted
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-RANGE_TOLERANCE = 1e-3
 
 
 def images_to_tensor(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
@@ -138,23 +138,7 @@ def upright(image: PIL.Image.Image, argument: str) -> PIL.Image.Image:
 def _from_array(array: np.ndarray, sample_shape: tuple[int, ...]) -> Tensor:
     if len(sample_shape) == 1:
         return _from_tensor(torch.from_numpy(np.asarray(array, dtype=np.float32)), sample_shape)
-    if sample_shape[0] == 1 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 1)):
-        array = array[..., None]  # gray images may come without their channel
-    if array.ndim == 3:
-        array = array[None]
-    if array.ndim != 4:
-        raise ValueError(f"images as arrays must have shape (B, H, W, C) or (H, W, C), got {array.shape}.")
-    if array.dtype == np.uint8:
-        scaled = array.astype(np.float32)
-        scaled /= 255.0
-    elif np.issubdtype(array.dtype, np.floating):
-        scaled = array.astype(np.float32)
-        _check_range(torch.from_numpy(scaled), 0.0, 1.0, "float arrays")
-    else:
-        raise ValueError(f"images as arrays must be uint8 in 0..255 or floats in 0..1, got dtype {array.dtype}.")
-    x = torch.from_numpy(scaled).mul_(2.0).sub_(1.0)  # in place: memory is what takes time
-    # by their strides gray images are laid out channels last, too, which networks would keep: see hf_ebm.utils.torch_utils
-    return x.permute(0, 3, 1, 2) if x.shape[3] > 1 else x[..., 0].unsqueeze(1)
+    return array_to_tensor(array, sample_shape[0])
 
 
 def _from_tensor(tensor: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
@@ -165,20 +149,10 @@ def _from_tensor(tensor: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
     if tensor.ndim == len(sample_shape):
         tensor = tensor[None]
     if len(sample_shape) == 3:
-        _check_range(tensor, -1.0, 1.0, "tensors")
+        check_range(tensor, -1.0, 1.0, "tensors", "x * 2 - 1 from [0, 1]")
     elif not torch.isfinite(tensor).all():
         raise ValueError("images (vector data) must be finite, got NaN or infinite values.")
     return tensor.detach().float()
-
-
-def _check_range(values: Tensor, low: float, high: float, kind: str) -> None:
-    if not torch.isfinite(values).all():
-        raise ValueError(f"images as {kind} must be finite, got NaN or infinite values.")
-    if values.numel() and (values.min() < low - RANGE_TOLERANCE or values.max() > high + RANGE_TOLERANCE):
-        raise ValueError(
-            f"images as {kind} must lie in [{low:g}, {high:g}], got values from {values.min():.4g} to "
-            f"{values.max():.4g}; rescale them (tensors: x * 2 - 1 from [0, 1]; arrays: uint8, or x / 255)."
-        )
 
 
 def mask_to_tensor(mask: Any, batch_size: int, sample_shape: tuple[int, ...]) -> Tensor:

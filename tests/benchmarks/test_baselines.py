@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.training import trainer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.models.presets import build_ddaebm_models
 from hf_ebm.training.config import make_settings
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_train_state, train_step

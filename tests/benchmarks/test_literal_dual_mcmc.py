@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.models.resnet_energy import EnergyBlock
 from hf_ebm.training.config import make_settings

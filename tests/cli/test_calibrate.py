@@ -11,7 +11,8 @@ from hf_ebm.cli.main import main
 
 def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tmp_path, capsys):
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data.loading import draw_rows, load_digits
+    from hf_ebm.data.digits import load_digits
+    from hf_ebm.data.loading import draw_rows
     from hf_ebm.hub.model_card import write_card
     from hf_ebm.scoring.calibration import Calibration
 

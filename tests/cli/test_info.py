@@ -7,7 +7,7 @@ from hf_ebm.cli.main import main
 
 def test_info_says_what_is_there(dual_folder, folder, capsys, tiny_dual_mcmc_pipeline):
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data.loading import load_digits
+    from hf_ebm.data.digits import load_digits
 
     main(["info", "--model", dual_folder, "--json"])
     found = json.loads(capsys.readouterr().out)

@@ -37,7 +37,7 @@ def test_score_and_reconstruct_pad_as_in_training(tiny_pipeline, folder, dual_fo
     import datasets
 
     from hf_ebm import DualMCMCPipeline
-    from hf_ebm.data.loading import image_transform
+    from hf_ebm.data.image_processor import image_transform
     from hf_ebm.evaluation.bulk_scoring import main as run_main
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

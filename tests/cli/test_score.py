@@ -59,7 +59,7 @@ def test_score_skips_and_names_unreadable_files_unless_told_to_stop(folder, tmp_
 
 def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data.loading import load_digits
+    from hf_ebm.data.digits import load_digits
 
     scorer = EnergyScoringPipeline.from_pretrained(folder)
     scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
@@ -88,7 +88,7 @@ def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
 
 def test_score_shows_the_energy_once(folder, tmp_path, capsys):
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data.loading import load_digits
+    from hf_ebm.data.digits import load_digits
 
     scorer, path = EnergyScoringPipeline.from_pretrained(folder), str(tmp_path / "a.png")
     PIL.Image.new("L", (8, 8)).save(path)

@@ -12,7 +12,7 @@ import pytest
 from torch.testing import assert_close
 
 from hf_ebm.data.image_files import MAX_PIXELS, convert_picture, open_picture
-from hf_ebm.data.loading import image_transform
+from hf_ebm.data.image_processor import image_transform
 from hf_ebm.scoring.inputs import images_to_tensor, prepare_rows, prepare_sample, sample_batches
 
 GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import image_transform
 from hf_ebm.data.loading import (
     describe_change,
     draw_rows,
     fingerprint,
-    image_transform,
-    load_digits,
     load_hub_dataset,
     load_training_data,
     sample_toy,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.demo.demo_models import find_subject, load_demo_model
 from hf_ebm.demo.verdict import available_scores
 

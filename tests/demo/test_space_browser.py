@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.demo.limits import MAX_UPLOAD_BYTES
 from hf_ebm.demo.push import write_space
 

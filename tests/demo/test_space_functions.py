@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.demo import figures, limits
 from hf_ebm.demo.examples import write_examples
 from hf_ebm.demo.generation import CHAIN_SAMPLERS, Generation, generate

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.feature_extractors import (
     load_digit_classifier,
     load_extractor,

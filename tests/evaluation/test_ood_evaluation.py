@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.ood import evaluate_ood, fit_baselines, format_table, load_images, make_ood_sets, score_sets
 from hf_ebm.evaluation.plots import histogram_ticks, new_figure, plot_roc, plot_score_histograms
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD, blurred, shuffled_patches

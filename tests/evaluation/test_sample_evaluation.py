@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.feature_extractors import load_extractor
 from hf_ebm.evaluation.samples import compare, draw_samples, evaluate_reconstruction, evaluate_samples, state_limits
 from hf_ebm.utils.files import to_json

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler
-from hf_ebm.data.loading import load_digits, sample_toy
+from hf_ebm.data.digits import load_digits
+from hf_ebm.data.loading import sample_toy
 from hf_ebm.likelihood.ais import estimate_log_z
 from hf_ebm.likelihood.base_distributions import Box, GaussianBase
 from hf_ebm.likelihood.dequantization import log_z_on_grid

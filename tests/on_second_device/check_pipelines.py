@@ -11,7 +11,7 @@ from second_device import WAITS
 from torch.testing import assert_close
 
 from hf_ebm import EnergyScoringPipeline, LangevinScheduler
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.langevin import ChainDivergedError
 from hf_ebm.scoring.scores import SCORES
 

@@ -11,7 +11,8 @@ from transformers import pipeline
 import hf_ebm.pipelines.ood_detection  # noqa: F401 (registers the task)
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.cli.main import main
-from hf_ebm.data.loading import load_digits, load_training_data
+from hf_ebm.data.digits import load_digits
+from hf_ebm.data.loading import load_training_data
 from hf_ebm.scoring.inputs import images_to_tensor, mask_to_tensor
 
 ORIENTATION = 0x112

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoImageProcessor
 
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, energy_grad, langevin_chain, run_chain
 from hf_ebm.likelihood.ais import estimate_log_z

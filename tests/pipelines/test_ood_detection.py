@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 
 import hf_ebm.pipelines.ood_detection  # noqa: F401 (registers the task)
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.scoring.calibration import Calibration
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from hf_ebm import DDAEBMPipeline, DualMCMCPipeline, EnergyScoringPipeline, MLPEnergyConfig, MLPEnergyModel
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.ood import score_sets
 from hf_ebm.pipelines.pipeline_energy_scoring import RECONSTRUCTION
 from hf_ebm.scoring.statistics import NUM_DENOISING_DRAWS

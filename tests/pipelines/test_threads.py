@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from transformers import AutoImageProcessor
 
 from hf_ebm import DDAEBMScheduler, EnergyScoringPipeline
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.pipelines.ood_detection import OODDetectionPipeline
 
 NUM_THREADS, NUM_CALLS = 8, 16

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation import synthetic_ood
 from hf_ebm.evaluation.feature_extractors import load_digit_classifier
 from hf_ebm.evaluation.plots import density_on_grid, plot_2d, plot_energy_histograms

@@ -46,7 +46,7 @@ def test_training_learns(tmp_path):
     mean = lambda key, part: sum(line[key] for line in part) / len(part)  # noqa: E731
     floor = 64 * DiffusionCoefficients.vp().posterior_variance.mean().item()  # the noise that nothing can predict
     assert mean("reconstruction", lines[-20:]) - floor < 0.85 * (mean("reconstruction", lines[:20]) - floor)
-    from hf_ebm.data.loading import load_digits
+    from hf_ebm.data.digits import load_digits
     from hf_ebm.evaluation.sample_metrics import auroc
 
     pipe = DDAEBMPipeline.from_pretrained(folder)

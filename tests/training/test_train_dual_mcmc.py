@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch.testing import assert_close
 
 from hf_ebm import DualMCMCPipeline
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.sample_metrics import auroc
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.training.config import make_settings

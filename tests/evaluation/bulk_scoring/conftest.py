@@ -3,7 +3,7 @@
 import pytest
 
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.bulk_scoring import ScoringSettings
 
 

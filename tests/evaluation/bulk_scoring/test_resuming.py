@@ -19,7 +19,8 @@ from scored_rows import image_folder, read
 from tqdm.auto import tqdm
 
 from hf_ebm import EnergyScoringPipeline
-from hf_ebm.data.loading import fingerprint, load_digits, load_training_data
+from hf_ebm.data.digits import load_digits
+from hf_ebm.data.loading import fingerprint, load_training_data
 from hf_ebm.evaluation import bulk_scoring
 from hf_ebm.evaluation.bulk_scoring import load_rows, main, model_fingerprint, run, score_rows, score_shards
 

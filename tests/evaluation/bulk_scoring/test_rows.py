@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.cli.main import main
-from hf_ebm.data.loading import load_digits
+from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.bulk_scoring import run
 from hf_ebm.scoring.inputs import prepared_batches, spans_of
 
