@@ -1,12 +1,7 @@
-"""Model cards: Jinja templates filled with what a run folder contains.
+"""Model cards: Jinja templates of `hf_ebm.model_cards`, filled with what a run folder contains.
 
-The tables of a model card that come from ``metrics.json``, ``evaluate.json`` and ``ood.json``, as Markdown.
-
-Licence ids of the Hub, as model cards name the licence of a model's weights.
-
-Model cards: a Jinja template of `hf_ebm.model_cards`, filled with what a run folder knows, and nothing else.
-
-How to write one is in ``model_cards/guide.md``.
+The tables come from ``metrics.json``, ``evaluate.json`` and ``ood.json``. Licence ids are those of the Hub's list.
+Local paths are reduced to their last part. ``model_cards/guide.md`` explains how to write a template.
 """
 
 from __future__ import annotations
@@ -30,9 +25,9 @@ from hf_ebm.utils.validation import counted, did_you_mean, duration
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 LOCAL = re.compile(rf"/|\.{{1,2}}(?:/|$)|\.\w[^\s/]*/|{WINDOWS.pattern}")  # how a local path starts, apart from "~"
 OTHER_METRICS = {  # of `hf_ebm.evaluation.ood`, besides AUROC
-    "aupr_out": "AUPR, odd images positive",
-    "aupr_in": "AUPR, images like the training data positive",
-    "fpr95": "FPR at 95 % TPR (share of these called odd where 95 % of the odd are found; lower is better)",
+    "aupr_out": "AUPR, OOD images positive",
+    "aupr_in": "AUPR, in-distribution images positive",
+    "fpr95": "FPR at 95 % TPR (in-distribution images flagged where 95 % of the OOD images are; lower is better)",
 }
 
 TOY_METRICS = {  # of `hf_ebm.evaluation.toy_metrics` and `hf_ebm.evaluation.toy_metrics`
@@ -85,7 +80,7 @@ def toy_table(metrics: Mapping[str, Any]) -> str:
 
 
 def sample_table(record: Mapping[str, Any]) -> str:
-    """Metrics of samples and their floor from ``evaluate.json``; empty for an empty record."""
+    """Metrics of samples beside real-vs-real distances from ``evaluate.json``; empty for an empty record."""
     if not record:
         return ""
     protocol, metrics = record["protocol"], record["metrics"]
@@ -94,9 +89,9 @@ def sample_table(record: Mapping[str, Any]) -> str:
         f"{protocol['num_images']:,} samples against the {reference['num_images']:,} images of "
         f"`{public_name(reference['dataset'])}`, split `{reference['split']}`, in the features of {extractor['name']}, "
         f"{counted(protocol['num_seeds'], 'seed')} from {protocol['seed']} on"
-        + (f"; the floor: {floor['num_images']:,} images of `{floor['split']}`." if floor else "."),
+        + (f"; real vs real: {floor['num_images']:,} images of `{floor['split']}`." if floor else "."),
         "",
-        "| | samples | floor |",
+        "| | samples | real vs real |",
         "|---|---|---|",
     ]
     for name, values in metrics.items():
@@ -137,33 +132,33 @@ def show_interval(figure: Mapping[str, float] | float) -> str:
 
 
 def ood_table(record: Mapping[str, Any]) -> str:
-    """Each score's AUROC on every odd set, and the other metrics' means, of ``ood.json``; empty for an empty record."""
+    """Each score's AUROC on every OOD set, and the other metrics' means, of ``ood.json``; empty for an empty record."""
     if not record:
         return ""
     protocol, table = record["protocol"], record["metrics"]
     inside = protocol["in_distribution"]
     names = " | ".join(name.replace("_", " ") for name in table) + " |\n" + "|---" * (len(table) + 1) + "|"
 
-    def row(head: str, odd_set: str, metric: str) -> str:
-        return f"| {head} | " + " | ".join(show_interval(of_sets[odd_set][metric]) for of_sets in table.values()) + " |"
+    def row(head: str, ood_set: str, metric: str) -> str:
+        return f"| {head} | " + " | ".join(show_interval(of_sets[ood_set][metric]) for of_sets in table.values()) + " |"
 
-    odd_sets = [*next(iter(table.values()))]
+    ood_sets = [*next(iter(table.values()))]
     lines = [
         f"AUROC of {inside['num_images']:,} images of `{public_name(inside['dataset'])}`, split `{inside['split']}`, "
-        f"against odd images; in brackets the interval ({protocol['intervals']}). Images: {protocol['preprocessing']}. "
+        f"against OOD images; in brackets the interval ({protocol['intervals']}). Images: {protocol['preprocessing']}. "
         f"Seed {protocol['seed']}. Simple baselines: {', '.join(protocol['scores']['baselines']) or 'none'}.",
         "",
-        f"| odd images | {names}",
-        *(row(public_name(odd_set), odd_set, "auroc") for odd_set in odd_sets),
+        f"| OOD images | {names}",
+        *(row(public_name(ood_set), ood_set, "auroc") for ood_set in ood_sets),
         "",
-        "Other metrics, means over the odd images:",
+        "Other metrics, means over the OOD sets:",
         "",
         f"| mean | {names}",
         *(row(words, "mean", metric) for metric, words in OTHER_METRICS.items()),
     ]
     descriptions = protocol.get("descriptions", {})
-    words = [f"`{name}`: {descriptions[name]}" for name in odd_sets if name in descriptions]
-    lines += ["", f"Made of the same images: {' '.join(words)}"] if words else []
+    words = [f"`{name}`: {descriptions[name]}" for name in ood_sets if name in descriptions]
+    lines += ["", f"Synthetic OOD sets, made from the same images: {' '.join(words)}"] if words else []
     return "\n".join(lines)
 
 
@@ -405,8 +400,7 @@ def render_card(
         folder: A pipeline folder, with the run's ``settings.yaml``, ``train_summary.json``, ``metrics.json``, ... if
             they are there.
         repo_id: Where it will be on the Hub; None = the code in the card loads the folder it is in.
-        license: Licence id of the weights (`hf_ebm.hub.model_card`); None = that of the run's settings, and with none there
-            the card states none.
+        license: Licence id of the weights; None = that of the run's settings. Without one the card states none.
         license_name: The licence's name, where `license` is ``"other"``.
 
     Raises:

@@ -1,13 +1,9 @@
-"""Push pipelines and run folders to the Hub in one commit.
+"""Uploads of pipelines and run folders: weights, configs, card, images, metrics and calibration in one commit.
 
-What is said of a push that failed: why, what it left on the Hub, and how to try again.
-
-Pushing a pipeline: weights, configs, card, pictures, metrics and calibration in one commit, or nothing of it.
-
-Pushed are the files that training and the commands write for readers, by their names (`RECORDS` and a component's
-configs and weights). Anything else in the folder stays on this machine and is named in a warning; checkpoints, logs and
-intermediate samples stay without one. In the files that are pushed, local paths are reduced to their last part.
-Files that the repository has already are not sent again; if none has changed, there is no commit.
+Only files that training and the commands write are pushed, by their names (`RECORDS` and a component's configs and
+weights). A warning names other files, except checkpoints, logs and intermediate samples. Local paths in pushed files
+are reduced to their last part. Unchanged files are not sent again, and without a change there is no commit. A push that
+fails raises a `PushError` with the cause, the state of the repository and the command that retries it.
 """
 
 from __future__ import annotations
@@ -119,7 +115,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
         folder: It is read only.
         repo_id: Such as ``"user/name"``; made if it is not there.
         options: ``private``, ``token``, ``create_pr``, ``revision`` (a branch, made if it is not there),
-            ``commit_message``, and ``license`` and ``license_name`` of the weights (see `hf_ebm.hub.model_card.render_card`).
+            ``commit_message``, and ``license`` and ``license_name`` of the weights (see `render_card`).
 
     Raises:
         ValueError: If the folder holds no whole pipeline, its card lacks a value, or the repository is there and not as

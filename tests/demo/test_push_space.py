@@ -73,8 +73,14 @@ def test_one_commit_holds_the_whole_space(hub, client, tmp_path):
 def test_only_the_packages_own_files_are_copied(tmp_path, in_git, caplog):
     """Of a clone, those that git tracks; without git those that an installed package has."""
     clone, package = tmp_path / "clone", tmp_path / "clone" / "hf_ebm"
-    own = ["__init__.py", "model_cards/ddaebm.md", "scoring/x.safetensors", "space/template/app.py", "training/run.py"]
-    secrets = [".env", "token.txt", "id_rsa", "keys.json", "space/template/.env", ".cache/x.py", "training/a.png"]
+    own = [
+        "__init__.py",
+        "demo/template/app.py",
+        "evaluation/x.safetensors",
+        "model_cards/ddaebm.md",
+        "training/run.py",
+    ]
+    secrets = [".env", "token.txt", "id_rsa", "keys.json", "demo/template/.env", ".cache/x.py", "training/a.png"]
     for name in [*own, *secrets]:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("x")
@@ -119,7 +125,7 @@ def test_the_space_runs_the_package_it_carries(tmp_path):
 def test_the_space_needs_what_the_package_needs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {*project["dependencies"], *project["optional-dependencies"]["demo"]}
-    assert set((ROOT / "hf_ebm/space/template/requirements.txt").read_text().split()) == needed
+    assert set((ROOT / "hf_ebm/demo/template/requirements.txt").read_text().split()) == needed
 
 
 def test_nothing_is_made_for_a_model_that_is_not_there(hub, tmp_path):

@@ -89,7 +89,7 @@ def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, pipeline):
     assert "| Frechet distance | 4.25 | 1.5 |" in card.text and "| MSE | 0.2000 | 0.1000 |" in card.text
     assert "| kernel distance | 0.5 ± 0.1 |  |" in card.text and "Few images." in card.text
     assert "| noise | 0.910 [0.900, 0.920] | 0.910 [0.900, 0.920] |" in card.text and "| 0.9900 |" not in card.text
-    assert "| AUPR, odd images positive | 0.820 [0.810, 0.830] | 0.820 [0.810, 0.830] |" in card.text
+    assert "| AUPR, OOD images positive | 0.820 [0.810, 0.830] | 0.820 [0.810, 0.830] |" in card.text
     assert "| 0.340 [0.330, 0.350] | 0.340 [0.330, 0.350] |" in card.text  # FPR at 95 % TPR
     assert "3.50" not in card.text and "This is not FID" not in card.text  # one Frechet distance, not a second one
     assert "2 seeds from 0 on" in card.text and "unbiased estimate" not in card.text
