@@ -1,17 +1,13 @@
-"""Langevin dynamics: the update, energy gradients, and chains made of them.
-
-Langevin dynamics: the update, once, and the chain built from it.
+"""Langevin dynamics: the update, energy gradients, and chains of samplers on an energy.
 
     x <- x - s^2/2 grad E(x) + n * noise
 
 With noise ``n = s`` the chain samples ``exp(-E)`` as ``s -> 0``; with any other `n` it samples
 ``exp(-E / temperature)``, ``temperature = (n/s)^2``. Source: Eq. 3 and Eq. 6, Cui & Han 2023; Welling & Teh 2011.
 
-A chain: a sampler of `hf_ebm.schedulers` on an energy, from a given start, one gradient per timestep.
-
-The one loop behind the x-chain on images and the z-chain on latents. It knows samplers and energies by their contracts
-alone, asks the device for no number before the end, and keeps nothing of the states it passed: memory does not grow
-with the steps, but for the numbers per sample that were asked for.
+`run_chain` is the loop behind the x-chain on images and the z-chain on latents: any sampler of `hf_ebm.schedulers`
+on an energy, from a given start, with one gradient per timestep. Only the numbers per sample that the caller asks for
+are kept along the chain, so memory does not grow with the number of steps.
 """
 
 from __future__ import annotations

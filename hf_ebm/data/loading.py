@@ -57,7 +57,7 @@ EMBEDDED_HINT = f"embedded are {EMBEDDED_NAMES}."
 def load_hub_dataset(name: str, split: str, config_name: str | None = None, revision: str | None = None) -> Any:
     """A split of a Hub data set, or of a local folder: image files, parquet files, or what `save_to_disk` wrote.
 
-    The numbers of image files found and rows loaded of an image folder (`hf_ebm.data.image_folder`) are printed to stderr.
+    For an image folder, the numbers of image files found and rows loaded are printed to stderr.
 
     Raises:
         ValueError: If the data set or its split is missing, empty, or cannot be read.
@@ -258,7 +258,7 @@ def find_image_column(dataset: Any, column: str | None) -> str:
 
 
 def undecoded(dataset: Any, column: str) -> Any:
-    """A `datasets.Dataset` or `IterableDataset` whose images stay bytes and paths, for `hf_ebm.data.image_files.open_picture`.
+    """A `datasets.Dataset` or `IterableDataset` whose images stay undecoded, as bytes or paths.
 
     Whoever reads a row then gets the reason why one image is corrupt, and opens it by our rules. A format that makes
     arrays or tensors of images ("torch", "numpy", ...) is left out; a transform of the caller's own stays.

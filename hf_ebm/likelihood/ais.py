@@ -1,35 +1,29 @@
-"""Annealed importance sampling: stochastic bounds of log Z.
+"""Annealed importance sampling (AIS): stochastic bounds of ``log Z``, ``Z = integral exp(-E(x) / T) dx``.
 
-The walk of annealed importance sampling, between a Gaussian base and a target, and the temperatures it visits.
-
-`hf_ebm.likelihood.ais` says what is made of it. The moves are MALA or HMC of `hf_ebm.schedulers`, in the coordinates
-u where the base is standard normal, ``x = mean + L u``.
-
-A bracket of ``log Z``, ``Z = integral exp(-E(x) / T) dx``, T the temperature, by annealed importance sampling.
-
-Annealed importance sampling walks from a Gaussian base, whose Z is 1, to the target, along densities with the energies
+AIS moves from a Gaussian base, whose Z is 1, to the target through densities with the energies
 
     E_b = (1 - b) E_base + b E / T,        0 = b_1 < b_2 < ... < b_K = 1            (the geometric path)
 
-At each b_k the walker first gains ``(b_k - b_{k-1}) (E_base - E / T)``, then makes moves that leave ``exp(-E_{b_k})``
-invariant. The sum is its log weight, ``log w``, and ``mean w`` is Z without bias. So, by Jensen's inequality,
+At each b_k a walker first gains ``(b_k - b_{k-1}) (E_base - E / T)``, then moves by MALA or HMC, which leave
+``exp(-E_{b_k})`` invariant. The sum is its log weight, ``log w``, and ``mean w`` is an unbiased estimate of Z. By
+Jensen's inequality,
 
     log mean w     from exact base samples to the target:      a stochastic lower bound of log Z
     -log mean w'   from exact target samples to the base:      a stochastic upper bound of log Z
 
-where w' are the weights of the same walk with the b's reversed, ``E w' = 1/Z``. "Stochastic" means: a bound in the mean
-of the logs, and a single run is beyond log Z by c nats with probability ``exp(-c)`` at most (Markov's inequality). The
-intervals are percentile bootstraps over walkers: the sampling error of a bound, and no interval for log Z. With
-more temperatures and chains both close in on log Z; where the moves do not mix, or a mode of the target lies away from
-the base, the lower bound tells by staying low. **The upper bound needs samples of the model itself**: those of a long
-chain are nearly so; data are so only as far as the model fits them, else the number can err to either side.
+where w' are the weights of the walk with the b's reversed, ``E w' = 1/Z``. A stochastic bound holds in expectation of
+the logs, and a single run exceeds log Z by c nats with probability at most ``exp(-c)`` (Markov's inequality).
+The intervals are percentile bootstraps over walkers: they describe the sampling error of a bound and are not
+intervals for log Z. More temperatures and chains tighten both bounds. If the moves do not mix, or a mode of the target
+lies far from the base, the lower bound stays low. **The upper bound needs samples of the model itself.** Ends of a
+long chain come close. Data are samples of the model only as far as the model fits them; otherwise the upper bound
+may err in either direction.
 
-The moves are MALA or HMC of `hf_ebm.schedulers`, in the coordinates u where the base is standard normal, ``x = mean +
-L u``, at temperature 1. Their step at each b_k is set on chains of its own and then frozen: steps that the walkers
-themselves adapt would spoil the invariance, and with it the bounds.
+The moves run in coordinates u where the base is standard normal, ``x = mean + L u``, at temperature 1. Their step size
+at each b_k is tuned on separate chains and then frozen: a step size adapted by the walkers themselves would break the
+invariance, and with it the bounds.
 
-Source: Neal 2001; the reverse walk (bidirectional Monte Carlo) Grosse, Ghahramani & Adams 2015; the sigmoid schedule Wu
-et al. 2017. The whitened coordinates and the way of setting the steps are ours.
+Source: Neal 2001; Grosse et al. 2015 for the reverse bound.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Base distributions of annealed importance sampling, and the box as a support.
+"""Base distributions of annealed importance sampling: a Gaussian, and the box as a bounded support.
 
-The Gaussian an annealing walk starts from, and the coordinates where it is standard normal: ``x = mean + L u``.
+The Gaussian base has coordinates u where it is standard normal, ``x = mean + L u``.
 
-A box as the support of a density, and coordinates v on all of R^D in which it has no walls.
+The box has coordinates v on all of R^D, without walls:
 
     x = low + (high - low) Phi(v),        Phi the standard normal's distribution function
 
-An energy is held by nothing where it was never trained: one of ReLU layers without biases is positively homogeneous,
-``E(a x) = a E(x)``, so where it is negative ``exp(-E)`` grows without end; one of sines is bounded. Neither has a
-finite integral over R^D. Over a box both have, and pixels live in one: the density of a model is
+Nothing bounds an energy far from its training data. A network of ReLU layers without biases is positively homogeneous,
+``E(a x) = a E(x)``, so ``exp(-E)`` grows without limit wherever E is negative; a bounded energy has no finite integral
+over R^D either. Over a box both are finite, and pixels lie in a box. So the density of a model is
 
     p(x) = exp(-E(x) / T) / Z  in the box, 0 outside,        Z = integral over the box of exp(-E(x) / T)
 
-In v the same integral is that of ``exp(-(E(x(v)) - T log |dx/dv|) / T)`` (substitution), and the box's uniform density
-is a standard normal, a good place for an annealing walk to start near.
+In v this is the integral of ``exp(-(E(x(v)) - T log |dx/dv|) / T)`` (substitution), and the uniform density on the box
+is a standard normal, which is a natural base for AIS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Log-likelihoods and bits per dimension of an energy whose ``log Z`` is known, or bracketed by `scoring.annealing`.
+"""Log-likelihoods and bits per dimension of dequantised data under an energy with known or bounded ``log Z``.
 
 log p(x) = -E(x) / T - log Z,        T the temperature
 """

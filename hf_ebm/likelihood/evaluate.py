@@ -1,42 +1,32 @@
 """Evaluate the likelihood of held-out data under a trained model, in nats and bits per dimension.
 
-``log Z(x_next, t)`` of each denoising step of a DDAEBM, bracketed.
+The energy's density is ``p(x) = exp(-E(x, 0) / T) / Z`` on a box and 0 outside
+(see `hf_ebm.likelihood.base_distributions`); for images the box is ``[-1, 1]`` widened by half a gray level. T is 1
+for DDAEBM and ``(noise_std / step_size)^2`` of the x-chain for Dual-MCMC Teaching, unless another value is given. This
+is the density of the *energy*; the generator's samples have another.
+
+Both bounds of log Z are stochastic. The lower bound gives the largest likelihood that the data can have. The upper one,
+which bounds the likelihood from below, starts from approximate samples and may err in either direction
+(see `hf_ebm.likelihood.log_partition`).
+
+A DDAEBM is also a chain of conditional energies:
+
+    p(x_0 .. x_T) = N(x_T; 0, I) prod_t p(x_t | x_{t+1})
 
     p(x_t | x_next) = exp(-E(x_t, t)) q(x_next | x_t) / Z(x_next, t)
 
     Z(x_next, t) = integral over x_t of exp(-E(x_t, t)) q(x_next | x_t)
 
-One number for each noisier state ``x_next``. With q it is far easier than log Z of ``E(., t)`` alone: the transition
-density holds ``x_t`` near ``x_next / sqrt(1 - beta_{t+1})``, all the nearer the smaller the step.
+    log p(x_0) >= E_q [ log N(x_T; 0, I) - sum_t ( E(x_t, t) + log Z(x_{t+1}, t) ) ]
 
-The walk's base is the Gaussian ``q(x_t | x_next)`` would be if the clean data were a Gaussian (`denoising_base`).
+The last line is the evidence lower bound over the noise process q, whose transition densities cancel. Each
+``log Z(x_next, t)`` is much easier to estimate than log Z of ``E(., t)``, because ``q(x_next | x_t)`` keeps
+``x_t`` near ``x_next / sqrt(1 - beta_{t+1})``. The base of its AIS is what ``q(x_t | x_next)`` would be if
+the clean data were Gaussian (`denoising_base`). All conditionals have finite integrals on R^D, because
+``q(x_{t+1} | .)`` is Gaussian in x_t and the energies are bounded below.
 
-Source of the model: Geng et al., ICML 2024. That its log Z be bracketed is ours.
-
-How likely a trained model finds held-out data: its energy's ``log Z`` bracketed, in nats and bits per dimension.
-
-The density is ``p(x) = exp(-E(x, 0) / T) / Z`` on a box and 0 outside (`hf_ebm.likelihood.base_distributions` says why), images on
-``[-1, 1]`` and half a level around. T is 1 for DDAEBM; for Dual-MCMC Teaching it is that of its chain on images,
-``(noise_std / step_size)^2``, unless another one is asked for. It is the *energy's* density: a generator's samples have
-another, which needs other means.
-
-Both ends of log Z are stochastic bounds. The lower one says how likely the data are at most. The
-upper one, which bounds the likelihood from below, starts from approximate samples and may err to
-either side (`hf_ebm.likelihood.log_partition`).
-
-The likelihood of a DDAEBM as what it is trained to be, a chain of conditional energies, by their log Z's.
-
-    p(x_0 .. x_T) = N(x_T; 0, I) prod_t p(x_t | x_{t+1})
-
-    p(x_t | x_{t+1}) = exp(-E(x_t, t)) q(x_{t+1} | x_t) / Z(x_{t+1}, t)
-
-    log p(x_0) >= E_q [ log p(x_0 .. x_T) - log q(x_1 .. x_T | x_0) ]
-                = E_q [ log N(x_T; 0, I) - sum_t ( E(x_t, t) + log Z(x_{t+1}, t) ) ]
-
-The evidence lower bound over the noise process q, where the transition densities cancel. The chain is on all of R^D:
-its conditionals have finite integrals, because q(x_{t+1} | .) is Gaussian in x_t and the energies are bounded below.
-
-Source: the chain and its bound are those of diffusion models (Ho et al. 2020); this evaluation of it is ours.
+Source: the model of Geng et al., ICML 2024; the bound of diffusion models (Ho et al. 2020). Estimating the
+conditional partition functions is ours.
 """
 
 from __future__ import annotations

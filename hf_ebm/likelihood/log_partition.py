@@ -1,17 +1,16 @@
-"""A trained model's energy, bracketed: which base, from where the reverse walk starts, at what temperature.
+"""Estimate log Z of a trained model's energy: the base, the start of the reverse walk, the temperature.
 
-Both bounds are stochastic. The lower one exceeds log Z by c nats with probability ``exp(-c)`` at most. The upper one
-has the same guarantee only from exact samples of the model. It starts from approximate ones (``reverse_from``), so **it
-may err to either side**. A
-gap below zero proves that they are not the model's; a small positive one does not prove that they are, above all with
-``"annealed"``, where both directions may have missed the same mode.
+Both bounds are stochastic. The lower one exceeds log Z by c nats with probability at most ``exp(-c)``. The upper one
+has the same guarantee only if its reverse walk starts from exact samples of the model. It starts from approximate ones
+(``reverse_from``), so **it may err in either direction**. A gap below zero proves that the starts are not samples of
+the model. A small positive gap does not prove that they are, in particular with ``"annealed"``, where both directions may
+miss the same mode.
 
-    annealed     ends of a walk of its own from the base, drawn by their weights, equilibrated; it knows no data
-    generator    the pipeline's samples, equilibrated: near the data's modes, far from any false mode of the energy
-    data         training data, dequantised, not equilibrated
+    annealed     ends of a separate forward walk, resampled by their weights, after a warm-up; uses no data
+    generator    the pipeline's samples, after a warm-up: near the data's modes, far from spurious modes of the energy
+    data         training data, dequantised, without a warm-up
 
-The generator itself is no base: its density has no formula. (Smoothed by ``N(g(z), sigma^2)`` it has one as an integral
-over z, which would need a bracket of its own.) A Gaussian fitted to its samples is.
+The generator cannot be the base because its density has no closed form; a Gaussian fitted to its samples can.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Samples brought nearer to an energy's density by a chain that leaves it invariant, and how far that seems from done.
+"""Warm-up: run a chain that leaves an energy's density invariant, to bring approximate samples closer to it.
 
-The reverse walk of `hf_ebm.likelihood.ais` wants samples of the model itself. Those of its generator, of data, or
-the ends of a forward walk are not; a long chain of MALA or HMC makes them so in the end. When that is, nobody can tell:
-the energies at the start, in the middle and at the end say only when it is *not* so, as long as they drift.
+The reverse walk of `hf_ebm.likelihood.ais` needs samples of the model. Samples of its generator, data, or the ends
+of a forward walk are not; a long chain of MALA or HMC brings them closer. Convergence cannot be verified: the energies
+at the start, the middle and the end only show that a chain has *not* converged, as long as they drift.
 """
 
 from __future__ import annotations

@@ -1,14 +1,7 @@
-"""Files: atomic writes, strict JSON, paths as users write them, and hashes of content.
+"""Files: atomic writes, checks that an output can be written, strict JSON, content hashes, and ``~`` in paths.
 
-JSON that every reader takes: Python's own would write ``Infinity`` and ``NaN``, which are none.
-
-A figure that may be without bound (a PSNR of a perfect picture, an error bar of one weight) is null: `finite_or_none`.
-
-Files that are there whole or not at all, and errors that name the file that cannot be written.
-
-Hashes of tensors' content: what tells two sets of weights, images or statistics apart.
-
-Paths as users write them: a leading ``~`` is a home folder everywhere, also where no shell has expanded it.
+JSON has no ``Infinity`` and ``NaN``, which Python would write: a number without bound (the PSNR of a perfect
+reconstruction) is null, see `finite_or_none`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Versions of the software in use, and the package's extras.
-
-Versions of what made a figure, for the records that carry figures.
-
-The extras of the package: what is installed for one job and not for all.
-"""
+"""Versions of the software in use, and how to install the package's extras."""
 
 from __future__ import annotations
 

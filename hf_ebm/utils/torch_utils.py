@@ -1,14 +1,7 @@
 """Devices, memory formats and inference mode.
 
-The device that a user names, the one a network computes on, and sending samples to it.
-
-The layout in memory in which a CPU convolves images fastest: channels last.
-
-Gradients inside ``torch.inference_mode()``: leave the mode, and clone the tensors created in it.
-
-Chains need the energy's gradient. Autograd does not compute it in inference mode, nor later from
-tensors that were created there. Sampling and scoring are often wrapped in that mode, so they leave
-it on their own.
+Chains need the energy's gradient, which autograd does not compute inside ``torch.inference_mode()``, nor later for
+tensors created in it. `no_grad` leaves the mode and clones such tensors.
 """
 
 from __future__ import annotations
@@ -52,7 +45,7 @@ def execution_device(model: nn.Module) -> torch.device:
     offloading has hooks of its own.
     """
     first = next(model.parameters(), None)
-    device: torch.device = model.device if first is None else first.device
+    device = torch.device(getattr(model, "device", "cpu")) if first is None else first.device
     if "_hf_hook" not in vars(model) and (device.type != "cpu" or not torch.accelerator.is_available()):
         return device  # no hook can be inside, and going through all modules takes time
     for module in model.modules():

@@ -1,11 +1,4 @@
-"""Checks of arguments: counts, positive numbers, config types, and suggestions for unknown names.
-
-Numbers and durations in words, and checks of numeric arguments: counts, seeds, fractions.
-
-Whether a config.json has values of the types its class takes, before a network is built from them.
-
-What somebody may have meant by a name that is not known.
-"""
+"""Checks of arguments: counts, numbers, seeds, config types, and suggestions for unknown names."""
 
 from __future__ import annotations
 
