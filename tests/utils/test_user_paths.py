@@ -20,6 +20,8 @@ from hf_ebm.utils.files import expand_home
 # what an option that is no path holds: the name of a repository, of a score, ...
 NO_PATHS = {
     "--seed",
+    "--license",
+    "--license-name",
     *("--split", "--config-name", "--revision", "--image-column", "--id-column", "--score", "--scores", "--metrics"),
     *("--device", "--repo-id", "--branch", "--message", "--space", "--host", "--on-error", "--base", "--reverse-from"),
     *("method", "arguments", "--ood"),
