@@ -1,8 +1,8 @@
-"""Checkpoints: saved atomically, found, and resumed bit for bit.
+"""Checkpoints: atomic saving, finding, and resuming bit for bit.
 
-Checkpoints that are whole or not there: written under a temporary name, then renamed; the oldest are removed.
-
-How far a run has come, and how it goes on from a checkpoint: bit for bit, unless a note says otherwise.
+A checkpoint is written under a temporary name and renamed, so that it is complete or absent; the oldest ones are then
+removed. A resumed run equals one that was never stopped, to the last bit. Where it cannot, because the number of
+processes or a setting was changed, a printed note says so.
 """
 
 from __future__ import annotations
@@ -207,9 +207,9 @@ def damaged(checkpoint: Path, error: Exception) -> str:
     others = list_checkpoints(checkpoint.absolute().parent) if NAME.match(checkpoint.name) else []
     older = [path for path in others if step_of(path) < step_of(checkpoint)]
     instead = (
-        f"go on from {checkpoint.with_name(older[-1].name)}, by resume= with overwrite_output_dir=true"
+        f"resume from {checkpoint.with_name(older[-1].name)}, by resume= with overwrite_output_dir=true"
         if older
-        else "begin again"
+        else "restart"
     )
     return f"the checkpoint {checkpoint} cannot be loaded ({first_line(error)}); {instead}."
 
@@ -327,11 +327,11 @@ def resume_run(
         ema.to(accelerator.device)  # accelerate loads what it does not know to the CPU
         ema.decay = settings.ema_decay
     step = state["step"]
-    accelerator.print(f"going on from step {step} of {settings.max_steps}: {checkpoint}")
+    accelerator.print(f"resuming from step {step} of {settings.max_steps}: {checkpoint}")
     if state["num_processes"] != accelerator.num_processes:
         accelerator.print(
             f"note: the checkpoint was made by {state['num_processes']} processes, this run has "
-            f"{accelerator.num_processes}: it goes on, but not bit for bit."
+            f"{accelerator.num_processes}: it resumes, but not bit for bit."
         )
     position = adopt_position(state, settings, accelerator.num_processes)
     return Progress(
@@ -356,7 +356,7 @@ def restore_random_states(checkpoint: Path, accelerator: Accelerator, settings: 
     if num_gpus != torch.cuda.device_count():
         accelerator.print(
             f"note: the checkpoint has the random states of {num_gpus} GPUs, and this machine has "
-            f"{torch.cuda.device_count()}: it goes on, but not bit for bit."
+            f"{torch.cuda.device_count()}: it resumes, but not bit for bit."
         )
 
 

@@ -351,7 +351,7 @@ class RunSettings:
 def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
     """Settings that decide what is learned and were others before, as ``name value``; none where nothing is known.
 
-    They go on the card, so that of a path only its last part is told.
+    They are shown on the card, so a path is reduced to its last part.
 
     Args:
         earlier: By name, from JSON.

@@ -1,15 +1,11 @@
-"""Train on the embedded digits, evaluate, and show the result (``make demo``).
-
-What the demo does (`hf_ebm.training.demo`): a training run on the digits, its measurements, its pictures.
-
-The demo: train on the embedded digits, then measure and show what came out (``make demo``).
+"""The digits demo (``make demo``): train on the embedded digits, evaluate, and plot.
 
     python -m hf_ebm.training.demo [ddaebm | dual_mcmc] [key=value ...]
 
-It starts ``accelerate launch`` on the method's script, draws samples from the saved pipeline, and writes
-``samples.png``, ``ood.png`` and ``metrics.json`` into the run folder, for Dual-MCMC Teaching also ``chains.png`` and
+It starts ``accelerate launch`` on the method's script, samples from the saved pipeline, and writes ``samples.png``,
+``ood.png`` and ``metrics.json`` into the run folder, for Dual-MCMC Teaching also ``chains.png`` and
 ``reconstructions.png``. ``key=value`` arguments go to the script. An earlier run in the folder is kept: it is moved to
-the same name with -1, -2, ... (``resume=latest`` goes on with it instead).
+the same name with -1, -2, ... (``resume=latest`` resumes it instead).
 """
 
 from __future__ import annotations
@@ -191,7 +187,7 @@ def python_here() -> list[str]:
 
 
 def run(method: str, arguments: Sequence[str]) -> None:
-    """Train, measure, show.
+    """Train, evaluate, plot.
 
     Args:
         method: A key of `METHODS`.
@@ -218,14 +214,14 @@ def run(method: str, arguments: Sequence[str]) -> None:
     launcher, environment = launch_options()
     with patch_environment(**environment):
         code = launch(method, launcher, ["--config", str(config), *arguments])
-    if kept is not None and not folder.exists():  # nothing was begun
+    if kept is not None and not folder.exists():  # the training did not start
         kept.rename(folder)
-        print(f"nothing was begun: {kept} is {folder} again", flush=True)
+        print(f"the training did not start: {kept} is {folder} again", flush=True)
     if code:
         if code == INTERRUPTED:
             others = [argument for argument in arguments if not argument.startswith("resume=")]
             again = shlex.join([*python_here(), "-m", "hf_ebm.training.demo", method, "resume=latest", *others])
-            print(f"hf-ebm: the demo begins again by make demo; it goes on by {again}", file=sys.stderr)
+            print(f"hf-ebm: restart the demo with make demo; resume it with {again}", file=sys.stderr)
             if (ended := newest_kept_run(folder)) is not None:
                 print(f"hf-ebm: until it has ended, use the earlier run in {ended}", file=sys.stderr)
         raise SystemExit(code)
@@ -245,7 +241,7 @@ def run(method: str, arguments: Sequence[str]) -> None:
     write_card(folder)
     print(format_table(metrics))
     several = shlex.join(["hf-ebm", "evaluate", "--model", str(folder), "--dataset", "digits", "--num-seeds", "5"])
-    print(f"The samples are one draw; how far draws differ tells {several}")
+    print(f"The figures are of one seed of the samples; their spread over seeds: {several}")
     print(
         f"measured it, and wrote into {folder}/ besides: ood.png, {extra}metrics.json, and its figures into README.md"
     )
@@ -253,7 +249,7 @@ def run(method: str, arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, measure, show; Ctrl-C ends it with one line, while the packages are imported, too."""
+    """Train, evaluate, plot; Ctrl-C ends it with one line, also while packages are imported."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in ("-h", "--help"):
         print(__doc__)

@@ -1,12 +1,7 @@
-"""Start and stop of a training run: the script's entry point, `accelerate launch`, signals, exit codes.
+"""Start and stop of a training run: the script's entry point, ``accelerate launch`` from Python, signals, exit codes.
 
-What a command's exit code says: 0 if all went well, 2 for a mistake of the caller, 130 for Ctrl-C, else 1.
-
-How a run stops before its end: by Ctrl-C or a SIGTERM, with a checkpoint of its step, or a loss that diverges.
-
-``accelerate launch`` of a method's script from Python: its own message and exit code, and no traceback below it.
-
-A training script's entry point: its help, its settings, and how it ends when something is wrong.
+Ctrl-C or a SIGTERM stops a run after its current step, with a checkpoint; a diverging loss stops it without one. The
+exit code is 0 on success, 2 for a mistake of the caller, 130 after Ctrl-C or a SIGTERM, and 1 otherwise.
 """
 
 from __future__ import annotations
@@ -51,10 +46,10 @@ class Interruption:
     """Whether somebody asked the run to stop; asked again, it raises a `KeyboardInterrupt` at once.
 
     Args:
-        say: Tells the user what happens.
+        say: Shows the user a message.
 
     Attributes:
-        answer: What it tells: `STEPPING`, or later `FINISHING`.
+        answer: The message: `STEPPING`, or later `FINISHING`.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -83,14 +78,14 @@ def stopping(
     say: Callable[[str], None],
     when_diverged: str,
 ) -> Iterator[Interruption]:
-    """Inside, a first Ctrl-C or SIGTERM is only noted; a run that stops says where, and how to go on.
+    """Context in which a first Ctrl-C or SIGTERM is only noted; errors say where the run stopped and how to resume.
 
     A signal that others answer (ignored, in a thread, a handler of the caller's) is left to them.
 
     Args:
         checkpoints: Folder of the run's checkpoints.
-        step: Tells the number of finished steps.
-        say: Tells the user something.
+        step: Returns the number of finished steps.
+        say: Shows the user a message.
         when_diverged: Which settings to change after a run that diverged, in words.
 
     Raises:
@@ -108,25 +103,25 @@ def stopping(
     except KeyboardInterrupt as error:
         found = list_checkpoints(checkpoints)
         resume = (
-            f"the last checkpoint is {found[-1]}: go on with the same settings and resume=latest"
+            f"the last checkpoint is {found[-1]}: resume with the same settings and resume=latest"
             if found
-            else "there is no checkpoint yet (checkpoint_every): begin again, with overwrite_output_dir=true"
+            else "there is no checkpoint yet (checkpoint_every): restart with overwrite_output_dir=true"
         )
         raise KeyboardInterrupt(f"stopped by the user at step {step()}; {resume}.") from error
     except TrainingDivergedError as error:
         found = list_checkpoints(checkpoints)
         resume = (
-            f"The last checkpoint, untouched, is {found[-1]}: go on with resume=latest and {when_diverged}"
+            f"The last checkpoint, untouched, is {found[-1]}: resume with resume=latest and {when_diverged}"
             if found
-            else f"There is no checkpoint yet: begin again with {when_diverged}, and overwrite_output_dir=true"
+            else f"There is no checkpoint yet: restart with {when_diverged}, and overwrite_output_dir=true"
         )
         raise TrainingDivergedError(f"{DIVERGED} {step()}: {error}. {resume}.") from error
     except (OSError, SafetensorError) as error:
         found = list_checkpoints(checkpoints)
         resume = (
-            f"The last checkpoint is {found[-1]}: once this is fixed, go on with resume=latest"
+            f"The last checkpoint is {found[-1]}: once this is fixed, resume with resume=latest"
             if found
-            else "There is no checkpoint yet: once this is fixed, begin again with overwrite_output_dir=true"
+            else "There is no checkpoint yet: once this is fixed, restart with overwrite_output_dir=true"
         )
         raise TrainingStoppedError(f"training stopped at step {step()}: {error}. {resume}.") from error
     finally:

@@ -133,8 +133,8 @@ def check_run_folder(settings: Any, output_dir: Path, checkpoint: Path | None) -
         if later and not settings.overwrite_output_dir:
             raise ValueError(
                 f"resume={checkpoint} leaves {counted(len(later), 'later checkpoint')} ({later[-1].name} the last) "
-                "behind; go on from there with resume=latest, from here in another output_dir, or remove what is later "
-                "with overwrite_output_dir=true."
+                "behind; resume from there with resume=latest, from here in another output_dir, or remove what is "
+                "later with overwrite_output_dir=true."
             )
         check_survivors(settings, output_dir, checkpoint, later)
         return
@@ -147,9 +147,9 @@ def check_run_folder(settings: Any, output_dir: Path, checkpoint: Path | None) -
                 f"write over what it holds ({', '.join(occupied)}); choose another output_dir."
             )
     elif occupied and not settings.overwrite_output_dir:
-        goes_on = "go on with resume=latest, " if list_checkpoints(output_dir / "checkpoints") else ""
+        resume = "resume with resume=latest, " if list_checkpoints(output_dir / "checkpoints") else ""
         raise ValueError(
-            f"output_dir {output_dir} holds a run already ({', '.join(occupied)}); {goes_on}choose another output_dir, "
+            f"output_dir {output_dir} holds a run already ({', '.join(occupied)}); {resume}choose another output_dir, "
             "or replace it with overwrite_output_dir=true."
         )
     else:
@@ -421,4 +421,4 @@ def push_checkpoint(pipeline: Any, settings: RunSettings, output_dir: Path, step
             )
     except Exception as error:  # a full disk, a card, the Hub: no reason to lose the training
         reason = error.__cause__ or error
-        print(f"warning: training goes on, but the checkpoint of step {step} is not on the Hub: {reason}")
+        print(f"warning: training continues, but the checkpoint of step {step} is not on the Hub: {reason}")

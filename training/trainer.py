@@ -1,18 +1,8 @@
-"""A training run: its loop, averaged weights, records, sample grids, and the pipeline it ends as.
+"""The training run that all methods share: data, loop, averaged weights, records, sample grids, the final pipeline.
 
-Weights averaged over the training, put into the networks for a while.
-
-What a training loop needs besides its train step: endless batches, the guard on losses, metrics, sample grids.
-
-The run folder: it starts with the settings, fills with samples and checkpoints, and ends as a pipeline folder.
-
-A method as `hf_ebm.training.trainer` takes it: plain functions of a script, the order of updates in one of them.
-
-What the train steps of all methods share: an update, its learning rate, and how networks and step are launched.
-
-A run under way: the loop around a method's train step, and what it leaves behind.
-
-A training run from its settings to its pipeline folder: what is prepared, begun or resumed, finished and pushed.
+A training script describes its method as a `Method`: plain functions that build the networks, optimizers and pipeline,
+and one train step with all updates of an iteration. `run_training` takes it from the settings to a finished pipeline
+folder. The loop logs losses, saves samples and checkpoints, and stops when a loss or a weight is not finite.
 """
 
 from __future__ import annotations
@@ -414,7 +404,7 @@ class Run:
     progress: Progress
 
     def __post_init__(self) -> None:
-        """The clock starts, and the records go on."""
+        """Start the clock and open the records."""
         self.started, self.start_step = time.perf_counter(), self.progress.step
         path = self.output_dir / "metrics.jsonl"
         self.metrics = MetricsFile(path, self.progress.step) if self.accelerator.is_main_process else None

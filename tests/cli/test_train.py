@@ -46,7 +46,7 @@ def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monke
     [
         (
             130,
-            "hf-ebm: the demo begins again by make demo; it goes on by "
+            "hf-ebm: restart the demo with make demo; resume it with "
             "bin/python -m hf_ebm.training.demo ddaebm resume=latest max_steps=1\n",
         ),
         (2, ""),
@@ -98,12 +98,12 @@ def test_a_demo_made_again_keeps_the_earlier_run(monkeypatch, tmp_path, capsys):
         demo.main([f"output_dir={folder}"])
     assert not (tmp_path / "run-3" / "model_index.json").exists()  # the one that was interrupted has no model
     assert f"use the earlier run in {tmp_path / 'run-2'}\n" in capsys.readouterr().err
-    code = 2  # a mistake in the settings: nothing was begun
+    code = 2  # a mistake in the settings: the training did not start
     with pytest.raises(SystemExit):
         demo.main([f"output_dir={folder}"])
     assert (folder / "settings.yaml").read_text() == "new" and not (tmp_path / "run-4").exists()
     kept = f"the earlier run of {folder} is kept in {tmp_path / 'run-4'}\n"
-    assert capsys.readouterr() == (f"{kept}nothing was begun: {tmp_path / 'run-4'} is {folder} again\n", "")
+    assert capsys.readouterr() == (f"{kept}the training did not start: {tmp_path / 'run-4'} is {folder} again\n", "")
     (tmp_path / "run-2" / "model_index.json").unlink()
     code = 130
     with pytest.raises(SystemExit):

@@ -104,7 +104,7 @@ def test_runs_ended_by_max_runtime_seconds_make_the_whole_run(tmp_path, script, 
     script.train(part, checkpoint_every=0, max_runtime_seconds=1e-9, resume="latest")
     script.train(part, checkpoint_every=0, max_runtime_seconds=1e9, resume="latest")
     assert "max_runtime_seconds at step 2 of 4" in (printed := capsys.readouterr().out) and "step 4 of" not in printed
-    assert f"going on from step 2 of 4: {part / 'checkpoints' / 'step_00000002'}" in printed
+    assert f"resuming from step 2 of 4: {part / 'checkpoints' / 'step_00000002'}" in printed
     assert_same_run(whole, part)
 
 
@@ -168,14 +168,14 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, name):
     damaged = run / "checkpoints" / "step_00000004"
     (damaged / name).write_bytes((damaged / name).read_bytes()[:5])
     expected = (
-        r"step_00000004 cannot be loaded .*; go on from .*step_00000002, by resume= with overwrite_output_dir=true"
+        r"step_00000004 cannot be loaded .*; resume from .*step_00000002, by resume= with overwrite_output_dir=true"
     )
     with pytest.raises(ValueError, match=expected):
         script.train(run, resume="latest", max_steps=6)
     earlier = run / "checkpoints" / "step_00000002"
     whole = (earlier / "optimizer.bin").read_bytes()
     (earlier / "optimizer.bin").write_bytes(whole[:5])
-    with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*; begin again"):
+    with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*; restart"):
         script.train(run, resume=str(earlier), overwrite_output_dir=True, max_steps=6)
     assert damaged.is_dir()  # nothing is removed for a checkpoint that is none
     (earlier / "optimizer.bin").write_bytes(whole)
@@ -196,7 +196,7 @@ def test_every_file_of_a_checkpoint_is_needed(tmp_path, script, damage):
         if damage == "truncated":
             (checkpoint / name).write_bytes(whole[:100])
         with pytest.raises(
-            ValueError, match=r"step_00000004 cannot be loaded .*; go on from .*step_00000002, by resume"
+            ValueError, match=r"step_00000004 cannot be loaded .*; resume from .*step_00000002, by resume"
         ):
             script.train(run, resume="latest", max_steps=6)
         (checkpoint / name).write_bytes(whole)
@@ -211,7 +211,7 @@ def test_the_random_states_of_every_process_are_needed(tmp_path):
     for content in (None, b"", (checkpoint / "random_states_0.pkl").read_bytes()[:-100]):
         if content is not None:
             (checkpoint / "random_states_1.pkl").write_bytes(content)
-        with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*; begin again"):
+        with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*; restart"):
             script.train(tmp_path / "run", resume="latest", max_steps=3)
 
 
@@ -220,7 +220,7 @@ def test_facts_that_lack_something_are_damage(tmp_path, content):
     script = Script("ddaebm")
     checkpoint = script.train(tmp_path / "run", max_steps=2) / "checkpoints" / "step_00000002"
     (checkpoint / "trainer_state.json").write_text(content)
-    with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*trainer_state.json lacks .*; begin again"):
+    with pytest.raises(ValueError, match=r"step_00000002 cannot be loaded .*trainer_state.json lacks .*; restart"):
         script.train(tmp_path / "run", resume="latest", max_steps=3)
 
 

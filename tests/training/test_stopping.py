@@ -28,13 +28,13 @@ def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
         return original(*arguments) * (float("nan") if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(script.module, function, explode)
-    expected = f"step 3: loss term '{term}' is not finite.*step_00000002: go on with resume=latest and a smaller "
+    expected = f"step 3: loss term '{term}' is not finite.*step_00000002: resume with resume=latest and a smaller "
     with pytest.raises(TrainingDivergedError, match=expected):
         script.train(folder)
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
     weights = load_file(checkpoint / "model.safetensors")
     assert checkpoint.name == "step_00000002" and all(torch.isfinite(value).all() for value in weights.values())
-    with pytest.raises(TrainingDivergedError, match=r"passed its limit of 1e-06.*no checkpoint yet: begin again"):
+    with pytest.raises(TrainingDivergedError, match=r"passed its limit of 1e-06.*no checkpoint yet: restart"):
         script.train(tmp_path / "at once", loss_limit=1e-6)
 
 
@@ -51,7 +51,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path, script, monkeyp
         return result
 
     monkeypatch.setattr(torch.optim.Adam, "step", spoil)
-    expected = r"step 4: after the step '.*' of .*Model is not finite\. .*untouched, is .*step_00000002: go on with "
+    expected = r"step 4: after the step '.*' of .*Model is not finite\. .*untouched, is .*step_00000002: resume with "
     with pytest.raises(TrainingDivergedError, match=expected):
         script.train(tmp_path / "run", checkpoint_every=2, checkpoints_total_limit=1, max_steps=max_steps)
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
@@ -122,7 +122,7 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path, script, monk
     last = stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, num_workers=1)
     checkpoint = run / "checkpoints" / f"step_{step:08}"
     assert last == (
-        f"hf-ebm: stopped by the user at step {step}; the last checkpoint is {checkpoint}: go on with the same "
+        f"hf-ebm: stopped by the user at step {step}; the last checkpoint is {checkpoint}: resume with the same "
         "settings and resume=latest."
     )
     script.train(run, resume="latest")
@@ -131,7 +131,7 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path, script, monk
 
 
 @pytest.mark.parametrize(
-    ("step", "said"), [(4, "step_00000002: go on with the same settings and resume=latest."), (1, "no checkpoint yet")]
+    ("step", "said"), [(4, "step_00000002: resume with the same settings and resume=latest."), (1, "no checkpoint yet")]
 )
 def test_ctrl_c_again_ends_it_at_once(tmp_path, script, monkeypatch, capsys, step, said):
     monkeypatch.setattr(launch, "ONE_PRESS", -1.0)
@@ -244,7 +244,7 @@ def test_a_run_that_was_not_written_to_its_end_is_not_finished(tmp_path, script,
         press_at_the_end(script, tmp_path, monkeypatch, 2)
     last = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == 130 and last.startswith("hf-ebm: stopped by the user at step 4; ")
-    assert "step_00000004: go on with the same settings and resume=latest" in last and not (run / "README.md").exists()
+    assert "step_00000004: resume with the same settings and resume=latest" in last and not (run / "README.md").exists()
     script.train(run, resume="latest")
     assert "is finished" not in capsys.readouterr().out
     script.train(tmp_path / "whole")
