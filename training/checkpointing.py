@@ -214,11 +214,11 @@ def damaged(checkpoint: Path, error: Exception) -> str:
     return f"the checkpoint {checkpoint} cannot be loaded ({first_line(error)}); {instead}."
 
 
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in settings by the names of both: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``."""
+def flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted keys: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        inner = flat(value) if isinstance(value, dict) else {}
+        inner = flatten(value) if isinstance(value, dict) else {}
         found |= {f"{name}.{key}": item for key, item in inner.items()} if inner else {name: value}
     return found
 
@@ -233,7 +233,7 @@ def check_same_models(checkpoint: Path, models: dict[str, Any], method: str) -> 
         )
     saved = state.get("models", {})
     now = json.loads(json.dumps(models))
-    there, here = flat(saved), flat(now)
+    there, here = flatten(saved), flatten(now)
     different = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
     if different:
         shown = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in different[:MOST_DIFFERENT]]

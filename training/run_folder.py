@@ -41,17 +41,9 @@ from hf_ebm.utils.files import whole_file
 from hf_ebm.utils.validation import counted
 
 METRICS = "metrics.jsonl"
-
-
 CHECKPOINT_BRANCH = "checkpoints"  # of the repository that a run pushes to
-
-
 TEMPORARY_PIPELINE = ".tmp_pipeline"
-
-
 FOLDERS = ("checkpoints", "samples", "logs", "wandb")
-
-
 COMPONENTS = (
     "energy_model",
     "generator_model",
@@ -60,28 +52,14 @@ COMPONENTS = (
     "latent_scheduler",
     "image_processor",
 )
-
-
 FILES = (*(name for name in RECORDS if name != SETTINGS), CODE_FILE)  # the index first: see `remove_run`
-
-
 SETTINGS_OF_A_RUN = frozenset({"output_dir", "dataset", "max_steps", "batch_size"})  # what its settings.yaml has
-
-
 SAMPLES = re.compile(r"^step_\d+\.png$")
-
-
 TENSORBOARD_FILES = re.compile(r"^(events\.out\.tfevents\..+|hparams\.yml)$")
-
-
 WANDB_FILES = re.compile(r"^((offline-)?run-\d{8}_\d{6}-\w+|latest-run|debug(-internal)?\.log)$")
-
-
 TEMPORARY_FILES = re.compile(  # of `whole_file`
     r"^\.(settings|metrics|train_summary|README)\.(?P<writer>\d+)\.tmp\.(yaml|jsonl|json|md)$"
 )
-
-
 COMPONENT_CODE = re.compile(r"^hf_ebm\..+\.py$")
 
 
