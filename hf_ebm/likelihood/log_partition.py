@@ -3,8 +3,8 @@
 Both bounds are stochastic. The lower one exceeds log Z by c nats with probability at most ``exp(-c)``. The upper one
 has the same guarantee only if its reverse walk starts from exact samples of the model. It starts from approximate ones
 (``reverse_from``), so **it may err in either direction**. A gap below zero proves that the starts are not samples of
-the model. A small positive gap does not prove that they are, in particular with ``"annealed"``, where both directions may
-miss the same mode.
+the model. A small positive gap does not prove that they are, in particular with ``"annealed"``, where both directions
+may miss the same mode.
 
     annealed     ends of a separate forward walk, resampled by their weights, after a warm-up; uses no data
     generator    the pipeline's samples, after a warm-up: near the data's modes, far from spurious modes of the energy
