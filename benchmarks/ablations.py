@@ -25,7 +25,7 @@ from measured_data import DATA, MeasuredData
 
 from hf_ebm.hub.model_card import hardware_name
 from hf_ebm.training.config import CONFIGS, read_yaml
-from hf_ebm.training.demo import launch_options
+from hf_ebm.training.digits_demo import launch_options
 from hf_ebm.training.launch import DIVERGED
 from hf_ebm.utils.files import path_option, whole_file
 from hf_ebm.utils.software import software_versions

@@ -21,7 +21,7 @@ from measured_data import MeasuredData
 from hf_ebm.evaluation.plots import new_figure
 from hf_ebm.evaluation.samples import draw_samples
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
-from hf_ebm.training.demo import CHAIN_STEPS
+from hf_ebm.training.digits_demo import CHAIN_STEPS
 
 GROUPS: dict[str, list[Changes]] = {
     "x_steps": [{"x_num_steps": steps} for steps in (0, 10, 20, 30, 50)],

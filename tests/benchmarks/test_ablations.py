@@ -12,7 +12,7 @@ from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, LangevinSc
 from hf_ebm.data.digits import load_digits
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
-from hf_ebm.training.demo import evaluate_chains, evaluate_digits
+from hf_ebm.training.digits_demo import evaluate_chains, evaluate_digits
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

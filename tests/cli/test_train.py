@@ -71,8 +71,7 @@ def test_the_demo_ends_with_the_scripts_code_and_says_how_it_goes_on(monkeypatch
 
 
 def test_a_demo_made_again_keeps_the_earlier_run(monkeypatch, tmp_path, capsys):
-    from hf_ebm.training import demo
-    from hf_ebm.training import demo as digits_demo
+    from hf_ebm.training import demo, digits_demo
 
     folder, code = tmp_path / "run", 130
 
@@ -118,11 +117,11 @@ def test_ctrl_c_ends_the_demo_with_one_line_also_while_it_imports(monkeypatch, c
 
     class Interrupted(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name == "hf_ebm.training.demo":
+            if name == "hf_ebm.training.digits_demo":
                 raise KeyboardInterrupt
 
-    monkeypatch.delitem(sys.modules, "hf_ebm.training.demo", raising=False)
-    monkeypatch.delattr("hf_ebm.training.demo", raising=False)
+    monkeypatch.delitem(sys.modules, "hf_ebm.training.digits_demo", raising=False)
+    monkeypatch.delattr("hf_ebm.training.digits_demo", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
     with pytest.raises(SystemExit) as end:
         demo.main([])
