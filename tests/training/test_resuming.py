@@ -486,12 +486,12 @@ def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, ca
     printed = capsys.readouterr().out
     assert "the run was finished at step 2 and is extended to max_steps 4." in printed
     assert "note: the learning rate goes from " in printed
-    assert "other settings" not in printed and "on the way" not in (folder / "README.md").read_text()
+    assert "other settings" not in printed and "changed on resuming" not in (folder / "README.md").read_text()
     script.train(folder, max_steps=5, resume="latest", batch_size=4, seed=0)
     assert "note: other settings than before: batch_size 8, now 4." in capsys.readouterr().out
     script.train(folder, max_steps=6, resume="latest", batch_size=4, seed=1)
     card = " ".join((folder / "README.md").read_text().split())
-    assert "Settings were changed on the way: up to step 4: batch_size 8; up to step 5: seed 0." in card
+    assert "Settings were changed on resuming: up to step 4: batch_size 8; up to step 5: seed 0." in card
 
 
 def test_of_a_changed_path_only_its_last_part_is_told():
