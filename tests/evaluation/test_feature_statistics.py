@@ -108,10 +108,10 @@ def test_a_damaged_cache_file_is_named_and_made_again(tmp_path, statistics, dama
         other.replace(path)
     with caplog.at_level(logging.WARNING):
         found = cached_statistics(tmp_path, {"a": 1}, lambda: statistics)
-    assert path.name in caplog.text and "made again" in caplog.text
+    assert path.name in caplog.text and "computed again" in caplog.text
     assert torch.equal(found.outer, statistics.outer)
     caplog.clear()
-    cached_statistics(tmp_path, {"a": 1}, lambda: pytest.fail("it was mended"))
+    cached_statistics(tmp_path, {"a": 1}, lambda: pytest.fail("it was computed again"))
     assert not caplog.text
 
 
