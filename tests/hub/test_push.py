@@ -219,7 +219,7 @@ def test_a_checkpoint_pushes_the_run_without_paths(hub, client, folder, repo):
     add_foreign_files(folder)
     code = """
 import hf_ebm
-from hf_ebm.training.trainer import CHECKPOINT_BRANCH, push_checkpoint
+from hf_ebm.training.run_folder import CHECKPOINT_BRANCH, push_checkpoint
 from hf_ebm.training.config import RunSettings
 from pathlib import Path
 pipe = hf_ebm.DDAEBMPipeline.from_pretrained(folder)
