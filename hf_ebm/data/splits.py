@@ -10,7 +10,7 @@ from typing import Any
 
 
 def split_sizes(dataset: Any) -> dict[str, int]:
-    """Rows of each whole split of what `hf_ebm.data.loading.load_training_data` gives; empty where they are not known."""
+    """Rows of each whole split of what `load_training_data` gives; empty where they are not known."""
     info = getattr(getattr(dataset, "dataset", None), "info", None)
     return {name: split.num_examples for name, split in (getattr(info, "splits", None) or {}).items()}
 
