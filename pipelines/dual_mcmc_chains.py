@@ -77,7 +77,8 @@ class DualMCMCOutput(BaseOutput):
     """Output of `DualMCMCPipeline`.
 
     Attributes:
-        images: PIL images, an array (B, H, W, C) in [0, 1], or a tensor (B, C, H, W) in [-1, 1]; vectors (B, D).
+        images: PIL images, an array (B, H, W, C) in [0, 1], or a tensor (B, C, H, W) in [-1, 1]; vectors (B, D);
+            ``"latent"``: the float32 state, not clamped.
         latents: The z that the images were generated from, before the x-chain, shape (B, Z).
         energies: On request, ``E`` of the start and of the state after each update of the x-chain, (num_steps + 1, B).
         squared_errors: On request, the reconstruction's mean squared error per pixel, on the scale of [-1, 1], at the

@@ -39,7 +39,7 @@ from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.torch_utils import execution_device, no_grad
 from hf_ebm.utils.validation import check_count
 
-OUTPUT_TYPES = ("pil", "np", "pt")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 KEEP_DTYPES = object()  # the dtype with which `from_pipe` calls `to` where none was given
 SCHEDULERS = ("scheduler", "latent_scheduler")
 
@@ -286,7 +286,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
                 f"generator must be one torch.Generator or a list of batch_size={batch_size} of them, got a list of "
                 f"{len(generator)}."
             )
-        allowed = OUTPUT_TYPES if len(self.sample_shape) == 3 else ("np", "pt")
+        allowed = OUTPUT_TYPES[0 if len(self.sample_shape) == 3 else 1 :]  # vectors make no PIL images
         if output_type not in allowed:
             raise ValueError(f"output_type must be one of {allowed} for this model, got {output_type!r}.")
 
@@ -330,8 +330,11 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
     def post_process(self, x: Tensor, output_type: str) -> Any:
         """States as PIL images, arrays in [0, 1] (B, H, W, C), or tensors in the models' own [-1, 1] (B, C, H, W).
 
-        Vector data stay as they are, as an array or a tensor of shape (B, D).
+        Vector data stay as they are, as an array or a tensor of shape (B, D). ``"latent"`` returns the models' raw
+        state: a float32 tensor in their own range, not clamped.
         """
+        if output_type == "latent":
+            return x.float()
         if len(self.sample_shape) == 1:
             return x if output_type == "pt" else x.float().cpu().numpy()
         if output_type == "pt":

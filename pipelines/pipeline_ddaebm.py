@@ -155,7 +155,8 @@ class DDAEBMPipeline(EBMPipeline):
             num_inference_steps: Denoising steps; None = all T. `DDAEBMScheduler` can do T alone.
             generator: Random number generator, or a list with one per sample.
             output_type: ``"pil"``, ``"np"`` (floats in [0, 1], (B, H, W, C)) or ``"pt"`` (in the models' own range
-                [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D).
+                [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it
+                is, a float32 tensor in the models' own range, not clamped.
             return_dict: Whether to return an `ImagePipelineOutput` or a tuple.
             num_correction_steps: Langevin steps after each denoising step on the conditional energy
                 ``E(x_t, t) - log q(x_next | x_t)``; 0 = none.

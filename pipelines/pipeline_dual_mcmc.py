@@ -45,7 +45,8 @@ class DualMCMCPipeline(DualMCMCMoves):
     - ``num_inference_steps``: updates of the task's chain; None = as many as in training, 0 = none.
     - ``generator``: random number generator, or a list with one per sample.
     - ``output_type``: ``"pil"``, ``"np"`` (floats in [0, 1], (B, H, W, C)) or ``"pt"`` (in the models' own range
-      [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D).
+      [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it is, a
+      float32 tensor in the models' own range, not clamped.
     - ``return_dict``: whether to return a `DualMCMCOutput` or a tuple with the images.
     - ``sample_latents``: whether an image's latents are a sample of ``q(z | x)``, as in the paper, or its mean.
 
