@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
+EXPORTS = {  # class -> its module. Of our classes, saved pipelines may name these and no others
     "AnnealedLangevinScheduler": "hf_ebm.schedulers.scheduling_annealed_langevin",
     "ConvInferenceModel": "hf_ebm.models.conv_inference",
     "DDAEBMPipeline": "hf_ebm.pipelines.pipeline_ddaebm",
@@ -39,7 +39,7 @@ _EXPORTS = {
     "UNetGeneratorModel": "hf_ebm.models.unet_generator",
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+__all__ = ["__version__", *sorted(EXPORTS)]
 
 if TYPE_CHECKING:
     from hf_ebm.data.image_processor import EBMImageProcessor as EBMImageProcessor
@@ -74,12 +74,12 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import the module that defines `name`, the first time it is asked for."""
-    if name not in _EXPORTS:
+    if name not in EXPORTS:
         raise AttributeError(f"module 'hf_ebm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    value = getattr(importlib.import_module(EXPORTS[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS})
+    return sorted({*globals(), *EXPORTS})

@@ -73,6 +73,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
     _optional_components = ["energy_model", "inference_model"]  # noqa: RUF012 (diffusers' own form)
     _loads_any = False  # whether other pipelines' repositories can be loaded
     _extra_files: tuple[str, ...] = ()  # fetched beside the components, where they are there
+    method_name = ""  # what the method is called in texts
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute or component; a model that is not an energy cannot become ``energy_model``."""
@@ -270,6 +271,11 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
     def _execution_device(self) -> torch.device:
         """Where noise is drawn and states are: where the generator computes, or the energy if there is no generator."""
         return execution_device(self.energy_model if self.generator_model is None else self.generator_model)
+
+    @property
+    def tasks(self) -> list[str]:
+        """What it can do with the components that it has: "generate", "score" and names of further methods of it."""
+        return ["generate"] if self.energy_model is None else ["generate", "score"]
 
     def check_common_inputs(self, batch_size: int, generator: Any, output_type: str) -> None:
         """Raise a `ValueError` for a batch size, generator list or output type that cannot be done."""

@@ -54,6 +54,7 @@ class DDAEBMPipeline(EBMPipeline):
         inference_model: ``q(z | x_t, x_next)``; needed to go on training only.
     """
 
+    method_name = "DDAEBM"
     model_cpu_offload_seq = "generator_model->energy_model"
     _callback_tensor_inputs = ["x", "x0_pred"]  # noqa: RUF012 (diffusers' own form)
 

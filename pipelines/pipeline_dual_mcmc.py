@@ -61,6 +61,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         latent_scheduler: Sampler of the z-chain, which revises those latents.
     """
 
+    method_name = "Dual-MCMC Teaching"
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
     _optional_components = ["energy_model", "inference_model", "latent_scheduler"]  # noqa: RUF012 (diffusers' own form)
     _callback_tensor_inputs = ["x"]  # noqa: RUF012
@@ -98,6 +99,12 @@ class DualMCMCPipeline(DualMCMCMoves):
             inference_model=inference_model,
             latent_scheduler=latent_scheduler,
         )
+
+    @property
+    def tasks(self) -> list[str]:
+        """Also "reconstruct", "interpolate" and "inpaint", with what infers and revises latents."""
+        has_all = None not in (self.inference_model, self.latent_scheduler)
+        return [*super().tasks, *(("reconstruct", "interpolate", "inpaint") if has_all else ())]
 
     @task
     def __call__(

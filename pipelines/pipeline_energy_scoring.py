@@ -70,6 +70,7 @@ class EnergyScoringPipeline(EBMPipeline):
         latent_scheduler: See there.
     """
 
+    method_name = "an energy for scoring"
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
     _loads_any = True
     _extra_files = (FILE_NAME,)
@@ -168,6 +169,11 @@ class EnergyScoringPipeline(EBMPipeline):
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
         return self.energy_model.sample_shape
+
+    @property
+    def tasks(self) -> list[str]:
+        """It scores, and generates nothing."""
+        return ["score"]
 
     @property
     def can_reconstruct(self) -> bool:

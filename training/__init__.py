@@ -1,3 +1,5 @@
 """Training: one script per method, its configs, and what the scripts share."""
 
-METHODS = ("ddaebm", "dual_mcmc")  # each with a script ``train_<method>.py``
+from pathlib import Path
+
+METHODS = tuple(sorted(path.stem.removeprefix("train_") for path in Path(__file__).parent.glob("train_*.py")))

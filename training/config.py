@@ -88,13 +88,14 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
 
 
 def shipped_configs(default_config: str) -> list[Path]:
-    """The configs of a script, the ``<method>_<data>.yaml`` beside its default one, which is of the digits.
+    """The configs of a script, the ``<method>_<data>.yaml`` beside its default one.
 
     Args:
-        default_config: ``<method>_digits.yaml`` in ``training/configs``, or the path of such a file elsewhere.
+        default_config: ``<method>_<data>.yaml`` in ``training/configs``, or the path of such a file elsewhere; no "_"
+            in ``<data>``.
     """
     default = CONFIGS / default_config
-    return sorted(default.parent.glob(f"{default.stem.removesuffix('_digits')}_*.yaml"))
+    return sorted(default.parent.glob(f"{default.stem.rpartition('_')[0]}_*.yaml"))
 
 
 def find_config(config: str, default_config: str) -> Path:

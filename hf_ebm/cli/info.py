@@ -11,11 +11,6 @@ from hf_ebm.cli.options import add_model_option
 from hf_ebm.pipelines.loading import load_pipeline, model_folder
 from hf_ebm.utils.validation import counted, duration
 
-METHODS = {
-    "DDAEBMPipeline": "DDAEBM",
-    "DualMCMCPipeline": "Dual-MCMC Teaching",
-    "EnergyScoringPipeline": "an energy for scoring",
-}
 EVALUATIONS = ("metrics.json", "evaluate.json", "ood.json")
 
 
@@ -62,9 +57,10 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
     calibration = Calibration.load(folder)
     summary = folder / "train_summary.json"
     return {
-        "method": METHODS.get(type(pipeline).__name__, "unknown"),
+        "method": pipeline.method_name,
         "pipeline": type(pipeline).__name__,
         "sample_shape": list(pipeline.sample_shape),
+        "tasks": list(pipeline.tasks),
         "networks": networks,
         "samplers": samplers,
         "calibration": calibration
@@ -83,6 +79,7 @@ def format_text(found: dict[str, Any]) -> str:
     """Format the description as text."""
     shape = "x".join(map(str, found["sample_shape"]))
     lines = [f"{found['model']}: {found['method']} ({found['pipeline']}), samples of shape {shape}"]
+    lines.append(f"  tasks: {', '.join(found['tasks'])}")
     for name, part in found["networks"].items():
         size = f"{part['parameters']:>12,} parameters {part['bytes'] / 1e6:>8.1f} MB"
         lines.append(f"  {name:<18}{part['class']:<24}{size}")

@@ -18,6 +18,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
+from hf_ebm import EXPORTS
 from hf_ebm.hub.download import INDEX, SETTINGS
 from hf_ebm.utils.files import whole_file
 from hf_ebm.utils.validation import counted, did_you_mean, duration
@@ -215,11 +216,6 @@ PICTURES = (  # that runs and commands draw of a model, by the names that cards 
     "reconstructions.png",
 )
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
-TEMPLATE_OF = {  # a pipeline's class -> the template of its card
-    "DDAEBMPipeline": "ddaebm.md",
-    "DualMCMCPipeline": "dual_mcmc.md",
-    "EnergyScoringPipeline": "energy_scoring.md",
-}
 GENERATED = "<!-- Written by hf-ebm, which will write it anew. Delete this line to keep what you change. -->"
 MAX_FILE_NAME = 255  # of most file systems: what is longer is a text
 PART = r"/[^\s/\"'`<>|,;:*()\[\]{}]+"
@@ -384,6 +380,12 @@ def public_card(text: str, folder: Path) -> str:
     return PATH_IN_TEXT.sub(last_part_if_private, text)
 
 
+def card_templates() -> dict[str, str]:
+    """The template of each exported pipeline's card: ``<method>.md`` where its module is ``pipeline_<method>``."""
+    start = "hf_ebm.pipelines.pipeline_"
+    return {name: f"{module.removeprefix(start)}.md" for name, module in EXPORTS.items() if module.startswith(start)}
+
+
 def knows_its_run(folder: Path) -> bool:
     """Whether a pipeline folder has more to tell than its pipeline: a run's settings, summary or metrics, or a card."""
     return any((folder / name).is_file() for name in (SETTINGS, SUMMARY, "metrics.json", CARD))
@@ -436,12 +438,12 @@ def render_card(
         model_name=title if results else None,
         eval_results=results or None,
     )
-    class_name = index.get("_class_name")
-    if class_name not in TEMPLATE_OF:
+    class_name, templates = str(index.get("_class_name")), card_templates()
+    if class_name not in templates:
         raise ValueError(
-            f"{folder} holds a {class_name}; there are cards of {', '.join(TEMPLATE_OF)} only. Save it as one of them."
+            f"{folder} holds a {class_name}; there are cards of {', '.join(templates)} only. Save it as one of them."
         )
-    template = TEMPLATE_OF[class_name]
+    template = templates[class_name]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=Missing)
     try:
         text = environment.get_template(template).render(

@@ -12,6 +12,7 @@ def test_info_says_what_is_there(dual_folder, folder, capsys, tiny_dual_mcmc_pip
     main(["info", "--model", dual_folder, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == "Dual-MCMC Teaching" and found["sample_shape"] == [1, 8, 8]
+    assert found["tasks"] == ["generate", "score", "reconstruct", "interpolate", "inpaint"]
     expected = sum(p.numel() for p in tiny_dual_mcmc_pipeline.energy_model.parameters())
     assert found["networks"]["energy_model"]["parameters"] == expected
     assert found["networks"]["energy_model"]["bytes"] > 4 * expected
@@ -22,4 +23,5 @@ def test_info_says_what_is_there(dual_folder, folder, capsys, tiny_dual_mcmc_pip
     scorer.calibration.save(folder)
     main(["info", "--model", folder])
     printed = capsys.readouterr().out
+    assert ": DDAEBM (DDAEBMPipeline)" in printed and "tasks: generate, score\n" in printed
     assert "calibrated on 40 samples, target_fpr=0.1" in printed and "DDAEBMScheduler(" in printed

@@ -13,8 +13,8 @@ from run_records import INDEX, METRICS, OOD, SUMMARY, evaluation
 
 from hf_ebm.hub.model_card import (
     GENERATED,
-    TEMPLATE_OF,
     TEMPLATES,
+    card_templates,
     evaluation_results,
     hardware_name,
     public_card,
@@ -131,11 +131,11 @@ def test_a_local_folders_path_is_not_shown(tmp_path):
     assert str(tmp_path.parent) not in sample_table(record) and tmp_path.name in sample_table(record)
 
 
-@pytest.mark.parametrize("template", sorted(TEMPLATE_OF.values()))
+@pytest.mark.parametrize("template", sorted(card_templates().values()))
 @pytest.mark.parametrize("known", [True, False])
 def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
     """With all that a run leaves, and of a folder that holds a pipeline and nothing else."""
-    (name,) = [name for name, file in TEMPLATE_OF.items() if file == template]
+    (name,) = [name for name, file in card_templates().items() if file == template]
     if known:
         run_folder(tmp_path, METRICS)
         settings = yaml.safe_load((tmp_path / "settings.yaml").read_text())
@@ -269,8 +269,8 @@ def test_what_an_earlier_push_left(tmp_path):
 
 
 def test_the_guide_and_the_parts_are_no_templates(tmp_path):
-    assert {path.name for path in TEMPLATES.glob("*.md")} >= {"guide.md", *TEMPLATE_OF.values()}
-    for name in TEMPLATE_OF.values():
+    assert {path.name for path in TEMPLATES.glob("*.md")} >= {"guide.md", *card_templates().values()}
+    for name in card_templates().values():
         text = (TEMPLATES / name).read_text()
         assert "{{ generated }}" in text
         for part in re.findall(r'include "(.*?)"', text):
