@@ -19,6 +19,7 @@ called on, so tasks call them on a copy of it (`EBMPipeline.call_copy`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.scoring.inputs import images_to_tensor
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
 from hf_ebm.utils.validation import check_count
+
+logger = logging.getLogger(__name__)
 
 
 def linear_path(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -112,25 +115,47 @@ class DualMCMCMoves(EBMPipeline):
                 "hf_ebm.LangevinScheduler(...) or another one of hf_ebm.schedulers."
             )
 
-    def check_steps(self, name: str, value: int | None, scheduler_name: str, *model_names: str) -> int:
-        """The number of updates, of the named argument, of the chain that needs these components.
+    def count_steps(self, name: str, value: int | None, scheduler_name: str) -> int:
+        """The number of updates of a scheduler's chain: `value`, or None for as many as in training.
 
         Raises:
-            ValueError: If it is no whole number >= 0, or is not 0 and a component is missing.
+            ValueError: If `value` is not a whole number >= 0, or the scheduler is not a sampler of energies.
         """
         if value is not None:
             check_count(name, value, 0, ", or None for as many as in training")
-        if value == 0:
-            return 0
-        for needed in (scheduler_name, *model_names):
-            if getattr(self, needed) is None:
-                raise ValueError(
-                    f"{name}={value} needs {needed}, and this pipeline was loaded without one; load it, or pass "
-                    f"{name}=0 to leave that chain out."
-                )
         scheduler = getattr(self, scheduler_name)
+        if value == 0 or scheduler is None:
+            return value or 0
         self.check_sampler(scheduler_name, scheduler)
         return scheduler.config.num_train_timesteps if value is None else value
+
+    def x_chain_steps(self, num_inference_steps: int | None) -> int:
+        """The number of updates of the x-chain; 0 with a warning if the pipeline lacks a component it needs."""
+        num_steps = self.count_steps("num_inference_steps", num_inference_steps, "scheduler")
+        missing = [name for name in ("scheduler", "energy_model") if getattr(self, name) is None]
+        is_asked_for = num_steps > 0 or (num_inference_steps is None and self.scheduler is None)
+        if not (missing and is_asked_for):
+            return num_steps
+        logger.warning(
+            "samples are the generator's, not revised by the x-chain: it needs %s, and this pipeline was loaded "
+            "without; load it, or pass num_inference_steps=0.",
+            " and ".join(missing),
+        )
+        return 0
+
+    def z_chain_steps(self, name: str, value: int | None) -> int:
+        """The number of updates of the z-chain, of the named argument.
+
+        Raises:
+            ValueError: If it is not 0 and the pipeline lacks a component that the chain needs.
+        """
+        num_steps = self.count_steps(name, value, "latent_scheduler")
+        if value != 0 and self.latent_scheduler is None:
+            raise ValueError(
+                f"{name}={value} needs latent_scheduler, and this pipeline was loaded without one; load it, or pass "
+                f"{name}=0 to leave that chain out."
+            )
+        return num_steps
 
     def check_has(self, component: str, why: str) -> None:
         """Raise a `ValueError` if an optional component is missing."""

@@ -314,7 +314,9 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Number of timesteps in the last call's loop; in a callback, in the loop of its own call."""
         last: int | None = self.__dict__.get("_num_timesteps")
-        return len(self.scheduler.timesteps) if last is None else last
+        if last is not None:
+            return last
+        return 0 if self.scheduler is None else len(self.scheduler.timesteps)
 
     def callback_names(self, callback: Any, names: list[str] | None) -> list[str]:
         """Which tensors a ``callback_on_step_end`` gets: its own ``tensor_inputs`` if it is one of diffusers' objects.

@@ -50,12 +50,14 @@ class DualMCMCPipeline(DualMCMCMoves):
     - ``return_dict``: whether to return a `DualMCMCOutput` or a tuple with the images.
     - ``sample_latents``: whether an image's latents are a sample of ``q(z | x)``, as in the paper, or its mean.
 
+    Without `energy_model` or `scheduler` the x-chain is left out, with a logged warning: samples are the generator's.
     All raise a `ValueError` that names the argument that cannot be done, or says where a chain diverged
     (`hf_ebm.langevin.ChainDivergedError`). Images are given as in `hf_ebm.scoring.inputs`.
 
     Args:
         generator_model: ``z -> x``.
-        scheduler: Sampler of the x-chain; another one comes from ``MALAScheduler.from_config(pipe.scheduler.config)``.
+        scheduler: Sampler of the x-chain, needed for it; another one comes from
+            ``MALAScheduler.from_config(pipe.scheduler.config)``.
         energy_model: ``x -> energy``; needed to score and for the x-chain.
         inference_model: ``q(z | x)``; needed for the latents of given images.
         latent_scheduler: Sampler of the z-chain, which revises those latents.
@@ -63,21 +65,21 @@ class DualMCMCPipeline(DualMCMCMoves):
 
     method_name = "Dual-MCMC Teaching"
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
-    _optional_components = ["energy_model", "inference_model", "latent_scheduler"]  # noqa: RUF012 (diffusers' own form)
+    _optional_components = ["scheduler", "energy_model", "inference_model", "latent_scheduler"]  # noqa: RUF012
     _callback_tensor_inputs = ["x"]  # noqa: RUF012
 
     def __init__(
         self,
         generator_model: ResNetGeneratorModel | MLPLatentGeneratorModel,
-        scheduler: EnergySampler,
+        scheduler: EnergySampler | None = None,
         energy_model: ResNetEnergyModel | MLPEnergyModel | None = None,
         inference_model: ConvInferenceModel | MLPInferenceModel | None = None,
         latent_scheduler: EnergySampler | None = None,
     ) -> None:
         super().__init__()
-        self.check_sampler("scheduler", scheduler)
-        if latent_scheduler is not None:
-            self.check_sampler("latent_scheduler", latent_scheduler)
+        for name, sampler in (("scheduler", scheduler), ("latent_scheduler", latent_scheduler)):
+            if sampler is not None:
+                self.check_sampler(name, sampler)
         if energy_model is not None:
             check_energy_model(energy_model)
         for name, model in (("energy_model", energy_model), ("inference_model", inference_model)):
@@ -138,7 +140,7 @@ class DualMCMCPipeline(DualMCMCMoves):
             `DualMCMCOutput` with ``images`` and ``latents``.
         """
         self.check_common_inputs(batch_size, generator, output_type)
-        num_steps = self.check_steps("num_inference_steps", num_inference_steps, "scheduler", "energy_model")
+        num_steps = self.x_chain_steps(num_inference_steps)
         if output_energies:
             self.check_has("energy_model", "output_energies")
         after_step = self.step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -184,7 +186,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         """
         x = self.load_images(images)
         self.check_common_inputs(x.shape[0], generator, output_type)
-        num_steps = self.check_steps("num_inference_steps", num_inference_steps, "latent_scheduler")
+        num_steps = self.z_chain_steps("num_inference_steps", num_inference_steps)
 
         if latents is None:
             self.check_has("inference_model", "reconstruct without latents")
@@ -230,7 +232,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         check_count("num_frames", num_frames, 2, ", as both ends are included")
         if path not in PATHS:
             raise ValueError(f"path must be one of {sorted(PATHS)}, got {path!r}.")
-        num_steps = self.check_steps("num_inference_steps", num_inference_steps, "scheduler", "energy_model")
+        num_steps = self.x_chain_steps(num_inference_steps)
         (start, a_is_latents), (end, b_is_latents) = self.load_end("a", a), self.load_end("b", b)
         if len(start) != len(end):
             raise ValueError(
@@ -240,7 +242,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         latent_steps = 0
         if not (a_is_latents and b_is_latents):
             self.check_has("inference_model", "interpolate between images")
-            latent_steps = self.check_steps("latent_inference_steps", latent_inference_steps, "latent_scheduler")
+            latent_steps = self.z_chain_steps("latent_inference_steps", latent_inference_steps)
 
         # 1. the latents of both ends, and those on the path between them
         if not a_is_latents:
@@ -291,12 +293,11 @@ class DualMCMCPipeline(DualMCMCMoves):
         unknown = mask_to_tensor(mask, x.shape[0], self.sample_shape).to(x.device)
         unknown = unknown.expand(x.shape[0], *unknown.shape[1:])
         self.check_common_inputs(x.shape[0], generator, output_type)
-        num_steps = self.check_steps("num_inference_steps", num_inference_steps, "scheduler", "energy_model")
+        num_steps = self.x_chain_steps(num_inference_steps)
         latent_steps = 0
         if self.inference_model is not None or latent_inference_steps:
-            latent_steps = self.check_steps(
-                "latent_inference_steps", latent_inference_steps, "latent_scheduler", "inference_model"
-            )
+            self.check_has("inference_model", f"latent_inference_steps={latent_inference_steps}")
+            latent_steps = self.z_chain_steps("latent_inference_steps", latent_inference_steps)
         if output_energies:
             self.check_has("energy_model", "output_energies")
 

@@ -60,15 +60,16 @@ def load_demo_model(model: str, device: str | None = None) -> DemoModel:
         device: As torch names it; None = a GPU where there is one, else the CPU.
 
     Raises:
-        ValueError: If it makes vectors, or has no energy, or there is no such device.
+        ValueError: If it makes vectors, or has no energy or scheduler, or there is no such device.
     """
     where = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline = load_pipeline(model)
     shape = pipeline.sample_shape
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise ValueError(f"--model {model} has samples of shape {shape}; the demo shows square gray or RGB images.")
-    if pipeline.energy_model is None:
-        raise ValueError(f"--model {model} has no energy model; the demo shows its energy. Push it with one.")
+    for needed in ("energy_model", "scheduler"):
+        if getattr(pipeline, needed) is None:
+            raise ValueError(f"--model {model} has no {needed}, which the demo uses; push the model with it.")
     pipeline.to(where)
     folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY, FILE_NAME))
     scorer = EnergyScoringPipeline.from_pipe(pipeline)

@@ -204,11 +204,13 @@ def evaluate_reconstruction(
 
 def describe_sampler(pipeline: Any, num_inference_steps: int | None, batch_size: int) -> dict[str, Any]:
     """The sampler and its settings."""
-    config = {name: value for name, value in dict(pipeline.scheduler.config).items() if not name.startswith("_")}
+    scheduler = pipeline.scheduler
+    settings = {} if scheduler is None else dict(scheduler.config)
+    config = {name: value for name, value in settings.items() if not name.startswith("_")}
     steps = config.get("num_train_timesteps") if num_inference_steps is None else num_inference_steps
     return {
         "pipeline": type(pipeline).__name__,
-        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
         "num_inference_steps": steps,
         "batch_size": batch_size,
         "settings": config,

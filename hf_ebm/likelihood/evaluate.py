@@ -180,11 +180,13 @@ def measure_likelihood(
         ``temperature``, ``settings``, ``seconds``; for 2-D data ``log_z_grid``.
 
     Raises:
-        ValueError: If the pipeline has no energy, or the data do not lie in the box or on the levels.
+        ValueError: If the pipeline has no energy or no scheduler (which gives the energy's temperature), or the data do
+            not lie in the box or on the levels.
     """
     settings = LikelihoodSettings() if settings is None else settings
-    if pipeline.energy_model is None:
-        raise ValueError("pipeline has no energy_model, so it has no likelihood.")
+    for needed in ("energy_model", "scheduler"):
+        if getattr(pipeline, needed) is None:
+            raise ValueError(f"pipeline has no {needed}, so it has no likelihood; load it.")
     began, generator = time.perf_counter(), torch.Generator().manual_seed(settings.seed)
     temperature = model_temperature(pipeline) if settings.temperature is None else settings.temperature
     box = VECTOR_BOX if num_levels is None else Box.of_levels(num_levels)

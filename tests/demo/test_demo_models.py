@@ -21,7 +21,7 @@ def test_a_model_without_an_energy_is_refused(tiny_pipeline, tmp_path):
     tiny_pipeline.energy_model = None
     tiny_pipeline.register_modules(energy_model=None)
     tiny_pipeline.save_pretrained(tmp_path / "m")
-    with pytest.raises(ValueError, match="no energy model"):
+    with pytest.raises(ValueError, match="has no energy_model"):
         load_demo_model(str(tmp_path / "m"))
 
 

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from dual_mcmc_chains import MASK, langevin, seeded, x_energy
 from torch.testing import assert_close
 
-from hf_ebm import ConvInferenceModel, DualMCMCPipeline
+from hf_ebm import ConvInferenceModel, DualMCMCPipeline, LangevinScheduler
 from hf_ebm.langevin import ChainDivergedError
 from hf_ebm.models.energy import EnergyOutput
 
@@ -106,12 +106,8 @@ def test_tasks_refuse(tiny_dual_mcmc_pipeline, method, arguments, message):
 @pytest.mark.parametrize(
     ("missing", "call", "message"),
     [
-        ("energy_model", lambda p: p(2), "num_inference_steps=None needs energy_model"),
-        ("energy_model", lambda p: p(2, 3), "num_inference_steps=3 needs energy_model"),
         ("energy_model", lambda p: p(2, 0, output_energies=True), "output_energies needs energy_model"),
-        ("energy_model", lambda p: p.inpaint(X, MASK), "needs energy_model"),
         ("energy_model", lambda p: p.inpaint(X, MASK, 0, output_energies=True), "output_energies needs energy_model"),
-        ("energy_model", lambda p: p.interpolate(X, X, num_inference_steps=1), "needs energy_model"),
         ("energy_model", lambda p: p.score(X), "needs energy_model"),
         ("inference_model", lambda p: p.reconstruct(X), "needs inference_model"),
         ("inference_model", lambda p: p.interpolate(X, X), "needs inference_model"),
@@ -126,11 +122,40 @@ def test_missing_components_are_named(tiny_dual_mcmc_pipeline, missing, call, me
         call(tiny_dual_mcmc_pipeline)
 
 
+@pytest.mark.parametrize("missing", [["energy_model"], ["scheduler"], ["energy_model", "scheduler"]])
+def test_without_its_components_the_x_chain_is_left_out_with_a_warning(tiny_dual_mcmc_pipeline, missing, caplog):
+    pipe = tiny_dual_mcmc_pipeline
+
+    def results(*steps):
+        options = {"generator": seeded(), "output_type": "pt"}
+        return [
+            pipe(2, *steps, **options).images,
+            pipe.inpaint(X, MASK, *steps, **options).images,
+            pipe.interpolate(X, X, 2, *(steps or (3,)), **{**options, "generator": seeded()}).images,
+        ]
+
+    expected = results(0)
+    pipe = DualMCMCPipeline(**{**pipe.components, **dict.fromkeys(missing)})
+    pipe.set_progress_bar_config(disable=True)
+    for steps in ((), (3,)):
+        caplog.clear()
+        assert_close(results(*steps), expected)
+        needed = " and ".join(sorted(missing, reverse=True))
+        assert [record.getMessage() for record in caplog.records] == 3 * [
+            f"samples are the generator's, not revised by the x-chain: it needs {needed}, and this pipeline was loaded "
+            "without; load it, or pass num_inference_steps=0."
+        ]
+    caplog.clear()
+    assert_close(results(0), expected)
+    pipe.scheduler = LangevinScheduler(num_train_timesteps=0, step_size=0.1)  # trained without the chain
+    assert_close(pipe(2, generator=seeded(), output_type="pt").images, expected[0])
+    assert not caplog.records
+
+
 def test_constructor_refuses_what_does_not_fit(tiny_dual_mcmc_pipeline):
     parts = dict(tiny_dual_mcmc_pipeline.components)
     wrong = [
         ({"scheduler": DDPMScheduler()}, "scheduler must be a sampler of energies, got DDPMScheduler"),
-        ({"scheduler": None}, "scheduler must be a sampler"),
         ({"latent_scheduler": DDPMScheduler()}, "latent_scheduler must be a sampler"),
         ({"inference_model": ConvInferenceModel(8, 1, latent_dim=5, block_out_channels=(4, 4))}, "latent_dim"),
         (

@@ -65,12 +65,12 @@ def test_variant_dtype_and_missing_components(tiny_dual_mcmc_pipeline, tmp_path)
     filled = pipe.inpaint(kept, MASK, output_type="pt").images
     assert torch.equal(filled[..., :4], kept[..., :4])
     assert len(pipe.reconstruct(images).images) == len(pipe.interpolate(kept[:1], kept[1:], num_frames=2).images) == 2
-    missing = {"energy_model": None, "inference_model": None, "latent_scheduler": None}
+    missing = {"energy_model": None, "inference_model": None, "latent_scheduler": None, "scheduler": None}
     bare = DualMCMCPipeline.from_pretrained(tmp_path, variant="full", **missing)
-    assert len(bare(2, num_inference_steps=0).images) == 2
+    assert len(bare(2).images) == 2
     bare.save_pretrained(tmp_path / "bare")
     again = DualMCMCPipeline.from_pretrained(tmp_path / "bare")
-    assert again.energy_model is again.inference_model is again.latent_scheduler is None
+    assert again.energy_model is again.inference_model is again.latent_scheduler is again.scheduler is None
 
 
 def test_from_pipe_shares_components(tiny_dual_mcmc_pipeline):
