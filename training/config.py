@@ -26,16 +26,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from hf_ebm.data.loading import EMBEDDED_NAMES
-from hf_ebm.hub.download import needs_login
 from hf_ebm.hub.model_card import check_license, public_values
 from hf_ebm.hub.upload import check_repo_id, check_visibility, is_private, with_owner
-from hf_ebm.training import METHODS
 from hf_ebm.utils.files import expand_home, whole_file
 from hf_ebm.utils.validation import did_you_mean
 
 SettingsT = TypeVar("SettingsT")
 CONFIGS = Path(__file__).parent / "configs"
-RENAMED = {"stretch_seconds": "max_runtime_seconds"}  # in the settings of older runs
 BOOL = "tag:yaml.org,2002:bool"
 
 
@@ -75,7 +72,7 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
     for pair in pairs:
         key, equals, text = pair.lstrip("-").partition("=")
         if not equals:
-            hint = near_settings(cls, key.replace("-", "_"))
+            hint = did_you_mean(key.replace("-", "_"), typing.get_type_hints(cls), "--help lists the keys.")
             raise ValueError(f"arguments must be --config FILE or key=value, got {pair!r}; {hint}")
         *parents, last = key.split(".")
         target = values
@@ -99,21 +96,18 @@ def shipped_configs(default_config: str) -> list[Path]:
 
 
 def find_config(config: str, default_config: str) -> Path:
-    """The file `config`, or the shipped one of that name (with or without ``.yaml``).
+    """The file `config`, or the script's shipped one of that name (with or without ``.yaml``).
 
     Raises:
-        ValueError: If there is no such file, or it is the shipped one of another method than `default_config` is of.
+        ValueError: If there is no such file.
     """
-    path, own = Path(expand_home(config)), shipped_configs(default_config)
-    names = ", ".join(shipped.name for shipped in own)
-    if not path.is_file() and path.parent in (Path("."), Path("training/configs")):
-        path = (CONFIGS / default_config).parent / f"{path.name.removesuffix('.yaml')}.yaml"
+    path, shipped = Path(expand_home(config)), {path.stem: path for path in shipped_configs(default_config)}
+    name = path.name.removesuffix(".yaml")
+    if not path.is_file() and path.parent in (Path("."), Path("training/configs")) and name in shipped:
+        return shipped[name]
     if not path.is_file():
-        near = did_you_mean(path.stem, [shipped.stem for shipped in own], f"the shipped ones are {names}.")
+        near = did_you_mean(name, shipped, f"this script's are {', '.join(shipped)}.")
         raise ValueError(f"--config {config} is not a file; {near}")
-    for method in METHODS if path.resolve().parent == CONFIGS.resolve() else ():
-        if path.name.startswith(f"{method}_") and not Path(default_config).name.startswith(f"{method}_"):
-            raise ValueError(f"--config {config} is of the method {method}; choose one of this script's: {names}.")
     return path
 
 
@@ -135,19 +129,11 @@ def parse_yaml(text: str, name: str) -> Any:
 
 def make_settings(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
     """`cls` from a mapping, with every key known and every value of its field's type."""
-    values = {RENAMED.get(key, key): value for key, value in values.items()}
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise ValueError(f"unknown setting {key!r}; {near_settings(cls, str(key))}")
+            raise ValueError(f"unknown setting {key!r}; {did_you_mean(str(key), hints, '--help lists the keys.')}")
     return cls(**{key: convert(key, value, hints[key]) for key, value in values.items()})
-
-
-def near_settings(cls: type[Any], key: str) -> str:
-    """Which settings `key` may mean: similar names, names that contain it, or initials, as lr of learning_rate."""
-    names = list(typing.get_type_hints(cls))
-    short = [name for name in names if key in name or key in "".join(word[:1] for word in name.split("_"))]
-    return did_you_mean(key, names, f"did you mean {', '.join(short[:5])}?" if short else "--help lists the keys.")
 
 
 def convert(key: str, value: Any, hint: Any) -> Any:
@@ -320,7 +306,7 @@ class RunSettings:
             found = None if self.hub_private is None else is_private(api, with_owner(api, self.repo_id))
         except HfHubHTTPError as error:
             if error.response.status_code == 401:
-                raise ValueError(f"push_to_hub: no push is possible. {needs_login(error)}") from error
+                raise ValueError(f"push_to_hub: the Hub does not know this login ({error})") from error
         except httpx.TransportError:
             logger.warning("push_to_hub: the Hub cannot be reached now; the push at the end would fail.")
         check_visibility("hub_private", self.hub_private, found, self.repo_id)

@@ -100,30 +100,19 @@ def stopping(
         signal.signal(number, interruption.handle)
     try:
         yield interruption
-    except KeyboardInterrupt as error:
-        found = list_checkpoints(checkpoints)
-        resume = (
-            f"the last checkpoint is {found[-1]}: resume with the same settings and resume=latest"
+    except (KeyboardInterrupt, TrainingDivergedError, OSError, SafetensorError) as error:
+        found, diverged = list_checkpoints(checkpoints), isinstance(error, TrainingDivergedError)
+        settings = when_diverged if diverged else "the same settings"
+        then = (
+            f"the last checkpoint is {found[-1]}: resume with {settings} and resume=latest"
             if found
-            else "there is no checkpoint yet (checkpoint_every): restart with overwrite_output_dir=true"
+            else f"there is no checkpoint yet: restart with {settings} and overwrite_output_dir=true"
         )
-        raise KeyboardInterrupt(f"stopped by the user at step {step()}; {resume}.") from error
-    except TrainingDivergedError as error:
-        found = list_checkpoints(checkpoints)
-        resume = (
-            f"The last checkpoint, untouched, is {found[-1]}: resume with resume=latest and {when_diverged}"
-            if found
-            else f"There is no checkpoint yet: restart with {when_diverged}, and overwrite_output_dir=true"
-        )
-        raise TrainingDivergedError(f"{DIVERGED} {step()}: {error}. {resume}.") from error
-    except (OSError, SafetensorError) as error:
-        found = list_checkpoints(checkpoints)
-        resume = (
-            f"The last checkpoint is {found[-1]}: once this is fixed, resume with resume=latest"
-            if found
-            else "There is no checkpoint yet: once this is fixed, restart with overwrite_output_dir=true"
-        )
-        raise TrainingStoppedError(f"training stopped at step {step()}: {error}. {resume}.") from error
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"stopped by the user at step {step()}; {then}.") from error
+        if diverged:
+            raise TrainingDivergedError(f"{DIVERGED} {step()}: {error}; {then}.") from error
+        raise TrainingStoppedError(f"training stopped at step {step()}: {error}; {then}.") from error
     finally:
         for number in ours:
             signal.signal(number, DEFAULTS[number])

@@ -26,7 +26,7 @@ from hf_ebm.evaluation.plots import plot_2d, save_grid
 from hf_ebm.evaluation.toy_metrics import density_metrics, near_data_metrics, sample_metrics
 from hf_ebm.hub.download import CODE_FILE, INDEX
 from hf_ebm.hub.model_card import CARD, GENERATED, SETTINGS, SUMMARY, hardware_name, read_json
-from hf_ebm.hub.upload import FACTS_ABOUT_WEIGHTS, RECORDS, of_component, push_folder, where_it_is
+from hf_ebm.hub.upload import FACTS_ABOUT_WEIGHTS, RECORDS, PushError, of_component, push_folder, where_it_is
 from hf_ebm.training.checkpointing import (
     NAME,
     TEMPORARY,
@@ -378,7 +378,12 @@ def push_run(settings: RunSettings, output_dir: Path) -> None:
     Raises:
         PushError: If it failed; the run is whole in `output_dir`, and the message has the command to push it again.
     """
-    commit = push_folder(output_dir, settings.repo_id, private=settings.hub_private)
+    try:
+        commit = push_folder(output_dir, settings.repo_id, private=settings.hub_private)
+    except PushError as error:
+        again = f"hf-ebm push --model {output_dir} --repo-id {settings.repo_id}"
+        again += {None: "", True: " --private", False: " --no-private"}[settings.hub_private]
+        raise PushError(f"{error} The run is whole in {output_dir}; `{again}` pushes it.") from error
     print(f"{output_dir}/ is on the Hub: {where_it_is(commit)}")
 
 

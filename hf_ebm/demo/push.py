@@ -21,7 +21,6 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
 import hf_ebm
-from hf_ebm.hub.download import needs_login
 from hf_ebm.hub.upload import check_repo_id, with_owner
 
 logger = logging.getLogger(__name__)
@@ -137,12 +136,10 @@ def push_space(
             )
     except RepositoryNotFoundError as error:
         raise OSError(
-            f"--model {model} is not on the Hub, or not for this login: push it first with hf-ebm push. "
-            f"{needs_login(error)}".rstrip()
+            f"--model {model} is not on the Hub, or not for this login: push it first with hf-ebm push. {error}"
         ) from error
     except HfHubHTTPError as error:
-        reason = str(error).rstrip(".\n ")
-        raise OSError(f"the Space {space} was neither made nor renewed: {reason}. {needs_login(error)}") from error
+        raise OSError(f"the Space {space} was neither made nor renewed: {error}") from error
     except httpx.TransportError as error:
         raise ConnectionError(f"the Hub at {api.endpoint} cannot be reached ({error}); try again.") from error
     return str(url)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -25,22 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin, SchedulerMixin
-from huggingface_hub import get_token, hf_hub_download, is_offline_mode, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
 
 from hf_ebm.hub.saved_weights import check_safetensors, check_variant, weight_files, weight_patterns
 from hf_ebm.utils.files import expand_home
-from hf_ebm.utils.validation import folders_in, near_folders
 
 logger = logging.getLogger(__name__)
-MOST_NAMED = 5  # folders in a message
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-MISSING = {  # file beside a pipeline -> the effect of its absence
-    "calibration.json": "no p-values and verdicts",
-    "settings.yaml": "no padding as in training",
-}
 INDEX = "model_index.json"
 SETTINGS = "settings.yaml"  # written at the start of a run, as `INDEX` is at its end
 NAME = re.compile(r"[A-Za-z_]\w*")  # of a component, which is a folder's name
@@ -50,73 +43,14 @@ CODE_FILE = "pipeline.py"
 COMMENT = "# For diffusers' trust_remote_code=True: hf-ebm, which must be installed, has the code.\n"
 
 
-def needs_login(error: BaseException) -> str:
-    """Advice after an error 401, which the Hub answers to a missing or unknown token; "" for other errors."""
-    if not isinstance(error, HfHubHTTPError) or error.response.status_code != 401:
-        return ""
-    sent = error.response.request.headers.get("authorization")
-    if os.environ.get("SPACE_ID"):  # the Hub sets it where it runs a Space, in which nobody can log in
-        why = "The Hub may not know the token in this Space's secret HF_TOKEN"
-        if sent is None:
-            why = "This Space has no secret HF_TOKEN, and without one no private model is seen"
-        return f"{why}: put a token there that may read the model, under Settings, Variables and secrets."
-    if sent is None:
-        return (
-            "Without a login (`hf auth login`, or HF_TOKEN) no private repository is seen, and none can be pushed to."
-        )
-    if sent != f"Bearer {get_token()}":
-        return "The Hub may not know the token that was given."
-    kept = "HF_TOKEN holds a token" if os.environ.get("HF_TOKEN") else "`hf auth login` keeps one"
-    return f"The Hub may not know the token that is used ({kept}): `hf auth whoami` asks it."
-
-
 def check_hub_id(name: str) -> None:
     """Raise an `OSError` if `name`, which is not a local folder, cannot be a Hub id."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        reason = "and cannot be a Hub id, which is written as user/name; check the path."
-        raise OSError(f"{name!r} is not a local folder, {reason}{meant(name)}") from error
-
-
-def warn_of_near_folder(name: str) -> None:
-    """Warn before a request for a name similar to a local folder's: without a network it takes long to time out."""
-    if meant(name):
-        logger.warning("%r is not a local folder; looking for it on the Hub.", name)
-
-
-def unavailable(name: str, error: Exception) -> OSError:
-    """The error for a name that could not be fetched from the Hub, with the reason from the client's `error`."""
-    reason = str(error)
-    if isinstance(error, LocalEntryNotFoundError) and is_offline_mode():
-        reason = "HF_HUB_OFFLINE is set, and the cache does not have all of it; pull it once with the network"
-    elif isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:  # it has asked, and looked here
-        reason = (
-            f"the Hub could not be reached (is there a network?), and the cache does not have all of it: "
-            f"{error.__cause__}. With HF_HUB_OFFLINE=1 only the cache is used, without waiting"
-        )
-    reason = f"{reason.rstrip('.')}. {needs_login(error)}".rstrip()
-    if hint := meant(name):  # first, as the Hub's answer to a name that it does not know is long
-        return OSError(f"{name!r} is not a local folder.{hint} It could not be fetched from the Hub either: {reason}")
-    return OSError(f"{name!r} is not a local folder, and could not be fetched from the Hub: {reason}")
-
-
-def meant(name: str) -> str:
-    """A sentence that suggests local folders with similar names, or models in the same folder; "" if there are none."""
-    parent = Path(name).parent
-    near = near_folders(Path(name))
-    if not near and not parent.is_dir():
-        near = [str(found) for other in near_folders(parent) if (found := Path(other, Path(name).name)).is_dir()]
-    if near:
-        return f" Did you mean {', '.join(near)}?"
-    beside = [folder for folder in folders_in(parent) if is_model(parent / folder)] if "/" in name else []
-    more = " and others" if len(beside) > MOST_NAMED else ""
-    return f" The folder {parent} here has {', '.join(beside[:MOST_NAMED])}{more}." if beside else ""
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a saved pipeline or network."""
-    return any((folder / name).is_file() for name in ("model_index.json", "config.json"))
+        raise OSError(
+            f"{name!r} is not a local folder, and cannot be a Hub id, which is written as user/name; check the path."
+        ) from error
 
 
 def check_subfolder(subfolder: str | None) -> str:
@@ -138,13 +72,13 @@ def check_revision(revision: str | None) -> None:
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """Convert the Hub client's errors to an `OSError` that names the repository and the reason; see `unavailable`."""
+    """Convert the Hub client's errors to an `OSError` that names the repository and the reason."""
     try:
         yield
     except ValueError:
         raise  # what was fetched, or an argument, cannot be used
     except Exception as error:  # the client's errors have no common base class
-        raise unavailable(repo_id, error) from error
+        raise OSError(f"{repo_id!r} is not a local folder, and could not be fetched from the Hub: {error}") from error
 
 
 def fetch_first(repo_id: str, file: str, options: dict[str, Any]) -> Path:
@@ -162,7 +96,6 @@ def fetch_first(repo_id: str, file: str, options: dict[str, Any]) -> Path:
     """
     check_hub_id(repo_id)
     check_revision(options.get("revision"))
-    warn_of_near_folder(repo_id)
     with hub_errors(repo_id):
         return Path(hf_hub_download(repo_id, file, **options)).parents[len(Path(file).parts) - 1]
 
@@ -195,12 +128,9 @@ def fetch(
                 raise
         if patterns:
             snapshot_download(repo_id, allow_patterns=[*patterns], **options)
-    names = [Path(name).name for name in extra if not (commit / name).is_file()]
+    names = ", ".join(Path(name).name for name in extra if not (commit / name).is_file())
     logger.warning(
-        "offline: the model %s is in the cache, but not all optional files beside it; %s. A run with the network "
-        "fetches those that exist.",
-        repo_id,
-        ", ".join(f"without {name} {MISSING.get(name, 'fewer facts about the model are known')}" for name in names),
+        "offline: the model %s is in the cache without %s; a run with the network fetches it.", repo_id, names
     )
 
 

@@ -3,15 +3,13 @@
 Only files that training and the commands write are pushed, by their names (`RECORDS` and a component's configs and
 weights). A warning names other files, except checkpoints, logs and intermediate samples. Local paths in pushed files
 are reduced to their last part. Unchanged files are not sent again, and without a change there is no commit. A push that
-fails raises a `PushError` with the cause, the state of the repository and the command that retries it.
+fails raises a `PushError`; the commit is then whole or absent, and the same call may be repeated.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-import shlex
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -37,8 +35,6 @@ from hf_ebm.hub.download import (
     check_subfolder,
     check_weights,
     component_files,
-    meant,
-    needs_login,
     pipeline_code,
     read_index,
     wanted_components,
@@ -62,33 +58,22 @@ from hf_ebm.hub.saved_weights import (
 )
 from hf_ebm.utils.files import expand_home
 
-LOST_ANSWER = "(or {}, if only the Hub's answer was lost)"
-NOT_MADE = f"Nothing was made there {LOST_ANSWER.format('an empty repository')}"
-MADE_EMPTY = f"The repository was made, and has nothing of it yet {LOST_ANSWER.format('all of it')}"
-AS_IT_WAS = f"The repository is as it was {LOST_ANSWER.format('has all of it')}"
-
 
 class PushError(OSError):
-    """A push that failed; what was there is as it was, or has all of it. It says how to try again."""
+    """A push that failed: the repository has all of it or nothing, and the same call may be repeated."""
 
 
 @contextmanager
-def as_push_error(repo_id: str, again: str, left: str) -> Iterator[None]:
-    """Inside, what goes wrong becomes a `PushError` that says what is `left` on the Hub and how to try again."""
+def push_errors(repo_id: str) -> Iterator[None]:
+    """Convert any error of the block to a `PushError` that names the repository."""
     try:
         yield
-    except Exception as error:  # the client's errors have no base class of their own
-        cause = str(error.__cause__ or "")
-        reason = str(error) if cause in str(error) else f"{error} {cause}".strip()
-        if isinstance(error, httpx.ConnectError):
-            reason = f"{reason} (is there a network?)"
-        forbidden = isinstance(error, HfHubHTTPError) and error.response.status_code == 403
-        then = "Once this login may write there, try again" if forbidden else "Try again"
-        whole = isinstance(error, HfHubHTTPError | httpx.TransportError)  # its text says all, and is in ours
+    except Exception as error:  # the client's errors have no common base class
+        reason = str(error) if isinstance(error, HfHubHTTPError | httpx.TransportError) else repr(error)
         raise PushError(
-            f"the push to {repo_id!r} failed: {reason.rstrip('.')}. {needs_login(error)}\n"
-            f"{left}, and nothing here was changed. {then}: {again}"
-        ) from (None if whole else error)
+            f"the push to {repo_id!r} failed: {reason.rstrip('.')}. Nothing here was changed, and the Hub has all of "
+            "the commit or nothing: try the same again."
+        ) from error
 
 
 logger = logging.getLogger(__name__)
@@ -103,9 +88,6 @@ FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does
 RECORDS = (INDEX, SETTINGS, SUMMARY, CARD, "metrics.jsonl", *FACTS_ABOUT_WEIGHTS)  # at the top of a pipeline folder
 NOT_FOR_READERS = (CODE_FILE, "checkpoints", "samples", "logs", "wandb", "__pycache__")  # also ours: no warning
 MOST_NAMED = 10  # files that a warning names
-LOADS_ITS_FOLDER = re.compile(
-    r"""from_pretrained\(\s*["']\.["']"""
-)  # what a card's code does here, see `hf_ebm.hub.model_card`
 
 
 def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
@@ -124,19 +106,11 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
     """
     folder = Path(expand_home(folder))
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder here: give that of a run, or of a saved pipeline.{meant(str(folder))}")
+        raise ValueError(f"{folder} is no folder here: give that of a run, or of a saved pipeline.")
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds no {INDEX}: it is no pipeline's folder, or its training has not ended.")
     check_weights(folder, wanted_components(read_index(folder / INDEX), None, ()), None)
-    again = ["hf-ebm", "push", "--model", str(folder), "--repo-id", repo_id]
-    if options.get("private") is not None:
-        again += ["--private" if options["private"] else "--no-private"]
-    again += ["--branch", options["revision"]] if options.get("revision") else []
-    again += ["--create-pr"] if options.get("create_pr") else []
-    again += ["--message", options["commit_message"]] if options.get("commit_message") else []
-    for name in ("license", "license_name"):
-        again += [f"--{name.replace('_', '-')}", options[name]] if options.get(name) else []
-    return commit_folder(folder, repo_id, again=shlex.join(again), **options)
+    return commit_folder(folder, repo_id, **options)
 
 
 def push_pipeline(pipeline: Any, repo_id: str, variant: str | None = None, **options: Any) -> CommitInfo:
@@ -159,19 +133,12 @@ def push_pipeline(pipeline: Any, repo_id: str, variant: str | None = None, **opt
             for path in [Path(source) / name for name in RECORDS if (Path(source) / name).is_file()]:
                 shutil.copyfile(path, folder / path.name)
         pipeline.save_pretrained(folder, variant=variant)
-        chosen = {"variant": variant, **{name: options[name] for name in options if name != "token"}}
-        arguments = [
-            repr(repo_id),
-            *(f"{name}={value!r}" for name, value in chosen.items() if value is not None and name != "create_pr"),
-        ]
-        arguments += ["create_pr=True"] if options.get("create_pr") else []
-        return commit_folder(folder, repo_id, again=f"pipe.push_to_hub({', '.join(arguments)})", **options)
+        return commit_folder(folder, repo_id, **options)
 
 
 def commit_folder(
     folder: Path,
     repo_id: str,
-    again: str,
     private: bool | None = None,
     token: str | None = None,
     create_pr: bool = False,
@@ -185,24 +152,22 @@ def commit_folder(
 
     Args:
         folder, repo_id, private, token, create_pr, revision, commit_message: See `push_folder`.
-        again: The command that repeats the push, for error messages.
         subfolder: Folder of the repository to push to, without a card; None = its top.
     """
     check_repo_id("repo_id", repo_id)
     prefix = check_subfolder(subfolder)
     if token is None and get_token() is None:
-        raise PushError(f"the push to {repo_id!r} needs a login: run `hf auth login`, or set HF_TOKEN. Then: {again}")
+        raise PushError(f"the push to {repo_id!r} needs a login: run `hf auth login`, or set HF_TOKEN.")
     api = HfApi(token=token)
-    with as_push_error(repo_id, again, "Nothing was made or changed there"):
+    with push_errors(repo_id):
         repo_id = with_owner(api, repo_id)
         found = is_private(api, repo_id)
     check_visibility("private", private, found, repo_id)
     files = repository_files(folder, repo_id, license, license_name)
     if prefix:
         del files[CARD]  # the repository's card is at its top
-    with as_push_error(repo_id, again, NOT_MADE if found is None else AS_IT_WAS):
+    with push_errors(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
-    with as_push_error(repo_id, again, MADE_EMPTY if found is None else AS_IT_WAS):
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         listed = api.list_repo_files(repo_id, revision=revision)
@@ -265,7 +230,6 @@ def repository_files(
     code = {CODE_FILE: pipeline_code(index["_class_name"]), **component_files(index, components)}
     card = render_card(folder, repo_id, license, license_name)
     warn_of_left_out(folder)
-    warn_of_folder_code(str(card), repo_id)
     return files | {path: text.encode() for path, text in {**code, CARD: public_card(str(card), folder)}.items()}
 
 
@@ -302,43 +266,20 @@ def public_file(path: Path) -> str | bytes:
     Raises:
         ValueError: If it is a JSON file, or one of JSON lines, and is not valid.
     """
-    if path.suffix == ".json":
-        return public_json(path)
-    return public_lines(path) if path.suffix == ".jsonl" else str(path)
-
-
-def public_json(path: Path) -> str | bytes:
-    """A JSON file without this machine's paths: itself where it has none, otherwise its new content.
-
-    Raises:
-        ValueError: If it is no valid JSON.
-    """
+    if path.suffix not in (".json", ".jsonl"):
+        return str(path)
+    text, has_lines = path.read_text(encoding="utf-8"), path.suffix == ".jsonl"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = [json.loads(line) for line in text.splitlines()] if has_lines else json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); make it again, or delete it.") from error
     public = public_values(found)
     if isinstance(public, dict):
         public.pop("_name_or_path", None)  # where diffusers and transformers loaded it from
-    return str(path) if public == found else json.dumps(public, indent=2).encode()
-
-
-def public_lines(path: Path) -> str | bytes:
-    """As `public_json`, for a file of JSON lines; lines without local paths keep their bytes.
-
-    Raises:
-        ValueError: If a line is not valid JSON.
-    """
-    lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        try:
-            found = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not valid JSON ({error}); remove that line.") from error
-        public = public_values(found)
-        lines.append(line if public == found else json.dumps(public).encode() + b"\n")
-    content = b"".join(lines)
-    return str(path) if content == path.read_bytes() else content
+    if public == found:
+        return str(path)
+    lines = [json.dumps(line) + "\n" for line in public] if has_lines else [json.dumps(public, indent=2)]
+    return "".join(lines).encode()
 
 
 def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> list[str]:
@@ -360,17 +301,6 @@ def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> l
         return path in FACTS_ABOUT_WEIGHTS
 
     return sorted(path for path in there if path not in files and is_ours(path))
-
-
-def warn_of_folder_code(card: str, repo_id: str) -> None:
-    """Say that a card, which is its owner's own and not written anew, has code for the folder that it lies in here."""
-    if LOADS_ITS_FOLDER.search(card):
-        logger.warning(
-            'the %s is your own and goes as it is; its code loads ".", the folder that it lies in here. For those who '
-            'read it on the Hub put from_pretrained("%s") there, and push again.',
-            CARD,
-            repo_id,
-        )
 
 
 def check_repo_id(argument: str, value: str) -> None:

@@ -10,7 +10,6 @@ import types
 import typing
 from collections.abc import Collection, Mapping
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 MAX_SEED = 2**64 - 1  # of a torch.Generator
@@ -138,19 +137,6 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
     """``"did you mean a, b?"`` with the known names that are like `name`, or `otherwise` where none is."""
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {', '.join(near)}?" if near else otherwise
-
-
-def near_folders(path: Path) -> list[str]:
-    """Folders beside `path`, which is not there, whose names are like its own."""
-    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, folders_in(path.parent), n=3)]
-
-
-def folders_in(path: Path) -> list[str]:
-    """Names of the folders in `path`, in their order; none where it is no folder."""
-    try:
-        return sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-    except OSError:
-        return []
 
 
 def check_known(owner: str, names: Collection[str], known: Collection[str]) -> None:

@@ -166,21 +166,13 @@ def test_a_hub_that_cannot_be_reached_is_said_so():
 
 def test_a_space_needs_a_login(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(
-        OSError, match=r"the Space alice/space was neither made nor renewed: (?s:.*)may not know the token .*HF_TOKEN"
-    ):
+    with pytest.raises(OSError, match=r"the Space alice/space was neither made nor renewed: (?s:.*)401"):
         push_space("alice/model", "alice/space", token="hf_wrong", endpoint=hub.url)
     assert set(hub.repositories) == {"alice/model"}
 
 
-@pytest.mark.parametrize(
-    ("token", "told"),
-    [
-        (None, "This Space has no secret HF_TOKEN, and without one no private model is seen: put a token"),
-        ("hf_wrong", "The Hub may not know the token in this Space's secret HF_TOKEN: put a token"),
-    ],
-)
-def test_a_space_that_may_not_see_its_model_ends_with_one_line_about_its_secret(hub, tmp_path, token, told):
+@pytest.mark.parametrize("token", [None, "hf_wrong"])
+def test_a_space_that_may_not_see_its_model_ends_with_the_hubs_answer(hub, tmp_path, token):
     hub.repositories["alice/model"].private = True
     write_space("alice/model", tmp_path / "space")
     (tmp_path / "home").mkdir()
@@ -189,8 +181,5 @@ def test_a_space_that_may_not_see_its_model_ends_with_one_line_about_its_secret(
         [sys.executable, "app.py"], cwd=tmp_path / "space", env=variables, capture_output=True, text=True
     )
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    last = ended.stderr.splitlines()[-1]
-    assert last.startswith(
-        "hf-ebm: error: 'alice/model' is not a local folder, and could not be fetched from the Hub: "
-    )
-    assert told in last and last.endswith("Settings, Variables and secrets.") and "hf auth login" not in last
+    said = "hf-ebm: error: 'alice/model' is not a local folder, and could not be fetched from the Hub: "
+    assert said in ended.stderr and "401" in ended.stderr

@@ -1,7 +1,6 @@
 """Refused pulls and pushes: private repositories, unusable files, wrong names, no network."""
 
 import json
-import re
 import socket
 import subprocess
 import sys
@@ -28,17 +27,13 @@ def test_private_repositories_need_their_owners_token(hub, client, folder, repo,
     push(client, folder, repo, private=True)
     assert hub.repositories[repo].private
     assert pull(client, repo, token="alice-token", cache_dir=tmp_path / "a") == energies(tiny_pipeline)
-    for token, advice in (
-        (False, "Without a login"),
-        ("bob-token", ""),
-        ("wrong-token", "The Hub may not know the token that was given"),
-    ):
-        message = f"OSError: '{repo}' is not a local folder, and could not be fetched from the Hub: .*40(?s:.*){advice}"
+    for token in (False, "bob-token", "wrong-token"):
+        message = f"OSError: '{repo}' is not a local folder, and could not be fetched from the Hub: .*40"
         with pytest.raises(ClientError, match=message):
             pull(client, repo, token=token, cache_dir=tmp_path / f"{token}")
         assert not cached(tmp_path / f"{token}")
     for token in ("bob-token", "wrong-token", False):
-        with pytest.raises(ClientError, match=r"PushError: the push to .* failed: (?s:.*)[Tt]ry again: hf-ebm push"):
+        with pytest.raises(ClientError, match=r"PushError: the push to .* failed: (?s:.*)try the same again"):
             push(client, folder, repo, token=token)
 
 
@@ -111,18 +106,12 @@ def test_bad_names_and_no_network(hub, client, folder, repo, tmp_path, without_n
         pull(client, repo, "DualMCMCPipeline", cache_dir=tmp_path / "c")
     hub.stop()
     try:
-        with pytest.raises(
-            ClientError, match=r"PushError: .*(?s:.*)Connection refused \(is there a network\?\)(?s:.*)Try again"
-        ):
+        with pytest.raises(ClientError, match=r"PushError: .*(?s:.*)Connection refused(?s:.*)try the same again"):
             push(client, folder, repo)
         assert len(pull(client, repo, cache_dir=tmp_path / "full")) == 2  # from the cache
     finally:
         hub.start_again()
     _, error = without_network.communicate(timeout=120)
     assert without_network.returncode == 2
-    assert re.match(
-        r"hf-ebm: error: 'alice/x' is not a local folder, and could not be fetched from the Hub: the Hub could not be "
-        r"reached \(is there a network\?\), and the cache does not have all of it: .*Connection "
-        r"refused.*HF_HUB_OFFLINE=1",
-        error.splitlines()[-1],
-    )
+    said = "hf-ebm: error: 'alice/x' is not a local folder, and could not be fetched from the Hub: "
+    assert said in error and "check your connection" in error and "Traceback" not in error

@@ -1,7 +1,6 @@
 """Settings: the file, the command line over it, and errors that name the key."""
 
 import dataclasses
-import re
 import shlex
 import subprocess
 import sys
@@ -48,15 +47,12 @@ def test_a_config_in_a_folder_that_is_not_there_is_no_shipped_one():
         find_config("mine/ddaebm_digits.yaml", DEFAULT)
 
 
-OTHERS = ["dual_mcmc_digits", "dual_mcmc_cifar10.yaml", str(CONFIGS / "dual_mcmc_digits.yaml")]
-
-
-@pytest.mark.parametrize("config", OTHERS)
-def test_a_shipped_config_of_another_method_is_named_as_such(config):
-    with pytest.raises(ValueError, match=r"of the method dual_mcmc; .*: ddaebm_25gaussians\.yaml, ddaebm_ce") as end:
-        load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", config])
-    assert not re.search(r": .*dual_mcmc_celeba64\.yaml", str(end.value))
-    assert find_config(config, "dual_mcmc_digits.yaml").name.startswith("dual_mcmc_")
+def test_a_shipped_config_of_another_method_is_none_of_the_script():
+    with pytest.raises(ValueError, match=r"dual_mcmc_cifar10\.yaml is not a file; .*ddaebm_c"):
+        load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", "dual_mcmc_cifar10.yaml"])
+    with pytest.raises(ValueError, match="unknown setting"):
+        load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", str(CONFIGS / "dual_mcmc_digits.yaml")])
+    assert find_config("dual_mcmc_digits", "dual_mcmc_digits.yaml").name == "dual_mcmc_digits.yaml"
 
 
 def test_a_config_of_ones_own_may_have_any_name(tmp_path):
@@ -71,8 +67,6 @@ def test_the_configs_of_a_script_elsewhere_are_those_beside_its_default(tmp_path
     default = str(tmp_path / "ddgan_digits.yaml")
     assert [path.stem for path in shipped_configs(default)] == ["ddgan_digits", "ddgan_faces"]
     assert find_config("ddgan_faces", default) == tmp_path / "ddgan_faces.yaml"
-    with pytest.raises(ValueError, match="is of the method dual_mcmc"):
-        find_config(str(CONFIGS / "dual_mcmc_digits.yaml"), default)
 
 
 def test_help_tells_what_settings_mean(capsys):
@@ -109,9 +103,8 @@ def test_round_trip(tmp_path):
     assert make_settings(Example, read_yaml(tmp_path / "s.yaml")) == settings
 
 
-def test_settings_of_older_runs_have_their_present_names():
-    settings = make_settings(train_ddaebm.DDAEBMSettings, {"stretch_seconds": 5.0, "preset": "digits"})
-    assert settings.max_runtime_seconds == 5.0
+def test_the_preset_digits_is_the_small_one():
+    settings = make_settings(train_ddaebm.DDAEBMSettings, {"preset": "digits"})
     small = train_ddaebm.make_model_settings(dataclasses.replace(settings, preset="small"))
     assert small == train_ddaebm.make_model_settings(settings)
 
@@ -121,7 +114,7 @@ def test_settings_of_older_runs_have_their_present_names():
     [
         ("rte: 1", [], "unknown setting 'rte'; did you mean rate"),
         ("rate: 1", ["zzz=1"], "unknown setting 'zzz'; --help lists the keys"),
-        ("rate: 1", ["weigh=1"], r"did you mean weights\?"),
+        ("rate: 1", ["weigth=1"], r"did you mean weights\?"),
         ("steps: 1.5", [], "'steps' must be int"),
         ("steps: true", [], "'steps' must be int"),
         ("rate: fast", [], "'rate' must be float"),
@@ -149,10 +142,7 @@ def test_missing_config_lists_the_shipped_ones():
     assert "dual_mcmc" not in str(end.value)
 
 
-def test_what_a_short_key_or_a_misspelt_config_may_mean():
-    for key, known in (("lr", ["energy_learning_rate", "generator_learning_rate"]), ("bs", ["batch_size"])):
-        with pytest.raises(ValueError, match=f"unknown setting '{key}'; did you mean .*{', .*'.join(known)}.*\\?$"):
-            load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, [f"{key}=0.1"])
+def test_what_a_misspelt_config_may_mean():
     with pytest.raises(ValueError, match=r"ddaebm_digts\.yaml is not a file; did you mean ddaebm_digits.*\?$"):
         load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", "ddaebm_digts.yaml"])
 

@@ -28,7 +28,7 @@ def test_diverging_loss_stops_with_step_and_term(tmp_path, script, monkeypatch):
         return original(*arguments) * (float("nan") if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(script.module, function, explode)
-    expected = f"step 3: loss term '{term}' is not finite.*step_00000002: resume with resume=latest and a smaller "
+    expected = f"step 3: loss term '{term}' is not finite.*step_00000002: resume with a smaller .* and resume=latest"
     with pytest.raises(TrainingDivergedError, match=expected):
         script.train(folder)
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
@@ -51,7 +51,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path, script, monkeyp
         return result
 
     monkeypatch.setattr(torch.optim.Adam, "step", spoil)
-    expected = r"step 4: after the step '.*' of .*Model is not finite\. .*untouched, is .*step_00000002: resume with "
+    expected = r"step 4: after the step '.*' of .*Model is not finite; .*is .*step_00000002: resume with "
     with pytest.raises(TrainingDivergedError, match=expected):
         script.train(tmp_path / "run", checkpoint_every=2, checkpoints_total_limit=1, max_steps=max_steps)
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
