@@ -47,7 +47,6 @@ def main() -> None:
             padding=chosen.padding,
             num_images=options.num_images,
             num_seeds=options.num_seeds,
-            cache=folder / "features",
             progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),
         )
         write_record(record, str(model), model)

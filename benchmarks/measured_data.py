@@ -10,7 +10,6 @@ import torch
 from image_classifier import classifier_extractor
 from torch import Tensor
 
-from hf_ebm.data.image_processor import describe_preparation
 from hf_ebm.data.loading import draw_rows
 from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics, digits_extractor
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance_of_statistics
@@ -59,15 +58,13 @@ class MeasuredData:
         extractor: The features.
         held_out: The test split.
         training: The train split.
-        preparation: What is done to images before a model sees them, in words.
-        cache: Folder of the statistics.
+        found: Statistics that were computed, by split and number of images.
     """
 
     extractor: FeatureExtractor
     held_out: RealImages
     training: RealImages
-    preparation: str
-    cache: Path
+    found: dict[tuple[str, int], FeatureStatistics] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, data: Data, dataset: str | None, folder: Path, device: str) -> MeasuredData:
@@ -76,7 +73,7 @@ class MeasuredData:
         Args:
             data: Which.
             dataset: A folder or Hub id instead of the usual one, or None.
-            folder: Where the classifier and the statistics are kept.
+            folder: Where the classifier is kept.
             device: Where the classifier runs.
         """
         dataset = dataset or data.dataset
@@ -86,14 +83,15 @@ class MeasuredData:
             extractor,
             RealImages.load(dataset, data.sample_shape, "test", **loading),
             RealImages.load(dataset, data.sample_shape, "train", **loading),
-            describe_preparation(data.sample_shape, data.padding),
-            folder / "features",
         )
 
     def statistics(self, images: RealImages, limit: int | None = None) -> FeatureStatistics:
         """Of at most `limit` images of a split."""
         number = len(images.dataset) if limit is None else limit
-        return images.statistics(number, 0, self.extractor, self.preparation, self.cache)[0]
+        key = (images.source["split"], number)
+        if key not in self.found:
+            self.found[key] = images.statistics(number, 0, self.extractor)[0]
+        return self.found[key]
 
     def num_samples(self, limit: int) -> int:
         """As many samples as there are training images, at most `limit`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
 from hf_ebm.pipelines.loading import load_image_generator
-from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
+from hf_ebm.utils.files import check_writable, path_text, whole_file
 from hf_ebm.utils.validation import counted
 
 
@@ -45,9 +45,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=0, help="image-decoding processes (default: %(default)s)")
     parser.add_argument(
-        "--cache", type=path_option, help="folder of data sets' statistics; default: $HF_HOME/hf_ebm/features"
-    )
-    parser.add_argument(
         "--output",
         type=output_folder,
         default=Path("evaluation"),
@@ -63,14 +60,12 @@ def run(options: argparse.Namespace) -> None:
     """
     from hf_ebm.data.loading import DatasetName, load_named
     from hf_ebm.data.padding import find_padding
-    from hf_ebm.evaluation.feature_extractors import default_cache_folder, load_extractor
+    from hf_ebm.evaluation.feature_extractors import load_extractor
     from hf_ebm.evaluation.samples import evaluate_samples
     from hf_ebm.utils.logging import passing_bar
     from hf_ebm.utils.torch_utils import find_device
 
     check_writable("--output", options.output, is_folder=True)
-    if options.cache is not None:
-        check_writable("--cache", options.cache, is_folder=True)
     started = time.perf_counter()
     named = DatasetName.parse(options.dataset)
     split = named.choose_split(options.split, "test")
@@ -97,7 +92,6 @@ def run(options: argparse.Namespace) -> None:
         num_inference_steps=options.num_inference_steps,
         num_reconstruction_steps=options.num_reconstruction_steps,
         seed=options.seed,
-        cache=options.cache or default_cache_folder(),
         progress_bar=passing_bar(unit="batch"),
     )
     record["seconds"] = round(time.perf_counter() - started, 1)

@@ -9,30 +9,22 @@ hf_ebm.evaluation.feature_extractors`` from the training split.
 `FeatureStatistics` summarises a set of images. Sums of features and of their outer products give the
 mean and the covariance for the Frechet distance in constant memory. The kernel distance and the
 neighbourhood metrics need the features themselves: those of the first `MAX_KEPT` images are kept.
-
-`cached_statistics` stores them, so that a network processes a data set once. The file's name is the
-hash of a description: the data set's fingerprint and split, the rows, the extractor with its weights'
-hash, both preprocessings. A file with another description or content is reported and computed again.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_ebm.hub.model_card import public_name
-from hf_ebm.utils.files import hash_tensors, whole_file
+from hf_ebm.utils.files import hash_tensors
 from hf_ebm.utils.validation import did_you_mean
 
 WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
@@ -142,68 +134,6 @@ class FeatureStatistics:
         return cls(total, outer, number, torch.cat(kept))
 
 
-logger = logging.getLogger(__name__)
-FORMAT = 2  # 2: rows of a large set in a drawn order
-
-
-def default_cache_folder() -> Path:
-    """``$HF_HOME/hf_ebm/features``."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "hf_ebm" / "features"
-
-
-def cached_statistics(
-    folder: Path, description: Mapping[str, Any], make: Callable[[], FeatureStatistics]
-) -> FeatureStatistics:
-    """The statistics with this `description`, from `folder` if they are stored there, else computed and stored.
-
-    Args:
-        folder: The cache.
-        description: Everything that decides the result; JSON.
-        make: Computes it.
-    """
-    about = json.dumps({"format": FORMAT, **description}, sort_keys=True)
-    path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
-    if path.is_file():
-        try:
-            return read_statistics(path, about)
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            logger.warning("the cached statistics in %s cannot be used (%s); they are computed again.", path, error)
-    statistics = make()
-    tensors = {
-        "total": statistics.total,
-        "outer": statistics.outer,
-        "num_images": torch.tensor(statistics.num_images),
-        "features": statistics.features.contiguous(),
-    }
-    try:
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"about": about, "sha256": hash_tensors(tensors)})
-    except (OSError, SafetensorError) as error:  # the statistics are computed all the same
-        logger.warning("the statistics cannot be cached (%s); the next evaluation computes them again.", error)
-    return statistics
-
-
-def read_statistics(path: Path, about: str) -> FeatureStatistics:
-    """The statistics in a file.
-
-    Raises:
-        ValueError: If it has another description, or its content was changed.
-        SafetensorError: If it is no whole safetensors file.
-    """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    if metadata.get("about") != about:
-        raise ValueError("it has another description")
-    if metadata.get("sha256") != hash_tensors(tensors):
-        raise ValueError("its content was changed")
-    return FeatureStatistics(tensors["total"], tensors["outer"], int(tensors["num_images"]), tensors["features"])
-
-
-DIGITS_NAME = NAME
-
 AS_BYTES = "rounded to 8 bits, gray repeated to RGB"
 
 
@@ -297,7 +227,7 @@ def digits_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
             )
         return classifier.features(images)
 
-    return module_extractor(classifier, DIGITS_NAME, features=features, device=device)
+    return module_extractor(classifier, NAME, features=features, device=device)
 
 
 def inception_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:

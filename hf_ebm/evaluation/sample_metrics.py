@@ -1,6 +1,6 @@
 """Metrics of samples and reconstructions.
 
-Frechet distance, kernel distance (as in KID), Inception score and AUROC are computed by torchmetrics.
+Frechet distance, kernel distance (as in KID) and Inception score are computed by torchmetrics, AUROC by scikit-learn.
 
 Precision, recall, density and coverage compare neighbourhoods. A point's ball reaches to its k-th
 nearest neighbour in its own set. With N real points X and M generated points Y:
@@ -153,13 +153,10 @@ def auroc(in_distribution: Tensor, out_of_distribution: Tensor) -> float:
     """
     check_scores("in_distribution", in_distribution)
     check_scores("out_of_distribution", out_of_distribution)
-    from torchmetrics.functional.classification import binary_auroc
+    from sklearn.metrics import roc_auc_score
 
-    # ranks, because torchmetrics would squash scores outside [0, 1] through a sigmoid, which makes ties of large ones
-    scores = torch.cat([in_distribution, out_of_distribution]).double()
-    ranks = torch.unique(scores, return_inverse=True)[1].double()
-    labels = torch.cat([torch.zeros(len(in_distribution)), torch.ones(len(out_of_distribution))]).long()
-    return float(binary_auroc(ranks / max(ranks.max().item(), 1.0), labels))
+    labels = [0] * len(in_distribution) + [1] * len(out_of_distribution)
+    return float(roc_auc_score(labels, torch.cat([in_distribution, out_of_distribution]).double().cpu().numpy()))
 
 
 NUM_NEIGHBOURS = 5

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_ebm.data.image_files import words_of
 from hf_ebm.data.image_processor import describe_preparation
-from hf_ebm.data.loading import DatasetName, HubImages, draw_rows, load_named
-from hf_ebm.evaluation.feature_extractors import MAX_KEPT, FeatureExtractor, FeatureStatistics, cached_statistics
+from hf_ebm.data.loading import DatasetName, draw_rows, load_named
+from hf_ebm.evaluation.feature_extractors import MAX_KEPT, FeatureExtractor, FeatureStatistics
 from hf_ebm.evaluation.sample_metrics import (
     KERNEL_SUBSETS,
     NUM_NEIGHBOURS,
@@ -83,7 +82,7 @@ class RealImages:
             raise ValueError(words_of(error)) from error
 
     def statistics(
-        self, limit: int, seed: int, extractor: FeatureExtractor, preparation: str, cache: Path | None
+        self, limit: int, seed: int, extractor: FeatureExtractor
     ) -> tuple[FeatureStatistics, dict[str, Any]]:
         """Feature statistics of at most `limit` images drawn with `seed`, and their source with ``num_images``.
 
@@ -91,25 +90,12 @@ class RealImages:
         by class, and the first rows are not like the others.
         """
         number = min(limit, len(self.dataset))
-        rows, drawn = draw_rows(len(self.dataset), number, seed), number < len(self.dataset)
+        rows = draw_rows(len(self.dataset), number, seed)
         if number > MAX_KEPT:
             order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
-            rows, drawn = [rows[place] for place in order.tolist()], True
-        description = {
-            **self.source,
-            # changes between the rows that the source's hash is of
-            "loaded": self.dataset.dataset._fingerprint if isinstance(self.dataset, HubImages) else None,
-            "num_images": number,
-            "rows": f"drawn with seed {seed}" if drawn else "all",
-            "preparation": preparation,
-            "extractor": [extractor.name, extractor.weights_sha256, extractor.preprocessing],
-        }
-
-        def make() -> FeatureStatistics:
-            return FeatureStatistics.of(self.batches(rows, f"{self.source['split']} images"), extractor)
-
-        statistics = make() if cache is None else cached_statistics(cache, description, make)
-        return statistics, {**self.source, "num_images": number}
+            rows = [rows[place] for place in order.tolist()]
+        images = self.batches(rows, f"{self.source['split']} images")
+        return FeatureStatistics.of(images, extractor), {**self.source, "num_images": number}
 
 
 MIN_IMAGES = 20
@@ -232,7 +218,6 @@ def evaluate_samples(
     num_inference_steps: int | None = None,
     num_reconstruction_steps: int | None = None,
     seed: int = 0,
-    cache: Path | None = None,
     progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
     """Metrics of a pipeline's samples and reconstructions, and the protocol of the evaluation.
@@ -252,7 +237,6 @@ def evaluate_samples(
         num_inference_steps: Of the sampler; None = as in training.
         num_reconstruction_steps: Of the z-chain; None = as in training.
         seed: Of samples, latents, subsets, drawn rows.
-        cache: Folder for the data set's statistics; None = nowhere.
         progress_bar: Wraps the batches of each set that is drawn or read.
 
     Returns:
@@ -292,10 +276,10 @@ def evaluate_samples(
         if number < MIN_IMAGES:
             raise ValueError(f"{name} must be at least {MIN_IMAGES} images for these statistics, got {number}.")
 
-    real, real_source = reference.statistics(len(reference.dataset), seed, extractor, preparation, cache)
+    real, real_source = reference.statistics(len(reference.dataset), seed, extractor)
     real_vs_real, other_source = {}, None
     if others is not None:
-        other, other_source = others.statistics(num_images, seed, extractor, preparation, cache)
+        other, other_source = others.statistics(num_images, seed, extractor)
         real_vs_real = compare(real, other, extractor, seed)
     of_samples = []
     for sampling_seed in range(seed, seed + num_seeds):

@@ -54,6 +54,7 @@ class EnergySamplerOutput(BaseOutput):
         return None if self.grad is None else self.grad.flatten(1).norm(dim=1)
 
 
+Generators = torch.Generator | list[torch.Generator] | None  # one for the batch, or one per sample
 SIZES = (1e-19, 1e19)  # of steps and noises, whose squares are numbers in float32 as well
 
 
@@ -65,7 +66,7 @@ def check_size(name: str, value: Any) -> None:
 
 
 class EnergySampler(PathlessConfig, SchedulerMixin, ConfigMixin):
-    """Base of the samplers: timesteps, the checks, and the temperature. Subclasses write ``step``."""
+    """Base of the samplers: timesteps, the checks, and the temperature. Subclasses write `update`."""
 
     order = 1
     init_noise_sigma = 1.0
@@ -127,6 +128,35 @@ class EnergySampler(PathlessConfig, SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample: Tensor, timestep: Tensor | int | None = None) -> Tensor:
         """`sample` unchanged: energies see the states as they are."""
         return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | int,
+        sample: Tensor,
+        energy: Tensor | None = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
+        """One step of the chain.
+
+        Args:
+            model_output: Gradient of the energy at `sample`, its shape.
+            timestep: Entry of `timesteps`; the chain counts its steps itself.
+            sample: The start at the first call, later the last call's ``prev_sample``, shape (B, ...).
+            energy: Energy at `sample`, shape (B,); samplers with proposals need it.
+            generator: Random number generator, or one per sample of the start.
+            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
+
+        Raises:
+            ValueError: If a shape does not fit, a needed `energy` is missing, or the chain has no step left.
+        """
+        output = self.update(model_output, sample, energy, generator)
+        return output if return_dict else (output.prev_sample, output.current_sample)
+
+    def update(self, grad: Tensor, sample: Tensor, energy: Tensor | None, generator: Generators) -> EnergySamplerOutput:
+        """The sampler's step: see `step`."""
+        raise NotImplementedError
 
     def advance(self) -> int:
         """This step's index, counted here and not read from `timestep`: a GPU is never waited for.

@@ -11,14 +11,13 @@ one update per temperature, the last at n.
 
 from __future__ import annotations
 
-import torch
 from diffusers import SchedulerMixin  # noqa: F401 (diffusers looks for it here)
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, Generators
 from hf_ebm.utils.validation import check_positive
 
 
@@ -57,33 +56,11 @@ class AnnealedLangevinScheduler(EnergySampler):
             raise ValueError(f"noise_scale_start must be >= 1, so that the noise falls, got {noise_scale_start!r}.")
         self.setup(num_train_timesteps, step_size, noise_std)
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | int,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
-        """One Langevin update with this update's noise.
-
-        Args:
-            model_output: Gradient of the energy at `sample`, shape (B, ...).
-            timestep: Entry of `timesteps`; the chain counts by itself.
-            sample: State, shape (B, ...).
-            energy: Energy at `sample`, shape (B,); only passed on to the output.
-            generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
-
-        Raises:
-            ValueError: If the gradient has another shape than the state, or the chain has no step left.
-        """
+    def update(self, grad: Tensor, sample: Tensor, energy: Tensor | None, generator: Generators) -> EnergySamplerOutput:
+        """One Langevin update with this update's noise."""
         noise_std = annealed_noise_std(
             self.noise_std, self.config.noise_scale_start, self.advance(), self.num_inference_steps
         )
         noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-        prev_sample = langevin_step(sample, model_output, self.step_size, noise_std, noise)
-        if not return_dict:
-            return (prev_sample, prev_sample)
-        return EnergySamplerOutput(prev_sample, prev_sample, energy, model_output)
+        prev_sample = langevin_step(sample, grad, self.step_size, noise_std, noise)
+        return EnergySamplerOutput(prev_sample, prev_sample, energy, grad)

@@ -14,13 +14,12 @@ One gradient per ``step``, so K updates need K L + 1; calls between decide nothi
 
 from __future__ import annotations
 
-import torch
 from diffusers import SchedulerMixin  # noqa: F401 (diffusers looks for it here)
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, Generators
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, half_squared_norm, log_uniform
 from hf_ebm.utils.validation import check_count
 
@@ -63,29 +62,9 @@ class HMCScheduler(EnergySampler):
         """``p - s^2/(2n) grad E(x)``, shape of `momentum`."""
         return momentum - 0.5 * self.step_size**2 / self.noise_std * grad
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | int,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
-        """Go on with the trajectory from `sample`; at its end decide about it and begin the next.
-
-        Args:
-            model_output: Gradient of the energy at `sample`, shape (B, ...).
-            timestep: Entry of `timesteps`; the chain counts by itself.
-            sample: The start at the first call, later the last call's ``prev_sample``, shape (B, ...).
-            energy: Energy at `sample`, shape (B,); one that is not finite at the end rejects the trajectory.
-            generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
-
-        Raises:
-            ValueError: If `energy` is missing, a shape does not fit, or the chain has no step left.
-        """
-        given = given_state(sample, energy, model_output)
+    def update(self, grad: Tensor, sample: Tensor, energy: Tensor | None, generator: Generators) -> EnergySamplerOutput:
+        """Continue the trajectory from `sample`; at its end decide about it and begin the next."""
+        given = given_state(sample, energy, grad)
         index = self.advance()
         at_end = index % self.config.num_leapfrog_steps == 0  # of a trajectory; the chain's start counts as one
         state, acceptance_rate = given, None
@@ -107,6 +86,4 @@ class HMCScheduler(EnergySampler):
                 self.kinetic = half_squared_norm(self.momentum)
             self.momentum = self.half_kick(self.momentum, here.grad)
             prev_sample = here.sample + self.noise_std * self.momentum
-        if not return_dict:
-            return (prev_sample, state.sample)
-        return EnergySamplerOutput(prev_sample, state.sample, energy, model_output, acceptance_rate)
+        return EnergySamplerOutput(prev_sample, state.sample, energy, grad, acceptance_rate)

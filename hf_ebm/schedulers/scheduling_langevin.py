@@ -8,14 +8,13 @@ Cui & Han 2023; Welling & Teh 2011.
 
 from __future__ import annotations
 
-import torch
 from diffusers import SchedulerMixin  # noqa: F401 (diffusers looks for it here)
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, Generators
 from hf_ebm.utils.validation import check_not_negative
 
 
@@ -43,33 +42,11 @@ class LangevinScheduler(EnergySampler):
             check_not_negative(name, value)
         self.setup(num_train_timesteps, step_size, noise_std)
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | int,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
-        """One Langevin update.
-
-        Args:
-            model_output: Gradient of the energy at `sample`, shape (B, ...).
-            timestep: Entry of `timesteps`; the chain counts by itself.
-            sample: State, shape (B, ...).
-            energy: Energy at `sample`, shape (B,); only passed on to the output.
-            generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
-
-        Raises:
-            ValueError: If the gradient has another shape than the state, or the chain has no step left.
-        """
+    def update(self, grad: Tensor, sample: Tensor, energy: Tensor | None, generator: Generators) -> EnergySamplerOutput:
+        """One Langevin update."""
         k = 1.0 + self.advance()
         step_size = self.step_size * k**-self.config.step_size_decay
         noise_std = self.noise_std * k**-self.config.noise_decay
         noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-        prev_sample = langevin_step(sample, model_output, step_size, noise_std, noise)
-        if not return_dict:
-            return (prev_sample, prev_sample)
-        return EnergySamplerOutput(prev_sample, prev_sample, energy, model_output)
+        prev_sample = langevin_step(sample, grad, step_size, noise_std, noise)
+        return EnergySamplerOutput(prev_sample, prev_sample, energy, grad)

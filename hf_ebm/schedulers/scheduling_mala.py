@@ -11,14 +11,13 @@ about it and proposes again; the last only decides. So K updates need K + 1 grad
 
 from __future__ import annotations
 
-import torch
 from diffusers import SchedulerMixin  # noqa: F401 (diffusers looks for it here)
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, Generators
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, half_squared_norm, log_uniform
 
 
@@ -66,29 +65,9 @@ class MALAScheduler(EnergySampler):
         super().reset()
         self.state = None
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | int,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
-        """Decide about the proposal `sample` and make the next one.
-
-        Args:
-            model_output: Gradient of the energy at `sample`, shape (B, ...).
-            timestep: Entry of `timesteps`; the chain counts by itself.
-            sample: The start at the first call, later the last call's ``prev_sample``, shape (B, ...).
-            energy: Energy at `sample`, shape (B,); one that is not finite rejects the proposal.
-            generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
-
-        Raises:
-            ValueError: If `energy` is missing, a shape does not fit, or the chain has no step left.
-        """
-        given = given_state(sample, energy, model_output)
+    def update(self, grad: Tensor, sample: Tensor, energy: Tensor | None, generator: Generators) -> EnergySamplerOutput:
+        """Decide about the proposal `sample` and make the next one; a proposal without a finite energy is rejected."""
+        given = given_state(sample, energy, grad)
         is_last = self.advance() == len(self.timesteps) - 1
         state, acceptance_rate = given, None
         if self.state is not None:
@@ -103,6 +82,4 @@ class MALAScheduler(EnergySampler):
         if not is_last:
             self.noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
             prev_sample = langevin_step(state.sample, state.grad, self.step_size, self.noise_std, self.noise)
-        if not return_dict:
-            return (prev_sample, state.sample)
-        return EnergySamplerOutput(prev_sample, state.sample, energy, model_output, acceptance_rate)
+        return EnergySamplerOutput(prev_sample, state.sample, energy, grad, acceptance_rate)

@@ -23,7 +23,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, Generators
 from hf_ebm.utils.validation import check_positive, is_number
 
 
@@ -79,34 +79,12 @@ class PreconditionedLangevinScheduler(EnergySampler):
         super().reset()
         self.mean_square = None
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | int,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
-        """One Langevin update with the preconditioner that includes this gradient.
-
-        Args:
-            model_output: Gradient of the energy at `sample`, shape (B, ...).
-            timestep: Entry of `timesteps`; the chain counts by itself.
-            sample: State, shape (B, ...).
-            energy: Energy at `sample`, shape (B,); only passed on to the output.
-            generator: Random number generator, or one per sample.
-            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
-
-        Raises:
-            ValueError: If the gradient has another shape than the state, or the chain has no step left.
-        """
+    def update(self, grad: Tensor, sample: Tensor, energy: Tensor | None, generator: Generators) -> EnergySamplerOutput:
+        """One Langevin update with the preconditioner that includes this gradient."""
         alpha, index = self.config.alpha, self.advance()
-        square = (1.0 - alpha) * model_output**2
+        square = (1.0 - alpha) * grad**2
         self.mean_square = square if self.mean_square is None else alpha * self.mean_square + square
         root_g = preconditioner(self.mean_square / (1.0 - alpha ** (index + 1)), self.config.eps).sqrt()
         noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-        prev_sample = langevin_step(sample, model_output, self.step_size * root_g, self.noise_std * root_g, noise)
-        if not return_dict:
-            return (prev_sample, prev_sample)
-        return EnergySamplerOutput(prev_sample, prev_sample, energy, model_output)
+        prev_sample = langevin_step(sample, grad, self.step_size * root_g, self.noise_std * root_g, noise)
+        return EnergySamplerOutput(prev_sample, prev_sample, energy, grad)

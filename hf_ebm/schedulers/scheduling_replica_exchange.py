@@ -20,7 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import langevin_step
-from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput
+from hf_ebm.schedulers.energy_sampler import EnergySampler, EnergySamplerOutput, Generators
 from hf_ebm.schedulers.metropolis import ChainState, accept, given_state, log_uniform
 from hf_ebm.schedulers.scheduling_mala import proposal_log_ratio
 from hf_ebm.utils.validation import check_count, is_number
@@ -84,29 +84,9 @@ class ReplicaExchangeScheduler(EnergySampler):
         super().reset()
         self.state = None
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | int,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> EnergySamplerOutput | tuple[Tensor, Tensor]:
-        """Decide about the proposals `sample`, swap, and make the next ones.
-
-        Args:
-            model_output: Gradient of the energy at `sample`, its shape.
-            timestep: Entry of `timesteps`; the chain counts by itself.
-            sample: The start at the first call, shape (B, ...); later the last call's ``prev_sample``, (B R, ...).
-            energy: Energy at `sample`, one per row; one that is not finite rejects the proposal.
-            generator: Random number generator, or one per sample (B of them, not B R).
-            return_dict: Whether to return an `EnergySamplerOutput`, or its first two entries as a tuple.
-
-        Raises:
-            ValueError: If `energy` is missing, a shape does not fit, or the chain has no step left.
-        """
-        given = given_state(sample, energy, model_output)
+    def update(self, grad: Tensor, sample: Tensor, energy: Tensor | None, generator: Generators) -> EnergySamplerOutput:
+        """Decide about the proposals `sample`, (B R, ...) after the start, swap, and make the next ones."""
+        given = given_state(sample, energy, grad)
         index, num_replicas = self.advance(), self.config.num_replicas
         if self.state is None:
             rows = torch.arange(sample.shape[0], device=sample.device).repeat_interleave(num_replicas)
@@ -139,14 +119,12 @@ class ReplicaExchangeScheduler(EnergySampler):
             noise = randn_tensor(shape, generator=generator, device=sample.device, dtype=sample.dtype)
             self.noise = noise.flatten(0, 1)
             prev_sample = langevin_step(state.sample, state.grad, self.step_size, noise_std, self.noise)
-        if not return_dict:
-            return (prev_sample, current_sample)
         stride = len(sample) // len(current_sample)
         return EnergySamplerOutput(
             prev_sample,
             current_sample,
             given.energy[::num_replicas],
-            model_output[::stride],
+            grad[::stride],
             acceptance_rate,
             swap_rate,
         )

@@ -56,7 +56,7 @@ def test_a_misspelt_extractor_is_told_before_the_hub_is_asked(folder, tmp_path, 
 def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_ebm.utils.logging.DELAY", 0.0)
     arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
-    arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
+    arguments += ["--output", str(tmp_path / "run")]
     main(arguments)
     printed, progress = capsys.readouterr()
     assert all(f"{title}:" in progress for title in ("test images", "train images", "samples, seed 3"))
@@ -77,7 +77,7 @@ def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys, monkeypa
 
 
 EVALUATIONS = {
-    "evaluate": ["--dataset", "digits", "--num-images", "24", "--cache", "CACHE"],
+    "evaluate": ["--dataset", "digits", "--num-images", "24"],
     "eval-ood": ["--id", "digits", "--ood", "noise", "--max-images", "20", "--resamples", "5", "--no-baselines"],
 }
 
@@ -90,7 +90,6 @@ def test_the_card_of_a_run_folder_takes_the_figures_over_unless_it_is_somebodys_
 
     card = write_card(tmp_path / "model")
     arguments = [command, "--model", folder, *EVALUATIONS[command], "--output", folder]
-    arguments = [str(tmp_path / "cache") if argument == "CACHE" else argument for argument in arguments]
     main([*arguments, "--json"])
     record, written = json.loads(capsys.readouterr().out), card.read_text()
     found = {result.metric_type: result.metric_value for result in ModelCard.load(card).data.eval_results}

@@ -135,19 +135,6 @@ def test_records_of_one_evaluation_are_replaced_together(ended, tmp_path, monkey
     assert set(files(output).values()) == {b"old"} and len(files(output)) == 3
 
 
-def test_statistics_that_cannot_be_cached_cost_no_evaluation(folder, tmp_path, capsys, monkeypatch, caplog):
-    monkeypatch.setattr(
-        "hf_ebm.evaluation.feature_extractors.default_cache_folder", lambda: tmp_path / "file" / "cache"
-    )
-    (tmp_path / "file").touch()
-    arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "50"]
-    main([*arguments, "--output", str(tmp_path / "out")])
-    assert (tmp_path / "out" / "evaluate.json").is_file() and "cannot be cached" in caplog.text
-    with pytest.raises(SystemExit):
-        main([*arguments, "--cache", str(tmp_path / "file" / "cache")])
-    assert "--cache" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["a.psd", "a.txt", "a"])
 def test_an_image_format_that_is_only_read_is_refused(folder, tmp_path, capsys, name):
     with pytest.raises(SystemExit) as end:

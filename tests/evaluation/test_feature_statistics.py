@@ -1,13 +1,11 @@
-"""Feature statistics: sums that give the moments, features kept up to a limit, a cache that notices damage."""
-
-import logging
+"""Feature statistics: sums that give the moments, features kept up to a limit."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from hf_ebm.evaluation import feature_extractors as feature_statistics
-from hf_ebm.evaluation.feature_extractors import FeatureStatistics, cached_statistics
+from hf_ebm.evaluation.feature_extractors import FeatureStatistics
 from hf_ebm.evaluation.sample_metrics import (
     frechet_distance,
     frechet_distance_of_statistics,
@@ -70,55 +68,3 @@ def test_inception_score_of_certain_and_of_constant_predictions():
     assert inception_score(torch.zeros(40, 7))["mean"] == pytest.approx(1)
     with pytest.raises(ValueError, match="at least 20"):
         inception_score(certain[:19])
-
-
-@pytest.fixture
-def statistics():
-    return FeatureStatistics.of([noise(30, 4)], lambda x: x)
-
-
-def test_cache_makes_once_for_each_description(tmp_path, statistics):
-    made = []
-
-    def make():
-        made.append(1)
-        return statistics
-
-    for description in ({"a": 1}, {"a": 1}, {"a": 2}, {"a": 1}):
-        found = cached_statistics(tmp_path / "new", description, make)
-        assert found.num_images == 30
-        for name in ("total", "outer", "features"):
-            assert torch.equal(getattr(found, name), getattr(statistics, name))
-    assert len(made) == 2 and len(list((tmp_path / "new").iterdir())) == 2
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "another's"])
-def test_a_damaged_cache_file_is_named_and_made_again(tmp_path, statistics, damage, caplog):
-    cached_statistics(tmp_path, {"a": 1}, lambda: statistics)
-    (path,) = tmp_path.iterdir()
-    content = bytearray(path.read_bytes())
-    if damage == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
-        content[-5] ^= 64
-        path.write_bytes(content)
-    else:
-        cached_statistics(tmp_path, {"a": 2}, lambda: statistics)
-        (other,) = set(tmp_path.iterdir()) - {path}
-        other.replace(path)
-    with caplog.at_level(logging.WARNING):
-        found = cached_statistics(tmp_path, {"a": 1}, lambda: statistics)
-    assert path.name in caplog.text and "computed again" in caplog.text
-    assert torch.equal(found.outer, statistics.outer)
-    caplog.clear()
-    cached_statistics(tmp_path, {"a": 1}, lambda: pytest.fail("it was computed again"))
-    assert not caplog.text
-
-
-def test_nothing_is_left_of_a_run_that_failed(tmp_path):
-    def make():
-        raise ValueError("image 3 cannot be read")
-
-    with pytest.raises(ValueError, match="image 3"):
-        cached_statistics(tmp_path, {"a": 1}, make)
-    assert list(tmp_path.iterdir()) == []

@@ -128,12 +128,11 @@ def test_paired_sets_share_their_resamples_and_others_have_their_own():
 
 
 @pytest.mark.parametrize("bad", [np.array([]), np.array([1.0, np.nan, 2.0])], ids=["empty", "nan"])
-@pytest.mark.parametrize("metric", [ood_metrics, fpr95, ood_metrics_of_rows])
-def test_scores_without_a_rank_are_an_error(metric, bad):
+def test_scores_without_a_rank_are_an_error(bad):
     with pytest.raises(ValueError, match=r"in_distribution (must hold|holds 1 NaN among 3)"):
-        metric(bad, np.arange(5.0))
+        ood_metrics(bad, np.arange(5.0))
     with pytest.raises(ValueError, match=r"ood (must hold|holds 1 NaN among 3)"):
-        metric(np.arange(5.0), bad)
+        ood_metrics(np.arange(5.0), bad)
 
 
 def test_mistakes():
