@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,34 +70,32 @@ def list_files(folder: str | Path) -> FolderContent:
         OSError: If a folder or a file cannot be read.
         ValueError: If a name is not UTF-8.
     """
-    found, extensions = FolderContent(), image_extensions()
+    found, extensions, root = FolderContent(), image_extensions(), Path(folder)
 
-    def visit(path: str, parts: tuple[str, ...], around: frozenset[tuple[int, int]]) -> None:
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
-        if identity in around:
-            return
-        with os.scandir(path) as entries:
-            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
-        for entry in visible:
-            inner = (*parts, entry.name)
-            if os.fsencode(entry.name).decode("utf-8", "replace") != entry.name:
-                raise ValueError(f"the name of {'/'.join(inner)!r} is not UTF-8; rename it")
-            try:
-                status = entry.stat()
-            except OSError:
-                if not entry.is_symlink():
-                    raise
-                found.broken.append("/".join(inner))
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                visit(entry.path, inner, around | {identity})
-            elif stat.S_ISREG(status.st_mode) and os.path.splitext(entry.name)[1].lower() in extensions:
-                found.images.append(ImageFile(inner, status.st_size))
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        here = Path(place).relative_to(root)
+        around = {os.path.realpath(root / inner) for inner in (here, *here.parents)}
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in around
+        ]
+        for name in [name for name in names if not name.startswith(".")]:
+            path, parts = os.path.join(place, name), (*here.parts, name)
+            if os.fsencode(name).decode("utf-8", "replace") != name:
+                raise ValueError(f"the name of {'/'.join(parts)!r} is not UTF-8; rename it")
+            if not os.path.exists(path):
+                found.broken.append("/".join(parts))
+            elif os.path.isfile(path) and os.path.splitext(name)[1].lower() in extensions:
+                found.images.append(ImageFile(parts, os.path.getsize(path)))
             else:
-                found.others.append("/".join(inner))
-
-    visit(os.fspath(folder), (), frozenset())
+                found.others.append("/".join(parts))
+    found.images.sort(key=lambda image: image.parts)
+    found.others.sort()
+    found.broken.sort()
     return found
 
 

@@ -1,22 +1,11 @@
-"""Data sets as samples for a model: Hub data sets, image folders and the embedded sets.
+"""Data sets as samples for a model: Hub data sets, local folders and the embedded sets.
 
-Whether two splits of one data set have rows in common, each a name, slices of it, or a sum of such.
+Samples are tensors, images in [-1, 1], shape (C, H, W). The embedded sets need no network: ``digits`` (the 8x8 gray
+digits of scikit-learn, with a fixed split) and the 2-D sets ``25gaussians``, ``pinwheel``, ``swissroll``, which are
+sampled with a seed.
 
-train    train[:90%]    train[1000:]+validation
-
-A `datasets.Dataset` of images: which split is loaded from where, its column of images, and rows left undecoded.
-
-Training data as tensors: any Hugging Face data set, an image folder, or the embedded sets -> [-1, 1], (C, H, W).
-
-The embedded sets need no network: ``digits`` (the 8x8 gray digits that scikit-learn ships, split once and for all) and
-the 2-D sets ``25gaussians``, ``pinwheel``, ``swissroll``, drawn afresh with a seed.
-
-Which data set a command is told, ``name[:config][@split]``, and its images as a model takes them.
-
-    digits    cifar10    user/set:large@validation    folder/of/images@test
-
-A command has a split that it takes where the name says none. A set that lacks it and has exactly one split is taken as
-a whole, and its source says so.
+A data set is named as ``name[:config][@split]``, such as ``user/set:large@validation`` or ``folder/of/images@test``. A
+command has a default split. A set that lacks it and has exactly one split is taken as a whole, and its source says so.
 """
 
 from __future__ import annotations
@@ -32,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -49,7 +37,6 @@ from hf_ebm.utils.files import expand_home, hash_pictures, hash_tensors
 from hf_ebm.utils.validation import did_you_mean
 
 logger = logging.getLogger(__name__)
-FEW_ROWS = 10  # so few may be in order by chance
 EMBEDDED_NAMES = ("digits", *TOY_NAMES)  # which need no `datasets`: see `hf_ebm.data.loading`
 EMBEDDED_HINT = f"embedded are {EMBEDDED_NAMES}."
 
@@ -70,15 +57,6 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
         loaded = load_with_datasets(name, split, config_name, revision)
     if len(loaded) == 0:
         raise ValueError(empty(name, split))
-    if "[" in split and (column := column_in_order(loaded)) is not None:
-        logger.warning(
-            "The rows %r of %s are in the order of their column %r: such a slice holds few or none of some classes, or "
-            "what it leaves out does. To hold out some at random: hf_ebm.data.loading.load_hub_dataset(folder, 'train')"
-            ".train_test_split(0.1, seed=0).save_to_disk(another), and its splits train and test.",
-            split,
-            name,
-            column,
-        )
     return loaded
 
 
@@ -147,29 +125,16 @@ def load_with_datasets(name: str, split: str, config_name: str | None, revision:
     """A split that `datasets.load_dataset` loads: of the Hub, or of a folder of parquet files."""
     import datasets
 
-    path = Path(name)
-    if path.is_file():
-        raise ValueError(f"dataset {name!r} is a file; give a folder of parquet or image files, or a Hub id.")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
-        raise ValueError(f"dataset {name!r} is no folder here, and a path can be no Hub id; check the path.")
-    near = did_you_mean(name, EMBEDDED_NAMES, "")
-    if not path.exists() and (near or ("/" in name and path.parent.is_dir())):
-        logger.warning("%r is no folder here; the Hub is asked for it%s", name, f"; {near}" if near else ".")
     try:
-        source = plain_path(name) if path.is_dir() else name
+        source = plain_path(name) if Path(name).is_dir() else name
         return datasets.load_dataset(source, config_name, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error).rstrip(".")
+        reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error)
         if "corresponds to no data" in reason:
             raise ValueError(empty(name, split)) from error
-        reason = reason.replace(" (LocalEntryNotFoundError)", " (is there a network?)")  # the client's own class
-        meant = near or EMBEDDED_HINT
-        if "@" in name:
-            meant = "name its split apart (training: dataset_split=...), not after an @."
-        what = "cannot be loaded" if path.exists() else "is no folder here, and cannot be loaded from the Hub"
+        near = did_you_mean(name.partition("@")[0], EMBEDDED_NAMES, EMBEDDED_HINT)
         raise ValueError(
-            f"dataset {name!r} (split {split!r}) {what}: {reason}. Give a Hub id, or a folder of parquet or image "
-            f"files; {meant}"
+            f"{cannot_load(name, split, reason)} Give a Hub id, or a folder of parquet or image files; {near}"
         ) from error
 
 
@@ -219,18 +184,6 @@ def find_splits(name: str, config_name: str | None = None) -> list[str]:
         return []
 
 
-def column_in_order(dataset: Any) -> str | None:
-    """The column of class labels that a `datasets.Dataset`'s rows are sorted by; None: there is none, or few rows."""
-    from datasets import ClassLabel
-
-    for column, feature in dataset.features.items():
-        if isinstance(feature, ClassLabel) and feature.num_classes > 1 and len(dataset) >= FEW_ROWS:
-            labels = np.asarray(dataset[column])
-            if (labels[1:] >= labels[:-1]).all():
-                return column
-    return None
-
-
 def find_image_column(dataset: Any, column: str | None) -> str:
     """The image column of a `datasets.Dataset`: the named one, or the only one of type Image."""
     from datasets import Image
@@ -239,21 +192,13 @@ def find_image_column(dataset: Any, column: str | None) -> str:
         if column not in dataset.column_names:
             raise ValueError(
                 f"image_column {column!r} is not in the data set; it has {dataset.column_names}. A data set with one "
-                "column of images, as a folder of image files, needs no image_column: where a config sets one, "
-                "image_column=null."
+                "column of images needs none: image_column=null."
             )
         return column
     found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    if not found:
-        raise ValueError(
-            f"the data set has no column of type Image among {dataset.column_names}; give a folder of image files, or "
-            "cast the column of pictures: dataset.cast_column(name, datasets.Image())."
-        )
-    if len(found) > 1:
-        raise ValueError(
-            f"the data set has {len(found)} image columns, {found}; name one: image_column=..., for a command "
-            "--image-column."
-        )
+    if len(found) != 1:
+        there = found or f"none among {dataset.column_names}"
+        raise ValueError(f"the data set must have one column of type Image, or image_column name one; it has {there}.")
     return found[0]
 
 
