@@ -1,5 +1,5 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv when it is not there.
-# `make demo METHOD=dual_mcmc` runs the other method's demo.
+# `make demo` trains a digits model and evaluates it; `make test` runs the tests. Both create .venv if it does not exist.
+# `make demo METHOD=dual_mcmc` runs the demo of Dual-MCMC Teaching.
 PYTHON ?= python3
 METHOD ?= ddaebm
 VENV := .venv
@@ -30,4 +30,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info  # not outputs: what was trained stays
+	rm -rf $(VENV) build dist *.egg-info  # keeps outputs/
