@@ -1,8 +1,8 @@
-"""What the ablation tables share: rows of changed settings, trained over seeds, measured, as one table that can go on.
+"""Shared code of the ablation tables: train changed settings over seeds, evaluate them, and write a table.
 
-A row is a training run of a shipped config with the row's changes and fewer steps, launched as the demo launches it.
-What ``results.json`` holds already is not run again, so an interrupted table goes on where it stopped. A run that its
-own guard stopped is a row without numbers, not a hole.
+A row is a training run of a shipped config with the row's changes and fewer steps, launched as in
+the demo. Runs in ``results.json`` are not repeated, so an interrupted command resumes. A run that
+its own guard stopped is a row without numbers.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from hf_ebm.utils.files import path_option, whole_file
 from hf_ebm.utils.software import software_versions
 
 Changes = dict[str, Any]
-Row = dict[str, float]  # a measured run; empty: the run was stopped by its guard
+Row = dict[str, float]  # metrics of a run; empty if its guard stopped it
 Results = dict[str, dict[str, Row]]  # {row's name: {seed: row}}
 Measure = Callable[[Path, Changes, MeasuredData, str], Row]
-MOST_SAMPLES, MOST_HELD_OUT = 2000, 1000  # drawn and scored to measure a row
+MAX_SAMPLES, MAX_TEST_IMAGES = 2000, 1000  # generated and scored for a row
 
 
 def name_of(changes: Changes) -> str:
-    """A row's name, the arguments it passes."""
+    """The name of a row: the arguments it passes."""
     return " ".join(f"{key}={json.dumps(value)}".replace('"', "") for key, value in changes.items()) or SHIPPED
 
 
 def run_row(method: str, config: str, arguments: dict[str, Any]) -> bool:
-    """Train with `arguments` over a config; False if the run's own guard stopped it."""
+    """Train a config with `arguments`. Returns False if the run's own guard stopped it."""
     launcher, environment = launch_options()
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "-m", f"hf_ebm.training.train_{method}"]
     command += ["--config", str(CONFIGS / config)]
@@ -61,7 +61,7 @@ def cell(values: list[float], digits: int) -> str:
 
 
 def write_table(results: Results, columns: dict[str, tuple[str, int]], path: Path) -> None:
-    """All rows as a Markdown table; `columns` are ``{key: (heading, digits)}``."""
+    """Write all rows as a Markdown table; `columns` are ``{key: (heading, digits)}``."""
     lines = ["| change | seeds | " + " | ".join(heading for heading, _ in columns.values()) + " |"]
     lines.append("|---" * (len(columns) + 2) + "|")
     for name, rows in results.items():
@@ -79,7 +79,7 @@ def write_table(results: Results, columns: dict[str, tuple[str, int]], path: Pat
 
 
 def chosen_rows(groups: dict[str, list[Changes]], names: list[str] | None, own: list[str]) -> list[Changes]:
-    """The rows of the groups of these names, None for all, and those of ``--change``, after the config as shipped.
+    """The config as shipped, the rows of the named groups (None: all), and those of ``--change``.
 
     Raises:
         ValueError: If a change is not ``key=value``.
@@ -105,22 +105,26 @@ def make_table(
         method: A training script's name.
         doc: The command's description.
         groups: Rows by group; ``--rows`` chooses groups, ``--change`` adds a row.
-        columns: What the table shows of a measured row, ``{key: (heading, digits)}``.
+        columns: Columns of the table, ``{key: (heading, digits)}``.
         measure: ``(run folder, changes, data, device) -> row``.
         plot: ``(results, path) -> None``, of the groups' rows.
     """
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--data", choices=sorted(DATA), default="digits", help="which recipe (default: %(default)s)")
-    parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
+    parser.add_argument("--dataset", help="folder or Hub id of the data (default: the recipe's)")
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, choices=("cpu", "cuda"), help="of measuring; training takes a GPU")
+    parser.add_argument(
+        "--device", default=default, choices=("cpu", "cuda"), help="for the evaluation; training takes a GPU"
+    )
     parser.add_argument("--output", type=path_option, default=Path(f"outputs/{method.replace('_', '-')}-ablations"))
-    parser.add_argument("--rows", nargs="+", choices=sorted(groups), help="default: all; none with --change")
+    parser.add_argument(
+        "--rows", nargs="+", choices=sorted(groups), help="groups of rows (default: all; none with --change)"
+    )
     parser.add_argument(
         "--change",
         action="append",
         default=[],
-        help="a row of your own, beside the config as shipped: key=value, several in quotes; may be repeated",
+        help="an additional row: key=value, several in quotes (repeatable)",
     )
     parser.add_argument("--max-steps", type=int, default=200, help="of each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -140,7 +144,7 @@ def make_table(
         "recipe": read_yaml(CONFIGS / config),
         "fingerprint": data.held_out.source["fingerprint"],
         "device": options.device,
-        "launch": launcher,  # how many processes, of which each takes a batch
+        "launch": launcher,  # number of processes, each with its batch
         "hardware": hardware_name(),
         "software": software_versions(),
     }

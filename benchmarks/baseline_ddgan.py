@@ -1,14 +1,14 @@
-"""Baseline: a denoising diffusion GAN (Xiao, Kreis & Vahdat, ICLR 2022) with the generator and the chain of DDAEBM.
+"""Baseline: a denoising diffusion GAN (Xiao, Kreis & Vahdat, ICLR 2022) with the generator and the diffusion of DDAEBM.
 
     accelerate launch benchmarks/baseline_ddgan.py --config benchmarks/configs/ddgan_digits.yaml key=value ...
 
-The discriminator ``D(x_t, x_next, t)`` is DDAEBM's inference network with one output, whose mean is the logit. An
-energy ``0.5 ||x - U(x, t)||^2`` cannot stand in its place: it does not see ``x_next``, which the pair is judged by, and
-it is never negative, while a logit needs both signs. On the digits it has about as many
-parameters as the energy: with fewer, samples were much worse after the same time. On Fashion-MNIST, where it works on
-pixels and the energy on patches, it is smaller: a larger one was no better there, as fewer steps fit. On CIFAR-10 it is
-smaller, too, which nobody has tuned. With no arguments it trains the digits. The run folder is a `DDAEBMPipeline`
-without an energy; the discriminator is in the checkpoints.
+The discriminator ``D(x_t, x_next, t)`` is DDAEBM's inference network with one output, whose mean is
+the logit. An energy ``0.5 ||x - U(x, t)||^2`` cannot replace it: it does not depend on ``x_next``,
+and is never negative. On the digits the discriminator has about as many parameters as the energy:
+with fewer, samples are much worse after the same time. On Fashion-MNIST, where it works on pixels
+and the energy on patches, it is smaller: a larger one is no better, as fewer steps fit. On CIFAR-10
+it is smaller as well, and not tuned. Without arguments the script trains the digits. The run folder
+is a `DDAEBMPipeline` without an energy; the discriminator is in the checkpoints.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hf_ebm.training.trainer import Method, cosine_schedule, run_training, updat
 
 @dataclasses.dataclass(frozen=True)
 class DDGANSettings(RunSettings):
-    """All settings of a run; `energy_learning_rate` is the discriminator's, `models.discriminator` changes it."""
+    """Settings of a run; `energy_learning_rate` and `models.discriminator` are the discriminator's."""
 
     output_dir: str = "outputs/ddgan"
 
@@ -46,13 +46,13 @@ class DDGANSettings(RunSettings):
     beta_min: float = 0.1
     beta_max: float = 20.0
     spacing: str = "uniform"  # or "dense_start", "quadratic"
-    timestep_weights: tuple[float, ...] | None = None  # how often each t is drawn, relative; None: all alike
-    noise_at_t0: bool = False  # True: fakes of t = 0 get the noise that the real x_0 has
+    timestep_weights: tuple[float, ...] | None = None  # relative frequency of each t; None: uniform
+    noise_at_t0: bool = False  # True: fakes of t = 0 get the noise of the real x_0
     coupled_noise: bool = False  # True: fakes share their pair's posterior noise
 
     # objective
     r1_weight: float = 0.05
-    r1_interval: int = 15  # lazy R1: the penalty every k-th step, k times as heavy
+    r1_interval: int = 15  # lazy R1: the penalty every k-th step, with k times the weight
 
     # optimisation
     adam_betas: tuple[float, ...] = (0.5, 0.9)
@@ -60,7 +60,7 @@ class DDGANSettings(RunSettings):
     generator_learning_rate: float = 1.6e-4
 
     def __post_init__(self) -> None:
-        """Raise a `ValueError` that names the setting, before any work."""
+        """Raise a `ValueError` that names an invalid setting."""
         super().__post_init__()
         self.check_at_least(1, "r1_interval", "num_timesteps")
         self.check_at_least(0, "r1_weight")
@@ -72,7 +72,7 @@ class DDGANSettings(RunSettings):
 
 @dataclasses.dataclass
 class TrainState:
-    """What a train step updates and uses."""
+    """Models, optimizers and coefficients of a train step."""
 
     accelerator: Accelerator
     generator_model: Any
@@ -116,9 +116,11 @@ def train_step(x: Tensor, step: int, state: TrainState, settings: DDGANSettings)
 
     # discriminator: mean softplus(-D(x_t)) + mean softplus(D(x_fake)) + r1/2 mean ||grad_{x_t} D(x_t)||^2
     penalty = torch.zeros((), device=x.device)
-    if step % settings.r1_interval == 0:  # two calls: the double backward goes through the real half alone
+    if step % settings.r1_interval == 0:  # two calls: only the real half needs the double backward
         x_real = x_t.detach().requires_grad_(True)
-        twice = state.discriminator.forward if settings.compile else state.discriminator  # torch.compile has none
+        twice = (
+            state.discriminator.forward if settings.compile else state.discriminator
+        )  # torch.compile has no double backward
         logit_real = logit(twice, x_real, x_next, t)
         logit_fake = logit(state.discriminator, x_fake.detach(), x_next, t)
         penalty = r1_penalty(logit_real, x_real, settings.r1_interval * settings.r1_weight)
@@ -151,7 +153,7 @@ def logit(discriminator: Any, x_t: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
 
 
 def make_model_settings(settings: DDGANSettings) -> dict[str, Any]:
-    """The arguments of the two networks, of a DDAEBM preset for images."""
+    """Arguments of the two networks, from a DDAEBM preset for images."""
     check_parts(settings.models, ("unet", "generator", "discriminator"))
     changes = dict(settings.models)
     changes["inference"] = changes.pop("discriminator", {})
@@ -195,7 +197,7 @@ def make_train_state(
 
 
 def make_pipeline(models: tuple[Any, Any], settings: DDGANSettings) -> DDAEBMPipeline:
-    """The pipeline around the generator as it is now."""
+    """A pipeline with the current generator."""
     schedule = {spacing: key for key, spacing in BETA_SCHEDULES.items()}[settings.spacing]
     scheduler = DDAEBMScheduler(settings.num_timesteps, settings.beta_min, settings.beta_max, schedule)
     return DDAEBMPipeline(models[0], scheduler)
@@ -216,7 +218,7 @@ METHOD = Method(
 
 
 def train(settings: DDGANSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
+    """Train and return the run folder; see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, settings)
 
 

@@ -1,12 +1,12 @@
-"""Baseline: a denoising diffusion model (Ho et al. 2020), diffusers' stock parts alone, of the same U-Net as DDAEBM's.
+"""Baseline: a denoising diffusion model (Ho et al. 2020), made of diffusers' classes, with DDAEBM's U-Net.
 
     accelerate launch benchmarks/baseline_ddpm.py --config benchmarks/configs/ddpm_digits.yaml key=value ...
 
-`UNet2DModel` predicts the noise of a `DDPMScheduler` (1000 steps, linear betas), or the clean image or the velocity
-(Salimans & Ho 2022) as `prediction_type` says, by plain squared error. The run folder
-is a `DDIMPipeline`, which samples in any number of steps. A preset whose U-Net works on patches is trained on
-``pixel_unshuffle(x)``: the same numbers in another order, so the same diffusion. With no arguments it trains the
-digits.
+`UNet2DModel` predicts the noise of a `DDPMScheduler` (1000 steps, linear betas), the clean image or
+the velocity (Salimans & Ho 2022), set by `prediction_type`, with a squared error. The run folder is
+a `DDIMPipeline`, which samples in any number of steps. A preset whose U-Net works on patches is
+trained on ``pixel_unshuffle(x)``, which permutes the values and leaves the diffusion unchanged.
+Without arguments the script trains the digits.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from hf_ebm.training.trainer import Method, cosine_schedule, run_training, updat
 
 @dataclasses.dataclass(frozen=True)
 class DDPMSettings(RunSettings):
-    """All settings of a run; `generator_learning_rate` is the U-Net's, and `energy_learning_rate` is not used."""
+    """Settings of a run; `generator_learning_rate` is the U-Net's, `energy_learning_rate` is not used."""
 
     output_dir: str = "outputs/ddpm"
-    num_inference_steps: int = 50  # of DDIM where nothing else is said
-    timestep_spacing: str = "trailing"  # of DDIM's steps; "leading" leaves out the noisiest states
+    num_inference_steps: int = 50  # default number of DDIM steps
+    timestep_spacing: str = "trailing"  # of DDIM; "leading" omits the noisiest states
     prediction_type: str = "epsilon"  # what the U-Net predicts; or "sample", "v_prediction"
 
     # optimisation
@@ -49,7 +49,7 @@ class DDPMSettings(RunSettings):
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Raise a `ValueError` that names the setting, before any work."""
+        """Raise a `ValueError` that names an invalid setting."""
         super().__post_init__()
         self.check_at_least(1, "num_inference_steps")
         self.check_choice("timestep_spacing", ("leading", "linspace", "trailing"))
@@ -58,7 +58,7 @@ class DDPMSettings(RunSettings):
 
 @dataclasses.dataclass
 class TrainState:
-    """What a train step updates and uses."""
+    """The U-Net, its optimizer and the scheduler of a train step."""
 
     accelerator: Accelerator
     unet: Any
@@ -97,7 +97,7 @@ def train_step(x: Tensor, step: int, state: TrainState, settings: DDPMSettings) 
 
 
 def make_model_settings(settings: DDPMSettings) -> dict[str, Any]:
-    """The arguments of the U-Net: those of the generator of a DDAEBM preset for images, its defaults included."""
+    """Arguments of the U-Net: those of a DDAEBM preset's generator, defaults included."""
     check_parts(settings.models, ("unet", "generator"))
     parts = ddaebm_model_settings(settings.preset, overrides=settings.models)
     if parts["network"] != "unet":
@@ -105,7 +105,7 @@ def make_model_settings(settings: DDPMSettings) -> dict[str, Any]:
     known = inspect.signature(UNetGeneratorModel.__init__).parameters.values()
     unet = {parameter.name: parameter.default for parameter in known if parameter.name != "self"}
     unet.update(parts["generator"])
-    for name in ("latent_dim", "num_timesteps"):  # it has no latent, and its own chain
+    for name in ("latent_dim", "num_timesteps"):  # it has no latent, and another number of steps
         unet.pop(name)
     unet["time_embedding_dim"] = unet.pop("embedding_dim") or 4 * unet["base_channels"]
     return {"unet": unet}
@@ -150,7 +150,7 @@ def make_scheduler(settings: DDPMSettings) -> DDPMScheduler:
 
 
 def make_pipeline(models: tuple[Any], settings: DDPMSettings) -> DDIMPipeline:
-    """The pipeline around the U-Net as it is now."""
+    """A pipeline with the current U-Net."""
     config = make_scheduler(settings).config
     return DDIMPipeline(models[0], DDIMScheduler.from_config(config, timestep_spacing=settings.timestep_spacing))
 
@@ -175,7 +175,7 @@ def sample_images(
 
 
 def save_samples(pipeline: DDIMPipeline, folder: Path, step: int, settings: DDPMSettings) -> Path:
-    """A picture of samples, always from the same noise."""
+    """Save an image grid of samples from fixed noise."""
     patch_size = make_model_settings(settings)["unet"]["patch_size"]
     pipeline.unet.eval()
 
@@ -207,7 +207,7 @@ METHOD = Method(
 
 
 def train(settings: DDPMSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
+    """Train and return the run folder; see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, settings)
 
 
@@ -218,9 +218,9 @@ def draw(
 
     Args:
         folder: The run folder.
-        number: How many images.
-        batch_size: How many at once.
-        seed: Of all random numbers.
+        number: Number of images.
+        batch_size: Images per batch.
+        seed: Seed of all random numbers.
         device: Where the networks run.
         num_inference_steps: Steps of DDIM; None = the run's setting.
     """

@@ -1,9 +1,9 @@
-"""The generator of Dual-MCMC Teaching with its inference model and z-chain, taught by no energy.
+"""Baseline: the generator of Dual-MCMC Teaching with its inference model and z-chain, without an energy.
 
-    python benchmarks/baseline_generator_only.py --config dual_mcmc_digits.yaml output_dir=outputs/alone
+    python benchmarks/baseline_generator_only.py --config dual_mcmc_digits.yaml output_dir=outputs/generator-only
 
-The first two updates of a `train_dual_mcmc.train_step`, without the x-chain. The energy of the run folder is as
-initialised: a step does not pay for what nothing uses.
+The first two updates of `train_dual_mcmc.train_step`, without the x-chain. The energy of the run
+folder is untrained.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def train_step(x: Tensor, step: int, state: TrainState, settings: DualMCMCSettin
 
 
 def make_train_state(*arguments: Any) -> tuple[TrainState, list[torch.optim.lr_scheduler.LRScheduler]]:
-    """As for Dual-MCMC Teaching, without a learning-rate schedule of the energy, whose optimizer does not step."""
+    """The state of Dual-MCMC Teaching without a learning-rate schedule of the energy, which is not trained."""
     state, schedules = train_dual_mcmc.make_train_state(*arguments)
     return state, [one for one in schedules if one.optimizer is not state.energy_optimizer.optimizer]
 
@@ -45,7 +45,7 @@ METHOD = dataclasses.replace(
 
 
 def train(settings: DualMCMCSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
+    """Train and return the run folder; see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, dataclasses.replace(settings, x_num_steps=0))
 
 

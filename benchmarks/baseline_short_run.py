@@ -1,11 +1,11 @@
-"""Baseline: a short-run EBM (Nijkamp et al., NeurIPS 2019) on the energy of our Dual-MCMC Teaching.
+"""Baseline: a short-run EBM (Nijkamp et al., NeurIPS 2019) with the energy network of Dual-MCMC Teaching.
 
     accelerate launch benchmarks/baseline_short_run.py --config benchmarks/configs/short_run_digits.yaml key=value ...
 
-One network and no other: negatives are K Langevin steps on the energy from uniform noise, new noise at each iteration,
-and the same K steps are the sampler. K steps do not reach the energy's own distribution; what is trained is the short
-chain, as a generator. With no arguments it trains the digits. The run folder is an `EnergyScoringPipeline` with the
-chain as its `LangevinScheduler`.
+There is only one network. Negatives are K Langevin steps on the energy from uniform noise, new at
+each iteration, and the same K steps are the sampler. K steps do not reach the energy's stationary
+distribution: the short chain is trained as a generator. Without arguments the script trains the
+digits. The run folder is an `EnergyScoringPipeline` with the chain as its `LangevinScheduler`.
 
 Source: Nijkamp, Hill, Zhu & Wu, "Learning non-convergent non-persistent short-run MCMC toward energy-based model".
 """
@@ -39,7 +39,7 @@ from hf_ebm.utils.validation import check_known
 
 @dataclasses.dataclass(frozen=True)
 class ShortRunSettings(RunSettings):
-    """All settings of a run; `generator_learning_rate` and `latent_dim` are not used."""
+    """Settings of a run; `generator_learning_rate` and `latent_dim` are not used."""
 
     output_dir: str = "outputs/short-run"
 
@@ -53,10 +53,10 @@ class ShortRunSettings(RunSettings):
     energy_magnitude_weight: float = 0.0  # times mean E(x)^2 + mean E(x_negative)^2
 
     # optimisation
-    energy_gap_limit: float = 1e4  # the run stops where |mean E(x) - mean E(x_negative)| passes it
+    energy_gap_limit: float = 1e4  # the run stops when |mean E(x) - mean E(x_negative)| exceeds it
 
     def __post_init__(self) -> None:
-        """Raise a `ValueError` that names the setting, before any work."""
+        """Raise a `ValueError` that names an invalid setting."""
         super().__post_init__()
         self.check_at_least(1, "num_steps")
         self.check_at_least(0, "data_noise_std", "energy_magnitude_weight")
@@ -65,7 +65,7 @@ class ShortRunSettings(RunSettings):
 
 @dataclasses.dataclass
 class TrainState:
-    """What a train step updates and uses."""
+    """The energy and its optimizer."""
 
     accelerator: Accelerator
     energy_model: Any
@@ -116,7 +116,7 @@ def train_step(x: Tensor, step: int, state: TrainState, settings: ShortRunSettin
 
 
 def make_model_settings(settings: ShortRunSettings) -> dict[str, Any]:
-    """The arguments of the energy, that of a Dual-MCMC preset for images."""
+    """Arguments of the energy, from a Dual-MCMC preset for images."""
     check_parts(settings.models, ("data", "energy"))
     parts = dual_mcmc_model_settings(settings.preset, overrides=settings.models)
     if parts["network"] != "resnet":
@@ -146,7 +146,7 @@ def make_train_state(
 
 
 def make_pipeline(models: tuple[Any], settings: ShortRunSettings) -> EnergyScoringPipeline:
-    """The pipeline around the energy as it is now, with the chain that samples it."""
+    """A pipeline with the current energy and the chain that samples it."""
     scheduler = LangevinScheduler(settings.num_steps, settings.step_size, settings.noise_std)
     return EnergyScoringPipeline(models[0], scheduler)
 
@@ -154,7 +154,7 @@ def make_pipeline(models: tuple[Any], settings: ShortRunSettings) -> EnergyScori
 def sample_images(
     pipeline: EnergyScoringPipeline, number: int, generator: torch.Generator, num_inference_steps: int | None = None
 ) -> Tensor:
-    """`number` ends of the chain from uniform noise, shape (number, C, H, W); None: as many steps as in training."""
+    """Run `number` chains from uniform noise, shape (number, C, H, W); None: as many steps as in training."""
     energy_model, scheduler = eval_copy(pipeline.energy_model), copy.deepcopy(pipeline.scheduler)
     shape = (number, *energy_model.sample_shape)
     start = 2.0 * torch.rand(shape, generator=generator, device=generator.device) - 1.0
@@ -163,7 +163,7 @@ def sample_images(
 
 
 def save_samples(pipeline: EnergyScoringPipeline, folder: Path, step: int, settings: ShortRunSettings) -> Path:
-    """A picture of samples, always from the same noise."""
+    """Save an image grid of samples from fixed noise."""
 
     def sample(number: int, generator: torch.Generator) -> Tensor:
         return sample_images(pipeline, number, generator)
@@ -189,7 +189,7 @@ METHOD = Method(
 
 
 def train(settings: ShortRunSettings) -> Path:
-    """Train, and return the run folder: see `hf_ebm.training.trainer.run_training`."""
+    """Train and return the run folder; see `hf_ebm.training.trainer.run_training`."""
     return run_training(METHOD, settings)
 
 
@@ -200,9 +200,9 @@ def draw(
 
     Args:
         folder: The run folder.
-        number: How many images.
-        batch_size: How many at once.
-        seed: Of all random numbers.
+        number: Number of images.
+        batch_size: Images per batch.
+        seed: Seed of all random numbers.
         device: Where the energy runs.
         num_inference_steps: Steps of the chain; None = as many as in training.
     """

@@ -1,7 +1,7 @@
-"""What the baselines share: their configs, drawing in batches, and the grid of a run whose pipeline is not ours.
+"""Shared code of the baselines: config folder, batched sampling, sample grids.
 
-A baseline is a training script like those of ``training/``: a frozen dataclass of settings, a `train_step`, a `METHOD`.
-Its run folder loads with its own ``draw``, and has no model card.
+A baseline is a training script like those of ``training/``: a frozen dataclass of settings, a
+`train_step`, a `METHOD`. Its run folder is loaded by its own ``draw`` and has no model card.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def draw_by(pipeline_class: Any) -> Draw:
 
 @torch.no_grad()
 def save_grid_of(sample: Sample, folder: Path, step: int, number: int, device: torch.device) -> Path:
-    """A picture of `number` samples, always from the same noise."""
+    """Save an image grid of `number` samples from fixed noise."""
     path = sample_path(folder, step)
     images = next(draw_batches(sample, number, number, 0, str(device)))
     save_square_grid(VaeImageProcessor(vae_scale_factor=1).postprocess(images, "pil"), path)

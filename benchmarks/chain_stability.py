@@ -1,16 +1,17 @@
-"""Whether the x-chain's step fits the energy, at the checkpoints of a Dual-MCMC run: the energy's curvature.
+"""Compare the energy's curvature with the stability limit of the x-chain's step, for each checkpoint of a run.
 
     python benchmarks/chain_stability.py --run outputs/dual-mcmc-cifar10-small --num-images 30000
 
-On a quadratic energy of curvature a, a Langevin step of size s multiplies the distance from the minimum by
-``1 - s^2 a / 2``: from ``a = 4 / s^2`` on each step leads further away, and the chain makes energies *higher*. Training
-rewards that, since it lowers what data have against what chains end in, so that such an energy runs away. The curvature
-is the largest one at each sample of the generator, found by power iteration on differences of gradients: a network of
-ReLUs is flat between its kinks, and has no second derivative that says so.
+On a quadratic energy of curvature a, a Langevin step of size s multiplies the distance from the
+minimum by ``1 - s^2 a / 2``: above ``a = 4 / s^2`` each step moves further away, and the chain
+*raises* the energy. Training rewards that, since it lowers the energy of data relative to the
+chains' samples, and the energy diverges. The curvature is the largest one at each sample of the
+generator, computed by power iteration on differences of gradients: a network with ReLUs is
+piecewise linear, so its second derivative is not informative.
 
-A long chain with noise n ends with the variance ``n^2 / (s^2 a (1 - s^2 a / 4))``, which is n^2 or more for any a. So
-where data vary by less than n, no curvature gives the chain their variance, and training raises it for ever. With
---num-images the standard deviation of data in their quietest direction is measured as well: n below it is safe.
+A long chain with noise n ends with the variance ``n^2 / (s^2 a (1 - s^2 a / 4))``, which is at least n^2 for any a.
+Where data vary by less than n, no curvature gives the chain their variance, and training raises it indefinitely. With
+--num-images the smallest standard deviation of the data over all directions is computed as well: n below it is safe.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from hf_ebm.utils.files import path_option
 def largest_curvature(
     grad_fn: Callable[[Tensor], Tensor], x: Tensor, distance: float, num_iterations: int, random: torch.Generator
 ) -> Tensor:
-    """Size of the largest curvature at each sample over `distance`, shape (B,).
+    """The largest absolute curvature at each sample over `distance`, shape (B,).
 
     Args:
         grad_fn: ``x -> grad E(x)``.
@@ -57,13 +58,13 @@ def largest_curvature(
 
 
 def quietest_std(images: Tensor) -> float:
-    """Standard deviation of images, shape (N, ...), N larger than their dimensions, where they vary least."""
+    """The smallest standard deviation over all directions of images, shape (N, ...), N above their dimensions."""
     flat = images.flatten(1)
     return float(torch.linalg.eigvalsh(flat.T.cov()).clamp(min=0.0)[0].sqrt())
 
 
 def load_images(settings: dict[str, Any], sample_shape: tuple[int, ...], number: int) -> Tensor:
-    """`number` images that a run was trained on, drawn by its seed, shape (N, C, H, W).
+    """Load `number` random training images of a run, shape (N, C, H, W).
 
     Raises:
         ValueError: If there are not more than an image has values.
@@ -81,7 +82,7 @@ def load_images(settings: dict[str, Any], sample_shape: tuple[int, ...], number:
 
 
 def load_networks(checkpoint: Path) -> tuple[Any, Any]:
-    """The generator and the energy of a checkpoint, the energy in eval mode."""
+    """Load the generator and the energy of a checkpoint, the energy in eval mode."""
     generator_model, energy_model, _ = METHOD.build_models(read_state(checkpoint)["models"])
     saved = [load_file(path) for path in sorted(checkpoint.glob("model*.safetensors"))]
     for model in (generator_model, energy_model):
@@ -91,20 +92,26 @@ def load_networks(checkpoint: Path) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Print the measurements of each checkpoint as a line of JSON."""
-    parser = argparse.ArgumentParser(description="The energy's curvature against what the x-chain's step can bear.")
+    """Print the results of each checkpoint as a line of JSON."""
+    parser = argparse.ArgumentParser(
+        description="The energy's curvature against the stability limit of the x-chain's step."
+    )
     parser.add_argument("--run", required=True, type=path_option, help="run folder of train_dual_mcmc.py")
-    parser.add_argument("--num-samples", type=int, default=64, help="of the generator (default: %(default)s)")
-    parser.add_argument("--distance", type=float, default=0.02, help="over which gradients change, Euclidean")
+    parser.add_argument("--num-samples", type=int, default=64, help="samples of the generator (default: %(default)s)")
+    parser.add_argument(
+        "--distance", type=float, default=0.02, help="Euclidean distance of the finite differences of gradients"
+    )
     parser.add_argument("--iterations", type=int, default=15, help="of the power iteration (default: %(default)s)")
-    parser.add_argument("--num-images", type=int, help="of the run's data, to measure how quiet they are")
+    parser.add_argument(
+        "--num-images", type=int, help="training images for the smallest standard deviation of the data"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     settings = read_yaml(options.run / SETTINGS)
     step_size, noise_std, num_steps = (settings[f"x_{name}"] for name in ("step_size", "noise_std", "num_steps"))
     checkpoints = list_checkpoints(options.run / "checkpoints")
     if not checkpoints:
-        parser.error(f"--run {options.run} has no checkpoints; train with checkpoint_every=500, say.")
+        parser.error(f"--run {options.run} has no checkpoints; train with, for example, checkpoint_every=500.")
     if options.num_images:
         images = load_images(settings, load_networks(checkpoints[-1])[0].sample_shape, options.num_images)
         print(json.dumps({"x_noise_std": noise_std, "quietest_std_of_the_data": round(quietest_std(images), 5)}))

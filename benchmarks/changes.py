@@ -1,4 +1,4 @@
-"""Changes to a recipe, as the command line of the benchmarks names them, and which code a run was made with."""
+"""Changes to a recipe on the benchmarks' command lines, and the commit of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHIPPED = "as shipped"  # the recipe without a change
 
 
 def split_change(title: str) -> list[str]:
-    """The ``key=value`` of a change, none of `SHIPPED`.
+    """Split a change into its ``key=value`` pairs; `SHIPPED` has none.
 
     Raises:
         ValueError: If it is not of that form.

@@ -5,8 +5,9 @@
     python benchmarks/ddaebm_ablations.py --data fashion_mnist --max-steps 2000 --output outputs/fashion-ablations
     python benchmarks/ddaebm_ablations.py --change coupled_noise=false --change "r1_weight=0.02 recon_weight=0.2"
 
-Every row is a training run of ``ddaebm_<data>.yaml`` with the row's changes, measured as the demo measures. One
-denoising step (T = 1) is a plain adversarial EBM: its generator makes images out of noise at once.
+Every row is a training run of ``ddaebm_<data>.yaml`` with the row's changes, evaluated as in the
+demo. One denoising step (T = 1) is a plain adversarial EBM, whose generator maps noise to images
+directly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from ablations import MOST_HELD_OUT, MOST_SAMPLES, Changes, Results, Row, make_table, name_of
+from ablations import MAX_SAMPLES, MAX_TEST_IMAGES, Changes, Results, Row, make_table, name_of
 from measured_data import MeasuredData
 
 from hf_ebm.evaluation.plots import new_figure
@@ -27,8 +28,8 @@ GROUPS: dict[str, list[Changes]] = {
     "shipped": [{}],
     "latent": [{"latent_dim": 0}],
     "divergence": [
-        {"kl_weight": 0.0, "recon_weight": 0.0},  # the reverse one alone
-        {  # the forward one alone, by its bound: the posterior's z, and the terms' own weights
+        {"kl_weight": 0.0, "recon_weight": 0.0},  # reverse KL only
+        {  # forward KL only, by its bound: the posterior's z, and the terms' own weights
             "adversarial_weight": 0.0,
             "latent_weight": 0.0,
             "reconstruction_latent": "posterior",
@@ -44,17 +45,17 @@ COLUMNS = {"frechet_distance": ("FD", 2)} | {f"auroc_{name}": (f"AUROC {name}", 
 
 
 def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> Row:
-    """Samples, and odd images."""
+    """Frechet distance of samples, and AUROCs of OOD images."""
     pipeline = DDAEBMPipeline.from_pretrained(folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    number = data.num_samples(MOST_SAMPLES)
+    number = data.num_samples(MAX_SAMPLES)
     samples = torch.cat(list(draw_samples(pipeline, number, number, None, seed=0)))
-    aurocs = data.odd_aurocs(pipeline, MOST_HELD_OUT)
+    aurocs = data.odd_aurocs(pipeline, MAX_TEST_IMAGES)
     return {"frechet_distance": data.frechet_distance(samples)} | {f"auroc_{name}": aurocs[name] for name in AUROCS}
 
 
 def plot(results: Results, path: Path) -> None:
-    """Frechet distance against the number of denoising steps; one dot a seed, a line through the means."""
+    """Plot the Frechet distance against the number of denoising steps: a dot per seed, a line through the means."""
     figure = new_figure(4.5, 3.2)
     axis = figure.subplots()
     means = []

@@ -1,17 +1,19 @@
 """The objective of denoising diffusion GANs: one conditional discriminator per denoising step, against a generator.
 
-The discriminator's logit ``D(x_t, x_next, t)`` tells real pairs of the diffusion from pairs whose ``x_t`` is a
-posterior sample ``x_fake`` from the generator's prediction. One iteration minimises, discriminator first,
+The discriminator's logit ``D(x_t, x_next, t)`` separates real pairs of the diffusion from pairs
+whose ``x_t`` is a posterior sample ``x_fake`` from the generator's prediction. One iteration
+minimises, discriminator first,
 
     discriminator:  mean softplus(-D(x_t, x_next, t)) + mean softplus(D(x_fake, x_next, t))
                     + r1/2 mean ||grad_{x_t} D(x_t, x_next, t)||^2
     generator:      mean softplus(-D(x_fake, x_next, t))                                     the non-saturating loss
 
-The best discriminator is ``log q(x_t | x_next) - log p(x_t | x_next)``, the difference of the two log densities. All
-sums run over pixels, all means over the batch; logits are high = real, the other way round than an energy.
+The optimal discriminator is ``log q(x_t | x_next) - log p(x_t | x_next)``, the difference of the
+two log densities. All sums run over pixels, all means over the batch; logits are high = real, the
+opposite of an energy.
 
 Source: Xiao, Kreis & Vahdat, "Tackling the generative learning trilemma with denoising diffusion GANs", ICLR 2022,
-the section on the training objective; R1 of Mescheder et al. 2018. DDAEBM uses the same chain and the same generator.
+the section on the training objective; R1 of Mescheder et al. 2018. DDAEBM uses the same diffusion and generator.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
     python benchmarks/dual_mcmc_ablations.py --data fashion_mnist --max-steps 1000 --output outputs/fashion-ablations
     python benchmarks/dual_mcmc_ablations.py --change "x_step_size=0.5 x_noise_std=0.001" --change sample_weight=50
 
-Every row is a training run of ``dual_mcmc_<data>.yaml`` with the row's changes, measured as the demo measures.
+Every row is a training run of ``dual_mcmc_<data>.yaml`` with the row's changes, evaluated as in the
+demo.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations import MOST_HELD_OUT, MOST_SAMPLES, Changes, Results, Row, make_table, name_of
+from ablations import MAX_SAMPLES, MAX_TEST_IMAGES, Changes, Results, Row, make_table, name_of
 from measured_data import MeasuredData
 
 from hf_ebm.evaluation.plots import new_figure
@@ -41,21 +42,21 @@ COLUMNS = {
 
 
 def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> Row:
-    """Samples before and after the x-chain, reconstructions before and after the z-chain, and odd images."""
+    """Metrics of samples before and after the x-chain, of reconstructions around the z-chain, and of OOD images."""
     pipeline = DualMCMCPipeline.from_pretrained(folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    number = data.num_samples(MOST_SAMPLES)
+    number = data.num_samples(MAX_SAMPLES)
 
     def distance(steps: int | None) -> float:
         return data.frechet_distance(torch.cat(list(draw_samples(pipeline, number, number, steps, seed=0))))
 
     alone = distance(0)
     random = torch.Generator().manual_seed(0)
-    held_out = data.held_out_images(MOST_HELD_OUT)
+    held_out = data.held_out_images(MAX_TEST_IMAGES)
     errors = pipeline.reconstruct(
         held_out, CHAIN_STEPS, generator=random, output_type="pt", output_squared_errors=True
     ).squared_errors.mean(dim=1)
-    aurocs = data.odd_aurocs(pipeline, MOST_HELD_OUT)
+    aurocs = data.odd_aurocs(pipeline, MAX_TEST_IMAGES)
     return {
         "frechet_distance": distance(None),
         "generator_alone": alone,
@@ -66,7 +67,7 @@ def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> 
 
 
 def plot(results: Results, path: Path) -> None:
-    """Frechet distance against the steps of each chain, mean over seeds, and for what the energy is trained against."""
+    """Plot the Frechet distance against the steps of each chain, and for each kind of negatives (means over seeds)."""
     figure = new_figure(12.0, 3.2)
     left, right, last = figure.subplots(1, 3, width_ratios=(3, 3, 2))
 

@@ -1,17 +1,18 @@
-"""The package's Dual-MCMC train step against a literal fp32 eager one (`literal_dual_mcmc.py`), on the same networks.
+"""Time the package's Dual-MCMC train step against a reference in fp32 without optimisations (`literal_dual_mcmc.py`).
 
     python benchmarks/dual_mcmc_step.py --preset digits
     python benchmarks/dual_mcmc_step.py --preset cifar10 --device cuda --batch-size 100 --mixed-precision bf16 \\
         --channels-last --cuda-graph
 
-Published chains: 30 steps on images, twice, and 10 on latents. Before anything is timed the two sides take one step
-from equal weights on equal random numbers, spectral norm's estimate fixed along the chains on both, and their loss
-terms have to agree: in fp32 to 1e-3, in bf16 to 5 %; or the script stops. That step has 3 updates on images and 1 on
-latents, since long chains blow rounding up, and its last term, the revised samples' energy after the generator's
-update, may differ by 10 %: Adam's first update turns gradients that are all rounding into full steps.
+The chains are the published ones: 30 steps on images, twice, and 10 on latents. Before the timing
+both sides take one step from equal weights with equal random numbers, with spectral norm's estimate
+fixed along the chains. Their loss terms must agree to 1e-3 in fp32 and to 5 % in bf16. That step
+has 3 updates on images and 1 on latents, since long chains amplify rounding. Its last term, the
+revised samples' energy after the generator's update, may differ by 10 %: Adam's first update turns
+gradients at rounding level into full steps.
 
-What is timed as "literal" is the published way, in which every chain step moves spectral norm's estimate; "literal, no
-power iteration" is the way of that check.
+"literal" is timed as published: every chain step updates spectral norm's estimate. "literal, no
+power iteration" keeps it fixed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SIDES = ("hf_ebm train_step", "literal fp32 eager", "literal, no power iteration
 
 
 class Package:
-    """The package's side: its optimizers around `models`, and `step`."""
+    """The package's step with its optimizers for `models`."""
 
     def __init__(self, models: tuple[Any, Any, Any], settings: DualMCMCSettings, accelerator: Accelerator) -> None:
         self.settings = settings

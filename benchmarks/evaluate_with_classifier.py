@@ -1,9 +1,10 @@
-"""``hf-ebm evaluate`` in the features of a small classifier of the model's own data, trained here if it is not there.
+"""Run ``hf-ebm evaluate`` with the features of a small classifier of the model's data, trained if it does not exist.
 
     python benchmarks/evaluate_with_classifier.py --data cifar10_small --model outputs/ddaebm-cifar10-cpu
 
-For data that no shipped network fits, on a machine where the standard Inception's weights are not to be had. Into the
-run folder goes ``evaluate.json`` with the protocol and the classifier's name, accuracy and hash; its card takes them.
+For data without a shipped feature extractor, on a machine without the weights of the standard
+Inception. Writes ``evaluate.json`` with the protocol and the classifier's name, accuracy and hash
+into the run folder, for its card.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from hf_ebm.utils.torch_utils import find_device
 
 
 def main() -> None:
-    """Measure each model, print its table, write it into its folder."""
+    """Evaluate each model, print its table and write it into its folder."""
     parser = argparse.ArgumentParser(description="Evaluate models in the features of a classifier of their data.")
     parser.add_argument("--model", type=path_option, nargs="+", required=True, help="run folders")
     parser.add_argument("--data", choices=sorted(DATA), required=True)
-    parser.add_argument("--dataset", help="folder or Hub id of the data; default: the recipe's")
+    parser.add_argument("--dataset", help="folder or Hub id of the data (default: the recipe's)")
     parser.add_argument("--num-images", type=int, default=2000, help="samples (default: %(default)s)")
-    parser.add_argument("--num-seeds", type=int, default=1, help="sets of so many samples (default: %(default)s)")
-    parser.add_argument("--features", type=path_option, help="folder of the classifier; default: outputs/quality-DATA")
+    parser.add_argument("--num-seeds", type=int, default=1, help="number of sets of samples (default: %(default)s)")
+    parser.add_argument("--features", type=path_option, help="folder of the classifier (default: outputs/quality-DATA)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device = find_device(options.device)

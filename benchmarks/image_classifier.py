@@ -1,9 +1,10 @@
-"""A small classifier of a labelled data set, whose features measure samples of it where no shipped one fits.
+"""Train a small classifier of a labelled data set, whose features are used to evaluate samples.
 
     python benchmarks/image_classifier.py --dataset zalando-datasets/fashion_mnist --padding 2
 
-It is trained once, with a fixed seed, and kept as safetensors beside its accuracy. A Frechet distance in its features
-is a statement about these weights alone, is never called FID, and can be compared only where their hash is the same.
+It is trained once, with a fixed seed, and saved as safetensors with its accuracy. A Frechet
+distance in its features is not FID, and is comparable only between results with the same hash of
+its weights.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ImageClassifier(nn.Module):
 
     Args:
         num_channels: Of the images, which are 32x32.
-        width: Of the first convolution; the others are 2, 4 and 4 times as wide.
+        width: Channels of the first convolution; the others are 2, 4 and 4 times as wide.
     """
 
     def __init__(self, num_channels: int, width: int = 16) -> None:
@@ -77,7 +78,7 @@ def load_labelled(
 def train_classifier(
     images: Tensor, labels: Tensor, num_epochs: int, seed: int, device: str, flip: bool = False
 ) -> ImageClassifier:
-    """Adam with a one-cycle learning rate, cross entropy; images are mirrored at random where `flip` is set."""
+    """Train by cross entropy with Adam and a one-cycle learning rate; `flip` mirrors images at random."""
     torch.manual_seed(seed)
     classifier = ImageClassifier(images.shape[1]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(classifier.parameters())
@@ -98,7 +99,7 @@ def train_classifier(
 
 @torch.no_grad()
 def accuracy_of(classifier: ImageClassifier, images: Tensor, labels: Tensor, device: str) -> float:
-    """The share of images whose largest logit is their label's."""
+    """Accuracy: the fraction of images whose largest logit is their label's."""
     found = torch.cat([classifier(part.to(device)).argmax(dim=1).cpu() for part in images.split(1000)])
     return (found == labels).float().mean().item()
 
@@ -113,7 +114,7 @@ def classifier_extractor(
     flip: bool = False,
     device: str = "cpu",
 ) -> tuple[FeatureExtractor, dict[str, Any]]:
-    """The extractor of the classifier in `folder`, trained now if it is not there, and what is known of it.
+    """The extractor of the classifier in `folder`, trained if it does not exist, and its record.
 
     Args:
         dataset: ``name[:config]``; its train split trains the classifier, its test split gives the accuracy.
@@ -150,7 +151,7 @@ def classifier_extractor(
         facts = {**asked, "accuracy": accuracy_of(classifier, *held_out, device)}
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous().cpu() for name, value in classifier.state_dict().items()}, weights)
-        record.write_text(json.dumps(facts, indent=2) + "\n")  # the last: with it the pair is whole
+        record.write_text(json.dumps(facts, indent=2) + "\n")  # written last: it marks the pair as complete
     name = (
         f"a small classifier of {facts['dataset']} ({NUM_FEATURES} features before its last layer, "
         f"{100 * facts['accuracy']:.1f} % right on the test split; benchmarks/image_classifier.py)"

@@ -1,12 +1,13 @@
-"""Langevin steps through the scheduler and the pipeline against the bare gradient calls they need.
+"""Time Langevin steps of the scheduler and the pipeline against bare gradient calls.
 
     python benchmarks/langevin_overhead.py --preset digits
     python benchmarks/langevin_overhead.py --preset cifar10 --device cuda --mixed-precision bf16
 
-The bare side takes as many gradients of the same energy, its normalised weights made once, and subtracts each from the
-state: no noise, no generator, no images. The pipeline draws latents, generates, adds noise, guards the chain against
-divergence and makes images; its progress bar is switched off. What its steps alone take is the pipeline's time less
-that of the same pipeline without a chain, ``num_inference_steps=0``, in the same round. Random weights.
+The bare side computes as many gradients of the same energy, with its normalised weights computed
+once, and subtracts each from the state. The pipeline also samples latents, generates, adds noise,
+checks the chain for divergence and makes images; its progress bar is off. The time of its steps is
+the pipeline's time minus that of the same pipeline without a chain, ``num_inference_steps=0``, in
+the same round. Random weights.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""DDAEBM's iteration written down literally: the baseline of `train_step.py`, and an independent check of the package.
+"""A reference implementation of DDAEBM's iteration: the baseline of `train_step.py`, and an independent check.
 
-fp32, eager, NCHW, one network call per symbol of the algorithm, none shared: ``E`` on real samples, ``E`` on fakes,
-``E`` once more for the gradient penalty, the generator anew for its own update and once for each kind of latent, the
-energy not frozen while the generator learns, `torch.optim.Adam` as it comes, averages kept by a loop over parameters.
-The formulas are written out here a second time on purpose; only the networks are the package's.
+fp32, eager, NCHW, one network call per symbol of the algorithm: ``E`` on real samples, on fakes,
+and again for the gradient penalty; the generator again for its own update and for each kind of
+latent; the energy not frozen in the generator's update; `torch.optim.Adam` with its defaults;
+averages in a loop over parameters. The formulas are implemented independently of the package on
+purpose; only the networks are the package's.
 
 Source: Geng et al., "Improving Adversarial Energy-Based Model via Diffusion Process", ICML 2024.
 """
@@ -34,7 +35,7 @@ class Draws:
 
 
 def draw(x: Tensor, num_timesteps: int, latent_dim: int) -> Draws:
-    """The draws of one iteration from torch's global state, in the order in which the package's train step draws them.
+    """Sample the random numbers of one iteration from torch's global state, in the order of the package's train step.
 
     Equal to the package's where no dropout draws in between. A change of that order there has to be made here too.
     """
@@ -45,7 +46,7 @@ def draw(x: Tensor, num_timesteps: int, latent_dim: int) -> Draws:
 
 
 class Chain:
-    """The diffusion's tables with uniform times: ``beta``, ``abar`` of the T + 1 states, and the posterior."""
+    """The diffusion's coefficients with uniform times: ``beta``, ``abar`` of the T + 1 states, and the posterior."""
 
     def __init__(self, num_timesteps: int, beta_min: float, beta_max: float, device: torch.device) -> None:
         u = 1e-3 + (1 - 1e-3) * torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
@@ -74,7 +75,7 @@ class Chain:
         return self.at(self.coef_x0, t) * x0 + self.at(self.coef_xnext, t) * x_next
 
     def posterior_sample(self, x0: Tensor, x_next: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """A draw from ``q(x_t | x_next, x0)``, without noise at t = 0."""
+        """A sample of ``q(x_t | x_next, x0)``, without noise at t = 0."""
         std = self.at(self.posterior_std, t) * (t > 0).view(-1, 1, 1, 1)
         return self.posterior_mean(x0, x_next, t) + std * noise
 
@@ -84,7 +85,7 @@ class LiteralDDAEBM:
 
     Args:
         models: Generator, energy and inference model, on their device; updated in place.
-        settings: For the numbers alone: chain, weights, learning rates, betas, EMA decay.
+        settings: Numbers only: diffusion, weights, learning rates, betas, EMA decay.
     """
 
     def __init__(self, models: tuple[Any, Any, Any], settings: DDAEBMSettings) -> None:

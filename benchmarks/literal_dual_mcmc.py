@@ -1,9 +1,10 @@
-"""Dual-MCMC Teaching written down literally, in fp32 and eager: the plain side of `dual_mcmc_step.py`.
+"""A reference implementation of Dual-MCMC Teaching in fp32, eager: the baseline of `dual_mcmc_step.py`.
 
-The published order of updates, one call of a network wherever the algorithm names it: each chain step is a forward in
-training mode, in which spectral norm moves its estimate (`power_iteration_in_chain`), nothing is computed once for two
-uses, parameters are never frozen, data and revised samples have a forward each, and the energy averages pixels after
-its convolutions. It imports no loss and no chain of the package.
+The published order of updates, with one network call per symbol of the algorithm. Each chain step
+is a forward in training mode, in which spectral norm updates its estimate
+(`power_iteration_in_chain`). No result is shared, parameters are never frozen, data and revised
+samples have separate forwards, and the energy averages pixels after its convolutions. It uses no
+loss and no chain of the package.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hf_ebm.training.train_dual_mcmc import DualMCMCSettings
 
 
 def block_as_written(block: EnergyBlock, x: Tensor) -> Tensor:
-    """The energy's residual block as the paper has it: convolutions, then the average over 2x2 pixels."""
+    """The energy's residual block as in the paper: convolutions, then the average over 2x2 pixels."""
     hidden = block.conv2(F.relu(block.conv1(x if block.first else F.relu(x))))
     x = x if block.shortcut is None else block.shortcut(x)
     return F.avg_pool2d(hidden + x, 2) if block.downsample else hidden + x

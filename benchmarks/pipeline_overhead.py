@@ -1,11 +1,11 @@
-"""`DDAEBMPipeline` against the bare generator calls it needs: what the loop around the network costs.
+"""Time `DDAEBMPipeline` against the bare generator calls it needs.
 
     python benchmarks/pipeline_overhead.py --preset digits
     python benchmarks/pipeline_overhead.py --preset cifar10 --device cuda --mixed-precision bf16 --compile
 
-The bare side repeats the T generator calls of one recorded pipeline run, on the recorded states, timesteps and latents,
-in eval mode without gradients: no noise is drawn, no posterior sampled, no image made. The pipeline does all of that,
-its progress bar switched off. Random weights.
+The bare side repeats the T generator calls of one recorded pipeline run, on the recorded states,
+timesteps and latents, in eval mode without gradients. The pipeline also samples noise and the
+posterior and makes images; its progress bar is off. Random weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIDES = {"pipeline": "DDAEBMPipeline", "bare": "T generator calls"}
 
 
 def record_calls(pipe: DDAEBMPipeline, batch_size: int) -> list[tuple[tuple[Any, ...], Tensor]]:
-    """The arguments of every generator call of one pipeline run, and what it returned."""
+    """Record the arguments and the output of every generator call of one pipeline run."""
     calls: list[tuple[tuple[Any, ...], Tensor]] = []
     hook = pipe.generator_model.register_forward_hook(
         lambda module, inputs, output: calls.append((inputs, output[0].clone()))
@@ -36,7 +36,7 @@ def record_calls(pipe: DDAEBMPipeline, batch_size: int) -> list[tuple[tuple[Any,
 
 
 def main() -> None:
-    """Record, check that the bare calls repeat the pipeline's, time, report."""
+    """Record, check that the bare calls reproduce the pipeline's, time and report."""
     parser = make_parser("DDAEBMPipeline against the bare network calls.", BATCH_SIZES, repeats=20)
     parser.add_argument("--output-type", choices=("pil", "np", "pt"), default="pil")
     arguments = parse(parser)
@@ -55,7 +55,7 @@ def main() -> None:
 
     different = [step for step, (got, (_, want)) in enumerate(zip(bare(), calls, strict=True)) if not got.equal(want)]
     if different:
-        raise SystemExit(f"error: the bare calls {different} do not repeat the pipeline's. Nothing was timed.")
+        raise SystemExit(f"error: the bare calls {different} do not reproduce the pipeline's. Nothing was timed.")
     if arguments.compile:
         generator_model.compile()
 

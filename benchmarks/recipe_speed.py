@@ -1,10 +1,11 @@
-"""What changes to a recipe cost or save: training images per second, beside the recipe's own in the same rounds.
+"""Compare the training speed of changes to a recipe with the recipe's, in images per second.
 
     python benchmarks/recipe_speed.py ddaebm --config ddaebm_fashion_mnist.yaml --change compile=true
     python benchmarks/recipe_speed.py dual_mcmc --change "batch_size=32 channels_last=false" --change x_num_steps=20
 
-A change is one or several ``key=value``. A round is ``--round-steps`` iterations, with the EMA, of each variant in turn
-on random images; ``r1_interval`` must divide it. How well a variant learns is not measured here.
+A change is one or several ``key=value``. A round is ``--round-steps`` iterations, with the EMA, of
+each variant in turn on random images; ``r1_interval`` must divide it. The quality of a variant is
+not evaluated.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ METHODS: dict[str, tuple[Any, Any, str]] = {
 
 
 def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: int) -> Callable[[], None]:
-    """A call that runs `round_steps` iterations of `method` with `settings`, each on new random images."""
+    """Make a function that runs `round_steps` iterations of `method` with `settings` on random images."""
     interval = getattr(settings, "r1_interval", 1)
     if round_steps % interval:
         raise SystemExit(f"error: --round-steps must be a multiple of r1_interval={interval}, got {round_steps}.")
@@ -70,14 +71,14 @@ def make_side(method: Any, settings: Any, device: str, round_steps: int, seed: i
 
 
 def main() -> None:
-    """Time all variants, report images per second and their ratio to the recipe's."""
+    """Time all variants; report images per second and the ratio to the recipe's."""
     parser = argparse.ArgumentParser(description="Training images per second of a recipe and of changes to it.")
     parser.add_argument("method", choices=sorted(METHODS))
-    parser.add_argument("--config", help="of the recipe; default: the method's digits")
-    parser.add_argument("--change", action="append", default=[], help="key=value, several in quotes; may be repeated")
+    parser.add_argument("--config", help="config of the recipe (default: the method's digits)")
+    parser.add_argument("--change", action="append", default=[], help="key=value, several in quotes (repeatable)")
     parser.add_argument("--round-steps", type=int, default=4, help="iterations of a round (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds before them (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=1, help="untimed rounds before them (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=path_option, help="also write the results to this file")

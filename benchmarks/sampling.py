@@ -1,12 +1,13 @@
-"""Images per second of `DDAEBMPipeline` (T = 4 calls) against diffusers' DDPM and DDIM around a U-Net of the same size.
+"""Compare images per second of `DDAEBMPipeline` (T = 4) with diffusers' DDPM and DDIM with a U-Net of the same size.
 
     python benchmarks/sampling.py --preset digits
     python benchmarks/sampling.py --preset cifar10 --device cuda --mixed-precision bf16 --channels-last --compile
 
-The U-Net is the generator's own (`hf_ebm.models.unet.build_unet`) without the latent's embedding; DDPM and DDIM take 10
-and 50 steps of a 1000-step chain. The weights are random: this measures speed and says nothing about the quality that a
-number of steps buys. Every pipeline returns arrays (``output_type="np"``), with its progress bar switched off. bf16 is
-autocast around all of them: with bf16 weights diffusers' own pipelines end in bf16 states, for which numpy has no type.
+The U-Net is the generator's own (`hf_ebm.models.unet.build_unet`) without the latent's embedding;
+DDPM and DDIM take 10 and 50 of 1000 steps. The weights are random: only the speed is compared, not
+the quality of the samples. Every pipeline returns arrays (``output_type="np"``), with its progress
+bar off. bf16 is autocast around all of them: with bf16 weights diffusers' own pipelines end in bf16
+states, for which numpy has no type.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OURS = "DDAEBM, 4 steps"
 
 
 def same_size_unet(generator_model: Any) -> nn.Module:
-    """The generator's U-Net without the latent's part: what DDPM and DDIM denoise with."""
+    """The generator's U-Net without the latent, for DDPM and DDIM."""
     names = ("image_size", "num_channels", "patch_size", "base_channels", "channel_multipliers", "layers_per_block")
     names += ("attention_resolutions", "mid_attention", "dropout")
     config = generator_model.config

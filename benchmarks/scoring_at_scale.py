@@ -1,12 +1,12 @@
-"""Memory and speed of `hf_ebm.evaluation.bulk_scoring` over a million generated images with a tiny model.
+"""Record memory and speed of `hf_ebm.evaluation.bulk_scoring` on a million generated images with a small model.
 
     python benchmarks/scoring_at_scale.py --output outputs/million
     python benchmarks/scoring_at_scale.py --output outputs/cifar10-scores --dataset path/to/cifar10 --split test
 
-The images are made when they are asked for, each from its number, so the data set has no size on any disk and the
-scorer's memory is all there is. With --dataset it is a Hub id or a folder, and the network has 32x32 RGB inputs and 3.1
-million parameters. The weights are random. Memory is sampled each second: of this process, what belongs to it alone
-(anonymous pages: a memory-mapped data set is the kernel's to drop), and of all workers together.
+Each image is generated from its row number on access, so that the data set takes no disk space or
+memory. With --dataset it is a Hub id or a folder, and the network has 32x32 RGB inputs and 3.1
+million parameters. The weights are random. Memory is sampled each second: the anonymous pages of
+this process (memory-mapped files can be evicted by the kernel), and the memory of all workers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SMALL = {"unet": {"base_channels": 32, "channel_multipliers": (1, 2, 2), "patch_
 
 
 class GeneratedRows:
-    """Gray 8x8 noise, row by row from its number alone."""
+    """Gray 8x8 noise, generated from the row number."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -61,14 +61,14 @@ class MemoryRecord:
         self.thread = threading.Thread(target=self.watch, daemon=True)
 
     def watch(self) -> None:
-        """Sample until told to stop."""
+        """Sample until `stop` is set."""
         process, started = psutil.Process(), time.perf_counter()
         while not self.stop.wait(self.every):
             workers = 0
             for child in process.children():
                 try:
                     workers += child.memory_info().rss
-                except psutil.NoSuchProcess:  # it ended meanwhile
+                except psutil.NoSuchProcess:  # it has ended
                     continue
             own, resident = anonymous_memory(), process.memory_info().rss
             seconds = time.perf_counter() - started
@@ -84,7 +84,7 @@ class MemoryRecord:
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process that are in no file, as Linux tells them."""
+    """Anonymous memory of this process in bytes (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -124,7 +124,7 @@ def main() -> None:
     with MemoryRecord(every=1.0) as memory:
         summary = score_rows(pipeline, rows, fingerprint, settings, Accelerator())
     if len(memory.samples) < 10:
-        raise SystemExit("error: the run was too short to say something about its memory.")
+        raise SystemExit("error: the run was too short for a memory trend.")
     samples = np.array(memory.samples)
     late = samples[len(samples) // 10 :]  # the first tenth fills buffers and starts workers
     seconds = summary["seconds_of_this_run"]

@@ -1,10 +1,11 @@
-"""Speed of `hf_ebm.evaluation.bulk_scoring` with two processes against one, each of one thread, on PNGs.
+"""Compare the speed of `hf_ebm.evaluation.bulk_scoring` with two processes and with one, of one thread each, on PNGs.
 
     python benchmarks/scoring_processes.py --cores 0,1
 
-One process runs on the first core, two on both; images are opened in the processes that score (no workers). What is
-compared are the seconds that the runs themselves report, from the first row to the last shard on the disk: starting
-Python and loading the model are not in them. The sides alternate; the rows must be the same. Random weights.
+One process runs on the first core, two on both; images are opened in the scoring processes (no
+workers). The comparison uses the seconds that the runs report, from the first row to the last
+shard, without starting Python and loading the model. The sides alternate, and their rows must be
+identical. Random weights.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def prepare(folder: Path, number: int) -> None:
 
 
 def score(folder: Path, cores: list[str], shard_size: int, batch_size: int) -> tuple[dict[str, Any], Any]:
-    """The summary of one run with a process per core, and its rows."""
+    """Run with a process per core; returns the summary and the rows."""
     output = folder / f"scores-{len(cores)}"
     shutil.rmtree(output, ignore_errors=True)
     command = ["taskset", "-c", ",".join(cores), sys.executable, "-m", "accelerate.commands.launch"]
@@ -83,7 +84,7 @@ def main() -> None:
             one, rows_of_one = score(Path(name), cores[:1], shard_size, arguments.batch_size)
             two, rows_of_two = score(Path(name), cores, shard_size, arguments.batch_size)
             if not rows_of_one.equals(rows_of_two):
-                raise SystemExit("error: two processes wrote other rows than one.")
+                raise SystemExit("error: two processes and one process wrote different rows.")
             ratios.append(one["seconds_of_this_run"] / two["seconds_of_this_run"])
             for processes, summary in ((1, one), (2, two)):
                 rates[processes].append(arguments.images / summary["seconds_of_this_run"])

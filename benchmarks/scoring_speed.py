@@ -1,14 +1,14 @@
-"""Images per second of `EnergyScoringPipeline` against the bare energy forward on the same tensors.
+"""Compare images per second of `EnergyScoringPipeline` with the bare energy forward on the same tensors.
 
     python benchmarks/scoring_speed.py --preset digits
     python benchmarks/scoring_speed.py --preset cifar10 --batch-size 64 --num-workers 2
     python benchmarks/scoring_speed.py --preset cifar10 --full --device cuda --batch-size 256 --num-workers 8
 
-The bare side is ``energy_model(x, 0).energy`` over the batches in eval mode, without gradients, with the tensors on the
-model's device and the energies brought back. Against it: the pipeline on the same tensors, and on a data set of PNGs
-that hold the same images, opened by workers (and without workers, for comparison). A share of 1 is the bare speed. The
-workers run on cores of their own where there are some. "cifar10" is the published network at a quarter of its width,
-unless --full. Random weights.
+The bare side is ``energy_model(x, 0).energy`` over the batches in eval mode, without gradients,
+with the tensors on the model's device and the energies on the CPU. The pipeline is timed on the
+same tensors, and on a data set of PNGs of the same images, opened with and without workers. A ratio
+of 1 is the bare speed. The workers use other cores where available. "cifar10" is the published
+network at a quarter of its width, unless --full. Random weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BARE, TENSORS = "bare forward", "pipeline, tensors"
 
 
 def png_dataset(pixels: Tensor) -> datasets.Dataset:
-    """Images, uint8 (N, C, H, W), as PNGs in the rows of a data set."""
+    """Make a data set of PNGs from images, uint8 (N, C, H, W)."""
     files = []
     for image in pixels.permute(0, 2, 3, 1).squeeze(-1).numpy():
         file = io.BytesIO()
@@ -46,8 +46,8 @@ def png_dataset(pixels: Tensor) -> datasets.Dataset:
 def main() -> None:
     """Build, check that the sides agree, time, report."""
     parser = make_parser("EnergyScoringPipeline against the bare energy forward.", BATCH_SIZES, repeats=10)
-    parser.add_argument("--num-images", type=int, help="default: digits 8192, cifar10 256")
-    parser.add_argument("--num-workers", type=int, default=1, help="that open PNGs (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, help="number of images (default: digits 8192, cifar10 256)")
+    parser.add_argument("--num-workers", type=int, default=1, help="workers that open PNGs (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="cifar10: the published width")
     arguments = parse(parser)
     set_seed(arguments.seed)
@@ -88,7 +88,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in list(sides)[1:]:
         results[f"share of the bare speed, {name} (wall clock)"] = ratio(wall, BARE, name)
-    if device.type == "cpu":  # what this process computes itself, whoever else is on the machine
+    if device.type == "cpu":  # independent of other programs on the machine
         results |= {f"share, {name} (CPU seconds)": ratio(cpu, BARE, name) for name in list(sides)[1:]}
     for name in sides:
         results[f"images per second, {name}"] = Spread.of([number / seconds for seconds in wall[name]])

@@ -1,8 +1,8 @@
-"""Fair timing of two or more ways to do one thing: in turns, in one run, compared pair by pair.
+"""Timing of alternatives in alternating rounds, compared round by round.
 
-The sides alternate A B A B ..., so that whatever else the machine does slows all of them; what is reported is the
-median over rounds of the ratio within a round, with its quartiles. CPU seconds are kept beside wall-clock seconds: with
-one thread, and where other programs share the cores, they are the steadier of the two.
+The sides alternate A B A B ..., so that other load on the machine slows all of them. The result is
+the median over rounds of the ratio within a round, with its quartiles. CPU seconds are recorded as
+well as wall-clock seconds: with one thread on a shared machine they vary less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Median and quartiles of `values`; with fewer than four, the smallest and the largest."""
+        """Median and quartiles of `values`; below four values, the smallest and the largest."""
         if len(values) < 4:
             return cls(statistics.median(values), min(values), max(values))
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -49,7 +49,7 @@ class Spread:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a CUDA device has done what it was given."""
+    """Wait until a CUDA device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -57,7 +57,7 @@ def synchronize(device: torch.device) -> None:
 def alternate(
     sides: dict[str, Callable[[], Any]], repeats: int, warmup: int, device: torch.device
 ) -> tuple[Times, Times]:
-    """Wall-clock and CPU seconds of each side in each of `repeats` rounds, after `warmup` rounds that are not kept."""
+    """Wall-clock and CPU seconds of each side in each of `repeats` rounds, after `warmup` untimed rounds."""
     wall: Times = {name: [] for name in sides}
     cpu: Times = {name: [] for name in sides}
     for round_ in range(warmup + repeats):
@@ -79,7 +79,7 @@ def ratio(times: Times, numerator: str, denominator: str) -> Spread:
 
 
 def make_parser(description: str, batch_sizes: dict[str, int], repeats: int) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks share; `batch_sizes` are the presets' defaults."""
+    """Make a parser with the shared arguments; `batch_sizes` are the presets' defaults."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--preset", choices=sorted(batch_sizes), default=next(iter(batch_sizes)))
     default = ", ".join(f"{name} {size}" for name, size in batch_sizes.items())
@@ -97,17 +97,17 @@ def make_parser(description: str, batch_sizes: dict[str, int], repeats: int) -> 
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """The options of what trains."""
+    """Add the options of training benchmarks."""
     parser.add_argument("--cuda-graph", action="store_true", help="launch the package's step as a CUDA graph")
 
 
 def warmup_rounds(arguments: argparse.Namespace) -> int:
-    """Rounds that are not kept: with ``--cuda-graph`` at least until the step is recorded."""
+    """Number of untimed rounds: with ``--cuda-graph`` at least until the step is recorded."""
     return max(arguments.warmup, NUM_EAGER + 1) if arguments.cuda_graph else int(arguments.warmup)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The parsed arguments, checked, with the preset's batch size where none was given."""
+    """Parse and check the arguments; the default batch size is the preset's."""
     arguments = parser.parse_args()
     if arguments.batch_size is None:
         arguments.batch_size = arguments.batch_sizes[arguments.preset]
@@ -119,7 +119,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def machine_facts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Hardware, versions, threads, seed and the command line: what a figure means nothing without."""
+    """Hardware, versions, threads, seed and the command line of a result."""
     facts: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -137,7 +137,7 @@ def machine_facts(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
+    """The processor's name (Linux)."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():
@@ -147,7 +147,7 @@ def cpu_name() -> str:
 
 
 def report(title: str, arguments: argparse.Namespace, wall: Times, cpu: Times, results: dict[str, Any]) -> None:
-    """Print the machine, seconds of each side and the results that are no tables; write all of it to ``--json``."""
+    """Print the machine, the seconds of each side and the scalar results; write everything to ``--json``."""
     facts = machine_facts(arguments)
     print(f"\n{title}")
     print("\n".join(f"  {name}: {value}" for name, value in facts.items()))

@@ -1,15 +1,16 @@
-"""The package's train step against a literal fp32 eager one (`literal_ddaebm.py`), on the same networks.
+"""Time the package's DDAEBM train step against a reference in fp32 without optimisations (`literal_ddaebm.py`).
 
     python benchmarks/train_step.py --preset digits
     python benchmarks/train_step.py --preset cifar10 --device cuda --batch-size 64 --mixed-precision bf16 --cuda-graph
 
-Both sides end with the EMA of generator and energy. Before anything is timed they are run from equal weights on equal
-random numbers and have to agree, or the script stops: in fp32 every loss term and all updated and averaged weights to
-rounding, in bf16 every loss term to 1 %. That check switches dropout off (the two sides draw different masks, because
-they call the networks differently often) and gives the energy's last layer, which starts at zero, random weights; the
-timed networks are the preset's as they are. The precision, layout and compile options are the package's side alone.
+Both sides include the EMA of generator and energy. Before the timing they run from equal weights
+with equal random numbers and must agree: in fp32 every loss term and all updated and averaged
+weights to rounding, in bf16 every loss term to 1 %. This check disables dropout (the sides call the
+networks a different number of times) and randomises the energy's last layer, which is initialised
+to zero. The timed networks are the preset's. The precision, layout and compile options apply to the
+package's side only.
 
-On CUDA the check of fp32 runs without TF32; the timing leaves torch's defaults, in which convolutions of fp32 use it.
+On CUDA the fp32 check runs without TF32. The timing uses torch's defaults, with TF32 convolutions.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Models = tuple[Any, Any, Any]
 
 
 class Package:
-    """The package's side: its optimizers around `models`, and `step`: one iteration as `train` does it, and the EMA."""
+    """The package's step with its optimizers for `models`, followed by the EMA."""
 
     def __init__(self, models: Models, settings: DDAEBMSettings, accelerator: Accelerator) -> None:
         self.models, self.settings = models, settings
@@ -76,7 +77,7 @@ def first_moments(optimizer: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def weight_differences(literal: LiteralDDAEBM, package: Package, start: Models) -> dict[str, float]:
-    """How far the two sides' changes of weights and averages since `start` are apart, relative to the change."""
+    """Differences of the two sides' changes of weights and averages since `start`, relative to the change."""
     literal_models = (literal.generator, literal.energy, literal.inference)
     found = {}
     for index, name in enumerate(("generator", "energy", "inference")):
@@ -93,7 +94,7 @@ def weight_differences(literal: LiteralDDAEBM, package: Package, start: Models) 
 def agreement(
     start: Models, x: Tensor, settings: DDAEBMSettings, accelerator: Accelerator, num_steps: int
 ) -> dict[str, float]:
-    """Run both sides for `num_steps` from equal weights; the largest relative differences of what they do.
+    """Run both sides for `num_steps` from equal weights and return their largest relative differences.
 
     Adam divides each gradient by its own size, so the few gradients that are all rounding (the keys' bias in attention
     has no effect) become full steps of random sign: the gradients agree much closer than the updates, in which a wrong
@@ -140,8 +141,14 @@ def main() -> None:
     """Check, time, report."""
     parser = make_parser("The package's train step against a literal one.", BATCH_SIZES, repeats=10)
     add_training_options(parser)
-    parser.add_argument("--check-steps", type=int, help="of the agreement check (default: 3, with --cuda-graph 5)")
-    parser.add_argument("--check-batch-size", type=int, help="default: 4; with --compile the timed batch size")
+    parser.add_argument(
+        "--check-steps", type=int, help="steps of the agreement check (default: 3, with --cuda-graph 5)"
+    )
+    parser.add_argument(
+        "--check-batch-size",
+        type=int,
+        help="batch size of the agreement check (default: 4; with --compile the timed one)",
+    )
     arguments = parse(parser)
     settings = DDAEBMSettings(
         preset=arguments.preset,
@@ -157,7 +164,7 @@ def main() -> None:
     models = tuple(model.to(device) for model in build_ddaebm_models(make_model_settings(settings)))
     x = torch.rand(arguments.batch_size, *models[0].sample_shape, device=device) * 2 - 1
 
-    # another batch size would make torch.compile look for code that fits any
+    # another batch size would make torch.compile generate code for dynamic shapes
     num_checked = arguments.check_batch_size or (arguments.batch_size if arguments.compile else 4)
     x_check = torch.rand(num_checked, *models[0].sample_shape, device=device) * 2 - 1
     num_steps = arguments.check_steps or (NUM_EAGER + 2 if settings.cuda_graph else 3)
