@@ -1,4 +1,4 @@
-"""Small networks that every test can afford."""
+"""Small networks for all tests."""
 
 import functools
 import http.server

@@ -1,4 +1,4 @@
-"""Chains of DualMCMCPipeline: its samplers, the loop and its two energies written out, and what to run it on."""
+"""Reference implementations of DualMCMCPipeline's chains and energies, and models to run them on."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Targets whose log Z is known, with exact samples of them, and what a bracket of it must hold."""
+"""Targets with known log Z and exact samples, and checks of a bracket of it."""
 
 import dataclasses
 import math

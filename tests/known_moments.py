@@ -1,4 +1,4 @@
-"""Energies whose moments are known, and how far the moments of samples may be off."""
+"""Energies with known moments, and tolerances for the moments of samples."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A training run in mixed precision on a CPU, with a record of the dtypes in which its convolutions compute.
+"""A mixed-precision training run on a CPU that records the dtypes of its convolutions.
 
 As a script, ``mixed_precision.py METHOD CONFIG FOLDER``, it trains four steps in each precision, resumes these runs
 from their second step, and writes the record of each process to ``FOLDER/<rank>.json``. accelerate does fp16 on GPUs

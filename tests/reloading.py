@@ -1,4 +1,4 @@
-"""Saving and loading a model, and that nothing of it is lost."""
+"""Save and load a model, and check that nothing is lost."""
 
 import torch
 

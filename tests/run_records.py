@@ -1,4 +1,4 @@
-"""What training and evaluation write about a run: the records of a run folder, as a model card reads them."""
+"""Records of training and evaluation in a run folder, as a model card reads them."""
 
 SUMMARY = {
     "steps": 10,

@@ -1,4 +1,4 @@
-"""The samplers of an energy, one table: a new one joins by a row, and runs in the tests of them all."""
+"""A table of the samplers of an energy: a new one is added as a row, and all shared tests run on it."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""The rows that scoring at scale wrote, and a folder of pictures for it of which two cannot be read."""
+"""The rows of a bulk scoring run, and a folder of images for it with two unreadable ones."""
 
 import numpy as np
 import PIL.Image
@@ -11,7 +11,7 @@ def read(folder):
 
 
 def image_folder(folder, count=7):
-    """Numbered 8x8 pictures, of which two cannot be read."""
+    """Numbered 8x8 images, two of them unreadable."""
     folder.mkdir()
     for index in range(count):
         PIL.Image.fromarray(np.full((8, 8), 20 * index, dtype=np.uint8)).save(folder / f"{index}.png")

@@ -1,4 +1,4 @@
-"""A second device, ``second:0``, made in Python: what is on it lies in CPU memory, and may not meet a CPU tensor.
+"""A second device, ``second:0``, emulated in Python: its tensors are in CPU memory, and reject CPU tensors.
 
 Importing this module registers it, for the whole process: torch's PrivateUse1 backend, whose tensors wrap CPU tensors
 and whose kernels are the CPU's. As on a GPU, an operation on tensors of both devices raises, and so do ``numpy()`` and
@@ -60,7 +60,7 @@ class SecondTensor(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"SecondTensor({self.data_on_cpu})"
 
-    # What torch implements for its own devices alone
+    # Implemented by torch only for its own devices
     def tolist(self) -> Any:
         WAITS["tolist"] += 1
         return self.data_on_cpu.tolist()
@@ -128,7 +128,7 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class Generator(_CPU_GENERATOR):
-    """`torch.Generator` that says it is on the second device if it was asked for there."""
+    """`torch.Generator` that reports the second device if it was created there."""
 
     def __new__(cls, device: Any = "cpu") -> Generator:
         return super().__new__(cls, device="cpu")

@@ -1,4 +1,4 @@
-"""The training scripts with tiny settings, as a test runs them, and how two runs are compared."""
+"""Run the training scripts with tiny settings, and compare runs."""
 
 import json
 import os

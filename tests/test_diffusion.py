@@ -1,4 +1,4 @@
-"""The chain's coefficients: the reference numbers, and the properties that make them a diffusion."""
+"""The diffusion's coefficients: reference values, and the properties of a diffusion."""
 
 import math
 from pathlib import Path

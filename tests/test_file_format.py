@@ -1,4 +1,4 @@
-"""The file format: module paths that saved pipelines name (`model_index.json`), which therefore never change."""
+"""The file format: module paths in saved pipelines (`model_index.json`), which never change."""
 
 import importlib
 
@@ -31,7 +31,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("module", GOLDEN)
-def test_saved_classes_stay_where_files_say(module):
+def test_saved_classes_stay_at_their_module_paths(module):
     for name in GOLDEN[module]:
         found = getattr(importlib.import_module(module), name)
         assert found.__module__ == module

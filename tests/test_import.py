@@ -1,4 +1,4 @@
-"""Importing is quick, the command line knows no torch, and nothing imports the top-level folders by their names."""
+"""Importing is quick, the command line does not import torch, and nothing imports the top-level folders."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def test_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize("command", ["score", "reconstruct"])
-def test_a_missing_file_is_told_before_anything_heavy_is_loaded(command):
+def test_a_missing_file_is_an_error_before_heavy_imports(command):
     code = f"import hf_ebm.cli.main as c\ntry: c.main([{command!r}, '--model', 'm', 'nowhere.png'])"
     assert not (HEAVY - {"numpy"}) & modules_after(f"{code}\nexcept SystemExit as end: assert end.code == 2")
 

@@ -25,7 +25,7 @@ def test_chain_moments_on_a_quadratic_energy():
     assert abs(end.var().item() - var) < 4 * var * (2 / count) ** 0.5
 
 
-def test_energy_grad_works_without_grad_mode_and_leaves_parameters_alone():
+def test_energy_grad_works_without_grad_mode_and_leaves_parameters_unchanged():
     weight = torch.ones(2, requires_grad=True)
     x = torch.randn(4, 2)
     with torch.no_grad():

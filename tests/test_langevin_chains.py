@@ -1,4 +1,4 @@
-"""The loop around a sampler: what it observes, what it hands on, and where a chain breaks."""
+"""The loop around a sampler: its observations, its results, and diverging chains."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_a_start_that_is_not_finite():
 
 
 @pytest.mark.parametrize("sampler", [LangevinScheduler, MALAScheduler, HMCScheduler, ReplicaExchangeScheduler])
-def test_an_energy_that_is_no_number_is_told_and_an_infinite_one_is_left(sampler):
+def test_a_nan_energy_is_an_error_and_an_infinite_one_is_not(sampler):
     """MALA and HMC would reject every proposal and hand the start back as if nothing were wrong."""
     with pytest.raises(ValueError, match="energy of the chain's start is NaN"):
         run_chain(sampler(2, 0.1), lambda x: (x * float("nan")).sum(1), torch.ones(3, 2), 2)

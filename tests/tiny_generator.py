@@ -1,4 +1,4 @@
-"""A tiny residual generator with settings of a test's own, whose running statistics have moved."""
+"""A tiny residual generator with adjustable settings and updated running statistics."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Run by .ci/run in an environment that holds the wheel alone: load a run folder, sample, score, features."""
+"""Run by .ci/run in an environment with only the wheel: load a run folder, sample, score, features."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The scripts of `benchmarks/`, imported as they import each other."""
+"""Import the scripts of `benchmarks/` as they import each other."""
 
 import importlib
 import sys

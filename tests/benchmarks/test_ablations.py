@@ -1,4 +1,4 @@
-"""What an ablation's row measures is what the demo measures, and the table goes on over seeds."""
+"""Rows of the ablation tables are evaluated as in the demo, and an interrupted table resumes."""
 
 import importlib
 import json
@@ -47,7 +47,7 @@ def error_of_means(pipeline):
 
 
 @pytest.mark.parametrize("method", ["ddaebm", "dual_mcmc"])
-def test_a_row_is_measured_as_the_demo_measures(tmp_path, method):
+def test_a_row_is_evaluated_as_in_the_demo(tmp_path, method):
     pipeline = pipelines(method)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path / "run")
@@ -64,7 +64,7 @@ def test_a_row_is_measured_as_the_demo_measures(tmp_path, method):
         assert row["mse_z_chain"] == pytest.approx(chains["reconstruction_mse"]["z_chain"], rel=1e-4)
 
 
-def test_the_table_goes_on_and_names_what_diverged(tmp_path, monkeypatch):
+def test_the_table_resumes_and_names_diverged_runs(tmp_path, monkeypatch):
     """Rows that are there are not run again; a run that its guard stopped is a row without numbers."""
     ablations = importlib.import_module("ablations")
     ran = []
@@ -97,7 +97,7 @@ def test_the_table_goes_on_and_names_what_diverged(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("changes", "finished"), [({"energy_gap_limit": 1e-9}, False), ({}, True)])
-def test_a_run_that_its_guard_stops_is_told_from_one_that_fails(tmp_path, changes, finished):
+def test_a_run_stopped_by_its_guard_is_distinguished_from_a_failed_one(tmp_path, changes, finished):
     ablations = importlib.import_module("ablations")
     arguments = {"max_steps": 1, "batch_size": 8, "x_num_steps": 1, "z_num_steps": 1, "sample_every": 0, **changes}
     arguments["output_dir"] = str(tmp_path / "run")
@@ -118,7 +118,7 @@ def test_rows_of_the_command_line(tmp_path):
 
 
 def test_the_figure_shows_what_there_is(tmp_path, monkeypatch):
-    """A table of some rows alone still has its figure, and a run that diverged is left out."""
+    """A table of some rows still has its figure, and a diverged run is left out."""
     negatives = {"frechet_distance": 4.0, "generator_alone": 5.0}
     results = {"energy_negatives=second_chain": {"0": negatives}, "energy_negatives=generator": {"0": {}}}
     script, figures = importlib.import_module("dual_mcmc_ablations"), []

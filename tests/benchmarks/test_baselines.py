@@ -1,4 +1,4 @@
-"""The baselines: each runs, resumes and draws; each does what its method says, on networks whose answer is known."""
+"""The baselines train, resume and sample, and match closed forms on small networks."""
 
 import importlib
 import json
@@ -90,7 +90,7 @@ def test_draw_is_seeded_and_in_range(tmp_path, script):
     assert torch.equal(images, torch.cat(script.draw(folder)))
     other = torch.cat(script.draw(folder, seed=1))
     assert not torch.isclose(images, other).flatten(1).all(dim=1).any()
-    assert not torch.equal(images[:2], images[3:])  # the second batch goes on with the random numbers
+    assert not torch.equal(images[:2], images[3:])  # the second batch continues the random numbers
 
 
 def test_resume_is_bit_exact(tmp_path, script, monkeypatch):
@@ -147,7 +147,7 @@ def test_a_baseline_is_not_pushed(tmp_path, script, monkeypatch):
 
 
 def test_ddgan_fakes_of_a_perfect_generator_are_the_real_samples(monkeypatch):
-    """Predicting the clean image, with the pair's own posterior noise, ``x_fake = x_t``: no logit tells them apart."""
+    """Predicting the clean image, with the pair's own posterior noise, ``x_fake = x_t``: no logit separates them."""
     script = Script("ddgan")
     settings = script.settings(coupled_noise=True, noise_at_t0=True)
     state = script.state(settings)
@@ -213,7 +213,7 @@ class Oracle(UNet2DModel):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_ddpm_of_an_oracle_has_no_error_and_draws_its_image(monkeypatch, prediction_type):
+def test_ddpm_with_an_oracle_has_no_error_and_samples_its_image(monkeypatch, prediction_type):
     script = Script("ddpm")
     image = load_digits()[0][:1]
     settings = script.settings(prediction_type=prediction_type)
@@ -229,7 +229,7 @@ def test_ddpm_of_an_oracle_has_no_error_and_draws_its_image(monkeypatch, predict
         assert_close(drawn, image.expand(3, -1, -1, -1), rtol=0, atol=1e-3)
 
 
-def test_ddpm_draws_with_the_noise_of_the_clipped_image():
+def test_ddpm_samples_with_the_noise_of_the_clipped_image():
     """Where what is predicted leaves [-1, 1], image and noise of each step still make the sample they came from."""
     script = Script("ddpm")
     oracle = Oracle(F.pixel_unshuffle(load_digits()[0][:1], 2)[0])
@@ -278,7 +278,7 @@ def test_generator_only_trains_as_dual_mcmc_whose_energy_teaches_nothing(tmp_pat
         assert all(torch.equal(first[key], second[key]) for key in first) is same, part
 
 
-def test_short_run_draws_by_the_chain_it_was_trained_with(tmp_path):
+def test_short_run_samples_with_its_training_chain(tmp_path):
     script = Script("short_run")
     folder = script.train(tmp_path / "run", max_steps=1, sample_every=0, num_steps=4, step_size=2.0, noise_std=0.05)
     pipeline = script.module.EnergyScoringPipeline.from_pretrained(folder)

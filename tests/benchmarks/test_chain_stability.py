@@ -1,4 +1,4 @@
-"""Whether a chain's step fits its energy: quadratic ones, whose curvature is known, and a run's checkpoints."""
+"""The curvature of quadratic energies and of a run's checkpoints, against the limit of the step."""
 
 import dataclasses
 import json

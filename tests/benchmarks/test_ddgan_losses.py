@@ -1,4 +1,4 @@
-"""The DDGAN objective against closed forms: the best discriminator, the slopes of the two losses, R1 by hand."""
+"""The DDGAN objective against closed forms: the optimal discriminator, gradients of the losses, R1."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_slopes_with_respect_to_the_logits():
     assert_close(fake, torch.sigmoid(logit_fake.detach()) / 4)
     (slope,) = torch.autograd.grad(generator_loss(logit_fake), logit_fake)
     assert_close(slope, -torch.sigmoid(-logit_fake.detach()) / 4)
-    assert_close(slope[2].item(), -0.25)  # a fake that is told for sure still teaches: the loss does not saturate
+    assert_close(slope[2].item(), -0.25)  # a detected fake still gives a gradient: the loss does not saturate
 
 
 def test_the_best_discriminator_is_the_log_ratio_of_the_densities():
@@ -54,7 +54,7 @@ def test_the_best_discriminator_is_the_log_ratio_of_the_densities():
     assert max(slope.abs().item() for slope in slopes) < 2e-3
     best = loss(1.0, 0.0).item()
     assert all(loss(*other).item() > best + 1e-4 for other in [(0.8, 0.0), (1.25, 0.0), (1.0, 0.1), (1.0, -0.1)])
-    assert loss(-1.0, 0.0).item() > 2 * math.log(2) > best  # the sign tells real from fake
+    assert loss(-1.0, 0.0).item() > 2 * math.log(2) > best  # the sign separates real from fake
 
     points = torch.linspace(-8, 8, 20_001, dtype=torch.float64)
     q, p = (torch.exp(-((points - mean) ** 2) / (2 * 0.7**2)) / (0.7 * math.sqrt(2 * math.pi)) for mean in (0.5, -0.3))

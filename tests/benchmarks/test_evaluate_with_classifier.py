@@ -1,4 +1,4 @@
-"""The benchmark that evaluates run folders in the features of a classifier of their data."""
+"""Evaluation of run folders with the features of a classifier of their data."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ from hf_ebm.cli.main import main
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_it_measures_as_the_command_does_and_renews_the_card(tiny_pipeline, tmp_path, monkeypatch, capsys):
+def test_it_evaluates_as_the_command_and_updates_the_card(tiny_pipeline, tmp_path, monkeypatch, capsys):
     from hf_ebm.hub.model_card import write_card
 
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])

@@ -1,4 +1,4 @@
-"""DDAEBM's train step against the literal iteration of the benchmarks, its options included."""
+"""DDAEBM's train step against the reference implementation, its options included."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Dual-MCMC Teaching's train step against the literal iteration of the benchmarks."""
+"""Dual-MCMC Teaching's train step against the reference implementation."""
 
 import copy
 
@@ -36,7 +36,7 @@ def test_the_step_is_the_literal_one(import_benchmark):
     assert max(found[name] for name in ("energy_data", "reconstruction", "teaching", "inference")) < 1e-3
 
 
-def test_another_step_is_told(import_benchmark, monkeypatch):
+def test_another_step_is_an_error(import_benchmark, monkeypatch):
     """A step that is not the literal one ends the benchmark before it times anything."""
     benchmark = import_benchmark("dual_mcmc_step")
     settings = make_settings(DualMCMCSettings, TINY)

@@ -1,4 +1,4 @@
-"""The speed of recipes: each variant trains, in its own settings, and what cannot be compared is refused."""
+"""Speed of recipes: each variant trains with its own settings; incomparable variants are errors."""
 
 import importlib
 import json

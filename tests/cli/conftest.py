@@ -1,4 +1,4 @@
-"""Run folders that commands are given: one of each method."""
+"""Run folders for the commands: one of each method."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""hf-ebm calibrate: the threshold of held-out images is written beside the model; without it, the command is told."""
+"""hf-ebm calibrate writes the threshold of held-out images beside the model, or reports why it cannot."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     assert (record["num_fitted"], record["num_calibrated"]) == (180, 180)
     assert record["expected_fpr"] == pytest.approx(18 / 181)
     assert (record["num_images"], record["dataset"], record["split"]) == (360, "digits", "test")
-    assert "Calibrated on 360 in-distribution" in card.read_text() and saved.trained_on is None  # no settings tell
+    assert "Calibrated on 360 in-distribution" in card.read_text() and saved.trained_on is None  # not in the settings
 
     main([*arguments, "--json"])
     record, text = json.loads(capsys.readouterr().out), card.read_text()
@@ -48,7 +48,7 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     assert f"updated {card} (the model card)" in printed and "note:" not in notes
 
 
-def test_calibrate_warns_of_the_split_that_was_trained_on_and_card_and_page_tell(folder, tmp_path, capsys):
+def test_calibrating_on_the_training_split_warns_and_card_and_page_report_it(folder, tmp_path, capsys):
     from hf_ebm.demo.verdict import verdict_text
     from hf_ebm.hub.model_card import write_card
     from hf_ebm.scoring.calibration import Calibration
@@ -89,7 +89,7 @@ def test_calibrate_warns_of_slices_of_what_was_trained_on(folder, tmp_path, caps
         assert (note in capsys.readouterr().err) is warns, split
 
 
-def test_calibrate_says_where_the_pictures_are_not_of_the_models_kind(folder, tmp_path, capsys, monkeypatch):
+def test_calibrate_reports_images_that_do_not_fit_the_model(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "colour").mkdir()
     for index in range(20):
@@ -108,7 +108,7 @@ def test_calibrate_says_where_the_pictures_are_not_of_the_models_kind(folder, tm
     assert "calibrated on 20 samples of colour, split train, target_fpr=0.2" in capsys.readouterr().out
 
 
-def test_a_model_without_a_calibration_is_told_the_command(folder, tmp_path, capsys):
+def test_without_a_calibration_the_error_names_the_command(folder, tmp_path, capsys):
     path, command = str(tmp_path / "a.png"), f"hf-ebm calibrate --model {folder} --dataset NAME"
     PIL.Image.new("L", (8, 8)).save(path)
     files = ["score", "--model", folder]

@@ -1,4 +1,4 @@
-"""How a command ends when it cannot go on: one line that names what to change, and the code that goes with it."""
+"""How commands fail: one line that names what to change, and an exit code."""
 
 import re
 import sys

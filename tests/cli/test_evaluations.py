@@ -1,4 +1,4 @@
-"""hf-ebm eval-ood and evaluate: figures with the protocol that made them, which the card of a run folder takes over."""
+"""hf-ebm eval-ood and evaluate write metrics with their protocol, which the card of a run folder includes."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from hf_ebm.cli.main import main
 
 
-def test_eval_ood_writes_table_protocol_and_picture(folder, tmp_path, capsys, monkeypatch):
+def test_eval_ood_writes_table_protocol_and_plots(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_ebm.utils.logging.DELAY", 0.0)
     out = tmp_path / "ood"
     arguments = ["eval-ood", "--model", folder, "--id", "digits", "--ood", "noise,constant", "--output", str(out)]
@@ -45,7 +45,7 @@ def test_an_unknown_ood_set_is_reported_with_near_names(folder, tmp_path, capsys
     assert "--ood: 'nois' is no synthetic OOD set; did you mean noise?" in capsys.readouterr().err
 
 
-def test_a_misspelt_extractor_is_told_before_the_hub_is_asked(folder, tmp_path, capsys, monkeypatch):
+def test_a_misspelt_extractor_is_an_error_before_requests_to_the_hub(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("transformers.AutoModel", None)
     arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match="2"):

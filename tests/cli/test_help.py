@@ -1,4 +1,4 @@
-"""Help: which commands there are, what each shows, and the message for a wrong name."""
+"""Help: the commands, the help of each, and the message for an unknown name."""
 
 import re
 import shlex

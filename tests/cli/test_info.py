@@ -1,11 +1,11 @@
-"""hf-ebm info: what a run folder holds."""
+"""hf-ebm info: the contents of a run folder."""
 
 import json
 
 from hf_ebm.cli.main import main
 
 
-def test_info_says_what_is_there(dual_folder, folder, capsys, tiny_dual_mcmc_pipeline):
+def test_info_lists_the_contents(dual_folder, folder, capsys, tiny_dual_mcmc_pipeline):
     from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data.digits import load_digits
 

@@ -1,4 +1,4 @@
-"""hf-ebm likelihood: the bracket of log Z, for a model that has the chain it needs."""
+"""hf-ebm likelihood: the bracket of log Z, for models that support it."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_conditionals_of_a_model_without_a_chain_are_refused_at_once(dual_folder
         (-0.5, 1.0, 30.0, ["NO BRACKET", "1.0 effective samples are too few"]),
     ],
 )
-def test_a_bracket_that_is_none_and_few_effective_samples_are_told(gap, forward, reverse, said):
+def test_an_invalid_bracket_and_few_effective_samples_are_reported(gap, forward, reverse, said):
     ends = {"at_log_z_lower": -3.0, "at_log_z_upper": -3.0 - gap}
     log_z = {"lower": 2.0, "upper": 2.0 + gap, "gap": gap}
     log_z |= {"effective_sample_size": forward, "effective_sample_size_reverse": reverse}

@@ -1,4 +1,4 @@
-"""Outputs that cannot be written: one line that names them, before the work, and nothing that is half-written."""
+"""Output paths that cannot be written are errors before the work, and leave no partial file."""
 
 import contextlib
 import errno

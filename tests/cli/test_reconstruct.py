@@ -1,4 +1,4 @@
-"""hf-ebm reconstruct: pictures beside their reconstructions, and the errors."""
+"""hf-ebm reconstruct: images beside their reconstructions, and the errors."""
 
 import json
 
@@ -18,7 +18,7 @@ def digit_files(tmp_path):
     return paths
 
 
-def test_reconstruct_writes_a_picture_or_a_folder(dual_folder, digit_files, tmp_path, capsys):
+def test_reconstruct_writes_an_image_or_a_folder(dual_folder, digit_files, tmp_path, capsys):
     arguments = ["reconstruct", "--model", dual_folder, *digit_files, "--num-inference-steps", "4", "--json"]
     main([*arguments, "--output", str(tmp_path / "again.png")])
     found = json.loads(capsys.readouterr().out)
@@ -34,7 +34,7 @@ def test_reconstruct_writes_a_picture_or_a_folder(dual_folder, digit_files, tmp_
         assert (difference**2).mean() == pytest.approx(errors["z_chain"], rel=0.02)  # files hold 8 bits
 
 
-def test_reconstruct_says_what_it_did_to_pictures_that_do_not_fit(dual_folder, file_server, tmp_path, capsys):
+def test_reconstruct_reports_how_it_resized_images(dual_folder, file_server, tmp_path, capsys):
     for name, mode, size in (("fits", "L", 8), ("big", "L", 28), ("big2", "L", 28), ("red", "RGB", 8)):
         PIL.Image.new(mode, (size, size)).save(tmp_path / f"{name}.png")
     fits, big, red = (str(tmp_path / f"{name}.png") for name in ("fits", "big", "red"))

@@ -1,4 +1,4 @@
-"""hf-ebm sample: a picture of new images, which the seed decides."""
+"""hf-ebm sample: an image grid determined by the seed."""
 
 import json
 

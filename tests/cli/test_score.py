@@ -1,4 +1,4 @@
-"""hf-ebm score: what the scoring pipeline finds for pictures or a data set, as a table or as JSON."""
+"""hf-ebm score: scores of images or a data set, as a table or as JSON."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
     assert [line[1] for line in lines] == paths
 
 
-def test_score_skips_and_names_unreadable_files_unless_told_to_stop(folder, tmp_path, capsys):
+def test_score_skips_and_names_unreadable_files_unless_strict(folder, tmp_path, capsys):
     good, text, large = (str(tmp_path / name) for name in ("good.png", "text.png", "large.png"))
     PIL.Image.new("L", (8, 8), 200).save(good)
     PIL.Image.new("L", (20, 20)).save(large)
@@ -126,7 +126,7 @@ def test_score_takes_urls_and_prints_them_as_given(folder, file_server, tmp_path
 
 
 @pytest.mark.parametrize(("cores", "expected"), [({3}, 1), ({0, 1}, 2), (set(range(8)), 2)])
-def test_no_more_workers_than_cores_unless_told(cores, expected, monkeypatch, tmp_path):
+def test_no_more_workers_than_cores_unless_given(cores, expected, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores, raising=False)
     assert ScoringSettings("model", "digits", tmp_path).num_workers == expected
     arguments = ["score", "--model", str(tmp_path), "--dataset", "digits", "--output", str(tmp_path / "out")]
@@ -134,7 +134,7 @@ def test_no_more_workers_than_cores_unless_told(cores, expected, monkeypatch, tm
         assert settings_of(make_parser().parse_args([*arguments, *more])).num_workers == number
 
 
-def test_where_the_cores_of_a_process_are_not_told_the_machines_count(monkeypatch):
+def test_without_the_affinity_of_a_process_the_machines_cores_count(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     for count, expected in ((1, 1), (8, 2), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)

@@ -1,4 +1,4 @@
-"""hf-ebm train: the method's script is started, and its one line and its code are passed on."""
+"""hf-ebm train starts the method's script and forwards its message and exit code."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def test_train_ends_with_2_for_a_mistake_130_for_ctrl_c_and_1_for_all_else(monke
         (2, ""),
     ],
 )
-def test_the_demo_ends_with_the_scripts_code_and_says_how_it_goes_on(monkeypatch, tmp_path, capsys, code, said):
+def test_the_demo_exits_with_the_scripts_code_and_prints_how_to_resume(monkeypatch, tmp_path, capsys, code, said):
     from accelerate.commands import launch
 
     from hf_ebm.training import demo

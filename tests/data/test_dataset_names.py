@@ -1,4 +1,4 @@
-"""Names of data sets: their parts, the only split of a set, what records say, padding as in training."""
+"""Names of data sets: their parts, the only split of a set, names in records, padding as in training."""
 
 import re
 
@@ -14,7 +14,7 @@ from hf_ebm.evaluation.ood import load_images, load_train_and_test
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Makes an image folder of white 8x8 pictures with these splits, 12 each, and gives its path."""
+    """Make an image folder of white 8x8 images with these splits, 12 each, and return its path."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def make(name, *splits):
@@ -74,7 +74,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
     assert asked == ["alice/set"]
 
 
-def test_the_only_split_is_taken_and_said(folder):
+def test_the_only_split_is_used_and_reported(folder):
     one, two = folder("one", "train"), folder("two", "train", "validation")
     images, source = load_images(one, (1, 8, 8), "test", None, 12, 0)
     assert len(images) == 12 and source["split"] == "train" and source["only_split"] and source["dataset"] == "one"

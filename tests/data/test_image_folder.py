@@ -1,4 +1,4 @@
-"""Folders of image files: every image is loaded once, and neither its name nor its place nor its date changes that."""
+"""Folders of image files: every image is loaded once, whatever its name, place or date."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Splits that share rows, against the sets of rows that they name."""
+"""Splits that share rows, compared with their sets of rows."""
 
 import itertools
 

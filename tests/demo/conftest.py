@@ -1,4 +1,4 @@
-"""Tiny models as the demo holds them."""
+"""Small models as the demo loads them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The model behind the page: loaded once, with its calibration and what it learned from."""
+"""The model of the page: loaded once, with its calibration and training data."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_a_failure_empties_all_outputs(name, tmp_path, request):
         assert one.fn() == (None if len(one.outputs) == 1 else [None] * len(one.outputs))
 
 
-def test_the_page_says_what_the_model_learned_from(tiny_pipeline, tmp_path):
+def test_the_page_names_the_training_data(tiny_pipeline, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path)
     assert find_subject(tmp_path) == "many images"
     (tmp_path / "train_summary.json").write_text('{"num_images": 1437}')

@@ -1,4 +1,4 @@
-"""The demo's server: what it bounds, and how `hf-ebm demo` starts and ends it."""
+"""The demo's server: its limits, and how `hf-ebm demo` starts and stops it."""
 
 import asyncio
 import os
@@ -78,7 +78,7 @@ def test_uploads_stop_while_the_folder_is_full_and_old_files_go(tmp_path, monkey
     assert asyncio.run(call()) == 503
 
 
-def test_hf_ebm_demo_serves_this_machine_alone_unless_told(monkeypatch):
+def test_hf_ebm_demo_serves_only_this_machine_by_default(monkeypatch):
     calls = []
     monkeypatch.setattr("hf_ebm.demo.server.serve", lambda *values: calls.append(values))
     main(["demo", "--model", "a"])
@@ -88,7 +88,7 @@ def test_hf_ebm_demo_serves_this_machine_alone_unless_told(monkeypatch):
     assert calls == [(*local, None), ("a", "0.0.0.0", 80, True, None), (*local, "cpu")]
 
 
-def test_a_busy_port_is_told_before_the_model_is_loaded(monkeypatch, capsys):
+def test_a_busy_port_is_an_error_before_the_model_is_loaded(monkeypatch, capsys):
     monkeypatch.setattr("hf_ebm.demo.demo_models.load_demo_model", None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -102,7 +102,7 @@ def test_a_busy_port_is_told_before_the_model_is_loaded(monkeypatch, capsys):
     assert "--port 70000" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_while_the_model_is_loaded_is_told_alike(tiny_pipeline, tmp_path, monkeypatch, capsys):
+def test_a_port_taken_during_loading_is_the_same_error(tiny_pipeline, tmp_path, monkeypatch, capsys):
     tiny_pipeline.save_pretrained(tmp_path / "model")
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
         monkeypatch.setenv(name, "")  # put back afterwards
@@ -120,7 +120,7 @@ def test_a_port_that_is_taken_while_the_model_is_loaded_is_told_alike(tiny_pipel
     assert last.endswith("choose another --port.") and "GRADIO" not in last
 
 
-def test_the_demo_prints_its_address_alone(tiny_pipeline, tmp_path):
+def test_the_demo_prints_only_its_address(tiny_pipeline, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path / "model")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -134,7 +134,7 @@ def test_the_demo_prints_its_address_alone(tiny_pipeline, tmp_path):
     assert process.returncode == 0
 
 
-def test_without_gradio_the_demo_says_what_to_install(monkeypatch):
+def test_without_gradio_the_error_names_the_extra(monkeypatch):
     from hf_ebm.demo.server import serve
 
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):

@@ -1,4 +1,4 @@
-"""A pushed Space: all its files in one commit, complete enough to run by itself, by the real client over loopback."""
+"""A pushed Space: all files in one commit, complete enough to run on its own, by the real client over loopback."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def test_one_commit_holds_the_whole_space(hub, client, tmp_path):
     assert url.endswith("alice/space")
     space = hub.repositories["alice/space"]
     assert (space.kind, space.sdk, space.private) == ("space", "gradio", True)
-    assert len(space.history["main"]) == 2  # what the Hub makes of a new repository, and ours
+    assert len(space.history["main"]) == 2  # the Hub's first commit of a new repository, and ours
 
     write_space("alice/model", tmp_path / "space")
     expected = {
@@ -139,7 +139,7 @@ def test_nothing_is_made_for_a_model_that_is_not_there(hub, tmp_path):
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_a_private_models_space_needs_a_token_and_is_told_so(hub, client, private):
+def test_a_private_models_space_reports_that_it_needs_a_token(hub, client, private):
     hub.repositories["alice/model"].private = private
     told = client("""
 import logging
@@ -159,7 +159,7 @@ def test_a_space_without_an_owner_is_the_users(hub, client):
     assert url.endswith("alice/mine") and "app.py" in hub.repositories["alice/mine"].files()
 
 
-def test_a_hub_that_cannot_be_reached_is_said_so():
+def test_an_unreachable_hub_is_reported():
     with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         push_space("user/model", "user/space", token="hf_test", endpoint="http://127.0.0.1:9")
 

@@ -1,4 +1,4 @@
-"""A Space as it is pushed, in a real browser, at a desktop's and a phone's width."""
+"""A pushed Space in a real browser, with a desktop's and a phone's width."""
 
 import contextlib
 import http.client
@@ -143,7 +143,7 @@ def check_uploads(visit, files):
         expect(visit.shown(".prose h3")).to_contain_text(verdict, timeout=PATIENCE * 1000)
         shown = visit.shown(".prose h3").count()
         visit.page.get_by_label("Remove Image").click()
-        expect(visit.shown(".figure img")).to_have_count(0)  # the answer went with the picture that it was about
+        expect(visit.shown(".figure img")).to_have_count(0)  # the result is removed with its image
         visit.check_level()
     visit.take_example(0)  # Gradio makes a new field then
     visit.page.get_by_label("Remove Image").click()
@@ -151,7 +151,7 @@ def check_uploads(visit, files):
     visit.shown(".small-image img").first.wait_for(state="attached")
     visit.button("Check this image").click()
     visit.page.get_by_text("cannot be read").first.wait_for()
-    expect(visit.shown(".prose h3")).to_have_count(shown - 1)  # the last picture's verdict is gone, and its figure
+    expect(visit.shown(".prose h3")).to_have_count(shown - 1)  # the last image's verdict and figure are removed
     expect(visit.shown(".figure img")).to_have_count(0)
 
 
@@ -186,7 +186,7 @@ def test_the_space_in_a_browser(tiny_dual_mcmc_pipeline, tmp_path):
             visit.click_for_figure("Generate")
             expect(visit.shown(".samples button img")).to_have_count(8)
             cell = visit.shown(".samples .gallery-item").first.bounding_box()
-            assert abs(cell["width"] - cell["height"]) < 8  # square, as its picture
+            assert abs(cell["width"] - cell["height"]) < 8  # square, as its image
             check_uploads(visit, files)
             visit.open_tab("Reconstruct")
             visit.take_example(0)

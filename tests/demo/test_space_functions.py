@@ -1,4 +1,4 @@
-"""The functions behind the demo's tabs: what they compute, and what they refuse."""
+"""The functions behind the demo's tabs: their results and errors."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def test_denoising_is_the_pipelines_own(ddaebm):
     assert drawn.point_names == ["step 1", "step 2", "step 3", "step 4"]
 
 
-def test_stock_schedulers_take_fewer_steps_and_leave_the_model_alone(ddaebm):
+def test_stock_schedulers_take_fewer_steps_and_leave_the_model_unchanged(ddaebm):
     before = ddaebm.pipeline.scheduler
     assert generate(ddaebm, 2, "DDIM", 2, 0).energies.shape == (2, 2)
     assert ddaebm.pipeline.scheduler is before
@@ -58,7 +58,7 @@ def compute_energies_of(pipeline, states):
     return torch.stack([compute_energies(pipeline.energy_model, x) for x in states])
 
 
-def test_no_steps_show_the_generator_alone(dual):
+def test_without_steps_the_page_shows_the_generators_samples(dual):
     drawn = generate(dual, 2, "Langevin (its own)", 0, 0)
     assert drawn.energies.shape == (1, 2) and drawn.point_names == ["start"]
     assert figures.filmstrip(drawn).width == round(figures.WIDTH * figures.DPI)
@@ -94,7 +94,7 @@ def test_verdict_counts_images_with_at_least_the_score(ddaebm):
     for rank in (0, 1, 2, 3, 4, 20):
         found = judge(ddaebm, held_out[order[rank]][None], "energy")
         count = int((scores >= found.score).sum())
-        assert abs(count - rank - 1) <= 1  # scored alone, its own energy may differ in the last digit
+        assert abs(count - rank - 1) <= 1  # scored on its own, its energy may differ in the last digit
         assert found.p_value == pytest.approx((1 + count) / 41)
         assert found.is_ood == (1 + count <= 4)  # a tenth of 41
         share = f"{count} ({count / 40:.1%})" if count else "none"
@@ -124,7 +124,7 @@ def test_a_histograms_ticks_keep_apart(low, span, monkeypatch):
     ("score", "left", "right"), [(1.5, 1.0, 2.0), (2.4, 1.0, 2.4), (9.0, 1.0, 2.9), (0.1, 0.4, 2.0)]
 )
 def test_a_histograms_axis_goes_as_far_as_there_is_something_to_see(score, left, right, monkeypatch):
-    """Scores of 1 to 2: a picture's has 0.6 of their width to the left, 0.9 to the right; further is an arrow."""
+    """Scores of 1 to 2: an image's has 0.6 of their width to the left, 0.9 to the right; further is an arrow."""
     monkeypatch.setattr(figures, "to_pil", lambda figure: figure)
     reference = Reference(torch.linspace(1.0, 2.0, 60, dtype=torch.float64), "in-distribution", None)
     axis = figures.score_histogram(reference, score, "energy").axes[0]

@@ -1,4 +1,4 @@
-"""Feature extractors: hashes of weights, any transformers model, what is called the standard Inception."""
+"""Feature extractors: hashes of weights, any transformers model, the standard Inception."""
 
 import shutil
 
@@ -98,7 +98,7 @@ def vit_classifier(vit, tmp_path):
     return tmp_path
 
 
-def test_a_classifiers_checkpoint_is_measured_without_the_random_pooler(vit_classifier):
+def test_a_classifiers_checkpoint_is_used_without_the_random_pooler(vit_classifier):
     from transformers import ViTModel
 
     images = load_digits("test")[0][:3]
@@ -139,7 +139,7 @@ def test_a_name_that_is_nothing(tmp_path, monkeypatch):
         load_extractor(str(tmp_path))
 
 
-def test_inception_without_its_package_says_what_to_do(monkeypatch):
+def test_inception_without_its_package_is_an_error_with_the_install_command(monkeypatch):
     import torchmetrics.image.fid
 
     monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
@@ -148,7 +148,7 @@ def test_inception_without_its_package_says_what_to_do(monkeypatch):
 
 
 def test_inception_gets_bytes_and_gives_logits_without_bias(monkeypatch):
-    """torch-fidelity's weights are not at hand: a stand-in with the same face."""
+    """A stand-in with the interface of torch-fidelity's extractor, whose weights are not available."""
     import torchmetrics.image.fid
 
     class StandIn(nn.Module):

@@ -1,4 +1,4 @@
-"""Precision, recall, density, coverage: sets that are equal, apart, nested, and a case by hand."""
+"""Precision, recall, density, coverage: equal, disjoint and nested sets, and a case by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""OOD metrics by hand, the fast ones against scikit-learn's, intervals that cover."""
+"""OOD metrics by hand and against scikit-learn's; coverage of the intervals."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_the_interval_is_scipys_bootstrap_of_scikit_learns_metrics():
 
 
 def test_the_means_interval_covers_the_truth_where_the_ood_sets_share_their_in_distribution_set():
-    """Four OOD sets of one distribution: the sets' intervals are independent in their OOD samples alone."""
+    """Four OOD sets of one distribution: the sets' intervals are independent only in their OOD samples."""
     truth, hits = 0.5 * (1 + torch.erf(torch.tensor(0.5)).item()), 0
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Real images: what is kept of a large set is drawn from all of it, whatever its order."""
+"""Real images: a subset of a large data set is sampled from all of it, whatever its order."""
 
 import torch
 from torch.utils.data import TensorDataset

@@ -14,7 +14,7 @@ def test_constant_images_in_closed_form():
     found = reconstruction_metrics(a, b)
     assert found["mse"].tolist() == pytest.approx([0.25, 0.01])
     assert found["psnr"].tolist() == pytest.approx([10 * math.log10(4 / 0.25), 10 * math.log10(4 / 0.01)])
-    x, y, c1 = 0.6, torch.tensor([0.35, 0.55]), 0.01**2  # on [0, 1]; no variance: the luminance term alone
+    x, y, c1 = 0.6, torch.tensor([0.35, 0.55]), 0.01**2  # on [0, 1]; no variance: only the luminance term
     assert found["ssim"].tolist() == pytest.approx(((2 * x * y + c1) / (x**2 + y**2 + c1)).tolist(), abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""A Hub and a process that uses it, one of each for a module; a repository and a run folder for each test."""
+"""A Hub and a client process for each module; a repository and a run folder for each test."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def _fresh_log(hub):
 
 @pytest.fixture
 def repo(request):
-    """A repository of this test alone."""
+    """A repository for this test only."""
     return "alice/" + re.sub(r"\W+", "-", request.node.name)[-80:].strip("-._")
 
 

@@ -1,4 +1,4 @@
-"""Licences of a card: the Hub's ids, and others by their name."""
+"""Licences of a card: the Hub's ids, and other licences by name."""
 
 import pytest
 

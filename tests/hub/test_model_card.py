@@ -1,4 +1,4 @@
-"""Model cards: what a run folder knows, in the Hub's own form, and nothing that is not known."""
+"""Model cards contain what a run folder records, in the Hub's format, and nothing unknown."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_card_with_metrics(tmp_path):
     assert str(tmp_path) not in str(card)
 
 
-def test_card_without_metrics_says_nothing_of_them(tmp_path):
+def test_card_without_metrics_omits_them(tmp_path):
     card = ModelCard.load(write_card(run_folder(tmp_path)))
     assert card.data.eval_results is None and "Results" not in card.text and "samples.png" not in card.text
     assert "More information needed" not in card.text and "None" not in card.text
@@ -105,7 +105,7 @@ def test_results_have_no_empty_heading(tmp_path, pipeline):
     assert "## Results" in str(render_card(folder))
 
 
-def test_every_auroc_is_of_the_data_set_and_names_its_odd_set(tmp_path):
+def test_every_auroc_is_of_the_data_set_and_names_its_ood_set(tmp_path):
     """Read back, as the Hub does: results of one data set are merged under one name."""
     folder = run_folder(tmp_path, {"auroc": {"noise": 0.9, "inverted": 0.8}})
     found = ModelCard.load(write_card(folder)).data.eval_results
@@ -133,7 +133,7 @@ def test_a_local_folders_path_is_not_shown(tmp_path):
 
 @pytest.mark.parametrize("template", sorted(card_templates().values()))
 @pytest.mark.parametrize("known", [True, False])
-def test_every_card_says_what_is_known_and_is_valid(tmp_path, template, known):
+def test_every_card_contains_what_is_known_and_is_valid(tmp_path, template, known):
     """With all that a run leaves, and of a folder that holds a pipeline and nothing else."""
     (name,) = [name for name, file in card_templates().items() if file == template]
     if known:
@@ -194,7 +194,7 @@ def test_metadata_that_the_hub_refuses_is_found():
         assert card_errors(f"---\n{yaml.safe_dump(data)}---\n")
 
 
-def test_nothing_of_this_machine_is_told(tmp_path):
+def test_cards_contain_nothing_of_this_machine(tmp_path):
     (tmp_path / "my-photos").mkdir()
     settings = {"output_dir": "/home/me", "dataset": str(tmp_path / "my-photos"), "resume": "latest", "seed": 1}
     assert public_settings(settings) == {"dataset": "my-photos", "seed": 1}
@@ -279,7 +279,7 @@ def test_the_guide_and_the_parts_are_no_templates(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "", "a: [1"])
-def test_settings_that_are_no_mapping_are_told(tmp_path, text):
+def test_settings_that_are_not_a_mapping_are_an_error(tmp_path, text):
     (tmp_path / "settings.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"settings\.yaml"):
         read_settings(tmp_path)

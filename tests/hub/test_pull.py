@@ -1,4 +1,4 @@
-"""Pulls: each class fetches the files that it needs and no others; afterwards no network is needed."""
+"""Downloads: each class fetches the files it needs and no others; afterwards no network is needed."""
 
 import pytest
 from loopback_hub.client import ClientError

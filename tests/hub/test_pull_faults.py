@@ -1,4 +1,4 @@
-"""Faults during a pull: the client retries, or the error names the cause and the next pull works."""
+"""Faults during a download: the client retries, or the error names the cause and the next download works."""
 
 from pathlib import Path
 

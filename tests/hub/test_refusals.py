@@ -1,4 +1,4 @@
-"""Refused pulls and pushes: private repositories, unusable files, wrong names, no network."""
+"""Failing downloads and pushes: private repositories, unusable files, wrong names, no network."""
 
 import json
 import socket

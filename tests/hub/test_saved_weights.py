@@ -1,4 +1,4 @@
-"""Saving over a folder: whatever was saved there before, every variant reloads with the weights it was saved with."""
+"""Saving over an existing folder: every variant reloads with the weights it was saved with."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The whole way: training pushes, and who reads the card on the Hub runs it as printed."""
+"""End to end: training pushes a model, and the code of its card runs as printed."""
 
 import json
 import subprocess

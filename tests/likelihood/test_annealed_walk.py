@@ -1,4 +1,4 @@
-"""The annealed walk between the base and the target: its weights, its steps and its schedule."""
+"""The annealed walk between base and target: its weights, its steps and its schedule."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_a_base_that_is_the_target_is_exact_at_once():
 
 @pytest.mark.parametrize("num_temperatures", [2, 3, 5])
 def test_the_weights_mean_is_z_however_short_the_schedule(num_temperatures):
-    """In one dimension 30,000 chains tell a walk that is weighed at the wrong point from a right one."""
+    """In one dimension 30,000 chains distinguish a walk weighted at the wrong point from a correct one."""
     scale, shift, count = 0.8, 0.4, 30_000
 
     def energy_fn(x):

@@ -1,4 +1,4 @@
-"""The box's coordinates: the substitution keeps every integral, and nothing outside gets in."""
+"""The box's coordinates: the substitution preserves every integral, and points stay inside."""
 
 import math
 

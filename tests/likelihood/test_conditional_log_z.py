@@ -1,4 +1,4 @@
-"""log Z of denoising steps where it is known: quadratic energies, for which everything is Gaussian."""
+"""log Z of denoising steps in closed form: quadratic energies, for which everything is Gaussian."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Likelihoods made of log Z: the integral on a grid, bits per dimension against discrete sums, dequantisation."""
+"""Likelihoods from log Z: the integral on a grid, bits per dimension against discrete sums, dequantisation."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A call of ``estimate_log_z``: what it gives, draws and batches, and what it refuses."""
+"""``estimate_log_z``: its result, random numbers, batches and errors."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_no_samples_no_upper_bound():
     assert bracket.gap is None and bracket.num_chains == 512
 
 
-def test_the_generator_alone_decides():
+def test_only_the_generator_determines_the_result():
     target, results = gaussian(2, 0.5, count=6), []
     for global_seed, seed in ((1, 5), (2, 5), (2, 6)):
         torch.manual_seed(global_seed)

@@ -1,4 +1,4 @@
-"""The Gaussian that the annealing begins at: its fits, its coordinates and its density."""
+"""The Gaussian base of the annealing: its fits, its coordinates and its density."""
 
 import math
 

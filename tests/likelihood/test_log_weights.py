@@ -1,4 +1,4 @@
-"""Log weights: the log of their mean, its error and interval, also of dependent ones, and their sample size."""
+"""Log weights: log of their mean, its error and interval, also for dependent weights, and sample size."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The bracket of log Z on targets whose log Z is known: it is narrow where it can be, and honest where it cannot."""
+"""The bracket of log Z on targets with known log Z: narrow on easy ones, valid on hard ones."""
 
 import math
 
@@ -88,7 +88,7 @@ def test_a_short_schedule_gives_a_wide_bracket():
 
 
 def test_a_mode_that_the_walk_misses_is_seen_from_above():
-    """The base sits in one of two equal, distant modes: the lower bound is short of log 2, and the gap tells."""
+    """The base sits in one of two equal, distant modes: the lower bound is short of log 2, and the gap shows it."""
     std, centre = 0.3, 6.0
 
     def energy_fn(x):

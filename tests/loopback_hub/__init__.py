@@ -1,4 +1,4 @@
-"""A small Hub on the loopback interface, and processes that push to it and pull from it; nothing is patched.
+"""A small Hub on the loopback interface, and processes that push to it and download from it, without patches.
 
 The client is the real huggingface_hub. `repository` holds the state, `cards` what is refused in a card, `faults` what
 goes wrong when a test orders it; `exchange` is the HTTP, `api` what can be asked for, `server` all of it together.

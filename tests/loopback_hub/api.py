@@ -1,4 +1,4 @@
-"""What the real huggingface_hub client asks a Hub for: one method for each request.
+"""The Hub's API for the real huggingface_hub client: one method per request.
 
 A commit is taken whole or not at all; only a repository's owner writes to it, and a private one is seen by nobody else.
 """

@@ -1,4 +1,4 @@
-"""What the Hub refuses in the metadata of a model card."""
+"""The Hub's validation of model card metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that loads hf_ebm with the test Hub as its endpoint, and runs pieces of code there.
+"""A process that imports hf_ebm with the test Hub as its endpoint and runs code.
 
 huggingface_hub reads ``HF_ENDPOINT`` when it is imported: the client cannot live in the tests' own process.
 """

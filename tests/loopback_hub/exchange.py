@@ -1,4 +1,4 @@
-"""One exchange over HTTP: a request is read and answered, or goes wrong on the way as a test ordered."""
+"""One HTTP exchange: a request is answered, or fails as a test requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RefusalError(Exception):
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """A request and its answer; a subclass says in `routes` which method answers which "METHOD /path"."""
+    """A request and its answer. `routes` of a subclass maps "METHOD /path" to its methods."""
 
     routes: ClassVar[tuple[tuple[str, Callable[..., None]], ...]]
     protocol_version = "HTTP/1.1"
@@ -72,7 +72,7 @@ class Exchange(BaseHTTPRequestHandler):
         raise RefusalError(404, f"this Hub does not know {self.command} {path}")
 
     def answer(self, status: int, content: bytes, **headers: str) -> None:
-        """Send `content`, or what a fault makes of it."""
+        """Send `content`, modified by a fault."""
         content = self.fault.announced(content)
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():

@@ -1,4 +1,4 @@
-"""Faults: what a test orders to go wrong in the requests that come next."""
+"""Faults that a test requests for the next requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KINDS = (
     "cut_request",  # the connection ends before the whole request is here
     "cut_answer",  # the connection ends before the whole answer is there
     "corrupt",  # what is sent, or a large file that is received, has a wrong bit
-    "short",  # the answer lacks its last byte, and its length does not tell
+    "short",  # the answer lacks its last byte, without a length
 )
 
 
@@ -29,7 +29,7 @@ class Fault:
         return bytes([body[0] ^ 1]) + body[1:] if self.kind == "corrupt" else body
 
     def announced(self, content: bytes) -> bytes:
-        """The answer whose length is told."""
+        """The answer with a length."""
         return content[:-1] if self.kind == "short" else content
 
     def sent(self, content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The Hub's state: repositories, whose branches point at commits; a commit is all files at once and never changes."""
+"""The Hub's state: repositories with branches that point to immutable commits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Commit:
     large: set[str] = field(default_factory=set)
 
     def listing(self, paths: Iterable[str]) -> list[dict[str, Any]]:
-        """What the Hub tells of those of `paths` that are here."""
+        """The Hub's information on those of `paths` that exist."""
         entries = []
         for path in sorted(set(paths) & set(self.files)):
             data = self.files[path]

@@ -1,4 +1,4 @@
-"""The Hub as a server: an address on the loopback interface, all that it keeps, and the tests' hold on it.
+"""The Hub as a server: a loopback address, its state, and controls for tests.
 
 ``hub.fail(...)`` makes the next requests that match go wrong; ``hub.log`` has all requests.
 """

@@ -1,4 +1,4 @@
-"""Transfers: a push or a pull by a client's process, and what one finds in folders and caches then."""
+"""Transfers: a push or a download by a client process, and the resulting folders and caches."""
 
 import re
 

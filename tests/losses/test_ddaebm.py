@@ -1,4 +1,4 @@
-"""Every term of the objective against the reference numbers and, where there is one, its closed form."""
+"""Every term of the objective against reference values and, where there is one, its closed form."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The objectives and both chains against the reference numbers, and against independent formulas."""
+"""The objectives and both chains against reference values and independent formulas."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The three networks of DDAEBM on images: shapes, sizes, reloading bit for bit, and what they refuse."""
+"""The networks of DDAEBM on images: shapes, sizes, bit-exact reloading, invalid input."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_energy_through_auto_classes(tiny_pipeline, tmp_path):
 
 
 def test_checkpoint_of_another_architecture(tiny_pipeline, tmp_path):
-    """A changed config.json is told from the weights, instead of leaving tensors at random."""
+    """A changed config.json is detected from the weights, instead of leaving tensors random."""
     tiny_pipeline.energy_model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["layers_per_block"] = 2

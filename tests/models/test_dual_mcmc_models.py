@@ -1,4 +1,4 @@
-"""The networks of Dual-MCMC Teaching: the published sizes, any size, and the settings and inputs they refuse."""
+"""The networks of Dual-MCMC Teaching: published sizes, other sizes, invalid settings and input."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The networks of Dual-MCMC Teaching saved and loaded: bit for bit, with their settings, and by the Auto classes."""
+"""Saving and loading the networks of Dual-MCMC Teaching: bit-exact, with their settings, by the Auto classes."""
 
 import numpy as np
 import pytest

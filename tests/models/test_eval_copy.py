@@ -1,4 +1,4 @@
-"""Copies of networks in eval mode: the same numbers, and nothing of the original is changed."""
+"""Copies of networks in eval mode: equal outputs, and an unchanged original."""
 
 from types import MethodType
 
@@ -38,7 +38,7 @@ def same_state(model, before):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_copy_computes_what_the_model_does_in_eval_mode_and_leaves_it_alone(training):
+def test_a_copy_computes_the_models_eval_output_and_leaves_it_unchanged(training):
     model, x = residual_energy(), torch.randn(3, 1, 8, 8)
     model(x)
     expected = model.eval()(x).energy

@@ -1,4 +1,4 @@
-"""The generator's batch norm: which statistics it uses in samples and in chains, and which it moves."""
+"""The generator's batch norm: the statistics used in samples and in chains, and those updated."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The networks of vector data: shapes, formulas, reloading bit for bit, and the pipeline around them."""
+"""The networks of vector data: shapes, formulas, bit-exact reloading, and their pipeline."""
 
 import pytest
 import torch

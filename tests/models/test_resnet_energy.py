@@ -1,4 +1,4 @@
-"""The residual energy: its blocks, spectral norm on every layer, and both along a chain."""
+"""The residual energy: its blocks, spectral norm of every layer, and both along a chain."""
 
 import pytest
 import torch

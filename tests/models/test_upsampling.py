@@ -1,4 +1,4 @@
-"""Upsampling by two: as diffusers does it, and with the same gradients when compiled."""
+"""Upsampling by two: equal to diffusers', with the same gradients when compiled."""
 
 import shutil
 

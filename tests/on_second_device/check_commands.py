@@ -1,4 +1,4 @@
-"""Commands with ``--device`` there: the CPU's figures. An operation there takes some 50 microseconds: short chains."""
+"""Commands with ``--device`` on the second device give the CPU's results. Chains are short, as it is slow."""
 
 import json
 

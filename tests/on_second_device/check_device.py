@@ -1,4 +1,4 @@
-"""The device itself: it computes, and refuses what a GPU refuses."""
+"""The second device computes, and rejects what a GPU rejects."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Drawing, revising, reconstructing and scoring there: the CPU's numbers, and no waiting inside a chain."""
+"""Sampling, revising, reconstructing and scoring on the second device: the CPU's results, no host syncs in chains."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What is to run on a GPU runs on a second device made in Python (`second_device.py`), and gives the CPU's numbers.
+"""Code for GPUs runs on a second device emulated in Python (`second_device.py`), with the CPU's results.
 
 The checks are tests, too (`check_*.py`), run in a process of their own: the device stays known to torch until it ends.
 """

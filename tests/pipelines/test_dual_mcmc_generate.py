@@ -1,4 +1,4 @@
-"""Images from DualMCMCPipeline: the algorithm written out, any sampler, the outputs a caller may ask for."""
+"""Sampling from DualMCMCPipeline: against a reference implementation, with any sampler, every output type."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_sampling_is_the_algorithm(tiny_dual_mcmc_pipeline):
     assert out.energies is None and out.diagnostics is None
 
 
-def test_no_steps_are_the_generator_alone(tiny_dual_mcmc_pipeline):
+def test_without_steps_samples_are_the_generators(tiny_dual_mcmc_pipeline):
     pipe = tiny_dual_mcmc_pipeline
     expected = pipe.generator_model(torch.randn(2, 4, generator=seeded())).sample.detach()
     pipe.energy_model = None
@@ -92,7 +92,7 @@ def test_output_types(tiny_dual_mcmc_pipeline):
     assert_close(torch.from_numpy(array), (tensor.permute(0, 2, 3, 1) + 1) / 2)
 
 
-def test_states_are_clamped_at_the_end_alone(tiny_dual_mcmc_pipeline):
+def test_states_are_only_clamped_at_the_end(tiny_dual_mcmc_pipeline):
     pipe, seen = tiny_dual_mcmc_pipeline, []
     pipe.scheduler = LangevinScheduler(3, step_size=0.1, noise_std=2.0)
     images = pipe(2, output_type="pt", callback_on_step_end=lambda *a: seen.append(a[3]["x"]) or None).images

@@ -1,4 +1,4 @@
-"""Inpainting by DualMCMCPipeline: the known part stays to the bit, the rest is sampled given it alone."""
+"""Inpainting with DualMCMCPipeline: the known part is unchanged to the bit, the rest is sampled given it."""
 
 import numpy as np
 import PIL.Image

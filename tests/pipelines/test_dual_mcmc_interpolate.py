@@ -1,4 +1,4 @@
-"""Interpolation by DualMCMCPipeline: frames between latents or images, each revised if asked."""
+"""Interpolation with DualMCMCPipeline: frames between latents or images, revised on request."""
 
 import pytest
 import torch

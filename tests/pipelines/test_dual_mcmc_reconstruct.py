@@ -1,4 +1,4 @@
-"""Reconstruction by DualMCMCPipeline: the z-chain from inferred or given latents."""
+"""Reconstruction with DualMCMCPipeline: the z-chain from inferred or given latents."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_what_the_z_chain_reports(tiny_dual_mcmc_pipeline, latents):
     assert plain.diagnostics is None and torch.equal(plain.images, out.images)
 
 
-def test_reconstruct_without_steps_is_the_inference_model_alone(tiny_dual_mcmc_pipeline):
+def test_reconstruct_without_steps_uses_only_the_inference_model(tiny_dual_mcmc_pipeline):
     pipe, x = tiny_dual_mcmc_pipeline, some_images()
     pipe.latent_scheduler = None
     out = pipe.reconstruct(x, 0, sample_latents=False, output_type="pt", output_squared_errors=True)

@@ -1,4 +1,4 @@
-"""What DualMCMCPipeline refuses, and a chain that diverges: clear errors."""
+"""Invalid input of DualMCMCPipeline and diverging chains: clear errors."""
 
 import numpy as np
 import PIL.Image

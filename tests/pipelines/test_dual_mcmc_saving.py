@@ -1,4 +1,4 @@
-"""DualMCMCPipeline saved and loaded: the same results in a fresh process, the files, variants, shared components."""
+"""Saving and loading DualMCMCPipeline: equal results in a new process, files, variants, shared components."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What a call of DualMCMCPipeline leaves behind and costs: no trace, no wait for the device, no growing memory."""
+"""Side effects and cost of DualMCMCPipeline calls: none on modules, no device syncs, no growing memory."""
 
 import gc
 

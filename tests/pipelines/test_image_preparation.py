@@ -1,4 +1,4 @@
-"""One preparation: the same image gives the same numbers by every route, turned upright, and as a `datasets` column."""
+"""Image preparation: every route gives the same values, EXIF orientation and `datasets` columns included."""
 
 import datasets
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every public call works inside ``torch.inference_mode()`` and gives what it gives outside."""
+"""Every public call works inside ``torch.inference_mode()`` and gives the same result."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Paths between latents: ends, norms, and the cases in which there is no great circle."""
+"""Paths between latents: ends, norms, and cases without a great circle."""
 
 import torch
 from torch.testing import assert_close

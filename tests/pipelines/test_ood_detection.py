@@ -1,4 +1,4 @@
-"""transformers.pipeline("ood-detection"), AutoModel and our pipeline give the same energies, from saved files."""
+"""transformers.pipeline("ood-detection"), AutoModel and EnergyScoringPipeline give the same energies."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def test_three_routes_one_energy(scorer, pictures, tmp_path):
     detect = pipeline("ood-detection", model=str(tmp_path / "energy_model"), calibration=tmp_path)
     found = detect(pictures, batch_size=4)
     assert_close(torch.tensor([f["energy"] for f in found]), expected.energies, rtol=1e-4, atol=1e-4)
-    # a calibration picture's energy equals a reference score only to rounding, which may move its rank by one
+    # a calibration image's energy equals a reference score only to rounding, which may move its rank by one
     p_values = torch.tensor([f["p_value"] for f in found], dtype=torch.float64)
     assert_close(p_values, expected.p_values, rtol=0, atol=1.01 / 31)
     assert all(f["is_ood"] == (f["p_value"] <= 0.2) for f in found)

@@ -1,4 +1,4 @@
-"""One pipeline called from eight threads gives what one thread gives, in whatever mode its networks were left."""
+"""One pipeline called from eight threads gives the results of one thread, whatever the modes of its networks."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""Which schedulers follow a DDAEBM's denoising chain, and the warning of a pipeline with one that does not."""
+"""Which schedulers follow a DDAEBM's denoising chain, and the warning for one that does not."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Langevin and annealed Langevin on a Gaussian: their moments in closed form, after a few steps and in the long run."""
+"""Langevin and annealed Langevin on a Gaussian: moments in closed form, after few and after many steps."""
 
 import math
 

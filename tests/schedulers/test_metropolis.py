@@ -1,4 +1,4 @@
-"""Samplers that accept or reject: acceptance, leapfrog and swaps against their definitions."""
+"""Samplers with acceptance: acceptance, leapfrog and swaps against their definitions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Preconditioned Langevin: the paper's recursion, its preconditioner, and what it is for."""
+"""Preconditioned Langevin: the paper's recursion, its preconditioner, and its advantage."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_preconditioned_on_one_coordinate_is_langevin():
     assert_close(a, b)
 
 
-def test_preconditioning_mixes_a_stretched_gaussian_faster():
+def test_preconditioning_mixes_an_elongated_gaussian_faster():
     """Widths 1 and 0.05: at a step the narrow one allows, the plain chain hardly moves along the wide one."""
     energy_fn = quadratic(torch.tensor([1.0, 400.0]).diag())
     start = torch.tensor([[3.0, 0.0]]).repeat(1000, 1) + 0.05 * torch.randn(1000, 2)
@@ -60,7 +60,7 @@ def test_preconditioning_mixes_a_stretched_gaussian_faster():
 
 
 def test_coordinates_without_a_gradient_count_in_no_mean():
-    """A picture's known pixels change nothing for the unknown ones: G is that of the unknown ones alone."""
+    """An image's known pixels change nothing for the unknown ones: G depends only on the unknown ones."""
     v = torch.rand(3, 5) + 0.1
     wide = torch.cat([v, torch.zeros(3, 40)], dim=1)
     assert_close(preconditioner(wide, 0.1)[:, :5], preconditioner(v, 0.1))

@@ -1,4 +1,4 @@
-"""What every sampler of an energy keeps to: timesteps, outputs, generators, shapes, devices, configs."""
+"""The contract of every sampler of an energy: timesteps, outputs, generators, shapes, devices, configs."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_timesteps_and_output(row):
 
 
 @each
-def test_the_generator_alone_decides(row):
+def test_only_the_generator_determines_the_result(row):
     scheduler, x = row.scheduler(**row.settings), torch.randn(4, 2)
     torch.manual_seed(1)
     first, _ = run(scheduler, banana, x, 3, seeded(5))
@@ -86,7 +86,7 @@ def test_shapes_and_dtype(row, shape):
 
 @each
 def test_nothing_waits_for_the_device(row):
-    """Meta tensors hold no numbers: any look at one (.item(), int(), if) would fail."""
+    """Meta tensors have no values: any access to one (.item(), int(), if) would fail."""
     scheduler = row.scheduler(**row.settings)
     scheduler.set_timesteps(3, device="meta")
     x = torch.zeros(2, 3, device="meta")

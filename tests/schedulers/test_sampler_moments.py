@@ -1,4 +1,4 @@
-"""Every sampler on targets with known moments, and where one of them does better than another."""
+"""Every sampler on targets with known moments, and comparisons between samplers."""
 
 import math
 

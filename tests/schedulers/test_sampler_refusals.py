@@ -1,4 +1,4 @@
-"""What samplers of an energy refuse."""
+"""Invalid input of the samplers of an energy."""
 
 import math
 

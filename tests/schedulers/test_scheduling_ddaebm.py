@@ -20,7 +20,7 @@ def test_contract_and_config_round_trip(tmp_path):
     assert "trained_betas" in json.loads((tmp_path / "scheduler_config.json").read_text())
 
 
-def test_step_draws_from_the_posterior():
+def test_step_samples_the_posterior():
     scheduler, q = DDAEBMScheduler(), DiffusionCoefficients.vp(4)
     x0_pred, x_next = torch.full((100_000, 1), 0.3), torch.full((100_000, 1), -0.8)
     for t in (3, 1):

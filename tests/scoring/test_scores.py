@@ -1,4 +1,4 @@
-"""Each score against its definition, and the calibration's promise against counting."""
+"""Each score against its definition, and the calibrated false positive rate against counts."""
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ def held_out(number, random):
     [(9, 0.1, ["energy"], 3000), (20, 0.05, None, 500), (50, 0.1, None, 300)],
 )
 def test_p_values_are_exact_on_average_over_calibration_sets(number, target, names, num_sets):
-    """P(p <= a) = floor(a (n + 1)) / (n + 1) for n calibration scores, of every score, to the simulation's error."""
+    """P(p <= a) = floor(a (n + 1)) / (n + 1) for n calibration scores, for every score, by simulation."""
     random, rates = torch.Generator().manual_seed(number), {}
     held = 2 * number  # of which `number` calibrate a score with statistics
     for seed in range(num_sets):
@@ -123,7 +123,7 @@ def test_too_few_samples_for_statistics_leave_the_other_scores(caplog):
     assert Calibration.fit(held_out(4, random), 0.5).num_fitted == 2
 
 
-def test_a_constant_measure_costs_its_own_scores_only(caplog):
+def test_a_constant_statistic_only_disables_its_scores(caplog):
     measures = {"energy": torch.randn(50), "compressed_size": torch.full((50,), 70.0)}
     calibration = Calibration.fit(measures, 0.05)
     assert set(calibration.reference) == {"energy", "typicality"}
@@ -141,10 +141,10 @@ def test_p_values_by_hand():
     calibration = Calibration.fit({"energy": torch.tensor([1.0, 2.0, 3.0, 4.0])}, 0.4)
     p = calibration.p_values("energy", torch.tensor([0.0, 2.0, 3.5, 5.0]))
     assert_close(p, torch.tensor([1.0, 0.8, 0.4, 0.2], dtype=torch.float64))
-    assert calibration.threshold("energy") == 3.0  # 4 has p = 0.4 and is called odd
+    assert calibration.threshold("energy") == 3.0  # 4 has p = 0.4 and is flagged
 
 
-def test_a_small_target_keeps_enough_scores_to_call_anything_odd():
+def test_a_small_target_keeps_enough_scores_to_flag_anything():
     calibration = Calibration.fit({"energy": torch.arange(60_000.0)}, 2e-4)
     reference = calibration.reference["energy"]
     assert len(reference) == 50_000
@@ -208,7 +208,7 @@ def test_a_file_without_a_version_still_loads(tmp_path, measures):
         ({"statistics": {"energy": {"mean": 0.0, "std": [1.0]}}}, "mean of 'energy' must be a list of finite numbers"),
     ],
 )
-def test_a_damaged_file_is_an_error_that_says_what_is_wrong(tmp_path, measures, changes, message):
+def test_a_damaged_file_is_an_error_with_the_reason(tmp_path, measures, changes, message):
     Calibration.fit(measures, 0.1).save(tmp_path)
     path = tmp_path / FILE_NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,4 +1,4 @@
-"""Measures of samples: their definitions, and that a sample's own does not depend on the others."""
+"""Statistics of samples: their definitions, and independence of each sample's from the others."""
 
 import io
 

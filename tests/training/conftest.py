@@ -1,4 +1,4 @@
-"""Each training script in turn, and a fresh state of accelerate for every test."""
+"""Each training script in turn, with a fresh accelerate state for every test."""
 
 import pytest
 from small_runs import SCRIPTS, Script

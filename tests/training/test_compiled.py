@@ -1,4 +1,4 @@
-"""``compile=true``: the training step goes through TorchDynamo and learns what the eager one does.
+"""``compile=true``: the training step runs through TorchDynamo and learns as the eager one.
 
 The graphs are run as they were traced (the backend ``"eager"``), so that no compiler is needed.
 """

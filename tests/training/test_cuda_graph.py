@@ -1,4 +1,4 @@
-"""A step launched as a CUDA graph: when it is, how often, and from what. No GPU is needed: the recorder is replaced."""
+"""The train step as a CUDA graph: when it is used, and its inputs. No GPU is needed: the recorder is replaced."""
 
 import contextlib
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def test_where_it_can_be_used(accelerator, settings, reason):
     assert found is None if reason is None else reason in found
 
 
-def test_without_a_gpu_it_says_so_and_changes_nothing(tmp_path, script, capsys):
+def test_without_a_gpu_it_is_reported_and_changes_nothing(tmp_path, script, capsys):
     script.train(tmp_path / "graph", cuda_graph=True)
     assert (
         "note: cuda_graph has no effect here: it needs a CUDA GPU, and this run is on 'cpu'." in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Training in fp16, whose small numbers need a scaled loss: one scaler for the optimizers of all networks.
+"""Training in fp16 with a scaled loss: one scaler for the optimizers of all networks.
 
 accelerate does it on GPUs alone; torch's autocast and its `GradScaler` do the same on a CPU, and are put in here.
 """
@@ -57,7 +57,7 @@ def test_it_learns_as_in_fp32(tmp_path, script, half_on_cpu, monkeypatch, change
     assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {torch.float32}
 
 
-def test_a_killed_run_goes_on_bit_for_bit_with_its_scale(tmp_path, script, half_on_cpu):
+def test_a_killed_run_resumes_bit_for_bit_with_its_scale(tmp_path, script, half_on_cpu):
     changes = {"mixed_precision": "fp16", "checkpoint_every": 2}
     whole = script.train(tmp_path / "whole", max_steps=4, **changes)
     part = script.train(tmp_path / "part", max_steps=4, max_runtime_seconds=1e-9, **changes)

@@ -1,4 +1,4 @@
-"""The training loop's loader and accelerator: what cannot be trained with is refused, and nothing waits forever."""
+"""The training loop's loader and accelerator: unsupported settings are errors, and nothing waits indefinitely."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Mixed precision lasts: every network computes in it at every step, whatever else a run does in between."""
+"""Mixed precision persists: every network uses it at every step, whatever else a run does."""
 
 import json
 from pathlib import Path

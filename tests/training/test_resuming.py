@@ -1,4 +1,4 @@
-"""Checkpoints of every training script: a resumed run is the whole one to the last bit, or it is refused."""
+"""Checkpoints of every training script: a resumed run equals the uninterrupted one to the bit, or is an error."""
 
 import copy
 import dataclasses
@@ -119,7 +119,7 @@ def test_resume_refuses(tmp_path, script):
     assert "generator.latent_dim: 4 there, 5 now" in str(error.value) and "block_out" not in str(error.value)
 
 
-def test_a_checkpoint_of_another_method_is_told(tmp_path, script):
+def test_a_checkpoint_of_another_method_is_an_error(tmp_path, script):
     script.train(tmp_path / "run", max_steps=2)
     state = tmp_path / "run" / "checkpoints" / "step_00000002" / "trainer_state.json"
     facts = json.loads(state.read_text())
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_another_method_is_told(tmp_path, script):
 
 
 def test_another_runs_checkpoint_replaces_no_run(tmp_path, script):
-    """Into an empty folder it goes on; a folder that holds a run is left as it is."""
+    """It resumes into an empty folder; a folder with a run is left unchanged."""
     script.train(tmp_path / "a", max_steps=2)
     before = all_weights(script.train(tmp_path / "b", seed=1))
     resume = str(tmp_path / "a" / "checkpoints" / "step_00000002")
@@ -146,7 +146,7 @@ def test_another_runs_checkpoint_replaces_no_run(tmp_path, script):
     assert [path.name for path in list_checkpoints(tmp_path / "c" / "checkpoints")] == ["step_00000004"]
 
 
-def test_going_back_to_an_earlier_checkpoint_is_said_to_remove_later_ones(tmp_path, script):
+def test_resuming_from_an_earlier_checkpoint_warns_that_later_ones_are_removed(tmp_path, script):
     run = tmp_path / "run"
     whole = script.train(tmp_path / "whole")
     script.train(run)
@@ -330,7 +330,7 @@ def test_the_place_in_the_data_is_kept_for_another_batch_size():
     assert dataclasses.astuple(adopt_position(state, settings, 2)) == (3, 3)
 
 
-def test_an_extended_run_goes_on_at_the_final_learning_rate(tmp_path):
+def test_an_extended_run_resumes_at_the_final_learning_rate(tmp_path):
     script = Script("ddaebm")
     script.train(tmp_path, final_learning_rate=2e-5)
     script.train(tmp_path, final_learning_rate=2e-5, max_steps=7, resume="latest")
@@ -480,7 +480,7 @@ def test_more_steps_for_a_run_that_is_under_way(tmp_path, capsys):
     assert "up to step 1: max_steps 4." in " ".join((part / "README.md").read_text().split())
 
 
-def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, capsys):
+def test_settings_changed_on_resuming_are_reported_and_on_the_card(tmp_path, script, capsys):
     folder = script.train(tmp_path / "run", max_steps=2)
     script.train(folder, max_steps=4, resume="latest", log_every=2)
     printed = capsys.readouterr().out
@@ -494,7 +494,7 @@ def test_other_settings_on_the_way_are_said_and_on_the_card(tmp_path, script, ca
     assert "Settings were changed on resuming: up to step 4: batch_size 8; up to step 5: seed 0." in card
 
 
-def test_of_a_changed_path_only_its_last_part_is_told():
+def test_of_a_changed_path_only_its_last_part_is_reported():
     settings = Script("ddaebm").settings("run", dataset="/new/place/images", batch_size=8)
     earlier = {"dataset": "/home/somebody/photos", "batch_size": 8, "output_dir": "/home/somebody/run"}
     assert changed_settings(earlier, settings) == ["dataset photos"]

@@ -1,4 +1,4 @@
-"""What a run notes of its own costs: memory and time, over resumes too."""
+"""Recorded costs of a run: memory and time, across resumes."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The folder of every training script's run: it ends as a pipeline, and is neither mixed with nor lost to another."""
+"""The run folder of every training script: it becomes a pipeline, and is not mixed with or lost to another run."""
 
 import errno
 import io
@@ -43,7 +43,7 @@ def test_a_run_ends_as_a_pipeline_folder(tmp_path, script):
 
 
 def test_trackers_get_the_losses_and_the_samples(tmp_path, script):
-    """As tensorboard reads them back: the scalars of ``metrics.jsonl``, and the pictures of ``samples/``."""
+    """As tensorboard reads them back: the scalars of ``metrics.jsonl``, and the images of ``samples/``."""
     folder = script.train(tmp_path / "run", sample_every=2, log_every=1, trackers="tensorboard")
     read = EventAccumulator(str(folder / "logs" / "hf-ebm")).Reload()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -76,7 +76,7 @@ def init(**kwargs):
 
 
 def test_wandb_gets_them_too(tmp_path, script, monkeypatch):
-    """A stand-in notes what reaches it: the settings, the losses of each step, the pictures, and the end."""
+    """A stand-in notes what reaches it: the settings, the losses of each step, the images, and the end."""
     (tmp_path / "site" / "wandb").mkdir(parents=True)
     (tmp_path / "site" / "wandb" / "__init__.py").write_text(FAKE_WANDB)
     (tmp_path / "site" / "wandb-0.18.0.dist-info").mkdir()
@@ -151,7 +151,7 @@ def test_new_weights_have_no_facts_of_earlier_ones(tmp_path, script):
     assert (folder / "samples.png").stat().st_mtime_ns > grid and "0.123" not in (folder / "README.md").read_text()
 
 
-def test_facts_alone_make_a_folder_occupied(tmp_path, script):
+def test_records_make_a_folder_occupied(tmp_path, script):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "calibration.json").write_text("{}")
     for overwrite in (False, True):
@@ -173,7 +173,7 @@ FOREIGN = (
 
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_is_no_runs_is_left_alone(tmp_path, name, overwrite):
+def test_a_folder_without_a_run_is_left_unchanged(tmp_path, name, overwrite):
     """The refusal does not recommend the setting that would overwrite a run."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine: 1\n")

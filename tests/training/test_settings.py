@@ -1,4 +1,4 @@
-"""Settings: the file, the command line over it, and errors that name the key."""
+"""Settings: the file, the command line, and errors that name the key."""
 
 import dataclasses
 import shlex
@@ -69,7 +69,7 @@ def test_the_configs_of_a_script_elsewhere_are_those_beside_its_default(tmp_path
     assert find_config("ddgan_faces", default) == tmp_path / "ddgan_faces.yaml"
 
 
-def test_help_tells_what_settings_mean(capsys):
+def test_help_describes_the_settings(capsys):
     train_ddaebm.main(["--help"])
     out = capsys.readouterr().out
     assert "lazy R1: the penalty every k-th step" in out
@@ -176,7 +176,7 @@ def test_every_shipped_config_is_valid_and_builds(config):
         ),
     ],
 )
-def test_a_size_of_one_network_alone_is_told(method, overrides, message):
+def test_a_size_of_only_one_network_is_an_error(method, overrides, message):
     from hf_ebm.models.dual_mcmc_presets import dual_mcmc_model_settings
     from hf_ebm.models.presets import ddaebm_model_settings
 

@@ -1,4 +1,4 @@
-"""How a training script stops before its end: a loss that diverges, Ctrl-C, a mistake in its settings."""
+"""How a training script stops early: a diverging loss, Ctrl-C, invalid settings."""
 
 import os
 import re
@@ -59,8 +59,8 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path, script, monkeyp
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_picture_that_cannot_be_read_costs_no_step(tmp_path, script, num_workers):
-    """It is met when it is read; what was learned before is kept, and repaired, the run goes on."""
+def test_an_unreadable_image_loses_no_step(tmp_path, script, num_workers):
+    """The run stops when it reads the image, keeps the steps before, and resumes once the image is repaired."""
     folder = tmp_path / "images" / "train"
     folder.mkdir(parents=True)
     for number in range(40):
@@ -91,7 +91,7 @@ def test_a_diverging_run_ends_with_one_line_and_1(tmp_path, script, monkeypatch,
 
 
 def stop_by_ctrl_c(script, tmp_path, monkeypatch, capsys, step, presses=1, **changes):
-    """Run the script's `main`, pressing Ctrl-C while it works on its `step`-th step; the last line that it says."""
+    """Run the script's `main`, pressing Ctrl-C while it works on its `step`-th step; the last line of its output."""
     config, (function, _) = script.config_file(tmp_path, **changes), script.loss
     original, calls = getattr(script.module, function), []
 
@@ -140,7 +140,7 @@ def test_ctrl_c_again_ends_it_at_once(tmp_path, script, monkeypatch, capsys, ste
 
 
 def start_and_wait(tmp_path, *command, **changes):
-    """A training in a session of its own, as from a shell, once it has made a step; what it says is in `log`."""
+    """A training in a session of its own, as from a shell, once it has made a step; its output is in `log`."""
     script, run = Script("ddaebm"), tmp_path / "run"
     config = script.config_file(tmp_path, max_steps=100_000, checkpoint_every=0, **changes)
     command = [sys.executable, "-m", *command, "--config", config, f"output_dir={run}"]
@@ -186,7 +186,7 @@ def test_ctrl_c_stops_two_processes_at_one_step(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_terminated_training_leaves_a_checkpoint_and_no_process(tmp_path, processes):
-    """A SIGTERM reaches the launcher alone, as from `kill`: the scripts end with it, and the folder is free again."""
+    """A SIGTERM reaches only the launcher, as from `kill`: the scripts end with it, and the folder is free again."""
     command = HF_EBM_TRAIN if processes == 1 else (*launcher(2), "-m", "hf_ebm.training.train_ddaebm")
     script, run, started = start_and_wait(tmp_path, *command, num_workers=1)
     with pytest.raises(ValueError, match="is being written by another run"):
@@ -265,7 +265,7 @@ def test_ctrl_c_while_the_run_is_written_leaves_the_push_to_later(tmp_path, monk
     assert (tmp_path / "run" / "README.md").is_file()
 
 
-def test_a_ctrl_c_without_words_is_told_in_words(monkeypatch, capsys):
+def test_a_keyboard_interrupt_without_a_message_gets_one(monkeypatch, capsys):
     script = Script("ddaebm")
 
     def interrupt(settings):

@@ -1,4 +1,4 @@
-"""The DDAEBM script: it learns, and its options run; what all scripts share is in the files beside this one."""
+"""The DDAEBM script: it learns, and its options run."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def settings(output_dir, **changes):
 
 
 def test_training_learns(tmp_path):
-    """After 150 tiny steps the generator reconstructs better and the energy tells noise from digits."""
+    """After 150 tiny steps the generator reconstructs better and the energy separates noise from digits."""
     folder = train(
         settings(
             tmp_path / "run", max_steps=150, batch_size=32, energy_learning_rate=2e-3, generator_learning_rate=2e-3,
@@ -86,7 +86,7 @@ def test_every_option_runs(tmp_path, changes):
 
 
 @pytest.mark.parametrize(("dataset", "figure"), [("pinwheel", "mass_near_data"), ("25gaussians", "mass_at_modes")])
-def test_a_2d_run_measures_itself_and_its_card_says_so(tmp_path, dataset, figure):
+def test_a_2d_run_computes_its_metrics_and_its_card_includes_them(tmp_path, dataset, figure):
     toy = {
         "preset": "toy",
         "dataset": dataset,

@@ -1,4 +1,4 @@
-"""The Dual-MCMC script: its step is the published one, it learns, and its options run (the rest is beside it)."""
+"""The Dual-MCMC script: its step is the published one, it learns, and its options run."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ def settings(**changes):
 
 
 def literal_step(x, models, s):
-    """One iteration written out from the paper's Eq. 3, 6, 7, 10 and 15, gradients by `backward` alone."""
+    """One iteration written out from the paper's Eq. 3, 6, 7, 10 and 15, with gradients by `backward` only."""
     generator, energy, inference = models
     adam = lambda model, rate, decay: torch.optim.Adam(  # noqa: E731
         model.parameters(), lr=rate, betas=(0.0, 0.9), weight_decay=decay

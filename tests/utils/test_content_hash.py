@@ -1,4 +1,4 @@
-"""Hashes of pictures: what they are of, and what they are not of."""
+"""Hashes of images: what they depend on, and what they do not depend on."""
 
 import numpy as np
 import PIL.Image
@@ -27,7 +27,7 @@ def test_order_number_and_bounds_count(file):
     assert len({hash_pictures(pictures) for pictures in ([one, two], [two, one], [b"a", b"bc"], [one], [])}) == 5
 
 
-def test_pictures_without_a_file_count_by_mode_size_and_pixels(file):
+def test_images_without_a_file_are_hashed_by_mode_size_and_pixels(file):
     picture = PIL.Image.open(file)
     wide = PIL.Image.frombytes("L", (16, 4), picture.tobytes())
     palette = PIL.Image.frombytes("P", (8, 8), picture.tobytes())

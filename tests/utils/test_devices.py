@@ -1,4 +1,4 @@
-"""The device that a network computes on, with and without the hooks of offloading."""
+"""The device on which a network computes, with and without offloading hooks."""
 
 import pytest
 import torch

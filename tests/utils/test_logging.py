@@ -1,4 +1,4 @@
-"""Bars for who waits, and nothing for who does not."""
+"""Progress bars appear after a delay and are removed at the end; `no_bar` shows none."""
 
 from hf_ebm.utils.logging import no_bar, passing_bar
 

@@ -1,4 +1,4 @@
-"""Where pipelines and scores hand images to a network on a CPU, these lie channels last."""
+"""On a CPU, pipelines and scores pass images to networks with channels last."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_images_of_several_channels_are_laid_out_anew_and_nothing_else_is():
 
 
 def test_gray_pixels_are_given_like_gray_tensors():
-    """With the strides of channels last a network would go on in that layout, and its energies be rounded otherwise."""
+    """With the strides of channels last a network would continue in that layout, and round its energies differently."""
     pixels = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8)
     x = images_to_tensor(pixels, (1, 8, 8))
     assert torch.equal(x, torch.from_numpy(pixels)[:, None] / 127.5 - 1.0)

@@ -1,4 +1,4 @@
-"""A leading ~ is the home folder in every setting, option and call, and no folder named ~ is made."""
+"""A leading ~ is the home folder in every setting, option and call, and no folder named ~ is created."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Numbers and durations in words, and what counts as a number."""
+"""Numbers and durations as text, and validation of numbers."""
 
 import numpy as np
 import pytest

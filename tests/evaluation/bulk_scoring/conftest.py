@@ -1,4 +1,4 @@
-"""A calibrated tiny model in a folder, and settings to score digits with it."""
+"""A folder with a calibrated small model, and settings to score digits with it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The rows of scoring at scale: those of the pipeline, each image once, by its id; what cannot be scored is named."""
+"""Rows of bulk scoring: equal to the pipeline's, each image once, by its id; unreadable images are reported."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_rows_are_the_pipelines(settings, scorer, tmp_path):
     }  # fmt: skip
 
 
-def test_a_model_without_calibration_says_so(settings, scorer, tmp_path):
+def test_a_model_without_calibration_is_an_error(settings, scorer, tmp_path):
     EnergyScoringPipeline(scorer.energy_model, scorer.scheduler).save_pretrained(tmp_path / "plain")
     summary = run(settings(model=str(tmp_path / "plain")))
     assert not summary["calibrated"] and summary["called_ood"] is None

@@ -1,4 +1,4 @@
-"""A pipeline folder as `save_pretrained` leaves it."""
+"""A pipeline folder as written by `save_pretrained`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How a pipeline folder is loaded and saved again: by any class that can, as a clone, a subfolder or a variant."""
+"""Loading and saving pipeline folders: by every class that can, from a clone, a subfolder or a variant."""
 
 import shutil
 import subprocess
@@ -69,7 +69,7 @@ def test_subfolders_and_variants_of_folders(folder, tiny_pipeline, tmp_path):
     assert isinstance(PairInferenceModel.from_pretrained(folder, subfolder="inference_model"), PairInferenceModel)
 
 
-def test_what_is_saved_does_not_say_where_it_was_loaded_from(folder, tiny_dual_mcmc_pipeline, tmp_path):
+def test_saved_files_do_not_contain_the_path_they_were_loaded_from(folder, tiny_dual_mcmc_pipeline, tmp_path):
     tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "dual")
     for kind, source in ((DDAEBMPipeline, folder), (EnergyScoringPipeline, folder), (DualMCMCPipeline, "dual")):
         pipe = kind.from_pretrained(tmp_path / source)
@@ -84,7 +84,7 @@ def test_what_is_saved_does_not_say_where_it_was_loaded_from(folder, tiny_dual_m
         assert "name_or_path" not in path.read_text() and str(tmp_path) not in path.read_text(), path
 
 
-def test_auto_model_knows_an_energy_after_its_import_alone(folder):
+def test_auto_model_knows_an_energy_after_its_import(folder):
     """In a fresh process, as the README and the card say: here a pipeline was loaded before."""
     code = (
         "from hf_ebm import UNetEnergyModel\n"

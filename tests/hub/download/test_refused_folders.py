@@ -1,4 +1,4 @@
-"""What is refused of a pipeline folder before anything of it is made: foreign code, pickles, damage, wrong types."""
+"""Pipeline folders rejected before anything is built: foreign code, pickles, damage, wrong types."""
 
 import json
 
