@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate import debug_launcher
 from safetensors.torch import load_file
 
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
@@ -58,6 +59,16 @@ def launcher(processes):
     return ["accelerate.commands.launch", *options, "--num_processes", str(processes)]
 
 
+def in_processes(processes, function, *arguments, **named):
+    """Call the function in each of so many forked CPU processes of one group, as `accelerate launch` starts them."""
+
+    def call():
+        torch.set_num_threads(1)  # a forked process has none of this one's threads
+        function(*arguments, **named)
+
+    debug_launcher(call, num_processes=processes)
+
+
 class Script:
     """One training script with tiny settings."""
 
@@ -70,6 +81,10 @@ class Script:
 
     def train(self, output_dir, **changes):
         return self.module.train(self.settings(output_dir, **changes))
+
+    def train_in(self, processes, output_dir, **changes):
+        """Train in so many CPU processes, forked from this one: nothing is imported again."""
+        in_processes(processes, self.train, output_dir, **changes)
 
     def config_file(self, tmp_path, **changes):
         path = tmp_path / "config.yaml"

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from small_runs import Script, all_weights, assert_same_run
+from torch.multiprocessing import ProcessExitedException
 
 import hf_ebm
+from hf_ebm.training import trainer
 from hf_ebm.training.checkpointing import (
     adopt_position,
     adopt_rate,
@@ -28,33 +31,25 @@ from hf_ebm.training.run_folder import only_run
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_resume_is_bit_exact(tmp_path, script, processes):
+def test_resume_is_bit_exact(tmp_path, script, processes, monkeypatch):
     """Interrupted after 3 of 5 steps (in the middle of an epoch) and resumed = never interrupted, to the last bit."""
-    config = script.config_file(tmp_path, max_steps=5, checkpoint_every=3)
-    whole = script.launch(["--config", config, f"output_dir={tmp_path / 'whole'}"], processes)
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    part = tmp_path / "part"
-    code = (
-        "import os, sys\n"
-        "import hf_ebm.training.trainer as run\n"
-        f"import hf_ebm.training.train_{script.name} as script\n"
-        "original = run.save_checkpoint\n"
-        "def die_after(*arguments):\n"
-        "    original(*arguments)\n"
-        "    os._exit(9)\n"  # as a kill would, right after the checkpoint of step 3
-        "run.save_checkpoint = die_after\n"
-        "script.main(sys.argv[1:])\n"
-    )
-    killer = tmp_path / "killer.py"
-    killer.write_text(code)
-    killed = script.launch(["--config", config, f"output_dir={part}"], processes, script=killer)
-    assert killed.returncode != 0 and [p.name for p in list_checkpoints(part / "checkpoints")] == ["step_00000003"]
+    part, changes = tmp_path / "part", {"max_steps": 5, "checkpoint_every": 3}
+    script.train_in(processes, tmp_path / "whole", **changes)
+    save_checkpoint = trainer.save_checkpoint
+
+    def die_after(*arguments):
+        save_checkpoint(*arguments)
+        os._exit(9)  # as a kill would, right after the checkpoint of step 3
+
+    with monkeypatch.context() as patch, pytest.raises(ProcessExitedException, match="exit code 9"):
+        patch.setattr(trainer, "save_checkpoint", die_after)
+        script.train_in(processes, part, **changes)
+    assert [p.name for p in list_checkpoints(part / "checkpoints")] == ["step_00000003"]
     state = json.loads((part / "checkpoints" / "step_00000003" / "trainer_state.json").read_text())
     assert state["num_processes"] == processes
     (part / "metrics.jsonl").open("a").write('{"step": 4, "energy_real": 1.0}\n{"step": 5, "ene')  # a torn tail
     (part / "checkpoints" / "tmp_step_00000004").mkdir()  # a half-written checkpoint, which must not be picked
-    resumed = script.launch(["--config", config, f"output_dir={part}", "resume=latest"], processes)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    script.train_in(processes, part, resume="latest", **changes)
     assert_same_run(tmp_path / "whole", part)
     assert json.loads((part / "train_summary.json").read_text())["num_processes"] == processes
     random_states = sorted((part / "checkpoints" / "step_00000005").glob("random_states_*.pkl"))

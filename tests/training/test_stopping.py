@@ -200,9 +200,15 @@ def test_a_terminated_training_leaves_a_checkpoint_and_no_process(tmp_path, proc
     script.train(run, max_steps=step + 1, resume="latest")
 
 
-def test_the_script_reports_mistakes_in_one_line(tmp_path, script):
-    out = script.launch([f"output_dir={tmp_path / 'run'}", "max_stpes=3"])
-    assert out.returncode != 0 and "unknown setting 'max_stpes'; did you mean max_steps" in out.stderr
+def test_the_script_trains_and_reports_mistakes_in_one_line(tmp_path, script, capsys):
+    """It is started as users do, by its file."""
+    arguments = ["--config", script.config_file(tmp_path), f"output_dir={tmp_path / 'run'}"]
+    done = script.launch([*arguments, "max_steps=1"])
+    assert done.returncode == 0 and (tmp_path / "run" / "model_index.json").is_file(), done.stderr[-2000:]
+    with pytest.raises(SystemExit) as end:
+        script.module.main([*arguments, "max_stpes=3"])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and "unknown setting 'max_stpes'; did you mean max_steps" in said
 
 
 # --- at the very end, while the run is being written ---------------------------------------------------------------
