@@ -271,14 +271,15 @@ def build_page(model: DemoModel, folder: Path) -> gr.Blocks:
     examples = write_examples(model, own_samples, folder)
     with gr.Blocks(title=f"hf-ebm: {model.name}", analytics_enabled=False, delete_cache=(600, 3000)) as page:
         gr.Markdown(WHAT.format(name=model.name, subject=model.subject))
-        with gr.Tab("Generate"):
-            generate_tab(model, references["energy"])
-        with gr.Tab("Check"):
-            check_tab(model, references, examples)
-        if model.can_reconstruct:
-            with gr.Tab("Reconstruct"):
-                reconstruct_tab(model, examples)
-            with gr.Tab("Interpolate"):
-                interpolate_tab(model, examples)
+        with gr.Tabs(overflow_behavior="wrap"):  # the default hides the last tabs in a menu on a phone
+            with gr.Tab("Generate"):
+                generate_tab(model, references["energy"])
+            with gr.Tab("Check"):
+                check_tab(model, references, examples)
+            if model.can_reconstruct:
+                with gr.Tab("Reconstruct"):
+                    reconstruct_tab(model, examples)
+                with gr.Tab("Interpolate"):
+                    interpolate_tab(model, examples)
         gr.Markdown(LIMITS)
     return page.queue(max_size=limits.MAX_WAITING, default_concurrency_limit=1, api_open=False)

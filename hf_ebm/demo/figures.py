@@ -76,11 +76,11 @@ def filmstrip(generation: Generation, reference: Reference | None = None) -> PIL
             color=COLOURS[index] if watched else GRAY,
             linewidth=1.6 if watched else 0.8,
             alpha=1.0 if watched else 0.6,
-            label=f"sample {index + 1}" if watched else "the others" if index == num_rows else None,
+            label=f"sample {index + 1}" if watched else "others" if index == num_rows else None,
         )
     if reference is not None and reference.threshold is not None:
         low, high = reference.scores.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
-        axis.axhspan(low, high, color="#f2c14e", alpha=0.35, linewidth=0, label="90 % of in-distribution images")
+        axis.axhspan(low, high, color="#f2c14e", alpha=0.35, linewidth=0, label="in-distribution (90 %)")
     ticks = shown_points(len(steps))
     axis.set_xticks(ticks, [generation.point_names[tick].removeprefix("step ") for tick in ticks])
     axis.set(xlabel="step", ylabel="energy (low = likely)")

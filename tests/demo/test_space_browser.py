@@ -169,7 +169,6 @@ def write_images(pipeline, folder):
     return files
 
 
-@pytest.mark.xfail(strict=False, reason="not yet seen to pass with the page's new tabs and class names")
 def test_the_space_in_a_browser(tiny_dual_mcmc_pipeline, tmp_path):
     chromium = find_chromium()
     tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "model")

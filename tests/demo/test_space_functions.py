@@ -133,19 +133,19 @@ def test_a_histograms_axis_goes_as_far_as_there_is_something_to_see(score, left,
     assert bool(axis.texts) == (not left <= score <= right)
 
 
-def test_the_curves_tick_labels_are_whole():
+def test_the_curves_tick_labels_and_legend_are_whole():
     """The band widens the axis, its ticks change, and the labels need more room than the first layout gave them."""
-    energies = torch.linspace(-0.002312, -0.002803, 11, dtype=torch.float64)[:, None]
+    energies = torch.linspace(-0.002312, -0.002803, 11, dtype=torch.float64)[:, None].expand(-1, 8)
     names = ["start", *(f"step {step}" for step in range(1, 11))]
-    states = torch.zeros(11, 1, 1, 8, 8)
+    states = torch.zeros(11, 3, 1, 8, 8)
     drawn = Generation(states[-1], states, energies, names)
     low, high = -0.0028821804, -0.0016444268
     width = (high - low) * 0.05 / 0.9
     scores = torch.linspace(low - width, high + width, 101, dtype=torch.float64)
     reference = Reference(scores, "held out", high)
     picture = np.asarray(figures.filmstrip(drawn, reference).convert("L"))
-    left_edge = picture[picture.shape[0] // 3 :, :2]  # below the strip
-    assert not (left_edge < 200).any()
+    edges = picture[picture.shape[0] // 2 :, [0, 1, -2, -1]]  # below the strip
+    assert not (edges < 200).any()
 
 
 def test_without_a_calibration_there_is_no_verdict(ddaebm):
