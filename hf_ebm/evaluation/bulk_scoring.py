@@ -11,16 +11,13 @@ The output folder:
     unreadable.jsonl       the rows without a score, and why
     summary.json           the counts; it and unreadable.jsonl are written when every shard exists
 
-Shards are fixed ranges of row numbers, and no batch crosses the end of a shard, so the rows are the
-same for any number of processes and kills. A shard is written under a temporary name and renamed, so
-a shard that exists is complete: the same command again scores only the missing ones. A folder with
-another manifest is refused. A shard's unreadable rows are in its Parquet metadata until
-``unreadable.jsonl`` is written.
+Shards are fixed ranges of row numbers, so the rows are the same for any number of processes and kills. A shard is
+written under a temporary name and renamed: one that exists is complete, and the same command again scores only the
+missing ones. A folder with another manifest is refused.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -206,10 +203,9 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
     different = [key for key in dict.fromkeys([*saved, *manifest]) if saved.get(key) != manifest.get(key)]
     if different:
         shown = "; ".join(f"{key}: {saved.get(key)!r} there, {manifest.get(key)!r} now" for key in different)
-        changed = " (the model's weights, config or calibration changed)" if "model_fingerprint" in different else ""
         raise ValueError(
-            f"output {folder} holds a run with another manifest ({shown}){changed}; use the same settings, or choose "
-            "another output folder."
+            f"output {folder} holds a run with another manifest ({shown}); use the same model, data and settings, or "
+            "choose another output folder."
         )
     return True
 
@@ -236,14 +232,8 @@ def shard_path(folder: Path, shard: int) -> Path:
 def write_shard(path: Path, table: pa.Table, unreadable: Sequence[Unreadable]) -> None:
     """Write a shard, with its unreadable rows in the metadata, under a temporary name, and rename it."""
     table = table.replace_schema_metadata({"unreadable": json.dumps([asdict(row) for row in unreadable])})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            pq.write_table(table, temporary)
-            temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def read_shard(path: Path, num_rows: int) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -255,13 +245,10 @@ def read_shard(path: Path, num_rows: int) -> tuple[pa.Table, list[dict[str, Any]
     try:
         table = pq.read_table(path, columns=["is_ood"])
         unreadable = json.loads(table.schema.metadata[b"unreadable"])
+        if len(table) + len(unreadable) != num_rows:
+            raise ValueError(f"{len(table)} scored and {len(unreadable)} unreadable rows of {num_rows}")
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to score its rows again.") from error
-    if len(table) + len(unreadable) != num_rows:
-        raise ValueError(
-            f"{path} holds {len(table)} scored and {len(unreadable)} unreadable rows, together they must be "
-            f"{num_rows}; remove it to score its rows again."
-        )
     return table, unreadable
 
 
@@ -415,7 +402,7 @@ def finish(folder: Path, spans: Sequence[tuple[int, int]], facts: dict[str, Any]
     }
     with whole_file(folder / SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    for left in [*(folder / "scores").glob(".*.tmp"), *folder.glob(".manifest.*.tmp.json")]:  # by killed runs
+    for left in [*(folder / "scores").glob(".*.tmp.parquet"), *folder.glob(".manifest.*.tmp.json")]:  # by killed runs
         left.unlink(missing_ok=True)
     return summary
 
