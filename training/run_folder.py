@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -283,27 +283,14 @@ def save_square_grid(images: list[PIL.Image.Image], path: Path) -> None:
     save_grid(images, path, num_columns=max(1, int(len(images) ** 0.5)), scale=max(1, 64 // images[0].width))
 
 
-def finish_run(
-    pipeline: Any,
-    settings: Any,
-    output_dir: Path,
-    *,
-    step: int,
-    seconds: float,
-    memory: int,
-    num_images: int,
-    num_processes: int,
-    changes: list[str],
-    save_samples: Callable[..., Path],
-    write_card: Callable[[Path], Any] | None,
-) -> None:
-    """Turn the run folder into a pipeline folder: safetensors, configs, a last grid, a summary and the card.
-
-    `save_samples` and `write_card` are the method's, see `hf_ebm.training.trainer.Method`.
+def finish_run(pipeline: Any, run: Any) -> None:
+    """Turn the folder of a `hf_ebm.training.trainer.Run` into a pipeline folder, with samples, a summary and the card.
 
     The pipeline is written under a temporary name and its files are then moved in place, so that a reader of the folder
     never sees half a file. What was found out about the weights of an earlier end of the run is removed.
     """
+    settings, output_dir, step, seconds = run.settings, run.output_dir, run.progress.step, run.total_seconds
+    num_processes = run.accelerator.num_processes
     for name in (SUMMARY, *FACTS_ABOUT_WEIGHTS):
         (output_dir / name).unlink(missing_ok=True)
     temporary = output_dir / TEMPORARY_PIPELINE
@@ -315,7 +302,7 @@ def finish_run(
         else:
             part.replace(output_dir / part.name)
     temporary.rmdir()
-    grid = save_samples(pipeline, output_dir / "samples", step, settings)
+    grid = run.method.save_samples(pipeline, output_dir / "samples", step, settings)
     if grid.is_file():
         shutil.copyfile(grid, output_dir / "samples.png")
     if settings.dataset in TOY_NAMES:
@@ -337,21 +324,20 @@ def finish_run(
         "seconds": round(seconds, 1),
         "steps_per_second": step / seconds,
         "images_per_second": step / seconds * settings.batch_size * num_processes,
-        "peak_memory_bytes": memory,  # of the first process: on its GPU, or in RAM where there is none
-        "num_images": num_images,
+        "peak_memory_bytes": run.memory,  # of the first process: on its GPU, or in RAM where there is none
+        "num_images": len(run.loader.dataset),
         "num_processes": num_processes,
-        "changed_settings": changes,  # the values of before, of a run that was resumed with others
+        "changed_settings": run.progress.changes,  # the values of before, of a run that was resumed with others
         "hardware": hardware_name(num_processes),
         "torch_version": torch.__version__,
         "parameters": parameters,
     }
     with whole_file(output_dir / SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    card = output_dir / CARD
-    if write_card is not None and is_edited(card):
-        print(f"note: {card} is kept as it was edited.")
-    elif write_card is not None:
-        write_card(output_dir)
+    if run.method.write_card is not None and is_edited(output_dir / CARD):
+        print(f"note: {output_dir / CARD} is kept as it was edited.")
+    elif run.method.write_card is not None:
+        run.method.write_card(output_dir)
 
 
 def replace_component(part: Path, target: Path) -> None:

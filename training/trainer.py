@@ -7,6 +7,7 @@ folder. The loop logs losses, saves samples and checkpoints, and stops when a lo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -17,7 +18,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,32 +76,6 @@ def make_emas(models: Sequence[nn.Module], decay: float, device: torch.device) -
     for ema in emas:
         ema.to(device)
     return emas
-
-
-class averaged_weights:  # noqa: N801 (a context manager, read as a verb)
-    """Context in which the models hold their EMA's weights, with refreshed statistics; afterwards their own."""
-
-    def __init__(
-        self,
-        emas: Sequence[EMAModel],
-        models: Sequence[nn.Module],
-        refresh_statistics: Callable[..., None] = lambda *_: None,
-    ) -> None:
-        self.pairs, self.refresh_statistics = list(zip(emas, models, strict=True)), refresh_statistics
-
-    def __enter__(self) -> None:
-        self.buffers = [[buffer.clone() for buffer in model.buffers()] for _, model in self.pairs]
-        for ema, model in self.pairs:
-            ema.store(model.parameters())
-            ema.copy_to(model.parameters())
-        if self.pairs:
-            self.refresh_statistics(*(model for _, model in self.pairs))
-
-    def __exit__(self, *_: Any) -> None:
-        for (ema, model), saved in zip(self.pairs, self.buffers, strict=True):
-            ema.restore(model.parameters())
-            for buffer, value in zip(model.buffers(), saved, strict=True):
-                buffer.copy_(value)
 
 
 TRACKERS = ("tensorboard", "wandb")
@@ -424,14 +398,25 @@ class Run:
         """The most bytes that a start has held."""
         return max(self.progress.earlier_memory, peak_memory(self.accelerator.device))
 
-    def averages(self) -> averaged_weights:
-        """Inside ``with``, the networks hold their averaged weights."""
-        return averaged_weights(self.emas, self.averaged, self.method.refresh_statistics)
-
-    def training_mode(self) -> None:
-        """After a pipeline has used the networks."""
-        for model in self.models:
-            model.train()
+    @contextlib.contextmanager
+    def averaged_pipeline(self) -> Iterator[Any]:
+        """The pipeline of the averaged weights, with refreshed statistics; afterwards the networks have their own."""
+        pairs = list(zip(self.emas, self.averaged, strict=True))
+        buffers = [[buffer.clone() for buffer in model.buffers()] for model in self.averaged]
+        for ema, model in pairs:
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+        if pairs:
+            self.method.refresh_statistics(*self.averaged)
+        try:
+            yield self.method.make_pipeline(self.models, self.settings)
+        finally:
+            for (ema, model), saved in zip(pairs, buffers, strict=True):
+                ema.restore(model.parameters())
+                for buffer, value in zip(model.buffers(), saved, strict=True):
+                    buffer.copy_(value)
+            for model in self.models:
+                model.train()
 
     def next_batch(self, batches: Iterator[Tensor]) -> Tensor:
         """The next batch as the settings say, shape (B, ...).
@@ -471,11 +456,9 @@ class Run:
     def show_samples(self) -> None:
         """A picture of samples of the averaged weights, in the run's folder and the trackers; of the main process."""
         step = self.progress.step
-        with self.averages():
-            pipeline = self.method.make_pipeline(self.models, self.settings)
+        with self.averaged_pipeline() as pipeline:
             picture = self.method.save_samples(pipeline, self.output_dir / "samples", step, self.settings)
         log_samples(self.accelerator, picture, step)
-        self.training_mode()
 
     def checkpoint(self) -> None:
         """A checkpoint of the present step, and its push if the settings ask for it; called by all processes.
@@ -498,32 +481,17 @@ class Run:
         folder = self.output_dir / "checkpoints"
         save_checkpoint(self.accelerator, folder, progress.step, facts, settings.checkpoints_total_limit)
         if settings.push_every_checkpoint and self.accelerator.is_main_process:
-            with self.averages():
-                push_checkpoint(
-                    self.method.make_pipeline(self.models, settings), settings, self.output_dir, progress.step
-                )
-            self.training_mode()
+            with self.averaged_pipeline() as pipeline:
+                push_checkpoint(pipeline, settings, self.output_dir, progress.step)
 
     def finish(self) -> None:
         """The last checkpoint, if it is not there yet, and the pipeline; called by all processes."""
         settings, step = self.settings, self.progress.step
         if not settings.checkpoint_every or step % settings.checkpoint_every:
             self.checkpoint()
-        with self.averages():
+        with self.averaged_pipeline() as pipeline:
             if self.accelerator.is_main_process:
-                finish_run(
-                    self.method.make_pipeline(self.models, settings),
-                    settings,
-                    self.output_dir,
-                    step=step,
-                    seconds=self.total_seconds,
-                    memory=self.memory,
-                    num_images=len(self.loader.dataset),
-                    num_processes=self.accelerator.num_processes,
-                    changes=self.progress.changes,
-                    save_samples=self.method.save_samples,
-                    write_card=self.method.write_card,
-                )
+                finish_run(pipeline, self)
 
 
 def train(run: Run, interruption: Interruption) -> None:
@@ -585,7 +553,7 @@ def run_training(method: Method, settings: Any) -> Path:
         raise ValueError(f"push_to_hub must be false: a {method.name} run has no model card and stays local.")
     output_dir = Path(settings.output_dir)
     accelerator = make_accelerator(settings.mixed_precision, settings.trackers, output_dir)
-    with only_run(output_dir) if accelerator.is_main_process else nullcontext():
+    with only_run(output_dir) if accelerator.is_main_process else contextlib.nullcontext():
         return _run(method, settings, accelerator, output_dir)
 
 
