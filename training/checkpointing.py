@@ -51,14 +51,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], total_limit: int | None
 ) -> Path:
-    """Save everything that `accelerator` knows, and `state`, as ``folder/step_<step>``; called by all processes.
+    """Save everything that `accelerator` knows, and the facts `state`, as ``folder/step_<step>``; by all processes.
 
-    Args:
-        accelerator: Holds the prepared and registered objects and the random states of each process.
-        folder: The run's ``checkpoints``.
-        step: Number of finished iterations.
-        state: Small facts about the run that resuming checks, JSON.
-        total_limit: How many checkpoints to keep, the newest first; None = all.
+    Only the newest `total_limit` checkpoints are kept; None = all.
 
     Raises:
         WriteError: If it cannot be written; what was written of it is removed.
@@ -113,11 +108,7 @@ def first_line(error: Exception) -> str:
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path:
-    """The checkpoint that ``resume=latest`` or ``resume=PATH`` means.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The checkpoint that ``resume=latest`` or ``resume=PATH`` means; a `ValueError` if there is none."""
     if resume == "latest":
         found = list_checkpoints(folder)
         if not found:
@@ -141,11 +132,7 @@ def later_checkpoints(checkpoint: Path) -> list[Path]:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The facts saved with a checkpoint.
-
-    Raises:
-        ValueError: If they are damaged.
-    """
+    """The facts saved with a checkpoint; a `ValueError` if they are damaged."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         if missing := [key for key in STATE_KEYS if key not in state]:
@@ -240,21 +227,13 @@ class Position:
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Attributes:
-        step: Number of finished iterations.
-        position: Position of the next batch in the data.
-        earlier_seconds: Seconds before the run was resumed.
-        earlier_memory: Peak memory before the run was resumed, in bytes.
-        changes: Description of the settings that were changed on resume.
-    """
-
-    step: int = 0
-    position: Position = dataclasses.field(default_factory=Position)
-    earlier_seconds: float = 0.0
-    earlier_memory: int = 0
-    changes: list[str] = dataclasses.field(default_factory=list)
+    step: int = 0  # finished iterations
+    position: Position = dataclasses.field(default_factory=Position)  # of the next batch
+    earlier_seconds: float = 0.0  # before the run was resumed, as the next
+    earlier_memory: int = 0  # peak, in bytes
+    changes: list[str] = dataclasses.field(default_factory=list)  # settings that were changed on resume
 
 
 def check_same_states(checkpoint: Path, settings: RunSettings) -> None:
@@ -289,14 +268,7 @@ def resume_run(
     """Load a checkpoint, print what differs from before, and return where it was; called by all processes.
 
     A checkpoint restores settings along with states: the hyper-parameters of the optimizers, the decay of the averages,
-    the shape of the learning rates' schedules. Those of `settings` replace them.
-
-    Args:
-        checkpoint: Of this run or of another one.
-        accelerator: Knows the networks, optimizers, schedules and averages that are loaded.
-        settings: The present ones.
-        schedules: Of the learning rates, at their beginning; each of another optimizer.
-        emas: The averaged weights.
+    the shape of the learning rates' schedules. Those of `settings` replace them. `schedules` are at their beginning.
 
     Raises:
         ValueError: If the checkpoint is damaged.

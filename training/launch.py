@@ -43,14 +43,7 @@ class TrainingStoppedError(RuntimeError):
 
 
 class Interruption:
-    """Whether somebody asked the run to stop; asked again, it raises a `KeyboardInterrupt` at once.
-
-    Args:
-        say: Shows the user a message.
-
-    Attributes:
-        answer: The message: `STEPPING`, or later `FINISHING`.
-    """
+    """Whether somebody asked the run to stop, answered by `say(answer)`; asked again, a `KeyboardInterrupt`."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -59,7 +52,7 @@ class Interruption:
 
     @property
     def asked(self) -> bool:
-        """Whether the run is to end after the step that is under way, or what comes after the last one."""
+        """Whether the run is to end after the present step."""
         return self.since is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -80,18 +73,8 @@ def stopping(
 ) -> Iterator[Interruption]:
     """Context in which a first Ctrl-C or SIGTERM is only noted; errors say where the run stopped and how to resume.
 
-    A signal that others answer (ignored, in a thread, a handler of the caller's) is left to them.
-
-    Args:
-        checkpoints: Folder of the run's checkpoints.
-        step: Returns the number of finished steps.
-        say: Shows the user a message.
-        when_diverged: Which settings to change after a run that diverged, in words.
-
-    Raises:
-        KeyboardInterrupt: With that message.
-        TrainingDivergedError: The same, with the step.
-        TrainingStoppedError: The same, if a file could not be written or read.
+    A signal that others answer (ignored, in a thread, a handler of the caller's) is left to them. A file that could not
+    be read or written becomes a `TrainingStoppedError`.
     """
     interruption, ours = Interruption(say), []
     if threading.current_thread() is threading.main_thread():

@@ -65,11 +65,7 @@ COMPONENT_CODE = re.compile(r"^hf_ebm\..+\.py$")
 
 @contextlib.contextmanager
 def only_run(output_dir: Path) -> Iterator[None]:
-    """Inside, no other run on this machine writes to `output_dir`; a killed one no longer does.
-
-    Raises:
-        ValueError: If one does.
-    """
+    """Context in which no other run on this machine writes to `output_dir`; a `ValueError` if one does already."""
     name = hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:16]
     user = os.getuid() if hasattr(os, "getuid") else "user"  # whose file another user could not open
     lock = FileLock(Path(gettempdir(), f"hf-ebm-run-{user}-{name}.lock"))  # nothing is left in the folder
@@ -97,14 +93,8 @@ def is_run(folder: Path) -> bool:
 def check_run_folder(settings: Any, output_dir: Path, checkpoint: Path | None) -> None:
     """Raise a `ValueError` if a run cannot have its folder.
 
-    Args:
-        settings: Of the run.
-        output_dir: The folder.
-        checkpoint: What the run resumes from; None: it starts.
-
-    Raises:
-        ValueError: If the folder holds another run or files of others that a run would write, or if the run's own later
-            checkpoints, the checkpoint or the data set would be lost.
+    It cannot if the folder holds another run, or files of others that a run would write, or if the run's own later
+    checkpoints, the `checkpoint` that it resumes from (None: it starts) or the data set would be lost.
     """
     if checkpoint is not None and is_in(checkpoint, output_dir / "checkpoints"):
         later = later_checkpoints(checkpoint)
@@ -204,14 +194,7 @@ def remove_run(output_dir: Path) -> None:
 
 
 def start_run(accelerator: Accelerator, settings: Any, output_dir: Path, checkpoint: Path | None) -> None:
-    """Make the folder, remove what `check_run_folder` has allowed, write ``settings.yaml``; called by all processes.
-
-    Args:
-        accelerator: Of the run.
-        settings: Of the run.
-        output_dir: The folder.
-        checkpoint: What the run resumes from, already loaded; None: it starts.
-    """
+    """Make the folder, remove what `check_run_folder` has allowed, write ``settings.yaml``; called by all processes."""
     accelerator.wait_for_everyone()  # all have checked and loaded before one writes
     if accelerator.is_main_process:
         if checkpoint is not None and is_in(checkpoint, output_dir / "checkpoints"):

@@ -106,12 +106,7 @@ def check_launch_environment() -> None:
 
 
 def make_accelerator(mixed_precision: str, trackers: tuple[str, ...], output_dir: Path) -> Accelerator:
-    """An `Accelerator` whose data order can be resumed, with trackers that are there.
-
-    Raises:
-        ValueError: If a tracker is unknown or its package is not installed, the environment asks for FSDP, DeepSpeed,
-            Megatron-LM, a parallelism config or gradient accumulation, or the device cannot do the precision.
-    """
+    """An `Accelerator` whose data order can be resumed; a `ValueError` if it cannot have what the settings ask for."""
     check_launch_environment()
     for tracker in trackers:
         if tracker not in TRACKERS:
@@ -141,14 +136,7 @@ def make_accelerator(mixed_precision: str, trackers: tuple[str, ...], output_dir
 
 
 def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int, num_processes: int = 1) -> DataLoader:
-    """A shuffling loader of full batches, its order given by `seed` alone.
-
-    Args:
-        dataset: The samples.
-        batch_size: Samples per batch and process.
-        seed: Of the order.
-        num_workers: Processes that load samples.
-        num_processes: Processes that train, each on batches of its own.
+    """A shuffling loader of full batches of `batch_size` per process, in an order that only `seed` decides.
 
     Raises:
         ValueError: If the data set has fewer samples than one batch for each process.
@@ -171,11 +159,7 @@ def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int, 
 
 
 def endless_batches(loader: Any, position: Position) -> Iterator[Tensor]:
-    """Yield batches indefinitely from `position`, advancing it; a resumed run gets the same ones.
-
-    Raises:
-        ValueError: If the loader has no batch.
-    """
+    """Yield batches indefinitely from `position`, advancing it; a resumed run gets the same ones."""
     if len(loader) == 0:
         raise ValueError(
             "the data loader has no batch, so there is nothing to train on; use a smaller batch_size, fewer processes "
@@ -197,11 +181,7 @@ def random_flip(x: Tensor) -> Tensor:
 
 
 def check_terms(terms: dict[str, float], limit: float, limits: dict[str, float] | None = None) -> None:
-    """Stop the run if a loss term is not finite or larger than `limit`, or than its own of `limits`.
-
-    Raises:
-        TrainingDivergedError: It names the term and its value.
-    """
+    """Raise a `TrainingDivergedError` if a loss term is not finite or exceeds `limit`, or its own of `limits`."""
     for name, value in terms.items():
         allowed = (limits or {}).get(name, limit)
         if not math.isfinite(value) or abs(value) > allowed:
@@ -210,11 +190,7 @@ def check_terms(terms: dict[str, float], limit: float, limits: dict[str, float] 
 
 
 def check_weights(models: Iterable[nn.Module]) -> None:
-    """Stop the run if a weight is not finite: an update of finite losses can have gradients that are not.
-
-    Raises:
-        TrainingDivergedError: It names the network and the weight.
-    """
+    """Raise a `TrainingDivergedError` if a weight is not finite, which an update of finite losses can cause."""
     for model in models:
         for name, value in model.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
@@ -347,35 +323,20 @@ def cosine_schedule(optimizer: Any, settings: RunSettings) -> torch.optim.lr_sch
 
 @dataclasses.dataclass
 class Run:
-    """A run under way: its parts, where it is, and what it leaves behind.
-
-    Attributes:
-        method: Its functions.
-        settings: Of the method.
-        accelerator: Knows all that a checkpoint holds.
-        output_dir: The run's folder.
-        model_settings: What a checkpoint remembers of the networks.
-        models: The networks, not wrapped.
-        state: The method's, with the wrapped ones.
-        schedules: Of the learning rates.
-        averaged: The networks of `models` that have an average.
-        emas: These averages.
-        loader: Of the training data, prepared.
-        progress: How far it has come; `train` moves it.
-    """
+    """A run: its parts, its progress and its records."""
 
     method: Method
     settings: Any
     accelerator: Accelerator
     output_dir: Path
-    model_settings: dict[str, Any]
-    models: Sequence[nn.Module]
-    state: Any
-    schedules: Sequence[Any]
-    averaged: Sequence[nn.Module]
-    emas: Sequence[EMAModel]
+    model_settings: dict[str, Any]  # which a checkpoint remembers
+    models: Sequence[nn.Module]  # not wrapped
+    state: Any  # the method's, with the wrapped ones
+    schedules: Sequence[Any]  # of the learning rates
+    averaged: Sequence[nn.Module]  # those of `models` that have an average
+    emas: Sequence[EMAModel]  # their averages
     loader: Any
-    progress: Progress
+    progress: Progress  # which `train` advances
 
     def __post_init__(self) -> None:
         """Start the clock and open the records."""
@@ -385,17 +346,17 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since this start."""
+        """Seconds since this start."""
         return time.perf_counter() - self.started
 
     @property
     def total_seconds(self) -> float:
-        """Of all starts."""
+        """Seconds of all starts."""
         return self.progress.earlier_seconds + self.seconds
 
     @property
     def memory(self) -> int:
-        """The most bytes that a start has held."""
+        """Peak memory of all starts, in bytes."""
         return max(self.progress.earlier_memory, peak_memory(self.accelerator.device))
 
     @contextlib.contextmanager
@@ -495,12 +456,7 @@ class Run:
 
 
 def train(run: Run, interruption: Interruption) -> None:
-    """Iterate up to ``max_steps``, or until ``max_runtime_seconds`` have passed.
-
-    Raises:
-        KeyboardInterrupt: After a checkpoint, if somebody asked the run to stop.
-        TrainingDivergedError: If a term of the losses is not finite or passes its limit.
-    """
+    """Iterate up to ``max_steps``, or until ``max_runtime_seconds`` have passed or an interruption was asked for."""
     method, settings, accelerator, progress = run.method, run.settings, run.accelerator, run.progress
     batches = endless_batches(run.loader, progress.position)
     limits = method.term_limits(settings)
@@ -647,12 +603,7 @@ def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Acceler
 def has_nothing_to_do(
     checkpoint: Path, method: Method, model_settings: dict[str, Any], settings: RunSettings, output_dir: Path
 ) -> bool:
-    """Whether a checkpoint is the last of a run that is finished.
-
-    Raises:
-        ValueError: If it is of another method or of other networks, has more steps than ``max_steps``, or lacks a
-            state that the settings need.
-    """
+    """Whether a checkpoint is the last of a run that is finished; a `ValueError` if it cannot be resumed."""
     check_same_models(checkpoint, model_settings, method.name)
     check_same_states(checkpoint, settings)
     done = read_state(checkpoint)["step"]

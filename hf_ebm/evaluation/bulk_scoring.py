@@ -49,7 +49,7 @@ from hf_ebm.scoring.calibration import how_to_calibrate
 from hf_ebm.scoring.inputs import HubRows, ListRows, Rows, Unreadable, prepare_rows, prepared_batches, spans_of
 from hf_ebm.scoring.scores import SCORES
 from hf_ebm.scoring.statistics import measure_batches
-from hf_ebm.utils.files import check_writable, expand_home, hash_tensors, naming, whole_file
+from hf_ebm.utils.files import check_writable, expand_home, hash_tensors, whole_file
 from hf_ebm.utils.torch_utils import find_device
 from hf_ebm.utils.validation import check_count, counted
 
@@ -301,9 +301,7 @@ def score_rows(
     if is_main:
         with whole_file(folder / MANIFEST) as path:
             path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        with naming(folder):
-            (folder / "scores").mkdir(exist_ok=True)
-            summary.unlink(missing_ok=True)
+        summary.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     started = time.perf_counter()
     # not split_between_processes: processes beyond the number of shards would all get the last one

@@ -84,14 +84,8 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 def fetch_first(repo_id: str, file: str, options: dict[str, Any]) -> Path:
     """Fetch a file that the repository must have, and return the cache's folder of the commit it belongs to.
 
-    Args:
-        repo_id: For example ``"user/name"``.
-        file: Path in the repository.
-        options: `HUB_OPTIONS` of huggingface_hub.
-
     Raises:
-        OSError: If the repository, the revision, the file or the network is not available. A name that cannot be a Hub
-            id is refused without a request.
+        OSError: If it is not available. A name that cannot be a Hub id is refused without a request.
         ValueError: If the revision cannot be one.
     """
     check_hub_id(repo_id)
@@ -103,17 +97,9 @@ def fetch_first(repo_id: str, file: str, options: dict[str, Any]) -> Path:
 def fetch(
     repo_id: str, commit: Path, options: dict[str, Any], patterns: Collection[str], extra: Collection[str] = ()
 ) -> None:
-    """Fetch the files of a commit that match `patterns`.
+    """Fetch the files of a commit that match `patterns`; `commit` is its folder in the cache.
 
-    Args:
-        repo_id: For example ``"user/name"``.
-        commit: The cache's folder of the commit. It fixes the revision, although somebody may push meanwhile.
-        options: `HUB_OPTIONS` of huggingface_hub.
-        patterns: Glob patterns of the files that are needed.
-        extra: Optional files. Offline, those that the cache lacks are left out with a warning.
-
-    Raises:
-        OSError: If a file cannot be fetched.
+    Of the `extra` files, those that the cache lacks are left out with a warning when offline.
     """
     if not patterns and not extra:
         return
@@ -219,11 +205,6 @@ def check_classes(index: dict[str, Any], components: Collection[str]) -> None:
             raise ValueError(f"component {name!r} is a {class_name} of {library!r}, which is no network or scheduler.")
 
 
-def find_weights(folder: Path, name: str, variant: str | None) -> list[Path]:
-    """The safetensors of a component that are there."""
-    return [path for pattern in weight_patterns(name, variant) for path in folder.glob(pattern)]
-
-
 def is_network(folder: Path) -> bool:
     """Whether a component's folder is a network's: a scheduler has another config file, and no weights."""
     return (folder / "config.json").is_file()
@@ -306,7 +287,11 @@ def download_pipeline(
     needed = [*(f"{name}/*.json" for name in components), *weights, *code]
     fetch(repo_id, commit, options, inside(needed), inside(extra_files))
     networks = [name for name in components if is_network(folder / name)]
-    lacking = [name for name in networks if not find_weights(folder, name, variant)]
+    lacking = [
+        name
+        for name in networks
+        if not any(path for pattern in weight_patterns(name, variant) for path in folder.glob(pattern))
+    ]
     if variant is not None and len(lacking) < len(networks):
         plain = [pattern for name in lacking for pattern in weight_patterns(name, None)]
         fetch(repo_id, commit, options, inside(plain))
@@ -317,9 +302,7 @@ def download_pipeline(
 def fetch_network(name: Any, kwargs: dict[str, Any]) -> Any:
     """The folder of a network's files: `name` itself if it is a folder, otherwise in huggingface_hub's cache.
 
-    Args:
-        name: The first argument of a network's ``from_pretrained``: a folder, a Hub id, or None.
-        kwargs: Its keyword arguments. For a Hub id, `HUB_OPTIONS` and ``subfolder`` are removed from them.
+    For a Hub id, `HUB_OPTIONS` and ``subfolder`` are removed from `kwargs`, those of a ``from_pretrained``.
 
     Raises:
         OSError: If the repository, the revision or the network is not available.
@@ -350,15 +333,10 @@ def pipeline_code(class_name: str) -> str:
     return f"{COMMENT}from hf_ebm import {class_name} as Pipeline  # noqa: F401\n"
 
 
-def component_code(library: str, class_name: str) -> str:
-    """The content of a component's ``<library>.py``."""
-    return f"{COMMENT}from {library} import {class_name}  # noqa: F401\n"
-
-
 def component_files(index: dict[str, Any], components: Collection[str]) -> dict[str, str]:
     """Path and content of the files of `components` whose classes are ours; `index` is a checked index."""
     return {
-        f"{name}/{index[name][0]}.py": component_code(*index[name])
+        f"{name}/{index[name][0]}.py": "{}from {} import {}  # noqa: F401\n".format(COMMENT, *index[name])
         for name in components
         if index[name][0].startswith("hf_ebm.")
     }

@@ -52,17 +52,6 @@ class WriteError(OSError):
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Raise a `WriteError` that names `path` for every other `OSError` of the block, whose work is to write it."""
-    try:
-        yield
-    except WriteError:
-        raise
-    except OSError as error:
-        raise WriteError(path, error) from error
-
-
-@contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes `path`'s place if the block ends well, else it is removed.
 
