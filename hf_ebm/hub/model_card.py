@@ -186,23 +186,15 @@ def check_license(argument: str, license_id: str | None, license_name: str | Non
         license_id: The id.
         license_name: The name of a licence that is not in the list.
     """
+    name_argument = f"{argument}{'-name' if argument.startswith('--') else '_name'}"
     if license_id is not None and license_id not in LICENSES:
         near = did_you_mean(license_id, LICENSES, f"the list is at {LIST}.")
         raise ValueError(
-            f"{argument} must be a licence id of the Hub such as mit or cc-by-nc-4.0, got {license_id!r}; {near} For a "
-            f"licence that is not in the list: {argument} other, with its name as {argument}{_name(argument)}."
+            f"{argument} must be a licence id of the Hub such as mit or cc-by-nc-4.0, or other with {name_argument}, "
+            f"got {license_id!r}; {near}"
         )
-    if license_id == OTHER and not license_name:
-        raise ValueError(f"{argument} other needs the licence's name: give it as {argument}{_name(argument)}.")
-    if license_name and license_id != OTHER:
-        raise ValueError(
-            f"{argument}{_name(argument)} is for {argument} other, and {argument} is {license_id!r}; leave it out, or "
-            f"give {argument} other."
-        )
-
-
-def _name(argument: str) -> str:
-    return "-name" if argument.startswith("--") else "_name"
+    if (license_id == OTHER) != bool(license_name):
+        raise ValueError(f"{name_argument} is needed for {argument} other, and only for it; got {license_id!r}.")
 
 
 CARD, SUMMARY, CALIBRATION = "README.md", "train_summary.json", "calibration.json"
@@ -266,53 +258,35 @@ def evaluation_results(
 
     Those of `evaluation` (``evaluate.json``) and `ood` (``ood.json``) stand in for the same ones of `metrics`.
     """
-    results = []
-    frechet = None if evaluation else metrics.get("frechet_distance")
-    if evaluation:
-        reference = evaluation["protocol"]["reference"]
-        for name, values in evaluation["metrics"].items():
-            if name.endswith("_std"):
-                continue
-            results.append(
-                EvalResult(
-                    task_type="unconditional-image-generation",
-                    dataset_type=public_name(reference["dataset"]),
-                    dataset_name=public_name(reference["dataset"]),
-                    dataset_split=reference["split"],
-                    metric_type=name,
-                    metric_name=frechet_name(evaluation["protocol"]["feature_extractor"])
-                    if name == "frechet_distance"
-                    else name.replace("_", " "),
-                    metric_value=values["samples"],
-                )
-            )
-    if frechet:
-        results.append(
-            EvalResult(
-                task_type="unconditional-image-generation",
-                dataset_type=dataset,
-                dataset_name=dataset,
-                metric_type="frechet_distance",
-                metric_name=f"Frechet distance ({frechet['feature_extractor']})",
-                metric_value=frechet["samples"],
-            )
+
+    def result(task: str, data: str, metric: str, name: str, value: float, split: str | None = None) -> EvalResult:
+        return EvalResult(
+            task_type=task,
+            dataset_type=data,
+            dataset_name=data,  # one for all OOD sets: the Hub's form merges the results of a data set
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=value,
         )
+
+    results, generation = [], "unconditional-image-generation"
+    if evaluation:
+        reference, extractor = (evaluation["protocol"][key] for key in ("reference", "feature_extractor"))
+        for name, values in evaluation["metrics"].items():
+            if not name.endswith("_std"):
+                shown = frechet_name(extractor) if name == "frechet_distance" else name.replace("_", " ")
+                data = public_name(reference["dataset"])
+                results.append(result(generation, data, name, shown, values["samples"], reference["split"]))
+    elif frechet := metrics.get("frechet_distance"):
+        shown = f"Frechet distance ({frechet['feature_extractor']})"
+        results.append(result(generation, dataset, "frechet_distance", shown, frechet["samples"]))
     auroc = metrics.get("auroc", {})
     if ood:
         rows = ood["metrics"][ood["protocol"]["scores"]["of_the_model"][0]]
         auroc = {public_name(name): row["auroc"]["value"] for name, row in rows.items() if name != "mean"}
-    for name, value in auroc.items():
-        results.append(
-            EvalResult(
-                task_type="out-of-distribution-detection",
-                dataset_type=dataset,
-                dataset_name=dataset,  # one for all: the Hub's form merges the results of a data set
-                metric_type="auroc",
-                metric_name=f"AUROC against {name}",
-                metric_value=value,
-            )
-        )
-    return results
+    task = "out-of-distribution-detection"
+    return results + [result(task, dataset, "auroc", f"AUROC against {name}", value) for name, value in auroc.items()]
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

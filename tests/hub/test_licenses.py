@@ -13,12 +13,12 @@ def test_ids_of_the_hub_and_named_others(license_id, name):
 @pytest.mark.parametrize(
     ("argument", "license_id", "name", "message"),
     [
-        ("license", "apache2", None, "license must be .*'apache2'; did you mean apache-2.0.*license_name"),
+        ("license", "apache2", None, "license must be .*license_name.*'apache2'; did you mean apache-2.0"),
         ("license", "MIT", None, "license must be"),
         ("license", "", None, "license must be"),
-        ("--license", "my own", None, "--license must be .* the list is at https.*--license-name"),
-        ("--license", "other", None, "--license other needs the licence's name: give it as --license-name"),
-        ("license", "mit", "mine", "license_name is for license other, and license is 'mit'"),
+        ("--license", "my own", None, "--license must be .*--license-name.* the list is at https"),
+        ("--license", "other", None, "--license-name is needed for --license other"),
+        ("license", "mit", "mine", "license_name is needed for license other, and only for it; got 'mit'"),
     ],
 )
 def test_others_are_refused(argument, license_id, name, message):
