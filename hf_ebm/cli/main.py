@@ -20,7 +20,6 @@ import hf_ebm
 from hf_ebm.utils.files import WriteError
 from hf_ebm.utils.logging import CALLERS_MISTAKE, INTERRUPTED, exit_code
 from hf_ebm.utils.software import how_to_install
-from hf_ebm.utils.validation import did_you_mean
 
 COMMANDS = {  # name -> module with `add_parser` and `run`
     "train": "hf_ebm.cli.train",
@@ -60,14 +59,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Exit with suggestions if the command is unknown; argparse suggests names only from Python 3.14 on."""
-    command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if command is not None and command not in COMMANDS:
-        near = did_you_mean(command, COMMANDS, f"choose from {', '.join(COMMANDS)}.")
-        parser.error(f"there is no command {command!r}; {near}")
-
-
 def output_is_closed() -> bool:
     """Whether stdout accepts no more output; it is then replaced, or Python would fail again when it exits."""
     try:
@@ -87,8 +78,6 @@ def is_bug(error: Exception) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command, or without one print the help."""
     parser = make_parser()
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    check_command(parser, arguments)
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help(sys.stderr)

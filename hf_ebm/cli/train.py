@@ -7,15 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.training import METHODS
-from hf_ebm.utils.validation import did_you_mean
-
-
-def known_method(name: str) -> str:
-    """Return `name` if it is a method; otherwise argparse reports similar names."""
-    if name not in METHODS:
-        near = did_you_mean(name, METHODS, f"choose from {', '.join(METHODS)}.")
-        raise argparse.ArgumentTypeError(f"there is no method {name!r}; {near}")
-    return name
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +17,7 @@ def add_parser(commands: Any) -> None:
         description="Start `accelerate launch` on the training script of a method.",
         epilog="example: hf-ebm train ddaebm --config ddaebm_digits.yaml max_steps=100",
     )
-    parser.add_argument("method", type=known_method, choices=METHODS, help="the method to train")
+    parser.add_argument("method", choices=METHODS, help="the method to train")
     parser.add_argument(
         "arguments",
         nargs=argparse.REMAINDER,

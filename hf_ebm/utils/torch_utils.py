@@ -16,24 +16,13 @@ from torch import Tensor, nn
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Args:
-        name: As torch's: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ...
-
-    Raises:
-        ValueError: If there is no such device here.
-    """
+    """The device of that name, such as ``"cuda:1"`` or ``"mps"``; a `ValueError` if it is not available here."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own, by kind of device
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        here = "cpu" if found is None else f"cpu, {found.type}"
         reason = str(error).partition("\n")[0]
-        if "at start of device string" in reason:  # followed by the names of twenty kinds
-            reason = "PyTorch knows no such kind of device"
-        raise ValueError(f"--device must be one that is available here ({here}), got {name!r}: {reason}.") from error
+        raise ValueError(f"--device must be one that is available here, got {name!r}: {reason}") from error
     return device
 
 

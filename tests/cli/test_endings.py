@@ -109,8 +109,8 @@ def test_the_model_is_moved_to_the_device_if_it_is_here(folder, arguments, tmp_p
     arguments = [known.get(argument, argument) for argument in arguments]
     for device, message in (
         ("cpu:0", "moved to cpu:0"),
-        ("gpu", r"--device must be one that is available here \(cpu.*\), got 'gpu': .*no such kind of device"),
-        ("meta", r"--device must be one that is available here \(cpu.*\), got 'meta'"),
+        ("gpu", "--device must be one that is available here, got 'gpu'"),
+        ("meta", "--device must be one that is available here, got 'meta'"),
         ("gpu", "--device must be one .*, got 'gpu'"),
     ):
         with pytest.raises(SystemExit) as end:
