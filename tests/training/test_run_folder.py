@@ -287,13 +287,15 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, scri
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert line.startswith("hf-ebm: error: training stopped at step 4: the checkpoint ") and code == 1
-    assert re.search(r"cannot be written: .*MB free\. The last checkpoint is .*step_00000002: once this is", line)
+    assert re.search(
+        r"cannot be written: .*MB free; the last checkpoint is .*step_00000002: resume with the same", line
+    )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
     monkeypatch.undo()
     monkeypatch.setattr("hf_ebm.training.trainer.finish_run", raise_no_space)
     line, code = one_line(script, tmp_path, capsys, run, resume="latest")
     assert (
-        "training stopped at step 4: [Errno 28] No space left on device. The last checkpoint is" in line and code == 1
+        "training stopped at step 4: [Errno 28] No space left on device; the last checkpoint is" in line and code == 1
     )
     monkeypatch.setattr("hf_ebm.training.run_folder.dump_settings", raise_no_space)
     assert one_line(script, tmp_path, capsys, run, resume="latest") == (
