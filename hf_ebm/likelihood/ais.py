@@ -44,10 +44,11 @@ from hf_ebm.schedulers.metropolis import half_squared_norm
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.schedulers.scheduling_mala import MALAScheduler
 from hf_ebm.utils.torch_utils import no_grad
-from hf_ebm.utils.validation import check_count, check_fraction, check_positive
+from hf_ebm.utils.validation import check_count, check_positive
 
-SCHEDULES = ("sigmoid", "linear")
 SIGMOID_WIDTH = 4.0  # the sigmoid is taken from -4 to 4
+TARGET_ACCEPTANCE = 0.65  # share of the moves taken, for which the steps are set
+ADAPTATION_ROUNDS = 2  # at each temperature
 MAX_STEP = math.pi / 2  # of L leapfrog steps together: a quarter turn in the base, beyond which they swing back
 
 
@@ -107,8 +108,8 @@ class AnnealedWalk:
         assert chain.diagnostics is not None  # they were asked for
         return chain.sample, start[0], chain.diagnostics["acceptance_rate"].mean().item()
 
-    def adapt(self, u: Tensor, betas: Tensor, target_acceptance: float, num_rounds: int) -> Tensor:
-        """Steps at the inner `betas` with which about `target_acceptance` of the moves are taken, (K - 2,), float64.
+    def adapt(self, u: Tensor, betas: Tensor) -> Tensor:
+        """Steps at the inner `betas` with which about `TARGET_ACCEPTANCE` of the moves are taken, (K - 2,), float64.
 
         The walkers `u`, which serve no other purpose, come from the base. In each round at a b ``log step`` changes by
         acceptance minus target, and the L leapfrog steps together stay within `MAX_STEP`.
@@ -116,10 +117,10 @@ class AnnealedWalk:
         step_size, step_sizes = self.scheduler.step_size, []
         max_step = MAX_STEP / getattr(self.scheduler.config, "num_leapfrog_steps", 1)
         for k in self.progress_bar(range(1, len(betas) - 1)):
-            for _round in range(num_rounds):
+            for _round in range(ADAPTATION_ROUNDS):
                 step_size = min(step_size, max_step)
                 u, _, rate = self.move(u, betas[k].item(), step_size)
-                step_size = step_size * math.exp(rate - target_acceptance)
+                step_size = step_size * math.exp(rate - TARGET_ACCEPTANCE)
             step_sizes.append(min(step_size, max_step))
         return torch.tensor(step_sizes, dtype=torch.float64)
 
@@ -141,23 +142,16 @@ class AnnealedWalk:
         return log_weights, torch.tensor(acceptance, dtype=torch.float64), u
 
 
-def path_betas(num_temperatures: int, schedule: str = "sigmoid") -> Tensor:
+def path_betas(num_temperatures: int) -> Tensor:
     """``b_1 = 0 .. b_K = 1``, shape (K,), float64, K = `num_temperatures` >= 2; K = 2 is plain importance sampling.
 
-    ``"sigmoid"``: a logistic curve from -4 to 4, scaled to [0, 1], whose small steps lie at both ends, where log
-    weights vary most (Wu et al. 2017). ``"linear"``: equal steps.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+    A logistic curve from -4 to 4, scaled to [0, 1], whose small steps lie at both ends, where log weights vary most
+    (Wu et al. 2017).
     """
     check_count("num_temperatures", num_temperatures, 2)
     line = torch.linspace(0.0, 1.0, num_temperatures, dtype=torch.float64)
-    if schedule == "linear":
-        return line
-    if schedule == "sigmoid":
-        curve = torch.sigmoid(SIGMOID_WIDTH * (2.0 * line - 1.0))
-        return (curve - curve[0]) / (curve[-1] - curve[0])
-    raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}.")
+    curve = torch.sigmoid(SIGMOID_WIDTH * (2.0 * line - 1.0))
+    return (curve - curve[0]) / (curve[-1] - curve[0])
 
 
 ADAPTATION_CHAINS = 128  # the steps are set on so many chains, or on one batch
@@ -224,11 +218,8 @@ def estimate_log_z(
     sample_groups: Tensor | None = None,
     num_chains: int = 512,
     num_temperatures: int = 500,
-    schedule: str = "sigmoid",
     scheduler: EnergySampler | None = None,
     num_steps: int = 1,
-    target_acceptance: float = 0.65,
-    num_adaptation_rounds: int = 2,
     batch_size: int = 512,
     generator: torch.Generator | None = None,
     progress_bar: Callable[[Iterable[int]], Iterable[int]] = iter,
@@ -251,12 +242,9 @@ def estimate_log_z(
             size 1 leave errors of ``1e-7 / T`` nats.
         num_chains: Forward walkers >= 2.
         num_temperatures: K >= 2, both ends counted.
-        schedule: How the b's are laid on [0, 1]: `path_betas`.
         scheduler: A `MALAScheduler` or `HMCScheduler`; its step is where the adaptation begins, its temperature is not
             used. None = MALA. With HMC heed its remark on n L: widths of the target are in the base's units here.
         num_steps: Updates at each temperature.
-        target_acceptance: Share of moves taken that the steps are set for, in (0, 1).
-        num_adaptation_rounds: Adaptations at each temperature.
         batch_size: Walkers at a time; it bounds memory, and with it changes which random numbers a walker gets.
         generator: Random number generator: with the same one and `batch_size`, the same numbers.
         progress_bar: Wraps the indices of the inner temperatures, once in the adaptation and once per batch.
@@ -267,9 +255,7 @@ def estimate_log_z(
     check_positive("temperature", temperature)
     num_chains = check_count("num_chains", num_chains, 2)
     num_steps = check_count("num_steps", num_steps, 1)
-    num_adaptation_rounds = check_count("num_adaptation_rounds", num_adaptation_rounds, 1)
     batch_size = check_count("batch_size", batch_size, 1)
-    check_fraction("target_acceptance", target_acceptance)
     if scheduler is not None and not isinstance(scheduler, MALAScheduler | HMCScheduler):
         raise ValueError(
             "scheduler must be a MALAScheduler or an HMCScheduler, which leave the density exactly invariant, got "
@@ -290,10 +276,10 @@ def estimate_log_z(
 
     scheduler = MALAScheduler() if scheduler is None else copy.copy(scheduler)
     walk = AnnealedWalk(energy_fn, base, temperature, scheduler, num_steps, generator, progress_bar)
-    betas = path_betas(num_temperatures, schedule)
+    betas = path_betas(num_temperatures)
     # 1. the steps, on walkers of their own
     adapting = walk.draw_base(min(ADAPTATION_CHAINS, batch_size))
-    step_sizes = walk.adapt(adapting, betas, target_acceptance, num_adaptation_rounds)
+    step_sizes = walk.adapt(adapting, betas)
     # 2. from the base to the target
     sizes = [min(batch_size, num_chains - first) for first in range(0, num_chains, batch_size)]
     forward = [walk.weigh(walk.draw_base(size), betas, step_sizes) for size in sizes]
