@@ -18,8 +18,9 @@ import torch
 from measured_data import DATA, open_extractor
 from tqdm.auto import tqdm
 
-from hf_ebm.cli.evaluate import format_table, write_record
+from hf_ebm.cli.evaluate import write_record
 from hf_ebm.evaluation.samples import evaluate_samples
+from hf_ebm.hub.model_card import sample_table
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import path_option
 from hf_ebm.utils.torch_utils import find_device
@@ -51,7 +52,7 @@ def main() -> None:
             progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),
         )
         write_record(record, str(model), model)
-        print(f"{model}\n{format_table(record)}\n", flush=True)
+        print(f"{model}\n{sample_table(record)}\n", flush=True)
 
 
 if __name__ == "__main__":

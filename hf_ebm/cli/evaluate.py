@@ -10,7 +10,6 @@ from typing import Any
 from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_text, whole_file
-from hf_ebm.utils.validation import counted
 
 
 def add_parser(commands: Any) -> None:
@@ -62,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.data.padding import find_padding
     from hf_ebm.evaluation.feature_extractors import load_extractor
     from hf_ebm.evaluation.samples import evaluate_samples
+    from hf_ebm.hub.model_card import sample_table
     from hf_ebm.utils.logging import passing_bar
     from hf_ebm.utils.torch_utils import find_device
 
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
     )
     record["seconds"] = round(time.perf_counter() - started, 1)
     text, refreshed = write_record(record, options.model, options.output)
-    print(text if options.json else format_table(record))
+    print(text if options.json else sample_table(record))
     if not options.json:
         print(f"wrote {options.output}/evaluate.json (these figures and the protocol)")
         if refreshed:
@@ -113,41 +113,3 @@ def write_record(record: dict[str, Any], model: str, folder: Path) -> tuple[str,
     with whole_file(folder / "evaluate.json") as file:
         file.write_text(text, encoding="utf-8")
     return text, refresh_card(folder)
-
-
-def format_table(record: dict[str, Any]) -> str:
-    """Format the metrics: samples next to the real-vs-real distances."""
-    from hf_ebm.hub.model_card import show, show_error
-
-    protocol, metrics = record["protocol"], record["metrics"]
-    extractor, reference, floor = (protocol[key] for key in ("feature_extractor", "reference", "floor"))
-    labels = {
-        "frechet_distance": "FID" if extractor["is_standard_inception"] else "Frechet distance (not FID)",
-        "kernel_distance": "kernel distance (as KID)",
-        "kernel_distance_std": "its std over subsets",
-        "inception_score": "Inception score",
-    }
-    lines = [
-        f"{protocol['num_images']} samples ({counted(protocol['num_seeds'], 'seed')}) against",
-        f"{reference['num_images']} images of {reference['dataset']}, split {reference['split']},",
-        f"in the features of {extractor['name']}",
-        f"{'':<30}{'samples':>20}" + (f"{floor['split'] + ' images':>20}" if floor else ""),
-    ]
-    for name, values in metrics.items():
-        cells = [show(values["samples"], values["std_over_seeds"])]
-        cells += [show(values["floor"])] if floor else []
-        lines.append(f"{labels.get(name, name.replace('_', ' ')):<30}" + "".join(f"{cell:>20}" for cell in cells))
-    found = record["reconstruction"]
-    if found:
-        title, after = f"{found['num_images']} reconstructions", f"after {found['num_steps']} z-steps"
-        lines.append(f"{title:<30}{'inferred':>20}{after:>20}")
-        for name, value in found["inference_model"].items():
-            cells = [show_error(error) for error in (value, found["z_chain"][name])]
-            lines.append(f"{name:<30}" + "".join(f"{cell:>20}" for cell in cells))
-    kernel = metrics["kernel_distance"]
-    if min(value for value in (kernel["samples"], kernel["floor"]) if value is not None) < 0:
-        lines.append(
-            "note: the kernel distance is an unbiased estimate, which can be below 0 near the real-vs-real distance."
-        )
-    lines += [f"note: {limit}" for limit in record["limits"]]
-    return "\n".join(lines)

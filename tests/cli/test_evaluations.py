@@ -62,15 +62,15 @@ def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys, monkeypa
     assert all(f"{title}:" in progress for title in ("test images", "train images", "samples, seed 3"))
     assert (
         "%|" not in printed
-        and "Frechet distance (not FID)" in printed
+        and "| Frechet distance | " in printed
         and "coverage" in printed
-        and "train images" in printed
+        and "real vs real: 24 images of `train`" in printed
     )
     main([*arguments, "--json"])
     record = json.loads((tmp_path / "run" / "evaluate.json").read_text())
     assert json.loads(capsys.readouterr().out) == record
     kernel = record["metrics"]["kernel_distance"]
-    assert (min(kernel["samples"], kernel["floor"]) < 0) is ("which can be below 0" in printed)
+    assert (min(kernel["samples"], kernel["floor"]) < 0) is ("it can be below 0" in printed)
     assert record["protocol"]["model"] == "model" and record["protocol"]["seed"] == 3 and record["seconds"] > 0
     assert any("24 images cannot fill the covariance" in limit for limit in record["limits"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluate.json"]
