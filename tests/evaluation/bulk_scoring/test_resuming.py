@@ -37,7 +37,7 @@ def test_another_manifest_or_a_foreign_folder_is_refused(settings, tmp_path, sco
     with torch.no_grad():
         next(scorer.energy_model.parameters()).add_(1e-3)
     scorer.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"model_fingerprint.*calibration changed"):
+    with pytest.raises(ValueError, match=r"model_fingerprint.*use the same model"):
         run(settings())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("not a run")
