@@ -2,12 +2,9 @@
 
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from scored_rows import image_folder, read
+from small_runs import in_processes
 from tqdm.auto import tqdm
 
 from hf_ebm import EnergyScoringPipeline
@@ -161,27 +159,22 @@ def test_no_shard_has_its_name_before_it_is_whole(settings, tmp_path, scorer, mo
     assert run(settings())["scored"] == 360
 
 
-def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings, tmp_path, scorer, model):
+def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings, tmp_path, scorer, model, capfd):
     """One process writes two shards and dies; two processes do the rest; the rows are those of one quiet run."""
     run(settings())
     one = settings(output=tmp_path / "two")
     (tmp_path / "two/scores").mkdir(parents=True)
     shutil.copy(tmp_path / "out/manifest.json", tmp_path / "two")
     score_shards(EnergyScoringPipeline.from_pretrained(model), load_rows(one)[0], [0, 3], one)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    command += ["-m", "hf_ebm.evaluation.bulk_scoring"]
-    command += ["--model", model, "--dataset", "digits", "--split", "test", "--output", str(tmp_path / "two")]
-    command += ["--batch-size", "16", "--shard-size", "50", "--num-workers", "0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    options = ["--model", model, "--dataset", "digits", "--split", "test", "--output", str(tmp_path / "two")]
+    options += ["--batch-size", "16", "--shard-size", "50", "--num-workers", "0"]
+    in_processes(2, main, options)
     summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert summary["num_processes"] == 2 and summary["rows_of_this_run"] == 260
     assert read(tmp_path / "two") == read(tmp_path / "out")
-    assert "150/150" in result.stderr  # the first process's three of the six missing shards, the last one of ten rows
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0 and "is complete; nothing was done" in result.stdout, result.stderr[-2000:]
+    assert "150/150" in capfd.readouterr().err  # the first process's three of the six missing shards, the last of ten
+    in_processes(2, main, options)
+    assert "is complete; nothing was done" in capfd.readouterr().out
 
 
 def test_weights_stay_where_they_are_in_memory(settings, scorer, monkeypatch):
