@@ -1,14 +1,9 @@
 """A mixed-precision training run on a CPU that records the dtypes of its convolutions.
 
-As a script, ``mixed_precision.py METHOD CONFIG FOLDER``, it trains four steps in each precision, resumes these runs
-from their second step, and writes the record of each process to ``FOLDER/<rank>.json``. accelerate does fp16 on GPUs
-only: `HalfOnCPU` uses torch's own autocast and `GradScaler`, which work on a CPU as well.
+accelerate does fp16 on GPUs only: `HalfOnCPU` uses torch's own autocast and `GradScaler`, which work on a CPU as well.
 """
 
-import json
-import sys
 from collections import defaultdict
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -74,29 +69,3 @@ def push_nowhere(monkeypatch):
     monkeypatch.setattr(RunSettings, "check_hub", lambda settings: None)
     monkeypatch.setattr(run_folder, "push_folder", push_folder)
     return pushed
-
-
-if __name__ == "__main__":
-    import pytest
-    from accelerate.state import AcceleratorState
-    from small_runs import SCRIPTS
-
-    name, config, folder = sys.argv[1:]
-    patch = pytest.MonkeyPatch()
-    patch.setattr(trainer, "Accelerator", HalfOnCPU)
-    patch.setattr(HalfOnCPU, "end_training", lambda self: None)  # the next run needs the process group
-    push_nowhere(patch)
-    record, found = record_dtypes(patch), {}
-    for precision in DTYPES:
-        whole = Path(folder) / precision
-        resume = f"resume={whole / 'checkpoints' / 'step_00000002'}"
-        for output_dir, more in ((whole, []), (Path(folder) / f"{precision}-resumed", [resume])):
-            AcceleratorState._reset_state(reset_partial_state=True)
-            record.clear()
-            settings = [f"mixed_precision={precision}", f"output_dir={output_dir}", *more]
-            SCRIPTS[name][0].main(["--config", config, *settings])
-            found[output_dir.name] = {
-                step: {network: sorted(dtypes) for network, dtypes in networks.items()}
-                for step, networks in record.items()
-            }
-    (Path(folder) / f"{HalfOnCPU.made[-1].process_index}.json").write_text(json.dumps(found))

@@ -1,13 +1,12 @@
 """Mixed precision persists: every network uses it at every step, whatever else a run does."""
 
 import json
-from pathlib import Path
 
 import mixed_precision
 import pytest
 import torch
 from mixed_precision import DTYPES
-from small_runs import all_weights, assert_same_run
+from small_runs import all_weights, assert_same_run, in_processes
 
 from hf_ebm.training import trainer
 
@@ -49,18 +48,20 @@ def test_every_step_computes_in_it(tmp_path, script, monkeypatch, precision):
     assert {value.dtype for value in all_weights(whole).values() if value.is_floating_point()} == {torch.float32}
 
 
-def test_every_step_of_two_processes_computes_in_it(tmp_path, script):
-    config = script.config_file(tmp_path, **CHANGES)
-    done = script.launch([script.name, config, str(tmp_path)], 2, script=Path(mixed_precision.__file__))
-    assert done.returncode == 0, done.stderr[-2000:]
-    for rank in (0, 1):
-        record = json.loads((tmp_path / f"{rank}.json").read_text())
-        for precision, dtype in DTYPES.items():
-            step = {network: [dtype] for network in NETWORKS[script.name]}
-            assert record[precision] == {str(number): step for number in range(4)}
-            assert record[f"{precision}-resumed"] == {str(number): step for number in (2, 3)}
-    for precision in DTYPES:
-        whole, resumed = all_weights(tmp_path / precision), all_weights(tmp_path / f"{precision}-resumed")
-        assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
-        summary = json.loads((tmp_path / precision / "train_summary.json").read_text())
-        assert summary["num_processes"] == 2
+@pytest.mark.parametrize("precision", DTYPES)
+def test_every_step_of_two_processes_computes_in_it(tmp_path, script, monkeypatch, precision):
+    monkeypatch.setattr(trainer, "Accelerator", mixed_precision.HalfOnCPU)
+    mixed_precision.push_nowhere(monkeypatch)
+    record = mixed_precision.record_dtypes(monkeypatch)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+
+    def train(folder, **changes):
+        script.train(folder, mixed_precision=precision, **CHANGES, **changes)
+        everywhere = {name: {DTYPES[precision]} for name in NETWORKS[script.name]}
+        assert record == dict.fromkeys(range(2 if changes else 0, 4), everywhere)
+
+    in_processes(2, train, whole)
+    in_processes(2, train, resumed, resume=str(whole / "checkpoints" / "step_00000002"))
+    first, second = all_weights(whole), all_weights(resumed)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert json.loads((whole / "train_summary.json").read_text())["num_processes"] == 2
