@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from hf_ebm.training import train_ddaebm, train_dual_mcmc
@@ -64,6 +65,7 @@ def in_processes(processes, function, *arguments, **named):
 
     def call():
         torch.set_num_threads(1)  # a forked process has none of this one's threads
+        AcceleratorState._reset_state(reset_partial_state=True)
         function(*arguments, **named)
 
     debug_launcher(call, num_processes=processes)
