@@ -250,7 +250,7 @@ def run_chain(
             of a waiting proposal. Costs one evaluation each.
         with_diagnostics: Whether to keep what the sampler reports at each evaluation.
         after_step: ``(step, timestep, x) -> x``, after each evaluation, of the point where the next one is due.
-        progress_bar: Wraps the timesteps.
+        progress_bar: Wraps the timesteps; the chain ends early where it does, and a waiting proposal is dropped.
 
     Raises:
         ChainDivergedError: If the state left the finite numbers; it names the step and keeps the last finite state.
@@ -265,6 +265,7 @@ def run_chain(
     reports: dict[str, list[Tensor]] = {"energy": [], "grad_norm": [], "acceptance_rate": [], "swap_rate": []}
     if num_steps:
         scheduler.set_timesteps(num_steps, device=x.device)
+    state = x
     for step, t in enumerate(progress_bar(scheduler.timesteps) if num_steps else ()):
         # 1. the energy's gradient, 2. the sampler's move
         energy, grad = energy_and_grad(energy_fn, x)
@@ -273,8 +274,10 @@ def run_chain(
             check_known(unknown, at_once=x.device.type == "cpu")
         output = scheduler.step(grad, t, x, energy=energy, generator=generator, return_dict=with_diagnostics)
         x, current = (output.prev_sample, output.current_sample) if with_diagnostics else output
+        is_state = x is current or step + 1 == len(scheduler.timesteps)  # and not a waiting proposal
         if after_step is not None:
             x = after_step(step, t, x)
+        state = x if is_state else current
 
         guard.update(current)
         # an update is over when its share of the evaluations is: each for Langevin, each L-th after the first for HMC
@@ -288,7 +291,7 @@ def run_chain(
     if num_steps:
         check_known(unknown, at_once=True)
     return ChainResult(
-        sample=x,
+        sample=state,
         profile=torch.stack(profile) if profile else None,
         diagnostics={n: torch.stack(values) for n, values in reports.items() if values} if with_diagnostics else None,
     )

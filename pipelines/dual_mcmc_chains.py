@@ -261,7 +261,7 @@ class DualMCMCMoves(EBMPipeline):
             observe=energy_fn if output_energies else None,
             with_diagnostics=output_diagnostics,
             after_step=after_step if known is None else lambda step, t, x: known(x),
-            progress_bar=self.progress_bar,
+            progress_bar=self.until_interrupted,
         )
 
     def revise_latents(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -215,9 +215,13 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         save_directory = expand_home(save_directory)
         super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
         (Path(save_directory) / CODE_FILE).write_text(pipeline_code(type(self).__name__), encoding="utf-8")
+        self.save_extra_files(Path(save_directory))
         if push_to_hub:
             kwargs.setdefault("repo_id", Path(save_directory).name)
             self.push_to_hub(variant=variant, **kwargs)
+
+    def save_extra_files(self, folder: Path) -> None:
+        """Save what a subclass keeps beside its components."""
 
     def push_to_hub(
         self,
@@ -304,6 +308,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """
         copied = copy.copy(self)
         copied.__dict__.pop("_num_timesteps", None)
+        copied.__dict__["_interrupt"] = False
         for name in SCHEDULERS:
             if self.__dict__.get(name) is not None:
                 # `__dict__`, because diffusers' __setattr__ writes to the config, which is shared
@@ -317,6 +322,18 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         if last is not None:
             return last
         return 0 if self.scheduler is None else len(self.scheduler.timesteps)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the loop ends after the current step, as in diffusers: a callback sets ``pipe._interrupt = True``."""
+        return self.__dict__.get("_interrupt", False)
+
+    def until_interrupted(self, timesteps: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield `timesteps` with the progress bar, until a callback interrupts the loop."""
+        for t in self.progress_bar(timesteps):
+            if self.interrupt:
+                return
+            yield t
 
     def callback_names(self, callback: Any, names: list[str] | None) -> list[str]:
         """Which tensors a ``callback_on_step_end`` gets: its own ``tensor_inputs`` if it is one of diffusers' objects.

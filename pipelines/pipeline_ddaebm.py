@@ -163,7 +163,8 @@ class DDAEBMPipeline(EBMPipeline):
                 ``E(x_t, t) - log q(x_next | x_t)``; 0 = none.
             correction_step_size: Their step size, in units of the denoising posterior's standard deviation.
             callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each step. Its
-                ``pipe`` is a shallow copy of this pipeline with the call's own scheduler.
+                ``pipe`` is a shallow copy of this pipeline with the call's own scheduler; ``pipe._interrupt = True``
+                ends the loop after the step.
             callback_on_step_end_tensor_inputs: Which of ``x`` (the state) and ``x0_pred`` it gets; default ``["x"]``.
 
         Returns:
@@ -189,7 +190,7 @@ class DDAEBMPipeline(EBMPipeline):
 
         draw = functools.partial(randn_tensor, generator=generator, device=device, dtype=generator_model.dtype)
         x = draw((batch_size, *self.sample_shape))
-        for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        for step, t in enumerate(self.until_interrupted(self.scheduler.timesteps)):
             # 1. predict the clean sample with a random latent
             z = draw((batch_size, latent_dim))
             (x0_pred,) = generator_model(channels_last_on_cpu(x), t, z, return_dict=False)

@@ -133,7 +133,8 @@ class DualMCMCPipeline(DualMCMCMoves):
             output_diagnostics: Whether to return what the sampler reports.
             callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each gradient. Its
                 ``x`` is where the next one is taken: the chain's state, or with MALA and HMC a proposal. Its
-                ``pipe`` is a shallow copy of this pipeline with the call's own schedulers.
+                ``pipe`` is a shallow copy of this pipeline with the call's own schedulers; ``pipe._interrupt = True``
+                ends the chain after the step, and its last state is returned.
             callback_on_step_end_tensor_inputs: Which tensors it gets; default ``["x"]``, the only one there is.
 
         Returns:

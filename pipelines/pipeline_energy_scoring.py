@@ -148,22 +148,10 @@ class EnergyScoringPipeline(EBMPipeline):
         scorer.calibration = getattr(pipeline, "calibration", None)
         return scorer
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        use_flashpack: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """As our other pipelines, and the calibration as ``calibration.json``."""
-        super().save_pretrained(
-            save_directory, safe_serialization, variant, max_shard_size, push_to_hub, use_flashpack, **kwargs
-        )
+    def save_extra_files(self, folder: Path) -> None:
+        """Save the calibration as ``calibration.json``."""
         if self.calibration is not None:
-            self.calibration.save(save_directory)
+            self.calibration.save(folder)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from hf_ebm.evaluation.sample_metrics import (
     neighbourhood_metrics,
     reconstruction_metrics,
 )
+from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.utils.files import finite_or_none
 from hf_ebm.utils.logging import ProgressBar, no_bar
 from hf_ebm.utils.software import software_versions
@@ -194,6 +195,8 @@ def describe_sampler(pipeline: Any, num_inference_steps: int | None, batch_size:
     settings = {} if scheduler is None else dict(scheduler.config)
     config = {name: value for name, value in settings.items() if not name.startswith("_")}
     steps = config.get("num_train_timesteps") if num_inference_steps is None else num_inference_steps
+    if scheduler is None or (isinstance(scheduler, EnergySampler) and pipeline.energy_model is None):
+        steps = 0  # the pipeline leaves its chain out
     return {
         "pipeline": type(pipeline).__name__,
         "scheduler": None if scheduler is None else type(scheduler).__name__,

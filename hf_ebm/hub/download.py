@@ -226,7 +226,10 @@ def check_weights(folder: Path, components: Collection[str], variant: str | None
             )
     of_variant = {name: weight_files(folder / name, variant) for name in components if is_network(folder / name)}
     if variant is not None and of_variant and not any(of_variant.values()):
-        raise ValueError(f"{folder} has no weights of variant {variant!r}; leave variant out, or choose another.")
+        raise ValueError(
+            f"You are trying to load the model files of the `variant={variant}`, but {folder} has none; leave "
+            "variant out, or choose another."
+        )
     for name, files in of_variant.items():
         found = files or weight_files(folder / name, None)
         if not found:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import python_number
 
 WEIGHT_STEMS = ("model", "diffusion_pytorch_model")  # of transformers and diffusers
@@ -37,22 +37,28 @@ def weight_variant(name: str) -> str | None:
     return None if match is None else match["variant"] or match["listed"]
 
 
-@contextmanager
-def replacing_weights(folder: str | Path, variant: str | None) -> Iterator[str]:
-    """A temporary folder to save a network in; at the end its files replace those of `folder`.
+def save_network(
+    save: Callable[..., Any], folder: str | Path, variant: str | None, push_to_hub: bool, **kwargs: Any
+) -> None:
+    """Save a network in a temporary folder, and replace the files of `folder` by it when it is complete.
 
     Weight files of the same variant that the new save does not have (shards, an index, a single file) are deleted.
     Those of other variants stay, which the libraries' own ``save_pretrained`` does not guarantee. A save that fails
     leaves `folder` as it was.
 
     Args:
+        save: The library's ``save_pretrained``.
         folder: The network's folder; made if it is not there.
         variant: The variant that is saved.
+        push_to_hub: Whether `save` also pushes; ``repo_id`` defaults to the folder's name.
+        kwargs: Other arguments of `save`.
     """
-    folder = Path(folder)
+    folder = Path(expand_home(folder))
     folder.mkdir(parents=True, exist_ok=True)
+    if push_to_hub:
+        kwargs.setdefault("repo_id", folder.name)
     with TemporaryDirectory(prefix=".tmp_save_", dir=folder) as temporary:
-        yield temporary
+        save(temporary, variant=variant, push_to_hub=push_to_hub, **kwargs)
         saved = {path.name: path for path in Path(temporary).iterdir()}
         if any(WEIGHTS.fullmatch(name) for name in saved):
             for path in folder.iterdir():

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.hub.download import fetch_network
-from hf_ebm.hub.saved_weights import replacing_weights, require_safetensors
+from hf_ebm.hub.saved_weights import require_safetensors, save_network
 from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import check_config_types, python_number
@@ -206,18 +206,8 @@ class EnergyModel(PreTrainedModel):
         and `max_shard_size` are named here because diffusers' pipelines look for them in the signature.
         """
         save_directory = expand_home(save_directory)
-        if push_to_hub:
-            kwargs.setdefault("repo_id", Path(save_directory).name)
-        with replacing_weights(save_directory, variant) as folder:
-            super().save_pretrained(
-                folder,
-                is_main_process=is_main_process,
-                state_dict=state_dict,
-                push_to_hub=push_to_hub,
-                max_shard_size=max_shard_size,
-                variant=variant,
-                **kwargs,
-            )
+        kwargs |= {"is_main_process": is_main_process, "state_dict": state_dict, "max_shard_size": max_shard_size}
+        save_network(super().save_pretrained, save_directory, variant, push_to_hub, **kwargs)
         if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3):
             processor = EBMImageProcessor(
                 self.sample_shape[-1], self.sample_shape[0], getattr(self.config, "padding", 0)

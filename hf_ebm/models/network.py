@@ -10,9 +10,8 @@ from typing import Any
 from diffusers import ConfigMixin, ModelMixin
 
 from hf_ebm.hub.download import fetch_network
-from hf_ebm.hub.saved_weights import PathlessConfig, replacing_weights, require_safe_serialization, require_safetensors
+from hf_ebm.hub.saved_weights import PathlessConfig, require_safe_serialization, require_safetensors, save_network
 from hf_ebm.models.loaded_weights import check_same_architecture
-from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import check_config_types
 
 # diffusers 0.42 warns of modules that should stay in float32 whenever a dtype is given, also where there are none, and
@@ -71,16 +70,5 @@ class Network(PathlessConfig, ModelMixin, ConfigMixin):
             ValueError: If another format is asked for.
         """
         require_safe_serialization(safe_serialization, use_flashpack)
-        save_directory = expand_home(save_directory)
-        if push_to_hub:
-            kwargs.setdefault("repo_id", Path(save_directory).name)
-        with replacing_weights(save_directory, variant) as folder:
-            super().save_pretrained(
-                folder,
-                is_main_process=is_main_process,
-                save_function=save_function,
-                variant=variant,
-                max_shard_size=max_shard_size,
-                push_to_hub=push_to_hub,
-                **kwargs,
-            )
+        kwargs |= {"is_main_process": is_main_process, "save_function": save_function, "max_shard_size": max_shard_size}
+        save_network(super().save_pretrained, save_directory, variant, push_to_hub, **kwargs)

@@ -9,6 +9,7 @@ from dual_mcmc_chains import MASK, langevin, seeded, x_energy
 from torch.testing import assert_close
 
 from hf_ebm import ConvInferenceModel, DualMCMCPipeline, LangevinScheduler
+from hf_ebm.evaluation.samples import describe_sampler
 from hf_ebm.langevin import ChainDivergedError
 from hf_ebm.models.energy import EnergyOutput
 
@@ -146,6 +147,7 @@ def test_without_its_components_the_x_chain_is_left_out_with_a_warning(tiny_dual
             "without; load it, or pass num_inference_steps=0."
         ]
     caplog.clear()
+    assert describe_sampler(pipe, 3, 2)["num_inference_steps"] == 0
     assert_close(results(0), expected)
     pipe.scheduler = LangevinScheduler(num_train_timesteps=0, step_size=0.1)  # trained without the chain
     assert_close(pipe(2, generator=seeded(), output_type="pt").images, expected[0])
