@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from reloading import reload_bit_exact
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from hf_ebm import PairInferenceModel, UNetEnergyConfig, UNetEnergyModel, UNetGeneratorModel
 from hf_ebm.models.presets import PRESETS, build_ddaebm_models, ddaebm_model_settings
@@ -91,14 +91,6 @@ def test_reload_is_bit_exact(tiny_pipeline, tmp_path, name, variant):
     model = getattr(tiny_pipeline, name)
     again = reload_bit_exact(model, tmp_path, variant)
     assert not again.training
-
-
-def test_energy_through_auto_classes(tiny_pipeline, tmp_path):
-    tiny_pipeline.energy_model.save_pretrained(tmp_path)
-    assert isinstance(AutoConfig.from_pretrained(tmp_path), UNetEnergyConfig)
-    model = AutoModel.from_pretrained(tmp_path)
-    x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(model(x, 1).energy, tiny_pipeline.energy_model.eval()(x, 1).energy)
 
 
 def test_checkpoint_of_another_architecture(tiny_pipeline, tmp_path):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from reloading import reload_bit_exact
-from transformers import AutoConfig, AutoModel
 
 from hf_ebm import (
     MLPEnergyConfig,
@@ -68,13 +67,6 @@ def test_config_round_trip(tmp_path):
     ResNetGeneratorModel(**settings).save_pretrained(tmp_path / "generator")
     config = dict(ResNetGeneratorModel.from_pretrained(tmp_path / "generator").config)
     assert {key: config[key] for key in settings} == settings
-
-
-def test_energy_through_auto_classes(tiny_dual_mcmc_pipeline, tmp_path):
-    tiny_dual_mcmc_pipeline.energy_model.save_pretrained(tmp_path)
-    assert isinstance(AutoConfig.from_pretrained(tmp_path), ResNetEnergyConfig)
-    model, x = AutoModel.from_pretrained(tmp_path), torch.randn(2, 1, 8, 8)
-    assert torch.equal(model(x).energy, tiny_dual_mcmc_pipeline.energy_model(x).energy)
 
 
 def test_numpy_settings_are_pythons_in_the_config(tmp_path):

@@ -71,8 +71,3 @@ def test_variant_dtype_and_missing_components(tiny_dual_mcmc_pipeline, tmp_path)
     bare.save_pretrained(tmp_path / "bare")
     again = DualMCMCPipeline.from_pretrained(tmp_path / "bare")
     assert again.energy_model is again.inference_model is again.latent_scheduler is again.scheduler is None
-
-
-def test_from_pipe_shares_components(tiny_dual_mcmc_pipeline):
-    other = DualMCMCPipeline.from_pipe(tiny_dual_mcmc_pipeline)
-    assert all(other.components[name] is part for name, part in tiny_dual_mcmc_pipeline.components.items())

@@ -95,6 +95,14 @@ def test_a_fresh_process_needs_one_import(scorer, pictures, tmp_path):
     assert energy == pytest.approx(scorer(pictures[0]).energies.item(), rel=1e-4, abs=1e-4)
 
 
+def test_an_offloaded_energy_gives_the_same(scorer, pictures, tmp_path):
+    scorer.save_pretrained(tmp_path)
+    options = {"model": str(tmp_path / "energy_model")}
+    expected = pipeline("ood-detection", **options)(pictures[0])
+    found = pipeline("ood-detection", **options, device_map={"": "cpu"})(pictures[0])
+    assert found == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_nan_energy_is_an_error(scorer, pictures, tmp_path, calibrated):
     scorer.calibrate(pictures, target_fpr=0.2)

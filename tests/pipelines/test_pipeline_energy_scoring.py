@@ -146,14 +146,6 @@ def test_from_pipe_shares_all_that_the_scores_need(which, request, digits, caplo
     assert again.calibration is scorer.calibration and again.components == scorer.components
 
 
-@pytest.mark.parametrize("given", [{}, {"dtype": torch.float32}])
-def test_from_pipe_leaves_the_precision_unless_told(tiny_pipeline, caplog, given):
-    tiny_pipeline.to(torch.bfloat16)
-    EnergyScoringPipeline.from_pipe(tiny_pipeline, **given)
-    assert tiny_pipeline.generator_model.dtype == given.get("dtype", torch.bfloat16)
-    assert not caplog.text
-
-
 def test_only_what_is_needed_is_loaded(tiny_dual_mcmc_pipeline, tiny_pipeline, tmp_path):
     tiny_dual_mcmc_pipeline.save_pretrained(tmp_path / "dual")
     tiny_pipeline.save_pretrained(tmp_path / "ddaebm")
