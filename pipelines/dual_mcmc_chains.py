@@ -1,20 +1,16 @@
-"""The two chains of Dual-MCMC Teaching as its pipeline runs them, and paths between latents.
+"""The two chains of Dual-MCMC Teaching, the steps that its tasks share, and paths between latents.
 
-Paths between two latents: along the line, or along the great circle.
-
-Latents are ``N(0, I)``: almost all of them have about the same norm ``sqrt(Z)``, and the middle of a line between two
-is far shorter, which a generator has never seen. The great circle keeps the norm. Source: White 2016, "Sampling
-Generative Networks".
-
-The moves that every task of Dual-MCMC Teaching is made of, with the checks of what they are given.
-
-    generate: z -> g(z)        revise: the x-chain
-    infer: x -> z ~ q(z | x), then revise_latents: the z-chain
+    generate: z -> g(z)                 revise: the x-chain
+    infer: x -> z ~ q(z | x), then      revise_latents: the z-chain
 
 Networks run in eval mode, as copies that share their weights (`hf_ebm.models.eval_copy`), so their
-own modes do not change. The chains' states are float32 whatever the networks are, so that small
-steps are not lost; they are not clamped. The moves run the schedulers of the pipeline they are
-called on, so tasks call them on a copy of it (`EBMPipeline.call_copy`).
+own modes do not change. The chains' states are float32 whatever the networks' dtype is, so that
+small steps are not lost; they are not clamped. The methods run the schedulers of the pipeline they
+are called on, so tasks call them on a copy of it (`EBMPipeline.call_copy`).
+
+Paths between latents are lines or great circles. Almost all latents of ``N(0, I)`` have about the
+norm ``sqrt(Z)``. The middle of a line between two has a far smaller one, which the generator has not
+seen in training; a great circle keeps the norm. Source: White 2016, "Sampling Generative Networks".
 """
 
 from __future__ import annotations
