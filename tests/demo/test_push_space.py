@@ -22,20 +22,25 @@ else:
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def hub():
-    """A Hub with alice's model."""
-    with Hub() as hub:
-        hub.repositories["alice/model"] = Repository()
-        hub.repositories["alice/model"].commit("main", Commit("a model"))
-        yield hub
+@pytest.fixture(scope="module")
+def server():
+    with Hub() as server:
+        yield server
 
 
 @pytest.fixture
-def client(hub, tmp_path):
+def hub(server):
+    """A Hub with alice's model alone."""
+    server.reset()
+    server.repositories = {"alice/model": Repository()}
+    server.repositories["alice/model"].commit("main", Commit("a model"))
+    return server
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory):
     """A process of alice's, which has no Xet."""
-    (tmp_path / "home").mkdir()
-    client = Client(hub.url, tmp_path / "home", "alice-token")
+    client = Client(server.url, tmp_path_factory.mktemp("home"), "alice-token")
     yield client
     client.close()
 
@@ -145,7 +150,7 @@ def test_a_private_models_space_reports_that_it_needs_a_token(hub, client, priva
 import logging
 import hf_ebm.demo.push as push
 result = []
-push.logger.addHandler(logging.Handler())
+push.logger.handlers = [logging.Handler()]
 push.logger.handlers[0].emit = lambda record: result.append(record.getMessage())
 push.push_space("alice/model", "alice/space")
 """)
