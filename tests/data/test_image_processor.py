@@ -1,6 +1,8 @@
 """EBMImageProcessor: every kind of input gives the same pixel values, and saved processors load, old ones too."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -88,18 +90,18 @@ def test_a_file_of_the_former_name_loads(tmp_path):
     assert (saved["image_processor_type"], saved["padding"]) == ("EBMImageProcessor", 2)
 
 
-@pytest.mark.parametrize("config", [UNetEnergyConfig, ResNetEnergyConfig])
-def test_energies_are_registered_by_one_import(tmp_path, config):
-    import subprocess
-    import sys
-
-    config().save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"size": 8, "num_channels": 1}')  # identified by the config
-    code = "import sys, transformers, {}; print(type(transformers.AutoImageProcessor.from_pretrained(sys.argv[1])))"
-    for module in ("hf_ebm.models", "hf_ebm.pipelines.pipeline_energy_scoring"):
-        command = [sys.executable, "-c", code.format(module), str(tmp_path)]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert "EBMImageProcessor" in out
+@pytest.mark.parametrize("module", ["hf_ebm.models", "hf_ebm.pipelines.pipeline_energy_scoring"])
+def test_energies_are_registered_by_one_import(tmp_path, module):
+    configs = (UNetEnergyConfig, ResNetEnergyConfig)
+    for config in configs:
+        config().save_pretrained(tmp_path / config.__name__)
+        # identified by the config
+        (tmp_path / config.__name__ / "preprocessor_config.json").write_text('{"size": 8, "num_channels": 1}')
+    code = f"import sys, transformers, {module}\nload = transformers.AutoImageProcessor.from_pretrained\n"
+    code += "print(*(type(load(folder)).__name__ for folder in sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *(str(tmp_path / config.__name__) for config in configs)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["EBMImageProcessor"] * 2
 
 
 @pytest.mark.parametrize(
