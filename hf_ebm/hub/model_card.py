@@ -6,6 +6,7 @@ Local paths are reduced to their last part. ``model_cards/guide.md`` explains ho
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -232,6 +233,12 @@ class Missing(StrictUndefined):
         return False
 
 
+@functools.cache
+def template_environment() -> Environment:
+    """Return the environment of the card templates, which keeps them compiled."""
+    return Environment(loader=FileSystemLoader(TEMPLATES), undefined=Missing)
+
+
 def hardware_name(num_processes: int = 1) -> str:
     """The machine in words: its GPU, or its CPU and the number of threads torch uses, in each of the processes."""
     import torch
@@ -418,9 +425,9 @@ def render_card(
             f"{folder} holds a {class_name}; there are cards of {', '.join(templates)} only. Save it as one of them."
         )
     template = templates[class_name]
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=Missing)
+    compiled = template_environment().get_template(template)
     try:
-        text = environment.get_template(template).render(
+        text = compiled.render(
             card_data=data.to_yaml(),
             generated=GENERATED,
             title=title,
