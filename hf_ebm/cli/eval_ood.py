@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_device_option, output_folder
-from hf_ebm.utils.files import check_writable, expand_home, path_text, whole_file
+from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_device_option
+from hf_ebm.utils.files import check_writable, expand_home, path_option, path_text, whole_file
 
 OOD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
 
@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--no-baselines", action="store_true", help="evaluate the model's scores only")
     parser.add_argument(
         "--output",
-        type=output_folder,
+        type=path_option,
         default=Path("ood"),
         help="folder for ood.json, roc.png and histograms.png; the card of a run folder is updated with it "
         "(default: %(default)s)",

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option, output_folder
+from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option
 from hf_ebm.pipelines.loading import load_image_generator
-from hf_ebm.utils.files import check_writable, path_text, whole_file
+from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
 
 
 def add_parser(commands: Any) -> None:
@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--num-workers", type=int, default=0, help="image-decoding processes (default: %(default)s)")
     parser.add_argument(
         "--output",
-        type=output_folder,
+        type=path_option,
         default=Path("evaluation"),
         help="folder for evaluate.json; the card of a run folder is updated with it (default: %(default)s)",
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
-from hf_ebm.utils.files import path_option, path_text
+from hf_ebm.utils.files import path_text
 from hf_ebm.utils.validation import MAX_NUMPY_SEED, MAX_SEED, check_seed
 
 SCORE_NAMES = ("energy", "gradient_norm", "multiscale", "typicality", "complexity", "reconstruction", "combined")
@@ -48,14 +46,6 @@ def add_padding_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--padding", type=int, help="black pixels on each side of images; default: as in training, else 0"
     )
-
-
-def output_folder(text: str) -> Path:
-    """Return the folder that an option names, which may not exist yet; an existing file is an error of argparse."""
-    folder = path_option(text)
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise argparse.ArgumentTypeError(f"must be a folder, and {text!r} is a file")
-    return folder
 
 
 def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:

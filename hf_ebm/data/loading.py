@@ -49,25 +49,31 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
     Raises:
         ValueError: If the data set or its split is missing, empty, or cannot be read.
     """
+    import datasets
+
     if not name.strip():
         raise ValueError(f"dataset must be the name of a data set or a folder, got {name!r}; {EMBEDDED_HINT}")
     name = expand_home(name)
-    loaded = load_folder(name, split, config_name) if Path(name).is_dir() else None
-    if loaded is None:
-        loaded = load_with_datasets(name, split, config_name, revision)
+    shown, is_folder = f"dataset {name!r} (split {split!r})", Path(name).is_dir()
+    empty = f"{shown} is empty; choose another split or folder."
+    try:
+        loaded = load_folder(name, split, config_name) if is_folder else None
+        if loaded is None:
+            source = plain_path(name) if is_folder else name
+            loaded = datasets.load_dataset(source, config_name, split=split, revision=revision)
+    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:
+        reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error)
+        # datasets 5 finds no table to put together in an empty set
+        if isinstance(error, IndexError) or "corresponds to no data" in reason:
+            raise ValueError(empty) from error
+        near = did_you_mean(name.partition("@")[0], EMBEDDED_NAMES, EMBEDDED_HINT)
+        raise ValueError(
+            f"{shown} cannot be loaded: {reason.rstrip('.')}. Give a Hub id, or a folder of parquet or image files; "
+            f"{near}"
+        ) from error
     if len(loaded) == 0:
-        raise ValueError(empty(name, split))
+        raise ValueError(empty)
     return loaded
-
-
-def empty(name: str, split: str) -> str:
-    """The message of a data set without rows."""
-    return f"dataset {name!r} (split {split!r}) is empty; choose another split or folder."
-
-
-def cannot_load(name: str, split: str, reason: object) -> str:
-    """The message of a folder that cannot be loaded."""
-    return f"dataset {name!r} (split {split!r}) cannot be loaded: {str(reason).rstrip('.')}."
 
 
 def is_saved(folder: str) -> bool:
@@ -76,22 +82,15 @@ def is_saved(folder: str) -> bool:
 
 
 def load_folder(name: str, split: str, config_name: str | None) -> Any:
-    """A split of a folder of image files, or of one that `save_to_disk` wrote; None for any other folder.
-
-    Raises:
-        ValueError: If it cannot be read, or has no such split.
-    """
+    """A split of a folder of image files, or of one that `save_to_disk` wrote; None for any other folder."""
     if is_saved(name):
         return load_saved(name, split)
-    try:
-        content = list_files(name)
-        if not content.images:
-            return None
-        if config_name is not None:
-            raise ValueError(f"a folder of image files has no configurations, got {config_name!r}")
-        loaded, found = load_image_folder(name, content, split)
-    except (OSError, ValueError) as error:
-        raise ValueError(cannot_load(name, split, error)) from error
+    content = list_files(name)
+    if not content.images:
+        return None
+    if config_name is not None:
+        raise ValueError(f"a folder of image files has no configurations, got {config_name!r}")
+    loaded, found = load_image_folder(name, content, split)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"{name}: {found}", file=sys.stderr)
     return loaded
@@ -104,38 +103,13 @@ def load_saved(name: str, split: str) -> Any:
     """
     import datasets
 
-    try:
-        loaded = datasets.load_from_disk(plain_path(name))
-    except IndexError as error:  # datasets 5 finds no table to put together in an empty one
-        raise ValueError(empty(name, split)) from error
-    except OSError as error:
-        raise ValueError(cannot_load(name, split, error)) from error
+    loaded = datasets.load_from_disk(plain_path(name))
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    try:
-        ranges = split_ranges(split, {name: len(rows) for name, rows in splits.items()})
-    except ValueError as error:
-        raise ValueError(cannot_load(name, split, error)) from error
+    ranges = split_ranges(split, {name: len(rows) for name, rows in splits.items()})
     parts = [splits[part].with_format(None).select(range(start, stop)) for part, start, stop in ranges]
     rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     rows.info.splits = split_dict({name: len(rows) for name, rows in splits.items()})
     return rows
-
-
-def load_with_datasets(name: str, split: str, config_name: str | None, revision: str | None) -> Any:
-    """A split that `datasets.load_dataset` loads: of the Hub, or of a folder of parquet files."""
-    import datasets
-
-    try:
-        source = plain_path(name) if Path(name).is_dir() else name
-        return datasets.load_dataset(source, config_name, split=split, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error)
-        if "corresponds to no data" in reason:
-            raise ValueError(empty(name, split)) from error
-        near = did_you_mean(name.partition("@")[0], EMBEDDED_NAMES, EMBEDDED_HINT)
-        raise ValueError(
-            f"{cannot_load(name, split, reason)} Give a Hub id, or a folder of parquet or image files; {near}"
-        ) from error
 
 
 def plain_path(folder: str) -> str:

@@ -53,8 +53,8 @@ BAD_SEEDS = [
         (["eval-ood", "--model", "DUAL", "--id", "digits", "--scores", "multiscale"], "'multiscale'"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--max-images", "2"], "max_images"),
         (["eval-ood", "--model", "FOLDER", "--id", "digits", "--resamples", "0"], "--resamples"),
-        (["eval-ood", "--model", "FOLDER", "--id", "digits", "--output", "PICTURE"], "--output: must be a folder"),
-        (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--output", "PICTURE"], "--output: must be a folder"),
+        (["eval-ood", "--model", "FOLDER", "--id", "digits", "--output", "PICTURE"], "--output must be a folder"),
+        (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--output", "PICTURE"], "--output must be a folder"),
         (["evaluate", "--model", "FOLDER", "--dataset", "digits", "--num-images", "2"], "num_images"),
         (["evaluate", "--model", "FOLDER", "--dataset", "a/b/c", "--feature-extractor", "digits"], "a/b/c"),
         (["evaluate", "--model", "FOLDER", "--dataset", "a/b/c"], "a/b/c"),  # and not what its extractor would need
