@@ -336,14 +336,7 @@ class RunSettings:
 
 
 def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
-    """Settings that decide what is learned and were others before, as ``name value``; none where nothing is known.
-
-    They are shown on the card, so a path is reduced to its last part.
-
-    Args:
-        earlier: By name, from JSON.
-        settings: The present ones.
-    """
+    """Settings that decide what is learned and were others `earlier`, as ``name value``, with public paths."""
     now = json.loads(json.dumps(dataclasses.asdict(settings)))
     names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
     return [f"{name} {public_values(earlier[name])}" for name in names if earlier[name] != now[name]]

@@ -260,15 +260,8 @@ def download_pipeline(
 ) -> Path:
     """Fetch the files of a pipeline, all of one commit, and return their folder in huggingface_hub's cache.
 
-    Args:
-        repo_id: For example ``"user/name"``.
-        names: Components to fetch; None = all.
-        given: Components that the caller already has, which are not fetched.
-        extra_files: Optional files; see `fetch`.
-        subfolder: The pipeline's folder in the repository.
-        variant: Of the weights; a network without it is fetched plain.
-        trust_remote_code: See `read_index`.
-        options: `HUB_OPTIONS` of huggingface_hub.
+    Components are fetched that are among `names` (None = all) and not `given` by the caller; a network without the
+    `variant` is fetched plain. `extra_files` are optional, `options` are `HUB_OPTIONS` of huggingface_hub.
 
     Raises:
         OSError: If the repository, the revision or the network is not available.

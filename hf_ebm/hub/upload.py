@@ -52,10 +52,7 @@ from hf_ebm.hub.model_card import (
     read_settings,
     render_card,
 )
-from hf_ebm.hub.saved_weights import (
-    WEIGHTS,
-    weight_variant,
-)
+from hf_ebm.hub.saved_weights import WEIGHTS, weight_variant
 from hf_ebm.utils.files import expand_home
 
 
@@ -114,16 +111,9 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
 
 
 def push_pipeline(pipeline: Any, repo_id: str, variant: str | None = None, **options: Any) -> CommitInfo:
-    """Push a pipeline as it is in memory, with what is known in the run folder that it was loaded from.
+    """Push a pipeline as it is in memory, with the records of the run folder that it was loaded from.
 
-    Args:
-        pipeline: The pipeline.
-        repo_id: Such as ``"user/name"``; made if it is not there.
-        variant: Of the weights' file names.
-        options: See `push_folder`.
-
-    Raises:
-        PushError: If the Hub did not take it.
+    `variant` is of the weights' file names; see `push_folder` for the rest.
     """
     source = pipeline.name_or_path  # a folder, a Hub id, or None
     with TemporaryDirectory() as temporary:
@@ -148,12 +138,7 @@ def commit_folder(
     license_name: str | None = None,
     subfolder: str | None = None,
 ) -> CommitInfo:
-    """One commit of what readers of a pipeline folder need; see `push_folder`.
-
-    Args:
-        folder, repo_id, private, token, create_pr, revision, commit_message: See `push_folder`.
-        subfolder: Folder of the repository to push to, without a card; None = its top.
-    """
+    """One commit of what readers of a pipeline folder need, see `push_folder`; into a `subfolder` without a card."""
     check_repo_id("repo_id", repo_id)
     prefix = check_subfolder(subfolder)
     if token is None and get_token() is None:
@@ -283,12 +268,9 @@ def public_file(path: Path) -> str | bytes:
 
 
 def old_files(folder: Path, files: Collection[str], there: Collection[str]) -> list[str]:
-    """What earlier pushes left in a repository and the new `files` do not have: it would speak of other weights.
+    """Paths `there`, in the repository, that earlier pushes left and the new `files` lack: they describe other weights.
 
-    Args:
-        folder: The pipeline folder that is pushed.
-        files: Paths that are pushed of it.
-        there: Paths in the repository. Only names that we give are taken; of weights, those of the variants of `files`.
+    Only names that we give are returned; of weights, those of the variants of `files`.
     """
     components = wanted_components(read_index(folder / INDEX), None, ())
 

@@ -77,12 +77,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_writable(argument: str, path: Path, is_folder: bool = False) -> None:
-    """Check that an output can be written before the work for it starts; nothing is made or changed.
-
-    Args:
-        argument: The option or setting that names it, for the message.
-        path: The file, or the folder, that is to be written; missing parents are made later.
-        is_folder: Which of both.
+    """Check that an output, named by the option `argument`, can be written; nothing is made or changed.
 
     Raises:
         ValueError: If the path is a folder where a file is needed or the reverse, or a link to nothing is in the way.

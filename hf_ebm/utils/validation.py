@@ -17,22 +17,12 @@ MAX_NUMPY_SEED = 2**32 - 1  # of numpy's legacy generator, and so of scikit-lear
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """``counted(1, "seed")`` is ``"1 seed"``, ``counted(1200, "seed")`` is ``"1,200 seeds"``.
-
-    Args:
-        number: How many.
-        noun: Of one.
-        plural: Of several; None = `noun` with an s.
-    """
+    """``counted(1, "seed")`` is ``"1 seed"``, ``counted(1200, "seed")`` is ``"1,200 seeds"``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """``duration(4.32)`` is ``"4.3 seconds"``, ``duration(95)`` is ``"1.6 minutes"``; from two hours on they are hours.
-
-    Args:
-        seconds: How long.
-    """
+    """``duration(4.32)`` is ``"4.3 seconds"``, ``duration(95)`` is ``"1.6 minutes"``; hours from two on."""
     if seconds < 60:
         return f"{seconds:.2g} seconds"
     return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
@@ -58,17 +48,7 @@ def python_number(value: Any) -> Any:
 
 
 def check_count(name: str, value: Any, least: int, remark: str = "") -> int:
-    """Return a whole number >= `least` as a Python int, which torch takes everywhere.
-
-    Args:
-        name: The argument's name.
-        value: The value passed.
-        least: The smallest value allowed.
-        remark: Continues the rule in the message, such as ``", or None for all"``.
-
-    Raises:
-        ValueError: If it is not one.
-    """
+    """Return a whole number >= `least` as a Python int; else a `ValueError`, whose rule `remark` continues."""
     if not is_integer(value) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}{remark}, got {value!r}.")
     return int(value)
@@ -81,16 +61,7 @@ def check_fraction(name: str, value: Any) -> None:
 
 
 def check_seed(name: str, value: Any, largest: int = MAX_SEED) -> int:
-    """Return a seed as a Python int.
-
-    Args:
-        name: The argument's name.
-        value: The value passed.
-        largest: The largest seed allowed: `MAX_SEED`, or `MAX_NUMPY_SEED` where numpy or scikit-learn gets it.
-
-    Raises:
-        ValueError: If it is not a whole number from 0 to `largest`.
-    """
+    """Return a seed from 0 to `largest` (`MAX_NUMPY_SEED` where numpy gets it) as a Python int; else a `ValueError`."""
     if not is_integer(value) or not 0 <= value <= largest:
         bits = largest.bit_length()
         raise ValueError(f"{name} must be a whole number from 0 to 2**{bits} - 1 ({largest}), got {value!r}.")
@@ -114,14 +85,9 @@ def has_type(value: Any, hint: Any) -> bool:
 
 
 def check_config_types(taker: Any, config: Mapping[str, Any]) -> None:
-    """Compare a config with annotations.
+    """Raise a `ValueError` that names the first setting of another type than `taker`'s annotations say.
 
-    Args:
-        taker: What has them: a constructor, or a config class (of which its own fields count).
-        config: Values by name; names without an annotation are not looked at.
-
-    Raises:
-        ValueError: It names the first setting of another type.
+    `taker` is a constructor, or a config class, of which its own fields count.
     """
     own = type("own", (), {"__annotations__": taker.__annotations__})  # a base class's may name what is not imported
     hints = typing.get_type_hints(own, globalns=vars(sys.modules[taker.__module__]))
