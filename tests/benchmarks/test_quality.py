@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -24,43 +25,64 @@ def module(name):
     return importlib.import_module(name)
 
 
-def run(output, *arguments):
-    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--data", "digits", "--methods", "ddpm", "--seconds"]
-    # of four looks at least two are left where the machine is three times as fast as it was while it was probed
-    command += ["4", "--probe-seconds", "0.5", "--looks", "4", "--num-images", "30", "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=600)
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command, and what it would run in processes of their own, in this one."""
+    quality = module("quality")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def train(command, check, env):
+        assert command[0] == sys.executable and check and env["ACCELERATE_USE_CPU"] == "true"
+        _, name, *arguments = command if command[1] != "-m" else command[1:]
+        AcceleratorState._reset_state(reset_partial_state=True)
+        module(name.removeprefix(str(BENCHMARKS) + os.sep).removesuffix(".py")).main(arguments)
+
+    processes = SimpleNamespace(run=train, CalledProcessError=subprocess.CalledProcessError)
+    monkeypatch.setattr(quality, "subprocess", processes)
+
+    def call(*arguments):
+        # so little time that a step is made for each look, however fast the machine is
+        options = ["--data", "digits", "--methods", "ddpm", "--device", "cpu", "--seconds", "1e-6", "--looks", "3"]
+        options += ["--probe-seconds", "0.1", "--num-images", "30", "--output", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["quality.py", *options, *arguments])
+        ended = None
+        try:
+            quality.main()
+        except SystemExit as end:
+            ended = end.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(ended=ended, stdout=printed.out, stderr=printed.err)
+
+    return call
 
 
-def test_it_trains_measures_and_goes_on(tmp_path):
-    out = run(tmp_path)
-    assert out.returncode == 0, out.stderr[-2000:]
+def test_it_trains_measures_and_goes_on(tmp_path, run):
+    out = run()
+    assert out.ended is None
     record = json.loads((tmp_path / "results.json").read_text())
-    first, *_, last = looks = record["runs"]["ddpm"]["0"]["looks"]
-    assert 0 < first["training"]["steps"] < last["training"]["steps"] == record["runs"]["ddpm"]["0"]["max_steps"]
+    *_, last = looks = record["runs"]["ddpm"]["0"]["looks"]
+    assert [look["training"]["steps"] for look in looks] == [1, 2, 3]
+    assert record["runs"]["ddpm"]["0"]["max_steps"] == 3
     assert set(last["samplers"]) == {f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)}
     assert last["samplers"]["DDPM, DDIM 4 steps"]["images_per_second"] > 0 < record["floor"]["frechet_distance"]
     assert "DDIM 50 steps" in (tmp_path / "table.md").read_text() and (tmp_path / "quality.png").stat().st_size > 5000
 
     looks.pop()  # as if it had been stopped before the last look was written
     (tmp_path / "results.json").write_text(json.dumps(record))
-    out = run(tmp_path)
-    assert out.returncode == 0, out.stderr[-2000:]
+    out = run()
+    assert out.ended is None
     assert f"seed 0, after {len(looks)} looks" in out.stdout and "after 0 looks" not in out.stdout
     again = json.loads((tmp_path / "results.json").read_text())["runs"]["ddpm"]["0"]["looks"]
     assert again[:-1] == looks and again[-1]["training"]["steps"] == last["training"]["steps"]
 
-    refused = run(tmp_path, "--seconds", "3")
-    assert refused.returncode != 0 and "was made with other settings (seconds)" in refused.stderr
+    refused = run("--seconds", "3")
+    assert "was made with other settings (seconds)" in refused.ended
 
     assert record["runs"]["ddpm"]["0"]["commit"] == module("changes").current_commit()
     record["runs"]["ddpm"]["0"]["recipe"]["batch_size"] = 63
     (tmp_path / "results.json").write_text(json.dumps(record))
-    refused = run(tmp_path, "--seeds", "1")
-    assert (
-        refused.returncode != 0
-        and "runs of ddpm with another recipe (batch_size: {'batch_size': 63})" in refused.stderr
-    )
+    refused = run("--seeds", "1")
+    assert "runs of ddpm with another recipe (batch_size: {'batch_size': 63})" in refused.ended
     assert json.loads((tmp_path / "results.json").read_text()) == record
 
 
@@ -119,10 +141,11 @@ def test_runs_that_ended_early_are_in_the_table():
         assert cells["FD"] == distance and cells["seeds"] == seeds
 
 
-def test_changes_to_one_recipe_are_compared(tmp_path):
+def test_changes_to_one_recipe_are_compared(tmp_path, run):
     """Each change beside the recipe, with the energies' AUROC."""
-    out = run(tmp_path, "--methods", "ddaebm", "--looks", "1", "--change", "batch_size=8 r1_interval=2")
-    assert out.returncode == 0, out.stderr[-2000:]
+    changes = ("--change", "batch_size=8 r1_interval=2")
+    out = run("--methods", "ddaebm", "--looks", "1", *changes)
+    assert out.ended is None
     _, _, _, *rows = (tmp_path / "table.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in rows] == ["as shipped", "batch_size=8 r1_interval=2"]
     record = json.loads((tmp_path / "results.json").read_text())
@@ -155,9 +178,9 @@ def test_the_changes_of_earlier_commands_stay_in_the_table(tmp_path):
         (("--change", ""), "--change must be key=value"),
     ],
 )
-def test_wrong_changes(tmp_path, arguments, said):
-    out = run(tmp_path, *arguments)
-    assert out.returncode == 2 and said in out.stderr and not (tmp_path / "results.json").exists()
+def test_wrong_changes(tmp_path, run, arguments, said):
+    out = run(*arguments)
+    assert out.ended == 2 and said in out.stderr and not (tmp_path / "results.json").exists()
 
 
 def test_steps_that_fit_are_counted_from_the_third_on(tmp_path, monkeypatch):
