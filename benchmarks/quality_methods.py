@@ -1,4 +1,4 @@
-"""What `quality.py` compares: each contender a training script, its config, and its samplers."""
+"""Contenders of `quality.py`: a training script, its config and its samplers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from hf_ebm.training.config import CONFIGS
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A way to train, and the ways to sample from what it trained.
+    """A training method and the samplers of its model.
 
     Attributes:
-        title: As the table calls it.
-        script: What Python runs: ``("-m", module)`` or ``(file,)``.
+        title: Name in the table.
+        script: Arguments of Python: ``("-m", module)`` or ``(file,)``.
         method: The config is ``<method>_<data>.yaml``.
         configs: Folder of the configs.
         draw: ``(run folder, number, batch size, seed, device, steps) -> batches`` of images in [-1, 1], on the CPU.
-        samplers: Steps by the sampler's name; None: as in training.
-        changes: To the config.
-        pipeline: The class whose `score` gives the trained energies; None: no energy, or an idle one.
+        samplers: Number of steps by sampler name; None: as in training.
+        changes: Settings that replace those of the config.
+        pipeline: Class whose `score` gives the energies; None: no trained energy.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Contender:
     pipeline: Any = None
 
     def config(self, data: str) -> Path:
-        """The settings for a data set."""
+        """Path of the config for a data set."""
         return self.configs / f"{self.method}_{data}.yaml"
 
 
@@ -89,11 +89,11 @@ CONTENDERS = {
         "dual_mcmc",
         CONFIGS,
         draw_by(DualMCMCPipeline),
-        {"Dual-MCMC": None, "Dual-MCMC, x-chain left out": 0},
+        {"Dual-MCMC": None, "Dual-MCMC, without the x-chain": 0},
         pipeline=DualMCMCPipeline,
     ),
     "generator_only": Contender(
-        "generator of Dual-MCMC, not taught by an energy",
+        "generator of Dual-MCMC, without an energy",
         baseline_script(baseline_generator_only),
         "dual_mcmc",
         CONFIGS,
@@ -112,11 +112,11 @@ CONTENDERS = {
 
 
 def variants(name: str, changes: list[str]) -> dict[str, Contender]:
-    """A contender as shipped, and once for each change to its config, to be compared with each other.
+    """A contender as shipped, and once for each change to its config.
 
     Args:
         name: Of `CONTENDERS`.
-        changes: Each one or several ``key=value``, as in a shell.
+        changes: Each has one or several ``key=value``, as in a shell.
 
     Raises:
         ValueError: If a change is not of that form.

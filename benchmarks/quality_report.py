@@ -1,4 +1,4 @@
-"""The table and the two plots of `quality.py`: quality against sampling time, and against training time."""
+"""Table and plots of `quality.py`: sample quality against sampling time and training time."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ COLUMNS = {
 
 
 def is_finished(run: dict[str, Any]) -> bool:
-    """Whether a run has been measured at its end."""
-    return bool(run["looks"]) and run["looks"][-1]["training"]["steps"] >= run["max_steps"]
+    """Whether a run was evaluated after its last step."""
+    return bool(run["evaluations"]) and run["evaluations"][-1]["training"]["steps"] >= run["max_steps"]
 
 
-def last_looks(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The last looks of a contender's finished runs, one a seed."""
-    return [run["looks"][-1] for run in record["runs"].get(name, {}).values() if is_finished(run)]
+def last_evaluations(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The last evaluation of each finished run of a contender."""
+    return [run["evaluations"][-1] for run in record["runs"].get(name, {}).values() if is_finished(run)]
 
 
 def seeds_cell(record: dict[str, Any], name: str) -> str:
-    """How many runs a line is the mean of, and how many others ended early."""
+    """The number of finished runs, and of those that ended early."""
     runs = record["runs"].get(name, {}).values()
     finished = sum(map(is_finished, runs))
     early = sum(not is_finished(run) and run.get("ended_early", False) for run in runs)
@@ -39,22 +39,26 @@ def seeds_cell(record: dict[str, Any], name: str) -> str:
 
 
 def make_table(record: dict[str, Any], contenders: dict[str, Contender]) -> str:
-    """One line a sampler, mean and standard deviation over seeds, the floor above."""
+    """A row per sampler, mean and standard deviation over seeds, below the real-vs-real distances."""
     heads = [heading for heading, _ in COLUMNS.values()]
     heads += ["AUROC", "sampled images/s", "training s", "trained images/s", "peak memory MiB", "saved parameters M"]
     heads += ["seeds"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    floor = [f"{record['floor'][name]:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
-    lines.append("| training images (the floor) | " + " | ".join(floor) + " | " * (len(heads) - len(floor)) + " |")
+    real = [f"{record['real_vs_real'][name]:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
+    lines.append("| training images (real vs real) | " + " | ".join(real) + " | " * (len(heads) - len(real)) + " |")
     for name, contender in contenders.items():
-        looks, seeds = last_looks(record, name), seeds_cell(record, name)
-        if not looks and "early" in seeds:
+        evaluations, seeds = last_evaluations(record, name), seeds_cell(record, name)
+        if not evaluations and "early" in seeds:
             lines += [f"| {sampler} | " + " | " * (len(heads) - 1) + f"{seeds} |" for sampler in contender.samplers]
-        for sampler in contender.samplers if looks else ():
-            found = [look["samplers"][sampler] for look in looks]
-            training = [look["training"] for look in looks]
+        for sampler in contender.samplers if evaluations else ():
+            found = [evaluation["samplers"][sampler] for evaluation in evaluations]
+            training = [evaluation["training"] for evaluation in evaluations]
             cells = [cell([one[key] for one in found], digits) for key, (_, digits) in COLUMNS.items()]
-            aurocs = [statistics.fmean(look["aurocs"].values()) for look in looks if look.get("aurocs")]
+            aurocs = [
+                statistics.fmean(evaluation["aurocs"].values())
+                for evaluation in evaluations
+                if evaluation.get("aurocs")
+            ]
             cells += [
                 cell(aurocs, 3) if aurocs else "",
                 f"{statistics.fmean(one['images_per_second'] for one in found):.0f}",
@@ -68,30 +72,30 @@ def make_table(record: dict[str, Any], contenders: dict[str, Contender]) -> str:
     return "\n".join(lines) + "\n"
 
 
-LOOKS = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line of a contender's first, second, third sampler
+STYLES = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line of a contender's samplers
 
 
 def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -> None:
-    """Frechet distance against seconds per sampled image, and against seconds of training; lines through means."""
+    """Plot the mean Frechet distance against seconds per sampled image and against seconds of training."""
     figure = new_figure(10.5, 4.8)
     left, right = figure.subplots(1, 2, sharey=True)
     for index, (name, contender) in enumerate(contenders.items()):
         colour = f"C{index}"
-        looks = last_looks(record, name)
+        evaluations = last_evaluations(record, name)
         points = []
-        for sampler, (marker, _) in zip(contender.samplers if looks else (), cycle(LOOKS), strict=False):
-            found = [look["samplers"][sampler] for look in looks]
+        for sampler, (marker, _) in zip(contender.samplers if evaluations else (), cycle(STYLES), strict=False):
+            found = [evaluation["samplers"][sampler] for evaluation in evaluations]
             seconds = statistics.fmean(1.0 / one["images_per_second"] for one in found)
             distance = statistics.fmean(one["frechet_distance"] for one in found)
             points.append((seconds, distance))
             left.plot(*points[-1], marker=marker, color=colour)
         if points:
             left.plot(*zip(*points, strict=True), color=colour, linewidth=0.8)
-        runs = [run["looks"] for run in record["runs"].get(name, {}).values()]
-        for sampler, (marker, style) in zip(contender.samplers, cycle(LOOKS), strict=False):
+        runs = [run["evaluations"] for run in record["runs"].get(name, {}).values()]
+        for sampler, (marker, style) in zip(contender.samplers, cycle(STYLES), strict=False):
             line = []
-            for look in range(max(map(len, runs), default=0)):
-                there = [looks[look] for looks in runs if len(looks) > look]
+            for number in range(max(map(len, runs), default=0)):
+                there = [evaluations[number] for evaluations in runs if len(evaluations) > number]
                 if there:
                     seconds = statistics.fmean(one["training"]["seconds"] for one in there)
                     distance = statistics.fmean(one["samplers"][sampler]["frechet_distance"] for one in there)
@@ -99,9 +103,9 @@ def plot(record: dict[str, Any], contenders: dict[str, Contender], path: Path) -
             if line:
                 right.plot(*zip(*line, strict=True), style, marker=marker, markersize=4, color=colour, label=sampler)
     for axis, label in ((left, "seconds per sampled image"), (right, "seconds of training")):
-        axis.axhline(record["floor"]["frechet_distance"], color="gray", linewidth=0.8)
+        axis.axhline(record["real_vs_real"]["frechet_distance"], color="gray", linewidth=0.8)
         axis.set(xlabel=label, yscale="log")
-    left.set(xscale="log", ylabel="Frechet distance (gray: training images)")
+    left.set(xscale="log", ylabel="Frechet distance (gray: real vs real)")
     handles, labels = right.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=5)

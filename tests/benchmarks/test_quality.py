@@ -1,4 +1,4 @@
-"""The comparison at equal wall clock: it trains, measures, goes on where it stopped, and its table is right."""
+"""The comparison at equal wall clock trains, evaluates, resumes, and writes a correct table."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ def module(name):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Run the command, and what it would run in processes of their own, in this one."""
+    """Run the command and its training processes in this process."""
     quality = module("quality")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
@@ -41,8 +41,19 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "subprocess", processes)
 
     def call(*arguments):
-        # so little time that a step is made for each look, however fast the machine is
-        options = ["--data", "digits", "--methods", "ddpm", "--device", "cpu", "--seconds", "1e-6", "--looks", "3"]
+        # so little time that each part is one step, however fast the machine is
+        options = [
+            "--data",
+            "digits",
+            "--methods",
+            "ddpm",
+            "--device",
+            "cpu",
+            "--seconds",
+            "1e-6",
+            "--num-evaluations",
+            "3",
+        ]
         options += ["--probe-seconds", "0.1", "--num-images", "30", "--output", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", ["quality.py", *options, *arguments])
         ended = None
@@ -56,24 +67,24 @@ def run(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_it_trains_measures_and_goes_on(tmp_path, run):
+def test_it_trains_evaluates_and_resumes(tmp_path, run):
     out = run()
     assert out.ended is None
     record = json.loads((tmp_path / "results.json").read_text())
-    *_, last = looks = record["runs"]["ddpm"]["0"]["looks"]
-    assert [look["training"]["steps"] for look in looks] == [1, 2, 3]
+    *_, last = evaluations = record["runs"]["ddpm"]["0"]["evaluations"]
+    assert [one["training"]["steps"] for one in evaluations] == [1, 2, 3]
     assert record["runs"]["ddpm"]["0"]["max_steps"] == 3
     assert set(last["samplers"]) == {f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)}
-    assert last["samplers"]["DDPM, DDIM 4 steps"]["images_per_second"] > 0 < record["floor"]["frechet_distance"]
+    assert last["samplers"]["DDPM, DDIM 4 steps"]["images_per_second"] > 0 < record["real_vs_real"]["frechet_distance"]
     assert "DDIM 50 steps" in (tmp_path / "table.md").read_text() and (tmp_path / "quality.png").stat().st_size > 5000
 
-    looks.pop()  # as if it had been stopped before the last look was written
+    evaluations.pop()  # as if stopped before the last evaluation was written
     (tmp_path / "results.json").write_text(json.dumps(record))
     out = run()
     assert out.ended is None
-    assert f"seed 0, after {len(looks)} looks" in out.stdout and "after 0 looks" not in out.stdout
-    again = json.loads((tmp_path / "results.json").read_text())["runs"]["ddpm"]["0"]["looks"]
-    assert again[:-1] == looks and again[-1]["training"]["steps"] == last["training"]["steps"]
+    assert f"seed 0, after {len(evaluations)} evaluations" in out.stdout and "after 0 evaluations" not in out.stdout
+    again = json.loads((tmp_path / "results.json").read_text())["runs"]["ddpm"]["0"]["evaluations"]
+    assert again[:-1] == evaluations and again[-1]["training"]["steps"] == last["training"]["steps"]
 
     refused = run("--seconds", "3")
     assert "was made with other settings (seconds)" in refused.ended
@@ -86,7 +97,7 @@ def test_it_trains_measures_and_goes_on(tmp_path, run):
     assert json.loads((tmp_path / "results.json").read_text()) == record
 
 
-def look(distance, seconds=10.0, rate=50.0, steps=100, auroc=0.75):
+def evaluation(distance, seconds=10.0, rate=50.0, steps=100, auroc=0.75):
     metrics = {"frechet_distance": distance, "kernel_distance": 2.0, "precision": 0.5, "recall": 0.25}
     training = {
         "seconds": seconds,
@@ -100,40 +111,46 @@ def look(distance, seconds=10.0, rate=50.0, steps=100, auroc=0.75):
 
 
 def test_the_table_is_over_finished_seeds():
-    """Mean and standard deviation of the last looks; a run that is not at its end does not count."""
+    """Mean and standard deviation of the last evaluations; unfinished runs do not count."""
     record = {
-        "protocol": {"looks": 2},
-        "floor": {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9},
+        "protocol": {"num_evaluations": 2},
+        "real_vs_real": {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9},
         "runs": {
             "ddpm": {
-                "0": {"max_steps": 100, "looks": [look(9.0, steps=50), look(3.0, seconds=10.0, auroc=0.7)]},
-                "1": {"max_steps": 100, "looks": [look(9.0, steps=50), look(5.0, seconds=30.0, auroc=0.8)]},
-                "2": {"max_steps": 100, "looks": [look(100.0, steps=99)]},
-                "3": {"looks": []},
+                "0": {
+                    "max_steps": 100,
+                    "evaluations": [evaluation(9.0, steps=50), evaluation(3.0, seconds=10.0, auroc=0.7)],
+                },
+                "1": {
+                    "max_steps": 100,
+                    "evaluations": [evaluation(9.0, steps=50), evaluation(5.0, seconds=30.0, auroc=0.8)],
+                },
+                "2": {"max_steps": 100, "evaluations": [evaluation(100.0, steps=99)]},
+                "3": {"evaluations": []},
             }
         },
     }
-    head, _, floor, *rows = (
+    head, _, real, *rows = (
         module("quality_report").make_table(record, module("quality_methods").CONTENDERS).splitlines()
     )
     assert [row.split("|")[1].strip() for row in rows] == [f"DDPM, DDIM {steps} steps" for steps in (4, 10, 50)]
     cells = dict(zip([c.strip() for c in head.split("|")], [c.strip() for c in rows[0].split("|")], strict=True))
     assert cells["FD"] == "4.00 ± 1.41" and cells["kernel distance"] == "2.00 ± 0.00" and cells["seeds"] == "2"
     assert cells["training s"] == "20" and cells["peak memory MiB"] == "1024" and cells["saved parameters M"] == "2.00"
-    assert cells["AUROC"] == "0.875 ± 0.035"  # means over odd sets of 0.85 and 0.9
-    assert floor.split("|")[2:6] == [" 1.00 ", " 1.00 ", " 0.900 ", " 0.900 "]
-    assert len(floor.split("|")) == len(head.split("|"))
+    assert cells["AUROC"] == "0.875 ± 0.035"  # means over OOD sets of 0.85 and 0.9
+    assert real.split("|")[2:6] == [" 1.00 ", " 1.00 ", " 0.900 ", " 0.900 "]
+    assert len(real.split("|")) == len(head.split("|"))
 
 
 def test_runs_that_ended_early_are_in_the_table():
-    early = {"max_steps": 100, "looks": [look(9.0, steps=50)], "ended_early": True}
-    done = {"max_steps": 100, "looks": [look(3.0)]}
-    floor = {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9}
+    early = {"max_steps": 100, "evaluations": [evaluation(9.0, steps=50)], "ended_early": True}
+    done = {"max_steps": 100, "evaluations": [evaluation(3.0)]}
+    real = {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9}
     for runs, distance, seeds in (
         ({"0": done, "1": early}, "3.00", "1, 1 ended early"),
         ({"0": early}, "", "0, 1 ended early"),
     ):
-        record = {"floor": floor, "runs": {"ddpm": runs}}
+        record = {"real_vs_real": real, "runs": {"ddpm": runs}}
         table = module("quality_report").make_table(record, module("quality_methods").CONTENDERS)
         head, _, _, *rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
         assert len(rows) == 3 and all(len(row) == len(head) for row in rows)
@@ -142,14 +159,14 @@ def test_runs_that_ended_early_are_in_the_table():
 
 
 def test_changes_to_one_recipe_are_compared(tmp_path, run):
-    """Each change beside the recipe, with the energies' AUROC."""
+    """The table has the recipe and each change, with the energies' AUROC."""
     changes = ("--change", "batch_size=8 r1_interval=2")
-    out = run("--methods", "ddaebm", "--looks", "1", *changes)
+    out = run("--methods", "ddaebm", "--num-evaluations", "1", *changes)
     assert out.ended is None
     _, _, _, *rows = (tmp_path / "table.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in rows] == ["as shipped", "batch_size=8 r1_interval=2"]
     record = json.loads((tmp_path / "results.json").read_text())
-    assert 0.0 < record["runs"]["as shipped"]["0"]["looks"][0]["aurocs"]["rotated"] <= 1.0
+    assert 0.0 < record["runs"]["as shipped"]["0"]["evaluations"][0]["aurocs"]["rotated"] <= 1.0
     for name, size, interval in (("as shipped", 32, 4), ("batch_size=8 r1_interval=2", 8, 2)):
         folder = tmp_path / "runs" / f"{name.replace(' ', '_')}-0"
         settings = (folder / "settings.yaml").read_text()
@@ -157,14 +174,14 @@ def test_changes_to_one_recipe_are_compared(tmp_path, run):
 
 
 def test_the_changes_of_earlier_commands_stay_in_the_table(tmp_path):
-    """What the record holds is shown, whatever this command was asked for."""
-    done = {"0": {"max_steps": 100, "looks": [look(3.0)]}}
-    samplers = done["0"]["looks"][0]["samplers"]
+    """The table shows every run of the record, whatever the command asked for."""
+    done = {"0": {"max_steps": 100, "evaluations": [evaluation(3.0)]}}
+    samplers = done["0"]["evaluations"][0]["samplers"]
     for name in ("as shipped", "batch_size=4"):
         for steps in (4, 10, 50):
             samplers[f"{name}: DDPM, DDIM {steps} steps"] = samplers[f"DDPM, DDIM {steps} steps"]
-    floor = {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9}
-    record = {"protocol": {"method": "ddpm"}, "floor": floor, "runs": {"as shipped": done, "batch_size=4": done}}
+    real = {"frechet_distance": 1.0, "kernel_distance": 1.0, "precision": 0.9, "recall": 0.9}
+    record = {"protocol": {"method": "ddpm"}, "real_vs_real": real, "runs": {"as shipped": done, "batch_size=4": done}}
     module("quality").save_record(record, SimpleNamespace(output=tmp_path))
     _, _, _, *rows = (tmp_path / "table.md").read_text().splitlines()
     assert [row.split("|")[1].split(":")[0].strip() for row in rows] == 3 * ["as shipped"] + 3 * ["batch_size=4"]
@@ -184,7 +201,7 @@ def test_wrong_changes(tmp_path, run, arguments, said):
 
 
 def test_steps_that_fit_are_counted_from_the_third_on(tmp_path, monkeypatch):
-    """Two slow first steps (5 s each), then ten a second: 20 s hold 200 steps."""
+    """Two slow first steps (5 s each), then ten a second: 200 steps fit into 20 s."""
     quality = module("quality")
 
     def launch(contender, arguments, options):
@@ -195,21 +212,21 @@ def test_steps_that_fit_are_counted_from_the_third_on(tmp_path, monkeypatch):
         (folder / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
 
     monkeypatch.setattr(quality, "launch", launch)
-    options = SimpleNamespace(probe_seconds=1.0, seconds=20.0, looks=4)
+    options = SimpleNamespace(probe_seconds=1.0, seconds=20.0, num_evaluations=4)
     assert quality.find_max_steps(None, options, tmp_path / "probe") == 200
     assert not (tmp_path / "probe").exists()
 
 
-def test_a_finished_run_tells_how_many_steps_fit():
-    """100 steps took 25 s, so 20 s hold 80; a run that is not at its end tells nothing."""
-    options = SimpleNamespace(seconds=20.0, looks=2)
-    ended = {"max_steps": 100, "looks": [look(1.0, steps=60), look(1.0, seconds=25.0)]}
-    going_on = {"max_steps": 999, "looks": [look(1.0)]}
-    assert module("quality").steps_that_fit(None, {"0": ended, "1": going_on}, options, Path("probe")) == 80
+def test_a_finished_run_estimates_how_many_steps_fit():
+    """100 steps took 25 s, so 80 fit into 20 s. An unfinished run is not used."""
+    options = SimpleNamespace(seconds=20.0, num_evaluations=2)
+    ended = {"max_steps": 100, "evaluations": [evaluation(1.0, steps=60), evaluation(1.0, seconds=25.0)]}
+    unfinished = {"max_steps": 999, "evaluations": [evaluation(1.0)]}
+    assert module("quality").steps_that_fit(None, {"0": ended, "1": unfinished}, options, Path("probe")) == 80
 
 
-def test_a_run_without_its_checkpoint_begins_again(tmp_path, monkeypatch):
-    """On another machine the folder is not there: no look of the old run stays, and the time of a stretch holds."""
+def test_a_run_without_its_checkpoint_restarts(tmp_path, monkeypatch):
+    """On another machine, without the folder, the old evaluations are dropped and each part keeps its time."""
     quality, seen = module("quality"), []
 
     def launch(contender, arguments, options):
@@ -217,19 +234,19 @@ def test_a_run_without_its_checkpoint_begins_again(tmp_path, monkeypatch):
         (tmp_path / "train_summary.json").write_text("{}")
 
     monkeypatch.setattr(quality, "launch", launch)
-    run = {"max_steps": 100, "looks": [look(1.0, steps=50)]}
-    options = SimpleNamespace(seconds=20.0, looks=2)
-    quality.train_stretch(None, options, run, tmp_path, 0)
-    assert run["looks"] == [] and seen[0]["overwrite_output_dir"] is True and "resume" not in seen[0]
-    run["looks"] = [look(1.0, steps=50)]
+    run = {"max_steps": 100, "evaluations": [evaluation(1.0, steps=50)]}
+    options = SimpleNamespace(seconds=20.0, num_evaluations=2)
+    quality.train_part(None, options, run, tmp_path, 0)
+    assert run["evaluations"] == [] and seen[0]["overwrite_output_dir"] is True and "resume" not in seen[0]
+    run["evaluations"] = [evaluation(1.0, steps=50)]
     checkpoint = tmp_path / "checkpoints" / "step_00000050"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
-    quality.train_stretch(None, options, run, tmp_path, 0)
-    assert len(run["looks"]) == 1 and seen[1]["resume"] == "latest" and seen[1]["max_runtime_seconds"] == 10.0
+    quality.train_part(None, options, run, tmp_path, 0)
+    assert len(run["evaluations"]) == 1 and seen[1]["resume"] == "latest" and seen[1]["max_runtime_seconds"] == 10.0
 
 
-def test_classifier_is_trained_once_and_kept(tmp_path, monkeypatch):
+def test_classifier_is_trained_once_and_saved(tmp_path, monkeypatch):
     """It learns a simple rule, and a second call reads the same weights."""
     classifier = module("image_classifier")
     random = torch.Generator().manual_seed(0)
