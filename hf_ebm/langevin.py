@@ -103,7 +103,7 @@ def is_finite(x: Tensor) -> Tensor:
 
 
 class ChainGuard:
-    """Remembers a chain's last finite state: on a CPU it looks at each, elsewhere the device is asked once, at the end.
+    """Remembers a chain's last finite state: on a CPU it checks each, on other devices once, at the end.
 
     Raises:
         ChainDivergedError: If a state was not finite; on a CPU at once, elsewhere in `check`.
@@ -120,7 +120,7 @@ class ChainGuard:
             self.num_finite = self.finite.long()
 
     def update(self, x: Tensor) -> None:
-        """Look at the state after the next step."""
+        """Check the state after the next step."""
         if self.asks_at_once:
             self.num_updates += 1
             self.look_at(x)
@@ -165,7 +165,7 @@ def langevin_chain(
         generator: Random number generator, or one per sample.
 
     Raises:
-        ChainDivergedError: If the chain leaves the finite numbers (looked at once, after the last step); a
+        ChainDivergedError: If the chain leaves the finite numbers (checked once, after the last step); a
             `ValueError` that names the step and keeps the last finite state.
         ValueError: If a number is not in its range.
     """
@@ -220,7 +220,7 @@ class ChainResult:
 
 
 def check_known(unknown: Tensor, at_once: bool) -> None:
-    """Raise a `ValueError` if the start's energies are `unknown`, a boolean that is only looked at `at_once`."""
+    """Raise a `ValueError` if the start's energies are `unknown`, a boolean that is only checked `at_once`."""
     if at_once and unknown.item():
         raise ValueError("the energy of the chain's start is NaN; look for weights of the energy that are not finite.")
 

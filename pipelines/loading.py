@@ -41,13 +41,13 @@ def load_image_generator(model: str) -> Any:
     """The generation pipeline of images in a run folder or Hub repository, without progress bars.
 
     Raises:
-        ValueError: If it holds an energy alone, or makes vectors.
+        ValueError: If it contains only an energy, or generates vectors.
     """
     from hf_ebm import EnergyScoringPipeline
 
     pipeline = load_pipeline(model)
     if isinstance(pipeline, EnergyScoringPipeline):
-        raise ValueError(f"--model {model} holds an energy for scoring alone, which draws nothing; give another model.")
+        raise ValueError(f"--model {model} is an energy for scoring only, which cannot sample; use another model.")
     if len(pipeline.sample_shape) != 3:
         raise ValueError(
             f"--model {model} makes vectors, not images; use it from Python: "

@@ -93,7 +93,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         Raises:
             ValueError: If what is there cannot be used: another pipeline, classes of other libraries, weights that are
                 no safetensors or damaged.
-            OSError: If nothing is there, or the Hub cannot be reached.
+            OSError: If nothing is found, or the Hub cannot be reached.
         """
         pretrained_model_name_or_path = expand_home(pretrained_model_name_or_path)
         require_safetensors(kwargs)
@@ -101,7 +101,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             if component is None and name not in cls._optional_components:
                 raise ValueError(
                     f"{name} must not be None: {cls.__name__} does nothing without it; leave it out to load the saved "
-                    "one, or give your own. EnergyScoringPipeline loads what scores need alone."
+                    "one, or give your own. EnergyScoringPipeline loads only what scores need."
                 )
         folder = cls.find_folder(pretrained_model_name_or_path, kwargs)
         trusted = kwargs.pop("trust_remote_code", False)
@@ -238,7 +238,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """Push weights, configs, card and what the run folder it was loaded from knows, in one commit.
 
         Args:
-            repo_id: Such as ``"user/name"``; made if it is not there.
+            repo_id: Such as ``"user/name"``; created if it does not exist.
             commit_message: Default: the pipeline's name.
             private: Whether a new repository is private; None = as the account's default.
             token: None = that of ``hf auth login`` or ``HF_TOKEN``.
@@ -247,7 +247,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             variant: Of the weights' file names, for example ``"fp16"``.
             subfolder: Folder of the repository to push to; then no card is written, as in diffusers. It loads with
                 ``from_pretrained(repo_id, subfolder=...)``.
-            revision: Branch to push to, made if it is not there; None = ``main``.
+            revision: Branch to push to, created if it does not exist; None = ``main``.
 
         Raises:
             PushError: If it failed; what was there is as it was.
@@ -367,7 +367,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         array = VaeImageProcessor.pt_to_numpy(VaeImageProcessor.denormalize(x.float()))
         if output_type == "np":
             return array
-        number, height, width, channels = array.shape  # all as one picture, and cut: half the time for small ones
+        number, height, width, channels = array.shape  # all as one image, and cut: half the time for small ones
         (strip,) = VaeImageProcessor.numpy_to_pil(array.reshape(1, number * height, width, channels))
         return [strip.crop((0, top, width, top + height)) for top in range(0, number * height, height)]
 

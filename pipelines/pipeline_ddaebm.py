@@ -123,7 +123,7 @@ class DDAEBMPipeline(EBMPipeline):
         """Raise a `ValueError` that names the argument, before any work is done."""
         self.check_common_inputs(batch_size, generator, output_type)
         self.check_scheduler(self.scheduler, self.generator_model)  # which may have been swapped
-        steps = num_inference_steps  # stock schedulers divide by 0, or leave the noise as it is
+        steps = num_inference_steps  # stock schedulers divide by 0, or leave the noise unchanged
         if steps is not None:
             check_count("num_inference_steps", steps, 1, ", or None for as many as in training")
         check_count("num_correction_steps", num_correction_steps, 0)
@@ -153,7 +153,7 @@ class DDAEBMPipeline(EBMPipeline):
 
         Args:
             batch_size: How many.
-            num_inference_steps: Denoising steps; None = all T. `DDAEBMScheduler` can do T alone.
+            num_inference_steps: Denoising steps; None = all T. `DDAEBMScheduler` supports only T.
             generator: Random number generator, or a list with one per sample.
             output_type: ``"pil"``, ``"np"`` (floats in [0, 1], (B, H, W, C)) or ``"pt"`` (in the models' own range
                 [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it

@@ -2,7 +2,7 @@
 
 A checkpoint is written under a temporary name and renamed, so that it is complete or absent; the oldest ones are then
 removed. A resumed run equals one that was never stopped, to the last bit. Where it cannot, because the number of
-processes or a setting was changed, a printed note says so.
+processes or a setting was changed, a message is printed.
 """
 
 from __future__ import annotations
@@ -341,7 +341,7 @@ def adopt_settings(
     beginnings: Sequence[dict[str, Any]],
     position: Position,
 ) -> list[str]:
-    """Set the learning rates for `settings` if those of a checkpoint's `state` were others; what was, in words."""
+    """Set the learning rates for `settings` if those of a checkpoint's `state` differ; returns a description."""
     step, earlier = state["step"], state.get("settings", {})
     found = changed_settings(earlier, settings)
     max_steps = earlier.get("max_steps", settings.max_steps)

@@ -164,7 +164,7 @@ def describe_settings(cls: type[Any], config: str) -> str:
     lines = []
     for item in dataclasses.fields(cls):
         default = {} if item.default is dataclasses.MISSING else item.default
-        default = list(default) if isinstance(default, tuple) else default  # as it is written on the command line
+        default = list(default) if isinstance(default, tuple) else default  # as written on the command line
         text = f"  {item.name} = {default!r}"
         if chosen.get(item.name, default) != default:
             text += f"; {Path(config).name}: {chosen[item.name]!r}"
@@ -242,7 +242,7 @@ class RunSettings:
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"
 
     # Hub; the token is that of `hf auth login` or HF_TOKEN, never a setting
-    push_to_hub: bool = False  # pipeline, card, pictures, metrics when max_steps is reached, in one commit
+    push_to_hub: bool = False  # pipeline, card, images, metrics when max_steps is reached, in one commit
     push_every_checkpoint: bool = False  # to the branch "checkpoints"; other processes wait for it, 6 hours at most
     hub_model_id: str | None = None  # "user/name"; None: the folder's name, in the account of the token
     hub_private: bool | None = None  # of a new repository; None: as the account's default

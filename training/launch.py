@@ -102,7 +102,7 @@ def stopping(
 
 
 def outlive_signals(worker: int) -> None:
-    """For a loader's workers, which terminals and launchers tell to stop as well: the last step still needs its data.
+    """For a loader's workers, which terminals and launchers signal as well: the last step still needs its data.
 
     They end with their process. After a SIGTERM, by which it ends those that do not, they have `GRACE` seconds more.
     """
@@ -117,7 +117,7 @@ def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> in
     A signal that ends the script before it answers them (while it still imports) gives 130 as well.
 
     Ctrl-C, which the script gets too, is the script's to answer: this process waits for it. A SIGTERM, which the script
-    does not get, is passed on and waited for as well: the script would train on alone.
+    does not get, is passed on and waited for as well: the script would continue training.
 
     Args:
         method: Whose script: ``hf_ebm.training.train_<method>``.

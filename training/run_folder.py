@@ -227,7 +227,7 @@ def remove_leftovers(output_dir: Path) -> None:
 
 @torch.no_grad()
 def save_samples(pipeline: Any, folder: Path, step: int, settings: RunSettings) -> Path:
-    """A picture of samples of `pipeline`, always from the same noise: a grid of images, or 2-D points and density.
+    """Save samples of `pipeline` from fixed noise: a grid of images, or a plot of 2-D points and density.
 
     The points of an embedded 2-D data set are shown beside.
     """
@@ -246,23 +246,23 @@ def save_samples(pipeline: Any, folder: Path, step: int, settings: RunSettings) 
 
 
 def log_samples(accelerator: Accelerator, path: Path, step: int) -> None:
-    """Show the picture of the samples of a step, if one was made, in the run's trackers."""
+    """Log the sample grid of a step, if there is one, to the run's trackers."""
     if not accelerator.trackers or not path.is_file():
         return
-    with PIL.Image.open(path, formats=["PNG"]) as picture:
-        pixels = np.asarray(picture.convert("RGB"))[None]
+    with PIL.Image.open(path, formats=["PNG"]) as grid:
+        pixels = np.asarray(grid.convert("RGB"))[None]
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # wandb takes no other
         tracker.log_images({"samples": pixels}, step, **layout)
 
 
 def sample_path(folder: Path, step: int) -> Path:
-    """Where the picture of the samples of a step stands."""
+    """Path of the sample grid of a step."""
     return folder / f"step_{step:08d}.png"
 
 
 def save_square_grid(images: list[PIL.Image.Image], path: Path) -> None:
-    """Images as one picture of as many columns as rows, small ones enlarged."""
+    """Save images as a square grid, small ones enlarged."""
     save_grid(images, path, num_columns=max(1, int(len(images) ** 0.5)), scale=max(1, 64 // images[0].width))
 
 
@@ -357,7 +357,7 @@ def push_run(settings: RunSettings, output_dir: Path) -> None:
 
 
 def push_checkpoint(pipeline: Any, settings: RunSettings, output_dir: Path, step: int) -> None:
-    """Push the pipeline as it is at a checkpoint to the branch `CHECKPOINT_BRANCH`; a failure is a warning only."""
+    """Push the pipeline of a checkpoint to the branch `CHECKPOINT_BRANCH`; a failure is a warning only."""
     try:
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)

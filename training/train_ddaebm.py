@@ -62,7 +62,7 @@ class DDAEBMSettings(RunSettings):
     r1_include_transition: bool = True
     coupled_noise: bool = False  # True: fakes share their pair's posterior noise, reconstruct its mean (less variance)
     energy_magnitude_weight: float = 0.0  # times mean E_real^2 + mean E_fake^2
-    adversarial_weight: float = 1.0  # 0, with latent_weight 0: the forward KL alone, an ablation
+    adversarial_weight: float = 1.0  # 0, with latent_weight 0: the forward KL only, an ablation
     latent_weight: float = 0.1
     kl_weight: float = 1.0
     recon_weight: float = 1.0

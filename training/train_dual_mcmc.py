@@ -36,7 +36,7 @@ DEFAULT_CONFIG = "dual_mcmc_digits.yaml"
 
 @dataclasses.dataclass(frozen=True)
 class DualMCMCSettings(RunSettings):
-    """All settings of a run; the defaults are the published CIFAR-10 ones where nothing else is said."""
+    """Settings of a run; unless noted, the defaults are the published CIFAR-10 ones."""
 
     output_dir: str = "outputs/dual-mcmc"
 
@@ -276,7 +276,7 @@ def make_schedule(
 
 @torch.no_grad()
 def refresh_statistics(generator_model: Any, energy_model: Any) -> None:
-    """Running statistics and singular values of averaged weights, which their own values alone do not give."""
+    """Refresh running statistics and singular values for averaged weights."""
     random = torch.Generator(generator_model.device).manual_seed(0)
     shape = (256, generator_model.config.latent_dim)
     latents = [torch.randn(shape, generator=random, device=generator_model.device) for _ in range(16)]

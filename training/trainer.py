@@ -258,13 +258,13 @@ class Method:
             forward passes keep the run's mixed precision, so pipelines compute in it; saved weights are float32.
         shown_terms: Terms on the progress bar.
         term_limits: Limits of single terms' size; ``loss_limit`` for the others.
-        when_diverged: Which settings to change after a run that diverged, in words.
+        when_diverged: Advice on which settings to change after a run that diverged.
         num_averaged: How many of the networks get the EMA: generator and energy of our two methods.
         step_kind: ``(step, settings) -> kind``; steps of one kind do the same work, see `hf_ebm.training.cuda_graph`.
         refresh_statistics: ``models -> None``: recompute what averaged weights need beyond their values, such as batch
             norm's running statistics and spectral norm's singular values.
         sample_shape: ``(networks, model settings) -> shape of one sample``, which the data are brought to.
-        save_samples: ``(pipeline, folder, step, settings) -> picture``, as `run_folder.save_samples`.
+        save_samples: ``(pipeline, folder, step, settings) -> path``, as `run_folder.save_samples`.
         write_card: ``folder -> None``, the model card of the finished run; None: it gets none, and cannot be pushed.
     """
 
@@ -294,7 +294,7 @@ def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
 
 
 def make_train_step(method: Method, settings: RunSettings, state: Any) -> Callable[..., dict[str, Tensor]]:
-    """The method's train step, launched as `settings` say; where it cannot be a graph, a note says why."""
+    """The method's train step, launched as in `settings`; a message explains why it cannot be a graph."""
     if not settings.cuda_graph:
         return method.train_step
     accelerator: Accelerator = state.accelerator
@@ -415,11 +415,11 @@ class Run:
         self.accelerator.log(record, step=progress.step)
 
     def show_samples(self) -> None:
-        """A picture of samples of the averaged weights, in the run's folder and the trackers; of the main process."""
+        """Save a sample grid of the averaged weights in the run's folder and the trackers, in the main process."""
         step = self.progress.step
         with self.averaged_pipeline() as pipeline:
-            picture = self.method.save_samples(pipeline, self.output_dir / "samples", step, self.settings)
-        log_samples(self.accelerator, picture, step)
+            grid = self.method.save_samples(pipeline, self.output_dir / "samples", step, self.settings)
+        log_samples(self.accelerator, grid, step)
 
     def checkpoint(self) -> None:
         """A checkpoint of the present step, and its push if the settings ask for it; called by all processes.
@@ -446,7 +446,7 @@ class Run:
                 push_checkpoint(pipeline, settings, self.output_dir, progress.step)
 
     def finish(self) -> None:
-        """The last checkpoint, if it is not there yet, and the pipeline; called by all processes."""
+        """Write the last checkpoint, if missing, and the pipeline; called by all processes."""
         settings, step = self.settings, self.progress.step
         if not settings.checkpoint_every or step % settings.checkpoint_every:
             self.checkpoint()
@@ -580,7 +580,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
 
 
 def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Accelerator) -> Any:
-    """The prepared loader of the training data; a note says if they are brought to another shape."""
+    """The prepared loader of the training data; a message reports if images are resized or converted."""
     dataset = load_training_data(
         settings.dataset,
         sample_shape,

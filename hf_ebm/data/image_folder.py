@@ -193,7 +193,7 @@ def load_image_folder(folder: str, content: FolderContent, split: str) -> tuple[
 
 
 def describe(content: FolderContent, sizes: dict[str, int], split: str, rows: int) -> str:
-    """The numbers of files found and rows loaded, in words, and the files that are not read."""
+    """Describe the numbers of files found and rows loaded, and the skipped files."""
     found = counted(len(content.images), "image file")
     if len(sizes) > 1:
         found += f" ({', '.join(f'{name}: {size:,}' for name, size in sizes.items())})"

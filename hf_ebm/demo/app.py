@@ -1,4 +1,4 @@
-"""The Gradio page, one tab per task, in words for readers who do not know energy-based models."""
+"""The Gradio page, with one tab per task, for readers without knowledge of energy-based models."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def push_space(
     Args:
         model: Hub id of the model, which must be there already; a name without an owner is the user's.
         space: Hub id of the Space, likewise.
-        private: Whether a new Space is seen by its owner alone; that of a private model is.
+        private: Whether a new Space is private; that of a private model is.
         token: A Hub token that may write; None = the one that is kept by ``hf auth login``.
         endpoint: Of another Hub; None = ``HF_ENDPOINT``.
 

@@ -231,7 +231,7 @@ def plot_2d(samples: Tensor, energy_model: Any, data: Tensor | None, path: Path,
 
 
 def save_grid(images: list[PIL.Image.Image], path: Path, num_columns: int, scale: int = 1) -> None:
-    """Images as one picture of `num_columns` columns, each enlarged `scale` times without smoothing, framed."""
+    """Arrange images in a grid of `num_columns` columns, each enlarged `scale` times and framed."""
     from diffusers.utils import make_image_grid
 
     rows = len(images) // num_columns

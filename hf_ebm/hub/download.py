@@ -121,7 +121,7 @@ def fetch(
 
 
 def no_pipeline(folder: Path) -> str:
-    """The message about a folder without an `INDEX`; for a run that has not ended, it tells how to resume."""
+    """The message about a folder without an `INDEX`; for an unfinished run, it contains the command that resumes it."""
     if (folder / SETTINGS).is_file():
         return (
             f"{folder} holds no {INDEX}: its training has not ended; resume it with resume=latest (or restart it), "

@@ -75,7 +75,7 @@ def frechet_name(feature_extractor: Mapping[str, Any]) -> str:
 
 
 def toy_table(metrics: Mapping[str, Any]) -> str:
-    """What a training on a 2-D set measured of 10,000 samples and of ``exp(-E(x, 0))``; empty where it is not there."""
+    """Metrics that training on 2-D data computed of 10,000 samples and of ``exp(-E(x, 0))``; empty if missing."""
     lines = [f"| {words} | {metrics[name]:.4g} |" for name, words in TOY_METRICS.items() if name in metrics]
     head = ["| of 10,000 samples, and of `exp(-E(x, 0))` on a grid | |", "|---|---|"]
     return "\n".join([*head, *lines]) if lines else ""
@@ -105,7 +105,7 @@ def sample_table(record: Mapping[str, Any]) -> str:
     found = record["reconstruction"]
     if found:
         lines += ["", f"Reconstruction of {found['num_images']:,} images:", ""]
-        lines += [f"| | inference model alone | after {found['num_steps']} steps of the z-chain |", "|---|---|---|"]
+        lines += [f"| | inference model only | after {found['num_steps']} steps of the z-chain |", "|---|---|---|"]
         lines += [
             f"| {name.upper()} | {show_error(value)} | {show_error(found['z_chain'][name])} |"
             for name, value in found["inference_model"].items()
@@ -127,7 +127,7 @@ def show_error(value: float | None) -> str:
 
 
 def show_interval(figure: Mapping[str, float] | float) -> str:
-    """A metric and its interval in three decimals; a figure alone (the means of an older ``ood.json``) as it is."""
+    """A metric and its interval in three decimals; a number without interval (older ``ood.json``) unchanged."""
     if isinstance(figure, float):
         return f"{figure:.3f}"
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
@@ -240,7 +240,7 @@ def template_environment() -> Environment:
 
 
 def hardware_name(num_processes: int = 1) -> str:
-    """The machine in words: its GPU, or its CPU and the number of threads torch uses, in each of the processes."""
+    """Describe the machine: its GPU, or its CPU and the number of torch threads, of each process."""
     import torch
 
     if torch.cuda.is_available():
@@ -315,7 +315,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what concerns this machine alone; of a folder or file only its name."""
+    """Settings without those of this machine; of a folder or file only its name."""
     return public_values({name: value for name, value in settings.items() if name not in PRIVATE_SETTINGS})
 
 
@@ -368,7 +368,7 @@ def card_templates() -> dict[str, str]:
 
 
 def knows_its_run(folder: Path) -> bool:
-    """Whether a pipeline folder has more to tell than its pipeline: a run's settings, summary or metrics, or a card."""
+    """Whether a pipeline folder has more than its pipeline: a run's settings, summary or metrics, or a card."""
     return any((folder / name).is_file() for name in (SETTINGS, SUMMARY, "metrics.json", CARD))
 
 

@@ -48,7 +48,7 @@ def save_network(
 
     Args:
         save: The library's ``save_pretrained``.
-        folder: The network's folder; made if it is not there.
+        folder: The network's folder; created if it does not exist.
         variant: The variant that is saved.
         push_to_hub: Whether `save` also pushes; ``repo_id`` defaults to the folder's name.
         kwargs: Other arguments of `save`.
@@ -119,7 +119,7 @@ def indexed_shards(index: Path) -> list[Path]:
 
 
 def weight_patterns(name: str, variant: str | None) -> list[str]:
-    """Glob patterns of a component's safetensors: of the variant, or with None the plain ones alone."""
+    """Glob patterns of a component's safetensors: of the variant, or with None only those without a variant."""
     infix = "" if variant is None else f".{variant}"
     return [f"{name}/{stem}{infix}{end}.safetensors" for stem in WEIGHT_STEMS for end in ("", "-*-of-*")]
 

@@ -92,8 +92,8 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
 
     Args:
         folder: It is read only.
-        repo_id: Such as ``"user/name"``; made if it is not there.
-        options: ``private``, ``token``, ``create_pr``, ``revision`` (a branch, made if it is not there),
+        repo_id: Such as ``"user/name"``; created if it does not exist.
+        options: ``private``, ``token``, ``create_pr``, ``revision`` (a branch, created if it does not exist),
             ``commit_message``, and ``license`` and ``license_name`` of the weights (see `render_card`).
 
     Raises:
@@ -159,7 +159,7 @@ def commit_folder(
         there = [path.removeprefix(prefix) for path in listed if path.startswith(prefix)]
         old = old_files(folder, files, there)
         if not knows_its_run(folder) and CARD in there and not prefix:
-            del files[CARD]  # what is there says more than a card of a pipeline that nothing is known of
+            del files[CARD]  # keep the existing card: nothing is known of this pipeline
             old = [path for path in old if path not in FACTS_ABOUT_WEIGHTS]  # and the card shows them
             if license is not None:
                 logger.warning("the %s that %s has is kept; state the licence in its metadata there.", CARD, repo_id)
@@ -294,12 +294,12 @@ def check_repo_id(argument: str, value: str) -> None:
 
 
 def with_owner(api: HfApi, name: str) -> str:
-    """``"name"`` as ``"user/name"``, the user being whose token `api` has; with an owner already, as it is."""
+    """``"name"`` as ``"user/name"``, with the user of `api`'s token; unchanged if it has an owner."""
     return name if "/" in name else f"{api.whoami(cache=True)['name']}/{name}"
 
 
 def is_private(api: HfApi, repo_id: str) -> bool | None:
-    """Whether a model's repository is private; None: it is not there, or not for this token."""
+    """Whether a model's repository is private; None: it does not exist, or is not visible with this token."""
     try:
         return api.model_info(repo_id).private
     except RepositoryNotFoundError:
@@ -309,7 +309,7 @@ def is_private(api: HfApi, repo_id: str) -> bool | None:
 def check_visibility(argument: str, wanted: bool | None, found: bool | None, repo_id: str) -> None:
     """Raise a `ValueError` that names the `argument` if a repository that is there is not as `wanted`.
 
-    The Hub itself would leave it as it is, and say nothing: what was to be private would be public.
+    The Hub itself would silently leave it unchanged, and publish what should be private.
     """
     if wanted is not None and found is not None and wanted != found:
         raise ValueError(

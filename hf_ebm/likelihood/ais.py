@@ -166,7 +166,7 @@ class LogZBracket:
         log_z_lower: Log of the mean forward weight: a stochastic lower bound, which errs high by c nats with
             probability ``exp(-c)`` at most. With few effective samples it lies far below log Z.
         log_z_lower_error: Its standard error over the chains, by the jackknife; it knows only of the weights that were
-            seen, so it is no measure of how far the bound is from log Z.
+            seen, so it does not bound the distance to log Z.
         log_z_lower_interval: Its 95 % interval, by the bootstrap over walkers.
         log_z_upper: Minus the log of the mean reverse weight, None without samples: a stochastic upper bound if they
             come from the model, of either sign of error if they do not.

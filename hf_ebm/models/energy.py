@@ -91,7 +91,7 @@ def expand_timestep(t: Tensor | int | None, x: Tensor, num_timesteps: int) -> Te
     A number, and a CPU tensor that holds one, is filled in on the device: copying it there would wait for the GPU.
 
     Raises:
-        ValueError: If one is not in ``0..num_timesteps-1``; a tensor on a GPU is not looked at, that would wait for it.
+        ValueError: If one is not in ``0..num_timesteps-1``; a tensor on a GPU is not checked, which would wait for it.
     """
     t = torch.as_tensor(0 if t is None else t)
     looked_at = t.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -160,7 +160,7 @@ class EnergyModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load an energy as `PreTrainedModel.from_pretrained` does, from safetensors only.
 
-        As diffusers' models, and as the networks beside it, it is float32 unless ``dtype`` says otherwise: the config's
+        As diffusers' models, and as the networks beside it, it is float32 unless ``dtype`` is given: the config's
         ``dtype`` is that of the variant that was saved last.
 
         Raises:

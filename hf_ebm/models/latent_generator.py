@@ -41,7 +41,7 @@ class LatentGenerator:
 
     @contextlib.contextmanager
     def z_chain(self) -> Iterator[None]:
-        """Inside, the z-chain of training: batch statistics, running ones as ``chain_running_statistics`` says.
+        """Inside, the z-chain of training: batch statistics, running ones by ``chain_running_statistics``.
 
         It may change the model until it exits, so it is for a training loop, which has the model
         to itself.
@@ -58,7 +58,7 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 @contextlib.contextmanager
 def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, training forwards of `model` leave the running statistics of its batch norms alone."""
+    """Inside, training forwards of `model` do not update the running statistics of its batch norms."""
     norms = [norm for norm in batch_norms(model) if norm.training]
     for norm in norms:
         norm.track_running_stats = False

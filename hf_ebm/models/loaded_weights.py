@@ -1,4 +1,4 @@
-"""Whether weights that were loaded are those of the network: neither library refuses others by itself."""
+"""Check that loaded weights are those of the network, which neither library does on its own."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ class ResNetEnergyConfig(PreTrainedConfig):
         num_downsamples: How many of the blocks, from the first, halve the image.
         spectral_norm: Whether every layer is divided by its largest singular value.
         power_iteration: ``"energy_update"``: the estimate of the singular values moves in training forwards of the
-            energy's own update alone, and is fixed along a chain; ``"every_forward"``: at every chain step too.
-        padding: Black pixels on each side of a picture in its preparation, as in training; the network does not use it.
+            energy's own update only, and is fixed along a chain; ``"every_forward"``: at every chain step too.
+        padding: Black pixels on each side of an image in its preparation, as in training; the network does not use it.
     """
 
     model_type = "hf_ebm_resnet_energy"

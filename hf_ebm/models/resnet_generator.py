@@ -61,7 +61,7 @@ class ResNetGeneratorModel(LatentGenerator, Network):
         batch_norm: Whether the blocks have batch norm.
         sampling_batch_norm: ``"running"``: samples use the running statistics (eval mode); ``"batch"``: those of their
             own batch, so that a sample depends on its neighbours.
-        chain_running_statistics: ``"frozen"``: the z-chain of training leaves the running statistics alone;
+        chain_running_statistics: ``"frozen"``: the z-chain of training does not update the running statistics;
             ``"updated"``: each of its steps counts.
         likelihood_std: Standard deviation of ``p(x | z)``, > 0. The squared error carries no 1/2 (see
             `hf_ebm.losses.dual_mcmc`), so that 0.3 is an effective 0.212.

@@ -32,7 +32,7 @@ class UNetEnergyConfig(PreTrainedConfig):
         mid_attention: Self-attention in the bottleneck.
         dropout: Dropout while training; scoring never drops anything.
         time_embedding_dim: Width of the time embedding; None = ``4 * base_channels``.
-        padding: Black pixels on each side of a picture in its preparation, as in training; the network does not use it.
+        padding: Black pixels on each side of an image in its preparation, as in training; the network does not use it.
     """
 
     model_type = "hf_ebm_unet_energy"

@@ -1,7 +1,7 @@
 """Nearest-neighbour upsampling by two that `torch.compile` differentiates as eager PyTorch does.
 
 Inductor (PyTorch 2.13, CPU) turns `torch.nn.functional.interpolate` into an indexed read whose gradient is an indexed
-write. Inside a `UNet2DModel` that gradient arrives as zeros: everything below stops learning, and nothing says so. A
+write. Inside a `UNet2DModel` that gradient arrives as zeros: everything below stops learning, without an error. A
 lone residual block before the upsampling is differentiated correctly; `tests/models/test_upsampling.py` has a case that
 is not.
 """
@@ -29,7 +29,7 @@ def double_size(x: Tensor) -> Tensor:
 class Upsample(nn.Module):
     """diffusers' `Upsample2D` for sizes that double: the same weights by the same name, and gradients when compiled.
 
-    It also leaves the memory format alone, where `Upsample2D` makes batches of 64 and more contiguous.
+    It also keeps the memory format, where `Upsample2D` makes batches of 64 and more contiguous.
 
     Args:
         conv: The convolution after the doubling.

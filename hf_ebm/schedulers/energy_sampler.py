@@ -7,7 +7,7 @@
 
 All samplers are given by the Langevin step's two numbers, the step size s and the noise n; they target
 ``exp(-E / temperature)`` with ``temperature = (n/s)^2``, so one is swapped for another by ``from_config``. A sampler
-that must look at a proposal before it takes it (MALA, HMC) keeps the chain's state between steps, as diffusers' Heun
+that must evaluate a proposal before it accepts it (MALA, HMC) keeps the chain's state between steps, as diffusers' Heun
 does.
 """
 
@@ -32,7 +32,7 @@ class EnergySamplerOutput(BaseOutput):
 
     Attributes:
         prev_sample: Where the gradient is needed next; after the last timestep, the chain's end. Shape (B, ...);
-            a sampler that runs replicas needs the gradient at more rows in between, and says so.
+            a sampler that runs replicas needs the gradient at more rows in between.
         current_sample: The chain's state now, which may lag behind `prev_sample` while a proposal waits, (B, ...).
         energy: Energy at the sample that was given, shape (B,); None if it was not given.
         grad: The gradient that was given, shape (B, ...).
@@ -102,7 +102,7 @@ class EnergySampler(PathlessConfig, SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
     def num_evaluations(self, num_inference_steps: int) -> int:
-        """Gradients that `num_inference_steps` updates of the chain need: one each, unless a sampler says otherwise."""
+        """Gradients that `num_inference_steps` updates of the chain need: one each, unless a sampler overrides it."""
         return num_inference_steps
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: str | torch.device | None = None) -> None:

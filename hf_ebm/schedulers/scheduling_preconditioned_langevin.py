@@ -11,7 +11,7 @@ Ours: V is kept per sample, which leaves the chains of a batch independent; it i
 Adam's is (``V / (1 - alpha^(k+1))``, so the first is the first grad^2); eps is a share of the root mean square of
 sqrt(V), and G is divided by its mean over the coordinates of the sample. So G does not change when the energy is
 scaled, s and n keep the plain chain's meaning, and one coordinate is the plain chain. Coordinates on which the energy
-has never depended, such as the known pixels of a picture that is filled in, count in neither mean.
+has never depended, such as the known pixels in inpainting, count in neither mean.
 """
 
 from __future__ import annotations

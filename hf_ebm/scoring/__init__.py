@@ -1,1 +1,1 @@
-"""Scores, metrics and everything that measures a trained model."""
+"""OOD scores: statistics of samples, scores, calibration, and input preparation."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-ProgressBar = Callable[..., Iterable[Any]]  # as `tqdm`: (things, desc=in words, total=their number) -> the things
+ProgressBar = Callable[..., Iterable[Any]]  # as `tqdm`: (items, desc=description, total=number of items) -> the items
 
 DELAY = 1.0  # seconds
 

@@ -1,4 +1,4 @@
-"""Data: the embedded sets, Hugging Face folders, transforms, and what is refused."""
+"""Data loading: embedded sets, Hugging Face folders, transforms, and invalid input."""
 
 import os
 import shutil
@@ -141,7 +141,7 @@ def test_corrupt_images_and_missing_folders(tmp_path):
         load_training_data("digits@train", (1, 8, 8))
 
 
-def test_training_images_follow_the_rules_of_pictures(tmp_path):
+def test_training_images_follow_the_rules_of_image_files(tmp_path):
     """16 bits are scaled, not clipped; an animation is named and refused."""
     (tmp_path / "deep").mkdir()
     PIL.Image.fromarray(np.full((4, 4), 32_896, dtype=np.uint16)).save(tmp_path / "deep" / "0.png")
@@ -154,7 +154,7 @@ def test_training_images_follow_the_rules_of_pictures(tmp_path):
         load_training_data(str(tmp_path / "moving"), (3, 4, 4))
 
 
-def test_what_images_lose_on_their_way_to_a_model_is_said(tmp_path):
+def test_what_images_lose_in_preparation_is_reported(tmp_path):
     image = PIL.Image.new("RGB", (32, 32))
     folder = save_parquet(tmp_path / "p", {"image": [image, image]})
     for shape, padding, said in (
@@ -182,14 +182,14 @@ def test_shapes_that_do_not_fit():
         sample_toy("pinwheel", 0)
 
 
-def test_drawn_rows_are_some_in_order_and_the_seeds():
+def test_sampled_rows_are_ordered_and_depend_on_the_seed():
     rows = draw_rows(100, 30, seed=1)
     assert len(set(rows)) == 30 and rows == sorted(rows) and max(rows) < 100
     assert rows == draw_rows(100, 30, seed=1) != draw_rows(100, 30, seed=2)
     assert draw_rows(5, 30, seed=1) == [0, 1, 2, 3, 4]
 
 
-def test_fingerprints_tell_data_sets_apart(tmp_path):
+def test_fingerprints_distinguish_data_sets(tmp_path):
     train, test = (load_training_data("digits", (1, 8, 8), split=split) for split in ("train", "test"))
     again = load_training_data("digits", (1, 8, 8), split="test")
     assert fingerprint(test) == fingerprint(again) != fingerprint(train)
@@ -228,7 +228,7 @@ def test_fingerprints_are_of_the_content_and_not_of_place_or_date(tmp_path):
     assert len({expected, *map(fingerprint_of, others)}) == 4
 
 
-def test_a_fingerprint_reads_no_more_images_than_it_says(tmp_path, monkeypatch):
+def test_a_fingerprint_reads_no_more_images_than_stated(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_ebm.data.loading.MOST_HASHED", 3)  # of five: the first, third, fifth
     found = [
         fingerprint(load_training_data(str(image_folder(tmp_path / name, pixels)), (1, 8, 8)))

@@ -1,4 +1,4 @@
-"""Feature statistics: sums that give the moments, features kept up to a limit."""
+"""Feature statistics: sums that give the moments, features kept up to a limit, a cache that detects damage."""
 
 import pytest
 import torch

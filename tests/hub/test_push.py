@@ -1,4 +1,4 @@
-"""A push: one commit of all that readers need, and of nothing that is this machine's own."""
+"""A push: one commit with all that users need, and nothing private to this machine."""
 
 import json
 import re
@@ -315,7 +315,7 @@ result = printed.getvalue()
 """
 
 
-def test_the_command_says_where_the_model_is(hub, client, folder, repo):
+def test_the_command_prints_the_models_url(hub, client, folder, repo):
     for options, branch, where in (([], "main", ""), (["--branch", "v2"], "v2", "branch v2, ")):
         printed = client(PRINTED, folder=str(folder), repo=repo, options=options)
         commit = hub.repositories[repo].branches[branch]

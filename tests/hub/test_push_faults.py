@@ -1,4 +1,4 @@
-"""Faults on the way up: the push is tried again, or the repository is as before and the error says how to try again."""
+"""Faults during a push: it is retried, or the repository is unchanged and the error explains how to retry."""
 
 import pytest
 from loopback_hub.client import ClientError
@@ -32,7 +32,7 @@ def test_a_push_is_tried_again_after_what_goes_away(hub, client, folder, repo, p
         ("/preupload/", {"fault": "status", "status": 403}),
     ],
 )
-def test_a_push_that_fails_changes_nothing_and_says_how_to_try_again(hub, client, folder, repo, pattern, fault):
+def test_a_failed_push_changes_nothing_and_explains_how_to_retry(hub, client, folder, repo, pattern, fault):
     push(client, folder, repo)
     before, mine = hub.repositories[repo].files(), contents(folder)
     (folder / "samples.png").write_bytes(b"another picture of " + repo.encode())

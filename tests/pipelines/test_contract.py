@@ -1,4 +1,4 @@
-"""The behaviour that every pipeline shares with diffusers' own, in one place.
+"""The behaviour that every pipeline shares with diffusers' own.
 
 A new pipeline joins by a fixture of tiny networks and an entry in `NAMES`. What only one method can do is in its
 own tests, and other devices than the CPU are in `tests/on_second_device`.

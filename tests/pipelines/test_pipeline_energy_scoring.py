@@ -1,4 +1,4 @@
-"""EnergyScoringPipeline: any input, any repository of ours, the same numbers; calibration kept with the pipeline."""
+"""EnergyScoringPipeline: the same energies for any input and repository; saved calibration."""
 
 import datasets
 import numpy as np
@@ -70,7 +70,7 @@ def test_bar_has_a_name(scorer, digits, capfd, settings, title):
     assert f"{title}: 3it" in capfd.readouterr().err
 
 
-def test_tensors_and_pictures_in_one_list(scorer, digits, pictures):
+def test_tensors_and_pil_images_in_one_list(scorer, digits, pictures):
     assert_close(scorer([digits[0], pictures[1]]).energies, scorer(digits[:2]).energies)
 
 
@@ -211,7 +211,7 @@ def test_an_unusable_calibration_file_is_an_error_of_loading(scorer, digits, tmp
         EnergyScoringPipeline.from_pretrained(tmp_path)
 
 
-def test_a_calibration_without_the_score_is_told(scorer, tiny_pipeline, digits):
+def test_a_calibration_without_the_score_is_an_error(scorer, tiny_pipeline, digits):
     alone = quiet(EnergyScoringPipeline(tiny_pipeline.energy_model, tiny_pipeline.scheduler))
     scorer.calibration = alone.calibrate(digits[:40], target_fpr=0.1)
     for score in ("combined", "reconstruction"):
@@ -230,8 +230,8 @@ def test_the_reconstructions_pipeline_is_made_once(dual_scorer, digits, monkeypa
     assert len(made) == 1
 
 
-def test_odd_images_are_found_by_a_known_energy(scorer, digits):
-    """With an energy that is the mean brightness, white images are odd and black ones are not."""
+def test_ood_images_are_detected_by_a_known_energy(scorer, digits):
+    """With an energy that is the mean brightness, white images are flagged as OOD and black ones are not."""
 
     class Output:
         def __init__(self, energy):
@@ -241,7 +241,7 @@ def test_odd_images_are_found_by_a_known_energy(scorer, digits):
     scorer.calibrate(digits, target_fpr=0.05)
     white, black = torch.ones(3, 1, 8, 8), -torch.ones(3, 1, 8, 8)
     assert scorer(white).is_ood.all() and not scorer(black).is_ood.any()
-    assert scorer(black, score="typicality").is_ood.all()  # too low is odd as well
+    assert scorer(black, score="typicality").is_ood.all()  # too low is flagged as well
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_more_mistakes(scorer, tmp_path, pictures):
         scorer.threshold()
 
 
-def test_the_threshold_parts_odd_from_ordinary(scorer, digits):
+def test_the_threshold_separates_ood_from_in_distribution(scorer, digits):
     scorer.calibrate(digits, target_fpr=0.1)
     output = scorer(digits)
     assert bool(((output.scores > scorer.threshold()) == output.is_ood).all())
@@ -403,7 +403,7 @@ def test_numpy_numbers_are_numbers(scorer, tiny_pipeline, digits, tmp_path):
             scorer.calibrate(digits, seed=value)
 
 
-def test_splits_are_told_from_a_picture(scorer):
+def test_splits_are_distinguished_from_an_image(scorer):
     splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"image": [1]})})
     with pytest.raises(ValueError, match=r"got a DatasetDict of \['train'\]; give one of them"):
         scorer(splits)

@@ -1,4 +1,4 @@
-"""A scoring run that is killed, damaged, moved to two processes or given other settings: the same rows, or an error."""
+"""A scoring run that is killed, damaged, moved to two processes or given other settings: same rows, or an error."""
 
 import json
 import multiprocessing
@@ -48,7 +48,7 @@ def test_another_manifest_or_a_foreign_folder_is_refused(settings, tmp_path, sco
     assert not list((tmp_path / "killed").glob(".*"))
 
 
-def test_a_run_goes_on_with_another_batch_size_and_the_model_by_another_name(settings, tmp_path):
+def test_a_run_resumes_with_another_batch_size_and_another_name_of_the_model(settings, tmp_path):
     """What helps where memory was short; what is written stays, and the rest agrees to rounding."""
     run(settings())
     whole, shards = read(tmp_path / "out"), sorted((tmp_path / "out/scores").glob("*.parquet"))
@@ -159,7 +159,7 @@ def test_no_shard_has_its_name_before_it_is_whole(settings, tmp_path, scorer, mo
     assert run(settings())["scored"] == 360
 
 
-def test_two_processes_write_the_rows_of_one_and_go_on_with_its_shards(settings, tmp_path, scorer, model, capfd):
+def test_two_processes_write_the_rows_of_one_and_resume_its_shards(settings, tmp_path, scorer, model, capfd):
     """One process writes two shards and dies; two processes do the rest; the rows are those of one quiet run."""
     run(settings())
     one = settings(output=tmp_path / "two")

@@ -1,4 +1,4 @@
-"""Names of pipelines: invalid Hub ids and revisions are refused without a request."""
+"""Names of pipelines: invalid Hub ids and revisions are errors without a request; similar folders are suggested."""
 
 import re
 
