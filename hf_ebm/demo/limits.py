@@ -14,7 +14,6 @@ MAX_UPLOAD_BYTES = 10 * 2**20
 MAX_UPLOAD_PIXELS = 50_000_000  # the largest photographs of phones; 150 MB in memory
 MAX_FILES = 200  # uploads and results that are kept
 MAX_TOTAL_BYTES = 500 * 2**20  # of these files
-KEEP_SECONDS = 3000  # after which a file is deleted
 MAX_WAITING = 16  # calls in the queue; one runs at a time
 
 

@@ -7,12 +7,11 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.demo.limits import KEEP_SECONDS, MAX_FILES, MAX_TOTAL_BYTES, MAX_UPLOAD_BYTES
+from hf_ebm.demo.limits import MAX_FILES, MAX_TOTAL_BYTES, MAX_UPLOAD_BYTES
 from hf_ebm.utils.software import how_to_install
 
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 2**16  # of any request: one file and its form data
@@ -47,9 +46,9 @@ class BodyLimit:
 
 
 class FolderLimit:
-    """ASGI middleware that answers 503 to an upload while `folder` is full; files older than `KEEP_SECONDS` go first.
+    """ASGI middleware that answers 503 to an upload while `folder` is full; Gradio deletes old files from it.
 
-    The files `kept` (the page's own) stay and do not count.
+    The files `kept` (the page's own) do not count.
     """
 
     def __init__(self, app: Any, folder: Path, kept: Collection[Path]) -> None:
@@ -58,7 +57,8 @@ class FolderLimit:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, unless it is an upload and the folder is full."""
         if scope["type"] == "http" and scope["path"].endswith("/upload"):
-            sizes = [path.stat().st_size for path in sweep(self.folder, self.kept, time.time() - KEEP_SECONDS)]
+            files = [path for path in self.folder.rglob("*") if path not in self.kept and path.is_file()]
+            sizes = [path.stat().st_size for path in files]
             if len(sizes) >= MAX_FILES or sum(sizes) + MAX_UPLOAD_BYTES > MAX_TOTAL_BYTES:
                 await send({"type": "http.response.start", "status": 503, "headers": [(b"connection", b"close")]})
                 await send(
@@ -66,19 +66,6 @@ class FolderLimit:
                 )
                 return
         await self.app(scope, receive, send)
-
-
-def sweep(folder: Path, kept: Collection[Path], oldest: float) -> list[Path]:
-    """Delete files in `folder` written before the time `oldest`, return the others; those `kept` are neither."""
-    left = []
-    for path in folder.rglob("*"):
-        if path in kept or not path.is_file():
-            continue
-        if path.stat().st_mtime < oldest:
-            path.unlink()
-        else:
-            left.append(path)
-    return left
 
 
 def check_port(host: str, port: int) -> None:
