@@ -1,9 +1,12 @@
 """Rows of the ablation tables are evaluated as in the demo, and an interrupted table resumes."""
 
+import contextlib
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,14 +99,32 @@ def test_the_table_resumes_and_names_diverged_runs(tmp_path, monkeypatch):
         table("2")
 
 
-@pytest.mark.parametrize(("changes", "finished"), [({"energy_gap_limit": 1e-9}, False), ({}, True)])
-def test_a_run_stopped_by_its_guard_is_distinguished_from_a_failed_one(tmp_path, changes, finished):
+def test_a_run_that_its_guard_stops_is_told_from_one_that_fails(tmp_path, monkeypatch):
     ablations = importlib.import_module("ablations")
-    arguments = {"max_steps": 1, "batch_size": 8, "x_num_steps": 1, "z_num_steps": 1, "sample_every": 0, **changes}
-    arguments["output_dir"] = str(tmp_path / "run")
-    assert ablations.run_row("dual_mcmc", "dual_mcmc_digits.yaml", arguments) is finished
+    arguments = {"max_steps": 1, "batch_size": 8, "x_num_steps": 1, "z_num_steps": 1, "sample_every": 0}
+
+    def run_row(name, **changes):
+        changes["output_dir"] = str(tmp_path / name)
+        return ablations.run_row("dual_mcmc", "dual_mcmc_digits.yaml", {**arguments, **changes})
+
+    def run_here(command, env, stderr, text):
+        """What `accelerate launch` starts, in this process."""
+        name = "hf_ebm.training.train_dual_mcmc"
+        written, ended = io.StringIO(), 0
+        with contextlib.redirect_stderr(written):
+            try:
+                importlib.import_module(name).main(command[command.index(name) + 1 :])
+            except SystemExit as end:
+                ended = end.code
+                written.write(end.code if isinstance(end.code, str) else "")
+        return SimpleNamespace(returncode=ended, stderr=written.getvalue())
+
+    assert run_row("whole") is True
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run_here, PIPE=None))
+    assert run_row("stopped", energy_gap_limit=1e-9) is False
     with pytest.raises(SystemExit, match="'max_stepz'"):
-        ablations.run_row("dual_mcmc", "dual_mcmc_digits.yaml", {"max_stepz": 1})
+        run_row("wrong", max_stepz=1)
 
 
 def test_rows_of_the_command_line(tmp_path):
