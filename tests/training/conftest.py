@@ -15,3 +15,10 @@ def _fresh_accelerator_state():
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _coarse_grid(monkeypatch):
+    """Runs on 2-D data measure themselves on fewer points."""
+    monkeypatch.setattr("hf_ebm.evaluation.toy_metrics.GRID_RESOLUTION", 64)
+    monkeypatch.setattr("hf_ebm.evaluation.toy_metrics.NUM_POINTS", 1000)

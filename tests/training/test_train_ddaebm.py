@@ -64,7 +64,8 @@ def test_training_learns(tmp_path):
         {
             "preset": "toy",
             "dataset": "pinwheel",
-            "models": {},
+            "num_toy_samples": 1000,
+            "models": {"generator": {"hidden_dims": [16]}, "energy": {"hidden_dims": [16]}},
             "spacing": "quadratic",
             "noise_at_t0": True,
             "energy_magnitude_weight": 0.1,
@@ -90,7 +91,8 @@ def test_a_2d_run_computes_its_metrics_and_its_card_includes_them(tmp_path, data
     toy = {
         "preset": "toy",
         "dataset": dataset,
-        "models": {},
+        "num_toy_samples": 1000,
+        "models": {"generator": {"hidden_dims": [16]}, "energy": {"hidden_dims": [16]}},
         "noise_at_t0": True,
         "reconstruction_loss": "gaussian_nll",
     }

@@ -171,7 +171,14 @@ def test_training_learns(tmp_path):
         {"energy_negatives": "generator", "learning_rate_schedule": "cosine"},
         {"x_num_steps": 0, "z_num_steps": 0, "max_grad_norm": 1.0, "ema_decay": 0.9},
         {"mixed_precision": "bf16", "channels_last": True, "horizontal_flip": True},
-        {"preset": "toy", "dataset": "25gaussians", "models": {}, "latent_dim": None, "x_step_size": 0.1},
+        {
+            "preset": "toy",
+            "dataset": "25gaussians",
+            "num_toy_samples": 1000,
+            "models": {"generator": {"hidden_dims": [16]}, "energy": {"hidden_dims": [16]}},
+            "latent_dim": None,
+            "x_step_size": 0.1,
+        },
         {
             "models": {
                 "energy": {"power_iteration": "every_forward", "block_out_channels": [8, 8]},
