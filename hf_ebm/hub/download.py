@@ -29,6 +29,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
 
+from hf_ebm import EXPORTS
 from hf_ebm.hub.saved_weights import check_safetensors, check_variant, weight_files, weight_patterns
 from hf_ebm.utils.files import expand_home
 
@@ -37,7 +38,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 INDEX = "model_index.json"
 SETTINGS = "settings.yaml"  # written at the start of a run, as `INDEX` is at its end
 NAME = re.compile(r"[A-Za-z_]\w*")  # of a component, which is a folder's name
-LIBRARIES = re.compile(r"diffusers|transformers|hf_ebm\.(models|schedulers)\.\w+")
+LIBRARIES = ("diffusers", "transformers")  # whose components are loaded, beside those that hf_ebm exports
 CONFIGS = ("config.json", "scheduler_config.json")  # of networks and schedulers
 CODE_FILE = "pipeline.py"
 COMMENT = "# For diffusers' trust_remote_code=True: hf-ebm, which must be installed, has the code.\n"
@@ -161,15 +162,22 @@ def read_index(path: Path, trust_remote_code: bool = False) -> dict[str, Any]:
             continue
         if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
             raise ValueError(f"{path}: component {name!r} must be [library, class], got {value!r}.")
-        if value[0] is not None and not LIBRARIES.fullmatch(value[0]) and not trust_remote_code:
+        if value[0] is not None and not is_known(*value) and not trust_remote_code:
+            hint = "If you trust this repository and have read its code, pass trust_remote_code=True."
+            if value[0].startswith("hf_ebm."):
+                hint = "This version of hf-ebm exports no such class; install the one that saved it."
             raise ValueError(
                 f"{path}: component {name!r} is a {value[1]} of {value[0]!r}; only classes of hf_ebm, diffusers and "
-                "transformers are loaded. If you trust this repository and have read its code, pass "
-                "trust_remote_code=True."
+                f"transformers are loaded. {hint}"
             )
     if isinstance(index["_class_name"], list) and not trust_remote_code:
         raise ValueError(f"{path} names code of its own as the pipeline; pass trust_remote_code=True if you trust it.")
     return index
+
+
+def is_known(library: str, class_name: str) -> bool:
+    """Whether a class is of diffusers, of transformers, or exported by hf_ebm from the module `library`."""
+    return library in LIBRARIES or EXPORTS.get(class_name) == library
 
 
 def wanted_components(index: dict[str, Any], names: Collection[str] | None, given: Collection[str]) -> list[str]:
@@ -195,7 +203,7 @@ def check_classes(index: dict[str, Any], components: Collection[str]) -> None:
     """
     for name in components:
         library, class_name = index[name]
-        if not LIBRARIES.fullmatch(library):
+        if not is_known(library, class_name):
             continue
         try:
             found = getattr(importlib.import_module(library), class_name, None)

@@ -4,6 +4,10 @@ Importing this package registers every energy, so that transformers' `AutoConfig
 load our repositories. Importing any pipeline does so too.
 """
 
-from hf_ebm.models import mlp_energy as mlp_energy
-from hf_ebm.models import resnet_energy as resnet_energy
-from hf_ebm.models import unet_energy as unet_energy
+import importlib
+
+from hf_ebm import EXPORTS
+
+for _name, _module in EXPORTS.items():
+    if _name.endswith("EnergyModel"):
+        importlib.import_module(_module)
