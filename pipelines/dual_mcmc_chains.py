@@ -233,8 +233,11 @@ class DualMCMCMoves(EBMPipeline):
         output_diagnostics: bool = False,
         after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
         known: Callable[[Tensor], Tensor] | None = None,
+        watch: Callable[[Tensor], None] = lambda x: None,
     ) -> ChainResult:
         """The x-chain: `num_steps` updates on the energy, from `x`.
+
+        With `output_energies`, `watch` gets the start and the state after each update.
 
         With `known`, which puts the known pixels in, the chain sees the energy as a function of the others alone, so
         that each sampler is as exact on them as on whole images; the known ones are put back after each step.
@@ -248,13 +251,17 @@ class DualMCMCMoves(EBMPipeline):
             sent = (x if known is None else known(x)).to(device, dtype)
             return energy_model(channels_last_on_cpu(sent)).energy.to(x.device)
 
+        def observe(x: Tensor) -> Tensor:
+            watch(x)
+            return energy_fn(x)
+
         return run_chain(
             self.scheduler,
             energy_fn,
             x,
             num_steps,
             generator,
-            observe=energy_fn if output_energies else None,
+            observe=observe if output_energies else None,
             with_diagnostics=output_diagnostics,
             after_step=after_step if known is None else lambda step, t, x: known(x),
             progress_bar=self.until_interrupted,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -34,7 +35,7 @@ from hf_ebm.hub.saved_weights import PathlessConfig, require_safe_serialization,
 from hf_ebm.hub.upload import push_pipeline
 from hf_ebm.models.energy import check_energy_model
 from hf_ebm.scoring.inputs import images_to_tensor
-from hf_ebm.scoring.statistics import ScoreOutput, score_samples
+from hf_ebm.scoring.statistics import ScoreOutput, compute_energies, score_samples
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.torch_utils import execution_device, no_grad
 from hf_ebm.utils.validation import check_count
@@ -67,13 +68,36 @@ def task(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], 
     return call
 
 
+@dataclass(frozen=True)
+class Trajectory:
+    """Samples and what the sampler passed through, in the models' own range and not clamped, as ``"latent"`` output.
+
+    Attributes:
+        samples: Shape (N, ...).
+        states: Of the first samples, at each point of the trajectory, ending with `samples`, (K, M, ...), on the CPU.
+        energies: ``E(x, 0)`` of every sample at these points, low = likely, shape (K, N), on the CPU.
+        points: Names of the K points.
+        acceptance_rate: Share of accepted proposals, for samplers with proposals.
+    """
+
+    samples: Tensor
+    states: Tensor
+    energies: Tensor
+    points: list[str]
+    acceptance_rate: float | None = None
+
+
 class EBMPipeline(PathlessConfig, DiffusionPipeline):
     """Base of the generation pipelines: component names, Hub id loading, output formats and ``score``."""
 
     _optional_components = ["energy_model", "inference_model"]  # noqa: RUF012 (diffusers' own form)
     _loads_any = False  # whether other pipelines' repositories can be loaded
     _extra_files: tuple[str, ...] = ()  # fetched beside the components, where they are there
-    method_name = ""  # what the method is called in texts
+    # what a method answers about itself, see docs/adding_a_method.md
+    method_name = ""  # in texts
+    sampling_text = ""  # how it samples, for readers who know no energy-based models
+    samplers: ClassVar[dict[str, Any]] = {}  # description -> class of the schedulers to choose from, its own first
+    reconstruction_components: tuple[str, ...] = ()  # which scores with a reconstruction need, beside the scheduler
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute or component; a model that is not an energy cannot become ``energy_model``."""
@@ -269,17 +293,76 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
-        return self.generator_model.sample_shape
+        generator_model = getattr(self, "generator_model", None)
+        return (self.energy_model if generator_model is None else generator_model).sample_shape
 
     @property
     def _execution_device(self) -> torch.device:
         """Where noise is drawn and states are: where the generator computes, or the energy if there is no generator."""
-        return execution_device(self.energy_model if self.generator_model is None else self.generator_model)
+        generator_model = getattr(self, "generator_model", None)
+        return execution_device(self.energy_model if generator_model is None else generator_model)
 
     @property
     def tasks(self) -> list[str]:
         """What it can do with the components that it has: "generate", "score" and names of further methods of it."""
         return ["generate"] if self.energy_model is None else ["generate", "score"]
+
+    @property
+    def step_range(self) -> tuple[int, int, int | None]:
+        """Smallest, default and largest ``num_inference_steps`` with the present scheduler; None = no limit."""
+        return 1, len(self.scheduler), None
+
+    def trajectory(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_watched: int = 3,
+    ) -> Trajectory:
+        """Sample as `__call__`, and keep the states and energies after each step.
+
+        Args:
+            batch_size, num_inference_steps, generator: As for sampling.
+            num_watched: Samples whose states are kept.
+        """
+        states, energies = [], []
+
+        def watch(_: Any, step: int, t: Any, tensors: dict[str, Tensor]) -> None:
+            states.append(tensors["x"][:num_watched].float().cpu())
+            energies.append(compute_energies(self.energy_model, tensors["x"]))
+
+        samples = self(
+            batch_size=batch_size,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            output_type="latent",
+            callback_on_step_end=watch,
+        ).images
+        points = [f"step {step}" for step in range(1, len(states) + 1)]
+        return Trajectory(samples, torch.stack(states), torch.stack(energies), points)
+
+    @property
+    def temperature(self) -> float:
+        """T of the density ``p(x) ~ exp(-E(x, 0) / T)``: that of the sampler; 1 for schedulers that are none."""
+        return getattr(self.scheduler, "temperature", 1.0)
+
+    @property
+    def data_noise_std(self) -> float:
+        """Standard deviation of the noise on the data that the energy at t = 0 was trained on: the sampler's."""
+        return getattr(self.scheduler, "noise_std", 0.0)
+
+    @classmethod
+    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
+        """``x -> mean squared error per pixel of the model's reconstruction``, shape (B,), for OOD scores.
+
+        Args:
+            components: Some pipeline's, by name; those that it lacks are None.
+            seed: Of the noise, the same for each sample.
+
+        Returns:
+            None if these components do not reconstruct by this method.
+        """
+        return None
 
     def check_common_inputs(self, batch_size: int, generator: Any, output_type: str) -> None:
         """Raise a `ValueError` for a batch size, generator list or output type that cannot be done."""

@@ -9,11 +9,11 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
-from diffusers import ImagePipelineOutput, SchedulerMixin
+from diffusers import DDIMScheduler, DDPMScheduler, ImagePipelineOutput, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
 from hf_ebm.schedulers.denoising_contract import contract_violation
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
+from hf_ebm.scoring.statistics import measure_denoising_error
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
 from hf_ebm.utils.validation import check_count, check_positive
 
@@ -55,6 +56,14 @@ class DDAEBMPipeline(EBMPipeline):
     """
 
     method_name = "DDAEBM"
+    sampling_text = """The model starts from noise and removes it in a few steps. The strip shows intermediate samples
+of the first images, the curve shows how the energy falls."""
+    samplers: ClassVar[dict[str, Any]] = {
+        "DDAEBM (its own)": DDAEBMScheduler,
+        "DDPM (with all steps the same as its own)": DDPMScheduler,
+        "DDIM": DDIMScheduler,
+    }
+    reconstruction_components = ("generator_model",)
     model_cpu_offload_seq = "generator_model->energy_model"
     _callback_tensor_inputs = ["x", "x0_pred"]  # noqa: RUF012 (diffusers' own form)
 
@@ -246,6 +255,28 @@ class DDAEBMPipeline(EBMPipeline):
             relative_step_size * posterior_std,
             generator=generator,
         )
+
+    @property
+    def step_range(self) -> tuple[int, int, int | None]:
+        """The denoising steps: up to all T, and with the model's own scheduler always all."""
+        number = len(self.scheduler)
+        return (number if isinstance(self.scheduler, DDAEBMScheduler) else 1), number, number
+
+    @property
+    def data_noise_std(self) -> float:
+        """Standard deviation of the noise in ``x_0``, on which the energy at t = 0 was trained."""
+        return (1.0 - self.coefficients.alphas_cumprod[0].item()) ** 0.5
+
+    @classmethod
+    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
+        """By the generator's clean images of noisy ones: `hf_ebm.scoring.statistics.measure_denoising_error`."""
+        generator_model, scheduler = components["generator_model"], components["scheduler"]
+        num_levels = getattr(components["energy_model"].config, "num_timesteps", 1)
+        has_chain = scheduler is not None and scheduler.config.get("prediction_type") == "sample" and num_levels > 1
+        if generator_model is None or not has_chain:
+            return None
+        q = DDAEBMScheduler.from_config(scheduler.config).coefficients
+        return lambda x: measure_denoising_error(generator_model, x, q, seed=seed)
 
     @property
     def coefficients(self) -> DiffusionCoefficients:

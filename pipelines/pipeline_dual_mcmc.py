@@ -11,8 +11,9 @@ Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,15 +26,16 @@ from hf_ebm.models.mlp_latent_generator import MLPLatentGeneratorModel
 from hf_ebm.models.resnet_energy import ResNetEnergyModel
 from hf_ebm.models.resnet_generator import ResNetGeneratorModel
 from hf_ebm.pipelines.dual_mcmc_chains import PATHS, DualMCMCMoves, DualMCMCOutput, repeat_rows
-from hf_ebm.pipelines.pipeline_base import task
+from hf_ebm.pipelines.pipeline_base import Trajectory, task
 from hf_ebm.schedulers.energy_sampler import EnergySampler
-from hf_ebm.schedulers.scheduling_annealed_langevin import AnnealedLangevinScheduler  # noqa: F401 (only to be loaded)
-from hf_ebm.schedulers.scheduling_hmc import HMCScheduler  # noqa: F401
-from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler  # noqa: F401
-from hf_ebm.schedulers.scheduling_mala import MALAScheduler  # noqa: F401
-from hf_ebm.schedulers.scheduling_preconditioned_langevin import PreconditionedLangevinScheduler  # noqa: F401
-from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler  # noqa: F401
+from hf_ebm.schedulers.scheduling_annealed_langevin import AnnealedLangevinScheduler
+from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
+from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
+from hf_ebm.schedulers.scheduling_mala import MALAScheduler
+from hf_ebm.schedulers.scheduling_preconditioned_langevin import PreconditionedLangevinScheduler
+from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler
 from hf_ebm.scoring.inputs import mask_to_tensor
+from hf_ebm.scoring.statistics import measure_reconstruction_error
 from hf_ebm.utils.validation import check_count
 
 
@@ -64,6 +66,18 @@ class DualMCMCPipeline(DualMCMCMoves):
     """
 
     method_name = "Dual-MCMC Teaching"
+    sampling_text = """A network generates an image in one call (*start*). Then small steps down the energy, with a
+little noise, make it more likely (a *Langevin chain*). The strip shows intermediate samples of the first images, the
+curve shows how the energy falls."""
+    samplers: ClassVar[dict[str, Any]] = {
+        "Langevin (its own)": LangevinScheduler,
+        "Annealed Langevin": AnnealedLangevinScheduler,
+        "Preconditioned Langevin": PreconditionedLangevinScheduler,
+        "MALA": MALAScheduler,
+        "HMC": HMCScheduler,
+        "Replica exchange": ReplicaExchangeScheduler,
+    }
+    reconstruction_components = ("generator_model", "inference_model", "latent_scheduler")
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
     _optional_components = ["scheduler", "energy_model", "inference_model", "latent_scheduler"]  # noqa: RUF012
     _callback_tensor_inputs = ["x"]  # noqa: RUF012
@@ -107,6 +121,49 @@ class DualMCMCPipeline(DualMCMCMoves):
         """Also "reconstruct", "interpolate" and "inpaint", with what infers and revises latents."""
         has_all = None not in (self.inference_model, self.latent_scheduler)
         return [*super().tasks, *(("reconstruct", "interpolate", "inpaint") if has_all else ())]
+
+    @property
+    def step_range(self) -> tuple[int, int, int | None]:
+        """The updates of the x-chain; 0 = the generator's samples as they are."""
+        return 0, len(self.scheduler), None
+
+    @task
+    def trajectory(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_watched: int = 3,
+    ) -> Trajectory:
+        """As for every pipeline; the points are the generator's samples and those after each update of the x-chain."""
+        num_steps = self.x_chain_steps(num_inference_steps)
+        states: list[Tensor] = []
+
+        def watch(x: Tensor) -> None:
+            states.append(x[:num_watched].float().cpu())
+
+        start = self.generate(self.draw_latents(batch_size, generator))
+        chain = self.revise(start, num_steps, generator, output_energies=True, output_diagnostics=True, watch=watch)
+        assert chain.profile is not None  # the energies
+        rates = (chain.diagnostics or {}).get("acceptance_rate")
+        points = ["start", *(f"step {step}" for step in range(1, len(states)))]
+        rate = None if rates is None else float(rates.mean())
+        return Trajectory(chain.sample, torch.stack(states), chain.profile.float().cpu(), points, rate)
+
+    @classmethod
+    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
+        """By the z-chain: `hf_ebm.scoring.statistics.measure_reconstruction_error`."""
+        generator_model, inference_model, scheduler = (components[name] for name in cls.reconstruction_components)
+        if None in (generator_model, inference_model, scheduler):
+            return None
+
+        @functools.cache
+        def make_pipe() -> DualMCMCPipeline:
+            pipe = cls(generator_model, None, None, inference_model, scheduler)
+            pipe.set_progress_bar_config(disable=True)
+            return pipe
+
+        return lambda x: measure_reconstruction_error(make_pipe(), x, seed)
 
     @task
     def __call__(

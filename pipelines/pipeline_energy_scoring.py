@@ -19,11 +19,10 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+import hf_ebm
 from hf_ebm.hub.download import INDEX, read_index, wanted_components
 from hf_ebm.models.energy import EnergyModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
-from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline  # noqa: F401 (its components can be loaded, too)
-from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
@@ -33,13 +32,17 @@ from hf_ebm.scoring.statistics import (
     check_not_nan,
     make_measure,
     measure_batches,
-    measure_denoising_error,
-    measure_reconstruction_error,
 )
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
 
 RECONSTRUCTION = ("generator_model", "inference_model", "latent_scheduler")
+
+
+def generation_pipelines() -> dict[str, Any]:
+    """The exported classes of pipelines that generate, by name."""
+    names = [name for name, module in hf_ebm.EXPORTS.items() if module.startswith("hf_ebm.pipelines.")]
+    return {name: getattr(hf_ebm, name) for name in names if name != "EnergyScoringPipeline"}
 
 
 @dataclass
@@ -119,16 +122,21 @@ class EnergyScoringPipeline(EBMPipeline):
         index = read_index(folder / INDEX, kwargs.get("trust_remote_code", False))
         given = {name for name, value in kwargs.items() if value is not None}
         there = given | {*wanted_components(index, RECONSTRUCTION, kwargs)}
-        needed = {*RECONSTRUCTION} if "latent_scheduler" in there else {"generator_model"}
-        if load_reconstruction is True and not needed <= there:
-            raise ValueError(
-                f"load_reconstruction must be False (or 'auto') for {pretrained_model_name_or_path}: scores with a "
-                f"reconstruction need {sorted(needed - there)}, and this {index['_class_name']} lacks them; leave "
-                "load_reconstruction out, or give another model."
-            )
+        methods = generation_pipelines()
+        source = methods.get(str(index["_class_name"]))  # None: a scorer, which was saved with what it needs
+        needed = there if source is None else {*source.reconstruction_components}
         unused = {*RECONSTRUCTION} - (needed if needed <= there else set())
         kwargs = {**dict.fromkeys(unused), **kwargs}
         pipeline = super().from_pretrained(folder, **kwargs)
+        if load_reconstruction is True and not pipeline.can_reconstruct:
+            choices = [{*cls.reconstruction_components} - there for cls in ([source] if source else methods.values())]
+            lacking = min(filter(None, choices), key=len, default=set())
+            why = f"need {sorted(lacking)}, and this {index['_class_name']} lacks them"
+            raise ValueError(
+                f"load_reconstruction must be False (or 'auto') for {pretrained_model_name_or_path}: scores with a "
+                f"reconstruction {why if lacking else 'are not defined for its method'}; leave load_reconstruction "
+                "out, or give another model."
+            )
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipeline.calibration = Calibration.load(folder)
         return pipeline
@@ -142,8 +150,8 @@ class EnergyScoringPipeline(EBMPipeline):
             kwargs: As for every diffusers pipeline: components in place of its own, ``dtype``, ...
         """
         shared = {name: part for name, part in pipeline.components.items() if name in cls.component_names()}
-        if shared.get("latent_scheduler") is None:
-            shared["inference_model"] = None  # of a DDAEBM, which scores without it
+        if not isinstance(pipeline, cls):
+            shared |= dict.fromkeys({*RECONSTRUCTION} - {*pipeline.reconstruction_components})
         scorer = super().from_pipe(pipeline, **{**shared, **kwargs})
         scorer.calibration = getattr(pipeline, "calibration", None)
         return scorer
@@ -164,15 +172,19 @@ class EnergyScoringPipeline(EBMPipeline):
         return ["score"]
 
     @property
+    def data_noise_std(self) -> float:
+        """As of the generation pipeline."""
+        q = self.coefficients
+        return super().data_noise_std if q is None else (1.0 - q.alphas_cumprod[0].item()) ** 0.5
+
+    @property
     def can_reconstruct(self) -> bool:
-        """Whether the scores with a reconstruction are possible: by the z-chain, or by a DDAEBM's generator."""
-        if self.latent_scheduler is not None:
-            return None not in (self.generator_model, self.inference_model)
-        return None not in (self.generator_model, self.scheduler) and self.has_noise_levels
+        """Whether the scores with a reconstruction are possible: if a method reconstructs by these components."""
+        return self.find_reconstruction_error(0) is not None
 
     @property
     def has_noise_levels(self) -> bool:
-        """Whether the energy is one of a DDAEBM, ``E(x, t)``."""
+        """Whether the energy has noise levels, ``E(x, t)``."""
         return getattr(self.energy_model.config, "num_timesteps", 1) > 1
 
     @property
@@ -355,18 +367,17 @@ class EnergyScoringPipeline(EBMPipeline):
         if seed is None:
             seed = 0 if self.calibration is None else self.calibration.seed
         coefficients = self.coefficients if "energies" in names else None
-        reconstruction_error = self.make_reconstruction_error(seed) if "reconstruction_error" in names else None
+        reconstruction_error = self.find_reconstruction_error(seed) if "reconstruction_error" in names else None
         return make_measure(self.energy_model, names, seed, coefficients, reconstruction_error)
 
-    def make_reconstruction_error(self, seed: int) -> Callable[[Tensor], Tensor]:
-        """``x -> reconstruction errors``, shape (B,): of the z-chain if its scheduler is there, else of a DDAEBM."""
-        generator_model, scheduler = self.generator_model, self.latent_scheduler
-        if scheduler is None:
-            q = self.coefficients
-            return lambda x: measure_denoising_error(generator_model, x, q, seed=seed)
-        pipe = DualMCMCPipeline(generator_model, scheduler, None, self.inference_model, scheduler)
-        pipe.set_progress_bar_config(disable=True)
-        return lambda x: measure_reconstruction_error(pipe, x, seed)
+    def find_reconstruction_error(self, seed: int) -> Callable[[Tensor], Tensor] | None:
+        """``x -> reconstruction errors``, shape (B,), of the method that can with these components; None if none can.
+
+        Methods that need more of them are asked first.
+        """
+        methods = sorted(generation_pipelines().values(), key=lambda cls: -len(cls.reconstruction_components))
+        errors = (cls.make_reconstruction_error(self.components, seed) for cls in methods)
+        return next((error for error in errors if error is not None), None)
 
     @property
     def coefficients(self) -> Any:
@@ -375,4 +386,5 @@ class EnergyScoringPipeline(EBMPipeline):
             return None
         if self.scheduler is None:
             raise ValueError("the energy has noise levels, and this pipeline was loaded without the scheduler's.")
-        return DDAEBMScheduler.from_config(self.scheduler.config).coefficients
+        own = getattr(self.scheduler, "coefficients", None)  # a stock scheduler has only the chain's settings
+        return DDAEBMScheduler.from_config(self.scheduler.config).coefficients if own is None else own

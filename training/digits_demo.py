@@ -24,15 +24,14 @@ from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
 from hf_ebm.hub.download import INDEX
 from hf_ebm.hub.model_card import SETTINGS, write_card
-from hf_ebm.pipelines.pipeline_ddaebm import DDAEBMPipeline
-from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
+from hf_ebm.pipelines.loading import load_pipeline
+from hf_ebm.training import METHODS
 from hf_ebm.training.config import CONFIGS, read_yaml
 from hf_ebm.training.launch import launch
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.logging import INTERRUPTED
 from hf_ebm.utils.validation import duration
 
-METHODS: dict[str, Any] = {"ddaebm": DDAEBMPipeline, "dual_mcmc": DualMCMCPipeline}
 CHAIN_STEPS = 10  # updates of the z-chain that reconstructions are measured after, as in the paper
 
 
@@ -182,15 +181,16 @@ def run(method: str, arguments: Sequence[str]) -> None:
     """Train, evaluate, plot.
 
     Args:
-        method: A key of `METHODS`.
+        method: One of `hf_ebm.training.METHODS` with a config of the digits.
         arguments: ``key=value`` settings of its script.
 
     Raises:
         SystemExit: If the method is unknown, or the training ended early, with its exit code.
     """
-    if method not in METHODS:
-        raise SystemExit(f"error: METHOD must be one of {', '.join(METHODS)}, got {method!r}.")
     config = CONFIGS / f"{method}_digits.yaml"
+    if method not in METHODS or not config.is_file():
+        methods = [name for name in METHODS if (CONFIGS / f"{name}_digits.yaml").is_file()]
+        raise SystemExit(f"error: METHOD must be one of {', '.join(methods)}, got {method!r}.")
     output_dir = read_yaml(config)["output_dir"]
     for argument in arguments:
         if argument.startswith("output_dir="):
@@ -217,18 +217,17 @@ def run(method: str, arguments: Sequence[str]) -> None:
             if (ended := newest_kept_run(folder)) is not None:
                 print(f"hf-ebm: until it has ended, use the earlier run in {ended}", file=sys.stderr)
         raise SystemExit(code)
-    pipeline = METHODS[method].from_pretrained(folder)
+    pipeline = load_pipeline(str(folder))
     pipeline.set_progress_bar_config(disable=True)
     metrics, held_out, odd = evaluate_digits(pipeline)
     extra = ""
-    if isinstance(pipeline, DualMCMCPipeline):
+    if "reconstruct" in pipeline.tasks:
         chains = evaluate_chains(pipeline, folder)
         metrics["frechet_distance"]["generator_alone"] = chains.pop("generator_alone")
         metrics.update(chains)
         extra = "chains.png, reconstructions.png, "
-    temperature = getattr(pipeline.scheduler, "temperature", 1.0)
     title = "Energies of held-out digits and of odd images"
-    plot_energy_histograms(held_out, odd, folder / "ood.png", title, temperature)
+    plot_energy_histograms(held_out, odd, folder / "ood.png", title, pipeline.temperature)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     write_card(folder)
     print(format_table(metrics))

@@ -233,8 +233,7 @@ def save_samples(pipeline: Any, folder: Path, step: int, settings: RunSettings) 
     """
     pipeline.set_progress_bar_config(disable=True)
     path, dataset = sample_path(folder, step), settings.dataset
-    device = pipeline.generator_model.device
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(pipeline._execution_device).manual_seed(0)
     if len(pipeline.sample_shape) == 1:
         points = pipeline(batch_size=10_000, generator=generator, output_type="pt").images
         if points.shape[1] == 2:
@@ -289,7 +288,7 @@ def finish_run(pipeline: Any, run: Any) -> None:
     if grid.is_file():
         shutil.copyfile(grid, output_dir / "samples.png")
     if settings.dataset in TOY_NAMES:
-        generator = torch.Generator(pipeline.generator_model.device).manual_seed(0)
+        generator = torch.Generator(pipeline._execution_device).manual_seed(0)
         points = pipeline(batch_size=10_000, generator=generator, output_type="pt").images.cpu()
         if settings.dataset == "25gaussians":
             metrics = {**sample_metrics(points), **density_metrics(pipeline.energy_model)}

@@ -64,7 +64,8 @@ def add_parser(commands: Any) -> None:
         "--num-conditionals",
         type=int,
         default=0,
-        help="DDAEBM: held-out samples to bracket log Z of each denoising step for (default: %(default)s)",
+        help="held-out samples to bracket log Z of each denoising step for, of models that have such steps (default: "
+        "%(default)s)",
     )
     add_device_option(parser)
     parser.set_defaults(run=run)

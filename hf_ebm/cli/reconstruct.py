@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
         description="Infer the latents of images, revise them by Langevin steps, and decode them.",
         epilog="example: hf-ebm reconstruct --model outputs/dual-mcmc-digits digit.png --output again.png",
     )
-    parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id of Dual-MCMC Teaching")
+    parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id")
     parser.add_argument("images", nargs="+", type=path_text, help="image files or URLs, prepared as in training")
     add_padding_option(parser)
     add_device_option(parser)
@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> None:
     pipeline = load_image_generator(options.model).to(device)
     if not hasattr(pipeline, "reconstruct"):
         raise ValueError(
-            f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; use a "
-            "model of Dual-MCMC Teaching."
+            f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; use one of "
+            "whose tasks, listed by hf-ebm info, is reconstruct."
         )
     padding = find_padding(options.model, options.padding)
     transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1], padding)

@@ -27,8 +27,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--num-inference-steps",
         type=int,
-        help="updates of the x-chain of Dual-MCMC Teaching, 0 = only the generator; for a DDAEBM the number of "
-        "noise levels; default: as in training",
+        help="denoising steps, or updates of the Langevin chain on images (0 = only the generator); default: as in "
+        "training",
     )
     add_seed_option(parser, "the random numbers")
     parser.add_argument(

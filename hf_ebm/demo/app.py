@@ -40,11 +40,6 @@ training data, high for images that do not. It can also generate new images.
 LIMITS = f"""The energy is not a probability, depends only on the data the model was trained on, and can be fooled.
 Images can be PNG, JPEG, WebP, GIF or BMP files of up to {limits.MAX_UPLOAD_BYTES // 2**20} MB. Uploads are used only
 for your result and deleted within an hour."""
-DENOISING = """The model starts from noise and removes it in a few steps. The strip shows intermediate samples of the
-first images, the curve shows how the energy falls."""
-CHAIN = """A network generates an image in one call (*start*). Then small steps down the energy, with a little noise,
-make it more likely (a *Langevin chain*). The strip shows intermediate samples of the first images, the curve shows
-how the energy falls."""
 CHECK = """Upload an image: does it look like the training data? It is cropped to a square, resized to {size} x {size}
 pixels, and its score is compared with the scores of other images."""
 RECONSTRUCT = """The model encodes your image as {latents} numbers and reconstructs it from them: first directly,
@@ -122,14 +117,14 @@ def about_steps(low: int, high: int) -> str:
 
 def generate_tab(model: DemoModel, reference: verdict.Reference) -> None:
     """Build the tab of generation, with its filmstrip and energy curve."""
-    gr.Markdown(CHAIN if model.is_dual_mcmc else DENOISING)
+    gr.Markdown(model.pipeline.sampling_text)
     samplers = list(generation.samplers_of(model))
     low, default, high = generation.step_limits(model, samplers[0])
     with gr.Row():
         with gr.Column(scale=2):
             number = gr.Slider(1, limits.MAX_IMAGES, 8, step=1, label="Images")
             sampler = gr.Dropdown(samplers, value=samplers[0], label="Sampler", info="the sampling algorithm")
-            smallest = 0 if model.is_dual_mcmc else 1
+            smallest = min(generation.step_limits(model, name)[0] for name in samplers)
             steps = gr.Slider(
                 smallest, high, default, step=1, label="Steps", interactive=low < high, info=about_steps(low, high)
             )
@@ -276,9 +271,10 @@ def build_page(model: DemoModel, folder: Path) -> gr.Blocks:
                 generate_tab(model, references["energy"])
             with gr.Tab("Check"):
                 check_tab(model, references, examples)
-            if model.can_reconstruct:
+            if "reconstruct" in model.pipeline.tasks:
                 with gr.Tab("Reconstruct"):
                     reconstruct_tab(model, examples)
+            if "interpolate" in model.pipeline.tasks:
                 with gr.Tab("Interpolate"):
                     interpolate_tab(model, examples)
         gr.Markdown(LIMITS)

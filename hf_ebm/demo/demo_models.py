@@ -11,7 +11,6 @@ import torch
 from hf_ebm.data.padding import find_padding
 from hf_ebm.hub.model_card import SETTINGS, SUMMARY, public_name, read_json, read_settings
 from hf_ebm.pipelines.loading import load_pipeline, model_folder
-from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
 from hf_ebm.scoring.calibration import FILE_NAME, Calibration
 from hf_ebm.utils.torch_utils import find_device
@@ -19,11 +18,11 @@ from hf_ebm.utils.torch_utils import find_device
 
 @dataclass(frozen=True)
 class DemoModel:
-    """A model of images of one of our methods.
+    """A model of images.
 
     Attributes:
         name: Its Hub id or its folder's name.
-        pipeline: `DDAEBMPipeline` or `DualMCMCPipeline`, with an energy.
+        pipeline: A generation pipeline, with an energy.
         scorer: Scores by the same networks, calibrated if the repository has a ``calibration.json``.
         padding: Black pixels on each side of training images.
         subject: A description of the training data.
@@ -34,17 +33,6 @@ class DemoModel:
     scorer: EnergyScoringPipeline
     padding: int = 0
     subject: str = "many images"
-
-    @property
-    def is_dual_mcmc(self) -> bool:
-        """Whether it is a model of Dual-MCMC Teaching."""
-        return isinstance(self.pipeline, DualMCMCPipeline)
-
-    @property
-    def can_reconstruct(self) -> bool:
-        """Whether it has what reconstruction needs."""
-        components = (getattr(self.pipeline, name, None) for name in ("inference_model", "latent_scheduler"))
-        return self.is_dual_mcmc and None not in components
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -291,7 +291,7 @@ def evaluate_samples(
         generated = FeatureStatistics.of(bar, extractor)
         of_samples.append(compare(real, generated, extractor, seed))
     reconstruction = None
-    if hasattr(pipeline, "reconstruct") and pipeline.inference_model is not None:
+    if "reconstruct" in pipeline.tasks:
         rows = draw_rows(len(reference.dataset), MAX_RECONSTRUCTED, seed)
         batches = reference.batches(rows, "reconstructions")
         reconstruction = evaluate_reconstruction(pipeline, batches, num_reconstruction_steps, seed)

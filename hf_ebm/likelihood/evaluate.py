@@ -51,10 +51,9 @@ from hf_ebm.likelihood.dequantization import (
     log_likelihood,
     log_z_on_grid,
 )
-from hf_ebm.likelihood.log_partition import LikelihoodSettings, bracket_on_box, bracket_record, model_temperature
+from hf_ebm.likelihood.log_partition import LikelihoodSettings, bracket_on_box, bracket_record
 from hf_ebm.likelihood.warmup import equilibrate
 from hf_ebm.models.eval_copy import eval_copy, in_eval
-from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.metropolis import half_squared_norm
 from hf_ebm.scoring.statistics import compute_energies
 from hf_ebm.utils.logging import ProgressBar, no_bar
@@ -147,13 +146,6 @@ VECTOR_BOX = Box(-3.0, 3.0)  # the 2-D sets reach about 2.2
 GRID_RESOLUTION = 512
 
 
-def training_noise_std(pipeline: Any) -> float:
-    """Noise on the images that the energy at t = 0 was trained on: x_0's for DDAEBM, else that of the chain."""
-    if isinstance(pipeline.scheduler, EnergySampler):
-        return pipeline.scheduler.noise_std
-    return (1.0 - pipeline.coefficients.alphas_cumprod[0].item()) ** 0.5
-
-
 @no_grad
 def measure_likelihood(
     pipeline: Any,
@@ -166,7 +158,7 @@ def measure_likelihood(
     """The bracket, and the held-out data's likelihood at both its ends, as numbers and words that JSON can hold.
 
     Args:
-        pipeline: A `DDAEBMPipeline` or `DualMCMCPipeline` with its energy; computed on the energy's device, in float32.
+        pipeline: A generation pipeline with its energy; computed on the energy's device, in float32.
         train: Training samples, shape (N, ...), for ``reverse_from="data"`` and for the Gaussian to compare with.
         held_out: Samples that the model was not trained on, shape (M, ...).
         num_levels: L of images, whose values are the levels ``2 y / (L - 1) - 1``; None for vectors.
@@ -188,7 +180,7 @@ def measure_likelihood(
         if getattr(pipeline, needed) is None:
             raise ValueError(f"pipeline has no {needed}, so it has no likelihood; load it.")
     began, generator = time.perf_counter(), torch.Generator().manual_seed(settings.seed)
-    temperature = model_temperature(pipeline) if settings.temperature is None else settings.temperature
+    temperature = pipeline.temperature if settings.temperature is None else settings.temperature
     box = VECTOR_BOX if num_levels is None else Box.of_levels(num_levels)
     box.from_box(torch.cat([train, held_out]))  # raises where data lie outside
     model = pipeline.energy_model
@@ -238,23 +230,24 @@ def bits_records(
 ) -> dict[str, Any]:
     """Upper bounds of the held-out data's bits per dimension by both dequantisations, and two models to compare with.
 
-    ``uniform`` and ``normal`` bound the same number, each at both ends of log Z. ``full_gaussian`` is a Gaussian fitted
-    to the training data with uniform noise (left out unless there are more of them than dimensions), ``log2_levels``
-    what the uniform density takes.
+    ``uniform`` and ``normal`` (with the noise of the training data, if it had some) bound the same number, each at both
+    ends of log Z. ``full_gaussian`` is a Gaussian fitted to the training data with uniform noise (left out unless there
+    are more of them than dimensions), ``log2_levels`` what the uniform density takes.
     """
-    dims, std = held_out[0].numel(), training_noise_std(pipeline)
-    uniform, normal = (
-        dequantise_uniform(held_out, num_levels, generator),
-        dequantise_normal(held_out, std, num_levels, generator),
-    )
+    dims, std = held_out[0].numel(), pipeline.data_noise_std
+    uniform = dequantise_uniform(held_out, num_levels, generator)
+    dequantised = {"uniform": uniform}
+    if std > 0.0:
+        dequantised["normal"] = dequantise_normal(held_out, std, num_levels, generator)
     records: dict[str, Any] = {}
-    for name, (x, log_q) in (("uniform", uniform), ("normal", normal)):
+    for name, (x, log_q) in dequantised.items():
         energies = compute_energies(pipeline.energy_model, x)
         records[name] = {
             end: bits_per_dim(log_likelihood(energies, log_z, temperature), log_q.cpu(), dims).mean().item()
             for end, log_z in ends.items()
         }
-    records["normal"]["noise_std"] = std
+    if "normal" in records:
+        records["normal"]["noise_std"] = std
     if len(train) > dims:  # else it has no width in some directions
         gaussian = GaussianBase.fit_full(dequantise_uniform(train, num_levels, generator)[0], min_std=1e-3)
         records["full_gaussian"] = bits_per_dim(gaussian.log_prob(uniform[0]), uniform[1], dims).mean().item()
@@ -263,11 +256,11 @@ def bits_records(
 
 
 def check_has_chain(pipeline: Any) -> None:
-    """Raise a `ValueError` if the pipeline is not a DDAEBM with its energy and generator."""
+    """Raise a `ValueError` if the pipeline has no denoising steps, each with an energy and a generator."""
     if any(getattr(pipeline, name, None) is None for name in ("energy_model", "generator_model", "coefficients")):
         raise ValueError(
-            "pipeline must be a DDAEBMPipeline with an energy_model and a generator_model: others have no denoising "
-            "steps."
+            "pipeline must have denoising steps (a DDAEBMPipeline has) with an energy_model and a generator_model, got "
+            f"a {type(pipeline).__name__} without."
         )
 
 

@@ -27,7 +27,6 @@ from torch import Tensor
 from hf_ebm.likelihood.ais import LogZBracket, estimate_log_z
 from hf_ebm.likelihood.base_distributions import Box, GaussianBase
 from hf_ebm.likelihood.warmup import equilibrate
-from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.utils.files import finite_or_none
 from hf_ebm.utils.logging import ProgressBar
@@ -96,11 +95,6 @@ class LikelihoodSettings:
             "generator": generator,
             "progress_bar": progress_bar,
         }
-
-
-def model_temperature(pipeline: Any) -> float:
-    """T of the density that the pipeline's energy stands for: its sampler's for Dual-MCMC Teaching, 1 for DDAEBM."""
-    return pipeline.scheduler.temperature if isinstance(pipeline.scheduler, EnergySampler) else 1.0
 
 
 def bracket_on_box(

@@ -11,7 +11,7 @@ def test_a_model_is_loaded_once_with_its_calibration(dual, tmp_path):
     dual.pipeline.save_pretrained(tmp_path / "m")
     dual.scorer.calibrate(load_digits("test")[0][:40]).save(tmp_path / "m")
     model = load_demo_model(str(tmp_path / "m"))
-    assert model.name == "m" and model.is_dual_mcmc and model.can_reconstruct
+    assert model.name == "m" and "reconstruct" in model.pipeline.tasks
     assert model.scorer.energy_model is model.pipeline.energy_model
     assert model.scorer.calibration.num_samples == 40
     assert "combined" in available_scores(model)

@@ -8,10 +8,11 @@ import PIL.Image
 import pytest
 import torch
 
+from hf_ebm import DualMCMCPipeline
 from hf_ebm.data.digits import load_digits
 from hf_ebm.demo import figures, limits
 from hf_ebm.demo.examples import write_examples
-from hf_ebm.demo.generation import CHAIN_SAMPLERS, Generation, generate
+from hf_ebm.demo.generation import Generation, generate
 from hf_ebm.demo.reconstruction import interpolate, reconstruct
 from hf_ebm.demo.uploads import read_upload
 from hf_ebm.demo.verdict import Reference, available_scores, judge, references
@@ -40,11 +41,11 @@ def test_stock_schedulers_take_fewer_steps_and_leave_the_model_unchanged(ddaebm)
     assert ddaebm.pipeline.scheduler is before
 
 
-@pytest.mark.parametrize("sampler", CHAIN_SAMPLERS)
+@pytest.mark.parametrize("sampler", DualMCMCPipeline.samplers)
 def test_the_chain_is_the_pipelines_own(dual, sampler):
     drawn = generate(dual, 4, sampler, 3, 5)
     pipeline = dual.pipeline
-    pipeline.scheduler = CHAIN_SAMPLERS[sampler].from_config(pipeline.scheduler.config)
+    pipeline.scheduler = pipeline.samplers[sampler].from_config(pipeline.scheduler.config)
     expected = pipeline(4, 3, generator=seeded(5), output_type="pt", output_energies=True)
     torch.testing.assert_close(drawn.images, expected.images)
     torch.testing.assert_close(drawn.energies, expected.energies)

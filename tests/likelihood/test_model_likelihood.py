@@ -13,8 +13,8 @@ from hf_ebm.data.loading import sample_toy
 from hf_ebm.likelihood.ais import estimate_log_z
 from hf_ebm.likelihood.base_distributions import Box, GaussianBase
 from hf_ebm.likelihood.dequantization import log_z_on_grid
-from hf_ebm.likelihood.evaluate import VECTOR_BOX, measure_chain_likelihood, measure_likelihood, training_noise_std
-from hf_ebm.likelihood.log_partition import LikelihoodSettings, model_temperature
+from hf_ebm.likelihood.evaluate import VECTOR_BOX, measure_chain_likelihood, measure_likelihood
+from hf_ebm.likelihood.log_partition import LikelihoodSettings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.scoring.statistics import compute_energies
 
@@ -98,7 +98,7 @@ def test_the_record_of_an_image_model(tiny_pipeline, monkeypatch, base, reverse_
 
 def test_dual_mcmc_has_its_chains_temperature(tiny_dual_mcmc_pipeline):
     pipeline = tiny_dual_mcmc_pipeline
-    assert model_temperature(pipeline) == pytest.approx((0.01 / 0.5) ** 2) and training_noise_std(pipeline) == 0.01
+    assert pipeline.temperature == pytest.approx((0.01 / 0.5) ** 2) and pipeline.data_noise_std == 0.01
     train, held_out = load_digits("train")[0][:100], load_digits("test")[0][:20]
     energy = compute_energies(pipeline.energy_model, held_out).mean().item()
     for temperature, expected in ((None, 4e-4), (0.1, 0.1)):

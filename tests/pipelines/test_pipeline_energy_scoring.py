@@ -220,14 +220,16 @@ def test_a_calibration_without_the_score_is_an_error(scorer, tiny_pipeline, digi
 
 
 def test_the_reconstructions_pipeline_is_made_once(dual_scorer, digits, monkeypatch):
-    from hf_ebm.pipelines import pipeline_energy_scoring as module
+    from hf_ebm.pipelines import pipeline_dual_mcmc as module
 
-    made = []
-    monkeypatch.setattr(module, "DualMCMCPipeline", lambda *parts: made.append(parts) or DualMCMCPipeline(*parts))
+    measure, used = module.measure_reconstruction_error, []
+    monkeypatch.setattr(
+        module, "measure_reconstruction_error", lambda pipe, *rest: used.append(pipe) or measure(pipe, *rest)
+    )
     dual_scorer(digits[:12], score="reconstruction", batch_size=3)
-    assert len(made) == 1
+    assert len(used) == 4 and all(pipe is used[0] for pipe in used)
     dual_scorer(digits[:12], batch_size=3)
-    assert len(made) == 1
+    assert len(used) == 4
 
 
 def test_ood_images_are_detected_by_a_known_energy(scorer, digits):
