@@ -10,14 +10,15 @@ from loopback_hub.client import ClientError, environment
 from loopback_hub.transfers import cached, energies, pull, push
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_network(tmp_path_factory):
-    """A command whose Hub is a port where nobody listens; the client tries for 23 seconds, while other tests run."""
+@pytest.fixture
+def without_network(tmp_path):
+    """A command whose Hub is a port where nobody listens; what is tried again is tried at once."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    command = [sys.executable, "-m", "hf_ebm.cli.main", "score", "--model", "alice/x", __file__]  # a file that is there
-    variables = environment(url, tmp_path_factory.mktemp("nowhere"), None)
+    code = "import time; time.sleep = lambda seconds: None\nfrom hf_ebm.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "score", "--model", "alice/x", __file__]  # a file that is there
+    variables = environment(url, tmp_path / "nowhere", None)
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
