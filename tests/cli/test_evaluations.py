@@ -77,8 +77,8 @@ def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys, monkeypa
 
 
 EVALUATIONS = {
-    "evaluate": ["--dataset", "digits", "--num-images", "24"],
-    "eval-ood": ["--id", "digits", "--ood", "noise", "--max-images", "20", "--resamples", "5", "--no-baselines"],
+    "evaluate": "--dataset digits --num-images 24",
+    "eval-ood": "--id digits --ood noise --max-images 20 --resamples 5 --no-baselines --scores energy",
 }
 
 
@@ -89,7 +89,7 @@ def test_the_card_of_a_run_folder_takes_the_figures_over_unless_it_is_somebodys_
     from hf_ebm.hub.model_card import GENERATED, write_card
 
     card = write_card(tmp_path / "model")
-    arguments = [command, "--model", folder, *EVALUATIONS[command], "--output", folder]
+    arguments = [command, "--model", folder, *EVALUATIONS[command].split(), "--output", folder]
     main([*arguments, "--json"])
     record, written = json.loads(capsys.readouterr().out), card.read_text()
     found = {result.metric_type: result.metric_value for result in ModelCard.load(card).data.eval_results}
