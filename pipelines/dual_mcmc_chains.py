@@ -133,8 +133,8 @@ class DualMCMCMoves(EBMPipeline):
         if not (missing and is_asked_for):
             return num_steps
         logger.warning(
-            "samples are the generator's, not revised by the x-chain: it needs %s, and this pipeline was loaded "
-            "without; load it, or pass num_inference_steps=0.",
+            "samples are the generator's, not revised by the x-chain: it needs %s, which this pipeline was loaded "
+            "without. Load what is missing, or pass num_inference_steps=0.",
             " and ".join(missing),
         )
         return 0

@@ -137,6 +137,12 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
                 f"hf_ebm.{found}.from_pretrained."
             )
         components = wanted_components(index, cls.component_names(), kwargs)
+        required = [name for name in cls.component_names() if name not in cls._optional_components]
+        if missing := [name for name in required if name not in components and name not in kwargs]:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {found} without {missing}, which {cls.__name__} needs; give "
+                "another model, or pass what is missing as arguments."
+            )
         check_classes(index, components)
         check_weights(folder, components, kwargs.get("variant"))
         # our own lines in a clone need diffusers' leave; code that the caller names is no such thing

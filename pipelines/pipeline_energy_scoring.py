@@ -21,7 +21,7 @@ from torch import Tensor
 
 import hf_ebm
 from hf_ebm.hub.download import INDEX, read_index, wanted_components
-from hf_ebm.models.energy import EnergyModel
+from hf_ebm.models.energy import EnergyModel, check_energy_model
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
@@ -88,6 +88,7 @@ class EnergyScoringPipeline(EBMPipeline):
         latent_scheduler: EnergySampler | None = None,
     ) -> None:
         super().__init__()
+        check_energy_model(energy_model)
         self.register_modules(
             energy_model=energy_model,
             scheduler=scheduler,

@@ -242,7 +242,7 @@ def test_the_card_states_the_licence_that_was_given_or_none(hub, client, folder,
     assert b"apache" not in hub.repositories[repo].files()["README.md"].lower()
     before = hub.repositories[repo].branches["main"]
     for wrong, message in (("apache2", "did you mean apache-2.0"), ("other", "is needed for license other")):
-        with pytest.raises(ClientError, match=f"ValueError: license .*{message}"):
+        with pytest.raises(ClientError, match=f"ValueError: license.*{message}"):
             push(client, folder, repo, license=wrong)
     assert hub.repositories[repo].branches["main"] == before
 

@@ -171,6 +171,11 @@ def test_what_is_optional_can_be_left_out(any_pipe, tmp_path):
         assert samples(again, **options).isfinite().all()
     with pytest.raises(ValueError, match="score needs energy_model"):
         again.score(IMAGES)
+    with pytest.raises(ValueError, match="energy_model must be an energy, got NoneType"):
+        EnergyScoringPipeline.from_pipe(again)
+    message = rf"holds a {type(again).__name__} without \['energy_model'\], which EnergyScoringPipeline needs"
+    with pytest.raises(ValueError, match=message):
+        EnergyScoringPipeline.from_pretrained(tmp_path / "bare")
 
 
 def test_saving_pushes_only_when_asked(any_pipe, tmp_path, monkeypatch):

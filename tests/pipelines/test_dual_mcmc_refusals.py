@@ -143,8 +143,8 @@ def test_without_its_components_the_x_chain_is_left_out_with_a_warning(tiny_dual
         assert_close(results(*steps), expected)
         needed = " and ".join(sorted(missing, reverse=True))
         assert [record.getMessage() for record in caplog.records] == 3 * [
-            f"samples are the generator's, not revised by the x-chain: it needs {needed}, and this pipeline was loaded "
-            "without; load it, or pass num_inference_steps=0."
+            f"samples are the generator's, not revised by the x-chain: it needs {needed}, which this pipeline was "
+            "loaded without. Load what is missing, or pass num_inference_steps=0."
         ]
     caplog.clear()
     assert describe_sampler(pipe, 3, 2)["num_inference_steps"] == 0
