@@ -32,7 +32,7 @@ from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.logging import INTERRUPTED
 from hf_ebm.utils.validation import duration
 
-CHAIN_STEPS = 10  # updates of the z-chain that reconstructions are measured after, as in the paper
+CHAIN_STEPS = 10  # updates of the z-chain before reconstructions are evaluated, as in the paper
 
 
 def pixel_gaussian(images: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -50,10 +50,10 @@ def digits_frechet_distance(images: Tensor) -> float:
 
 
 def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tensor, dict[str, Tensor]]:
-    """Metrics of a pipeline of 8x8 digits, the energies of held-out digits, and those of each odd set.
+    """Metrics of a pipeline of 8x8 digits, the energies of held-out digits, and those of each OOD set.
 
-    As many samples are drawn as there are training images, so that the floor (training against held-out images) and
-    the samples are measured alike.
+    There are as many samples as training images, so that the real-vs-real distance (training against held-out images)
+    is comparable.
     """
     train_images, test_images = load_digits("train")[0], load_digits("test")[0]
     generator = torch.Generator().manual_seed(seed)
@@ -77,16 +77,16 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
         },
         "auroc": {name: auroc(held_out, energies) for name, energies in odd.items()},
         "samples_per_class": classes.tolist(),
-        "protocol": "score: the energy; in distribution: the 360 held-out digits; odd images: made from them",
+        "protocol": "score: the energy; in distribution: the 360 held-out digits; OOD images: made from them",
         "seed": seed,
     }
     return metrics, held_out, odd
 
 
 def evaluate_chains(pipeline: Any, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """What the two chains do for samples and reconstructions of digits; writes ``chains.png``, ``reconstructions.png``.
+    """Evaluate samples and reconstructions of digits along both chains; writes ``chains.png``, ``reconstructions.png``.
 
-    The Frechet distance of the generator alone is measured on the same latents as that of the revised samples.
+    The Frechet distance of the generator's samples uses the same latents as that of the revised samples.
     """
     train_images, test_images = load_digits("train")[0], load_digits("test")[0]
 
@@ -226,14 +226,12 @@ def run(method: str, arguments: Sequence[str]) -> None:
         metrics["frechet_distance"]["generator_alone"] = chains.pop("generator_alone")
         metrics.update(chains)
         extra = "chains.png, reconstructions.png, "
-    title = "Energies of held-out digits and of odd images"
+    title = "Energies of held-out digits and of OOD images"
     plot_energy_histograms(held_out, odd, folder / "ood.png", title, pipeline.temperature)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     write_card(folder)
     print(format_table(metrics))
     several = shlex.join(["hf-ebm", "evaluate", "--model", str(folder), "--dataset", "digits", "--num-seeds", "5"])
-    print(f"The figures are of one seed of the samples; their spread over seeds: {several}")
-    print(
-        f"measured it, and wrote into {folder}/ besides: ood.png, {extra}metrics.json, and its figures into README.md"
-    )
+    print(f"These metrics are of one seed; their spread over seeds: {several}")
+    print(f"evaluated it; wrote ood.png, {extra}metrics.json and the README.md with its metrics into {folder}/")
     print(f"took {duration(time.perf_counter() - started)}")

@@ -71,7 +71,7 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
             "scores": sorted(calibration.reference),
         },
         "training": json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
-        "measured": [name for name in EVALUATIONS if (folder / name).is_file()],
+        "evaluations": [name for name in EVALUATIONS if (folder / name).is_file()],
     }
 
 
@@ -99,6 +99,6 @@ def format_text(found: dict[str, Any]) -> str:
             f"{duration(training['seconds'])} ({training['hardware']}, "
             f"{counted(training['num_processes'], 'process', 'processes')})"
         )
-    if found["measured"]:
-        lines.append(f"  evaluations: {', '.join(found['measured'])}")
+    if found["evaluations"]:
+        lines.append(f"  evaluations: {', '.join(found['evaluations'])}")
     return "\n".join(lines)

@@ -200,7 +200,7 @@ def check_license(argument: str, license_id: str | None, license_name: str | Non
 
 CARD, SUMMARY, CALIBRATION = "README.md", "train_summary.json", "calibration.json"
 TOY_DATA = ("25gaussians", "pinwheel", "swissroll")  # whose cards describe vectors instead of images
-PICTURES = (  # that runs and commands draw of a model, by the names that cards show them under
+IMAGE_FILES = (  # written by runs and commands, and shown by cards
     "samples.png",
     "ood.png",
     "roc.png",
@@ -443,11 +443,11 @@ def render_card(
             toy=dataset in TOY_DATA,
             toy_table=toy_table(metrics),
             sample_table=sample_table(evaluation),
-            reconstruction_measured=bool(evaluation.get("reconstruction")),
+            reconstruction_evaluated=bool(evaluation.get("reconstruction")),
             ood_table=ood_table(ood),
             summary=summary,
             calibration=read_json(folder / CALIBRATION),
-            pictures=[name for name in PICTURES if (folder / name).is_file()],
+            image_files=[name for name in IMAGE_FILES if (folder / name).is_file()],
         )
     except UndefinedError as error:
         raise ValueError(f"model card template {template}: {error}; the folder {folder} lacks it.") from error

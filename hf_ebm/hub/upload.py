@@ -41,8 +41,8 @@ from hf_ebm.hub.download import (
 )
 from hf_ebm.hub.model_card import (
     CARD,
+    IMAGE_FILES,
     LIST,
-    PICTURES,
     SETTINGS,
     SUMMARY,
     knows_its_run,
@@ -80,7 +80,7 @@ FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does
     "evaluate.json",
     "ood.json",
     "calibration.json",
-    *PICTURES,
+    *IMAGE_FILES,
 )
 RECORDS = (INDEX, SETTINGS, SUMMARY, CARD, "metrics.jsonl", *FACTS_ABOUT_WEIGHTS)  # at the top of a pipeline folder
 NOT_FOR_READERS = (CODE_FILE, "checkpoints", "samples", "logs", "wandb", "__pycache__")  # also ours: no warning

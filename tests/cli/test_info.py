@@ -17,7 +17,7 @@ def test_info_lists_the_contents(dual_folder, folder, capsys, tiny_dual_mcmc_pip
     assert found["networks"]["energy_model"]["parameters"] == expected
     assert found["networks"]["energy_model"]["bytes"] > 4 * expected
     assert found["samplers"]["scheduler"]["settings"]["step_size"] == 0.5
-    assert found["calibration"] is None and found["training"] is None and found["measured"] == []
+    assert found["calibration"] is None and found["training"] is None and found["evaluations"] == []
     scorer = EnergyScoringPipeline.from_pretrained(folder)
     scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
     scorer.calibration.save(folder)
