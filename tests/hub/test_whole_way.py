@@ -96,7 +96,7 @@ finally:
     assert exit_code == 2 and "error: hub_model_id must be a Hub id such as user/name, got 'a//b'" in printed
     code = code.replace('token = "alice-token"', 'token, os.environ["HF_TOKEN"] = "alice-token", "hf_wrong"')
     exit_code, printed = client(code, settings=settings)
-    assert exit_code == 2 and "push_to_hub: no push is possible. The Hub may not know the token" in printed
+    assert exit_code == 2 and "push_to_hub: the Hub does not know this login" in printed
     hub.repositories["alice/public"] = Repository(private=False)
     hub.repositories["alice/public"].commit("main", Commit("initial commit", {}))
     code = code.replace('"hf_wrong"', '"alice-token"')
