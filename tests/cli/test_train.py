@@ -143,7 +143,7 @@ def test_ctrl_c_ends_the_demo_with_one_line_also_while_it_imports(monkeypatch, c
         (["models.inference.latnet=3"], "PairInferenceModel has no setting 'latnet'; did you mean latent_dim"),
         (["dataset=no/such/set"], "dataset 'no/such/set'"),
         ([f"dataset={__file__}"], "is a file; give a folder of parquet or image files, or a Hub id"),
-        (["dataset=/no/images"], "'/no/images' is no folder here, and a path can be no Hub id"),
+        (["dataset=/no/images"], "dataset '/no/images' (split 'train') cannot be loaded"),
     ],
 )
 def test_a_mistake_in_the_settings_ends_a_training_script_with_one_line_and_code_2(

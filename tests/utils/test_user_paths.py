@@ -83,7 +83,7 @@ def options_of_commands():
 def test_options(home):
     """Every option that takes text expands ~, or is listed here as no path."""
     found = list(options_of_commands())
-    assert {"--model", "--dataset", "--output", "--id", "--cache", "images"} <= {option for _, option, _ in found}
+    assert {"--model", "--dataset", "--output", "--id", "images"} <= {option for _, option, _ in found}
     for command, option, kind in found:
         assert kind is not None and str(kind("~/x")) == f"{home}/x", (command, option)
         with pytest.raises(argparse.ArgumentTypeError, match="must not be empty"):
