@@ -54,6 +54,8 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
     if not name.strip():
         raise ValueError(f"dataset must be the name of a data set or a folder, got {name!r}; {EMBEDDED_HINT}")
     name = expand_home(name)
+    if Path(name).is_file():
+        raise ValueError(f"dataset {name!r} is a file; give a folder of parquet or image files, or a Hub id.")
     shown, is_folder = f"dataset {name!r} (split {split!r})", Path(name).is_dir()
     empty = f"{shown} is empty; choose another split or folder."
     try:
