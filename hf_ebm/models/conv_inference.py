@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_ebm.models.class_labels import ClassEmbedding, check_classes, expand_class_labels
 from hf_ebm.models.energy import check_sample
 from hf_ebm.models.network import Network
 from hf_ebm.models.pair_inference import InferenceOutput
@@ -28,6 +30,7 @@ class ConvInferenceModel(Network):
         num_channels: 1 for gray, 3 for RGB, or any number.
         latent_dim: Dimensions of z.
         block_out_channels: Width of the first 3x3 convolution and then of each strided 4x4 one.
+        num_classes: Classes of ``class_labels``; 0 = unconditional.
     """
 
     @register_to_config
@@ -37,8 +40,10 @@ class ConvInferenceModel(Network):
         num_channels: int = 3,
         latent_dim: int = 128,
         block_out_channels: Sequence[int] = (128, 256, 512, 1024),
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
+        check_classes(num_classes)
         factor = 2 ** (len(block_out_channels) - 1)
         if image_size % factor:
             raise ValueError(
@@ -55,24 +60,31 @@ class ConvInferenceModel(Network):
                 nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        self.class_embedding = ClassEmbedding(num_classes, block_out_channels[0]) if num_classes else None
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one image, (C, H, W)."""
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
-    def forward(self, x: Tensor, return_dict: bool = True) -> InferenceOutput | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, class_labels: Any = None, return_dict: bool = True
+    ) -> InferenceOutput | tuple[Tensor, Tensor]:
         """Infer the latents of images.
 
         Args:
             x: Images in [-1, 1], shape (B, C, H, W).
+            class_labels: Label of each sample, shape (B,), or one number for all; -1 or None = the null class.
             return_dict: Whether to return an `InferenceOutput` or a tuple.
 
         Returns:
             ``mean`` and ``logvar``, each of shape (B, latent_dim), float32.
         """
         check_sample("x", x, self.sample_shape)
+        labels = expand_class_labels(class_labels, x, self.config.num_classes)
         hidden = self.conv_in(x)
+        if self.class_embedding is not None:
+            hidden = hidden + self.class_embedding(labels)[:, :, None, None]
         for conv in self.convs:
             hidden = conv(F.leaky_relu(hidden, 0.2))
         mean, logvar = self.head(F.leaky_relu(hidden, 0.2).flatten(1)).float().chunk(2, dim=1)

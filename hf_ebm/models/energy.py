@@ -22,6 +22,8 @@ from transformers.utils import ModelOutput
 from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.hub.download import fetch_network
 from hf_ebm.hub.saved_weights import require_safetensors, save_network
+from hf_ebm.models.class_labels import expand_class_labels
+from hf_ebm.models.class_scores import ConditionalEnergyConfig, conditional_energy
 from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import check_config_types, python_number
@@ -32,10 +34,14 @@ class EnergyOutput(ModelOutput):
     """Output of an energy model.
 
     Attributes:
-        energy: ``E(x, t)`` of each sample in nats, low = likely, shape (B,), float32.
+        energy: ``E(x, t)`` of each sample in nats, low = likely, shape (B,), float32. With a label it is
+            ``E(x, t, y)``, and of a conditional energy without one the marginal.
+        logits: Class scores ``l_y(x, t)``, shape (B, num_classes), float32; ``p(y | x) = softmax(logits)``. None for an
+            energy without class scores.
     """
 
     energy: Tensor | None = None
+    logits: Tensor | None = None
 
 
 def check_sample(name: str, x: Any, sample_shape: tuple[int, ...]) -> None:
@@ -68,13 +74,14 @@ def check_energy_model(energy_model: Any) -> None:
         )
 
 
-def energy_of(energy_model: Any, x: Tensor, timestep: Tensor | int = 0) -> Tensor:
-    """``E(x, timestep)``, shape (B,).
+def energy_of(energy_model: Any, x: Tensor, timestep: Tensor | int = 0, class_labels: Any = None) -> Tensor:
+    """``E(x, timestep)``, or with labels ``E(x, timestep, class_labels)``, shape (B,).
 
     Raises:
-        ValueError: If the model's output has no ``energy`` of shape (B,).
+        ValueError: If the model's output has no ``energy`` of shape (B,), or it does not take the labels.
     """
-    output = energy_model(x, timestep)
+    labels = {} if class_labels is None else {"class_labels": class_labels}
+    output = energy_model(x, timestep, **labels)
     energy = getattr(output, "energy", None)
     if not isinstance(energy, Tensor) or energy.shape != x.shape[:1]:
         got = f"an energy of shape {tuple(energy.shape)}" if isinstance(energy, Tensor) else type(output).__name__
@@ -122,7 +129,21 @@ class EnergyModel(PreTrainedModel):
         for name, value in vars(config).items():
             if (number := python_number(value)) is not value:
                 setattr(config, name, number)
+        if isinstance(config, ConditionalEnergyConfig):
+            config.check_classes()
         super().__init__(config, *args, **kwargs)
+
+    def with_labels(self, base: Tensor, logits: Tensor | None, class_labels: Any) -> EnergyOutput:
+        """The output for the base energy (B,) and the class scores (B, num_classes), None if there are none.
+
+        Raises:
+            ValueError: If the labels do not fit the model; see `expand_class_labels`.
+        """
+        labels = expand_class_labels(class_labels, base, self.config.num_classes)
+        if labels is None or logits is None:
+            return EnergyOutput(energy=base)
+        energy = conditional_energy(base, logits, labels, self.config.energy_temperature)
+        return EnergyOutput(energy=energy, logits=logits)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -215,5 +236,8 @@ class EnergyModel(PreTrainedModel):
             processor.save_pretrained(save_directory)
 
     def forward(self, pixel_values: Tensor, timestep: Tensor | int | None = None) -> EnergyOutput:
-        """``E(x, t)``; `timestep` in 0..T-1, a number or shape (B,), None = 0. Methods without time ignore it."""
+        """``E(x, t)``; `timestep` in 0..T-1, a number or shape (B,), None = 0. Methods without time ignore it.
+
+        Conditional energies also take ``class_labels``, and return ``E(x, t, y)``.
+        """
         raise NotImplementedError

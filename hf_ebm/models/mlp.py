@@ -57,9 +57,22 @@ class TimestepMLP(nn.Module):
         self.shift = nn.Parameter(0.3 * torch.randn(num_timesteps, hidden_dims[0]))
         self.scale = nn.Parameter(1.0 + 0.3 * torch.randn(num_timesteps, hidden_dims[0]))
 
-    def forward(self, features: Tensor, t: Tensor) -> Tensor:
-        """Outputs, shape (B, in_dim), t (B,) -> (B, out_dim)."""
-        hidden = self.hidden[0](features) * self.scale.index_select(0, t) + self.shift.index_select(0, t)
+    def forward(self, features: Tensor, t: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Outputs and the last hidden layer.
+
+        Args:
+            features: Inputs, shape (B, in_dim).
+            t: Timesteps, shape (B,).
+            bias: Added to the first layer's output, shape (B, hidden_dims[0]): the embedding of a class.
+
+        Returns:
+            The outputs, shape (B, out_dim), and the last hidden layer after its ReLU, shape (B, hidden_dims[-1]).
+        """
+        hidden = self.hidden[0](features)
+        if bias is not None:
+            hidden = hidden + bias
+        hidden = hidden * self.scale.index_select(0, t) + self.shift.index_select(0, t)
         for layer in self.hidden[1:]:
             hidden = layer(F.relu(hidden))
-        return self.out(F.relu(hidden))
+        hidden = F.relu(hidden)
+        return self.out(hidden), hidden

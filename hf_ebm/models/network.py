@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 
 from hf_ebm.hub.download import fetch_network
 from hf_ebm.hub.saved_weights import PathlessConfig, require_safe_serialization, require_safetensors, save_network
+from hf_ebm.models.class_labels import CLASS_SETTINGS
 from hf_ebm.models.loaded_weights import check_same_architecture
 from hf_ebm.utils.validation import check_config_types
 
@@ -49,6 +51,14 @@ class Network(PathlessConfig, ModelMixin, ConfigMixin):
         if isinstance(config, dict):
             check_config_types(cls.__init__, config)
         return super().from_config(config, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The config as JSON; that of an unconditional network has no settings of classes."""
+        values = json.loads(super().to_json_string())
+        if not values.get("num_classes"):
+            for name in CLASS_SETTINGS:
+                values.pop(name, None)
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(
         self,

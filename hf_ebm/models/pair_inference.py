@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
@@ -17,6 +18,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_ebm.models.class_labels import ClassEmbedding, check_classes, expand_class_labels
 from hf_ebm.models.energy import check_sample, expand_timestep
 from hf_ebm.models.network import Network
 
@@ -43,6 +45,7 @@ class PairInferenceModel(Network):
         num_timesteps: T, the number of denoising steps.
         latent_dim: Dimensions of z.
         block_out_channels: Width of the first 3x3 convolution and then of each strided 4x4 one.
+        num_classes: Classes of ``class_labels``; 0 = unconditional.
     """
 
     @register_to_config
@@ -53,8 +56,10 @@ class PairInferenceModel(Network):
         num_timesteps: int = 4,
         latent_dim: int = 100,
         block_out_channels: Sequence[int] = (64, 128, 256, 512),
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
+        check_classes(num_classes)
         factor = 2 ** (len(block_out_channels) - 1)
         if image_size % factor:
             raise ValueError(
@@ -64,6 +69,7 @@ class PairInferenceModel(Network):
         embedding_dim = 4 * block_out_channels[0]
         self.time_proj = Timesteps(block_out_channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(block_out_channels[0], embedding_dim)
+        self.class_embedding = ClassEmbedding(num_classes, embedding_dim) if num_classes else None
         self.conv_in = nn.Conv2d(2 * num_channels, block_out_channels[0], kernel_size=3, padding=1)
         self.convs, self.time_biases = nn.ModuleList(), nn.ModuleList()
         for width_in, width_out in itertools.pairwise(block_out_channels):
@@ -77,7 +83,7 @@ class PairInferenceModel(Network):
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
     def forward(
-        self, x_t: Tensor, x_next: Tensor, timestep: Tensor | int, return_dict: bool = True
+        self, x_t: Tensor, x_next: Tensor, timestep: Tensor | int, class_labels: Any = None, return_dict: bool = True
     ) -> InferenceOutput | tuple[Tensor, Tensor]:
         """Infer the latent that turns `x_next` into `x_t`.
 
@@ -85,6 +91,7 @@ class PairInferenceModel(Network):
             x_t: Images at state t, shape (B, C, H, W).
             x_next: Images at state t + 1, shape (B, C, H, W).
             timestep: Index t, 0..T-1, a number or shape (B,).
+            class_labels: Label of each sample, shape (B,), or one number for all; -1 or None = the null class.
             return_dict: Whether to return an `InferenceOutput` or a tuple.
 
         Returns:
@@ -93,7 +100,11 @@ class PairInferenceModel(Network):
         check_sample("x_t", x_t, self.sample_shape)
         check_sample("x_next", x_next, self.sample_shape)
         embedding = self.time_proj(expand_timestep(timestep, x_t, self.config.num_timesteps)).to(self.dtype)
-        embedding = F.silu(self.time_embedding(embedding))
+        embedding = self.time_embedding(embedding)
+        labels = expand_class_labels(class_labels, x_t, self.config.num_classes)
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(labels)
+        embedding = F.silu(embedding)
         hidden = self.conv_in(torch.cat([x_t, x_next], dim=1))
         for conv, time_bias in zip(self.convs, self.time_biases, strict=True):
             hidden = conv(F.leaky_relu(hidden, 0.2)) + time_bias(embedding)[:, :, None, None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
@@ -17,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_ebm.models.class_labels import ClassEmbedding, check_classes, expand_class_labels
 from hf_ebm.models.energy import check_sample
 from hf_ebm.models.latent_generator import LatentGenerator
 from hf_ebm.models.network import Network
@@ -65,6 +67,9 @@ class ResNetGeneratorModel(LatentGenerator, Network):
             ``"updated"``: each of its steps counts.
         likelihood_std: Standard deviation of ``p(x | z)``, > 0. The squared error carries no 1/2 (see
             `hf_ebm.losses.dual_mcmc`), so that 0.3 is an effective 0.212.
+        num_classes: Classes of ``class_labels``; 0 = unconditional.
+        class_prior: Their frequencies in the training set, from which labels are sampled; None = unknown.
+        class_names: Their names; None = unknown.
     """
 
     @register_to_config
@@ -79,8 +84,12 @@ class ResNetGeneratorModel(LatentGenerator, Network):
         sampling_batch_norm: str = "running",
         chain_running_statistics: str = "frozen",
         likelihood_std: float = 0.3,
+        num_classes: int = 0,
+        class_prior: Sequence[float] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        check_classes(num_classes, class_prior, class_names)
         self.check_settings(sampling_batch_norm, chain_running_statistics, likelihood_std)
         factor = patch_size * 2 ** (len(block_out_channels) - 1)
         if image_size % factor:
@@ -98,24 +107,34 @@ class ResNetGeneratorModel(LatentGenerator, Network):
                 nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        self.class_embedding: ClassEmbedding | None = None
+        if num_classes:
+            width = self.linear_in.out_features
+            std = (2.0 * latent_dim / (latent_dim + width)) ** 0.5  # of linear_in(z): both start as large
+            self.class_embedding = ClassEmbedding(num_classes, width, std)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one image, (C, H, W)."""
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
-    def forward(self, z: Tensor, return_dict: bool = True) -> GeneratorOutput | tuple[Tensor]:
+    def forward(self, z: Tensor, class_labels: Any = None, return_dict: bool = True) -> GeneratorOutput | tuple[Tensor]:
         """Generate.
 
         Args:
             z: Latents, shape (B, latent_dim).
+            class_labels: Label of each sample, shape (B,), or one number for all; -1 or None = the null class.
             return_dict: Whether to return a `GeneratorOutput` or a tuple.
 
         Returns:
             The mean of ``p(x | z)``, images in [-1, 1], shape (B, C, H, W).
         """
         check_sample("z", z, (self.config.latent_dim,))
-        hidden = self.linear_in(z).unflatten(1, (-1, self.start_size, self.start_size))
+        labels = expand_class_labels(class_labels, z, self.config.num_classes)
+        hidden = self.linear_in(z)
+        if self.class_embedding is not None:
+            hidden = hidden + self.class_embedding(labels)
+        hidden = hidden.unflatten(1, (-1, self.start_size, self.start_size))
         for block in self.blocks:
             hidden = block(hidden)
         x = self.conv_out(F.relu(self.norm_out(hidden)))

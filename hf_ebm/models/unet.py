@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +17,31 @@ from hf_ebm.models.upsampling import use_upsample
 
 
 class UNet(UNet2DModel):
-    """diffusers' `UNet2DModel`."""
+    """diffusers' `UNet2DModel`, which also returns the features of its bottleneck."""
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor, Tensor]:
+        """As `UNet2DModel.forward`, for the settings of `build_unet`.
+
+        Returns:
+            `UNet2DOutput`, or a tuple of the output and the output of the middle block, shape (B, C, h, w).
+        """
+        emb = self.time_embedding(self.time_proj(timestep).to(self.dtype))
+        if self.class_embedding is not None:
+            emb = emb + self.class_embedding(class_labels).to(self.dtype)
+        hidden = self.conv_in(sample)
+        skips = (hidden,)
+        for block in self.down_blocks:
+            hidden, residuals = block(hidden, emb)
+            skips += residuals
+        bottleneck = hidden = self.mid_block(hidden, emb)
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            hidden = block(hidden, skips[-count:], emb)
+            skips = skips[:-count]
+        output = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        return UNet2DOutput(sample=output) if return_dict else (output, bottleneck)
 
 
 def build_unet(
@@ -87,9 +112,16 @@ def build_unet(
     return use_upsample(unet)
 
 
-def run_unet(unet: UNet, x: Tensor, t: Tensor, patch_size: int, embedding: Tensor | None = None) -> Tensor:
-    """The U-Net of `build_unet` on images `x` (B, C, H, W), at timesteps `t` (B,): shape of `x`."""
+def run_unet(
+    unet: UNet, x: Tensor, t: Tensor, patch_size: int, embedding: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The U-Net of `build_unet` on images `x` (B, C, H, W), at timesteps `t` (B,).
+
+    Returns:
+        The output, of the shape of `x`, and the features of the bottleneck, shape (B, C', h, w).
+    """
     if patch_size == 1:
-        return unet(x, t, class_labels=embedding, return_dict=False)[0]
+        return unet(x, t, class_labels=embedding, return_dict=False)
     patches = F.pixel_unshuffle(x, patch_size)
-    return F.pixel_shuffle(unet(patches, t, class_labels=embedding, return_dict=False)[0], patch_size)
+    output, bottleneck = unet(patches, t, class_labels=embedding, return_dict=False)
+    return F.pixel_shuffle(output, patch_size), bottleneck

@@ -2,6 +2,9 @@
 
 U is a U-Net whose last layer starts at zero, so that training starts from ``E = ||x||^2 / 2``, a proper Gaussian, and
 every parameter reaches every pixel's residual. Source: Geng et al., ICML 2024, section on the energy's architecture.
+
+With classes (`num_classes`) this is the base energy of `hf_ebm.models.class_scores`; phi is the output of the U-Net's
+middle block, averaged over its pixels. Neither U nor the class scores have spectral norm.
 """
 
 from __future__ import annotations
@@ -10,15 +13,18 @@ from typing import Any
 
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: F401 (diffusers looks here)
+from transformers import AutoConfig, AutoModel, PreTrainedModel  # noqa: F401 (diffusers looks here)
 
 from hf_ebm.data.image_processor import register_image_processor
+from hf_ebm.models.class_scores import ClassScores, ConditionalEnergyConfig, register_image_classifier
 from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample, expand_timestep, half_squared_norm
 from hf_ebm.models.unet import build_unet, run_unet
 
 
-class UNetEnergyConfig(PreTrainedConfig):
+class UNetEnergyConfig(ConditionalEnergyConfig):
     """Settings of `UNetEnergyModel`; the defaults are the published CIFAR-10 network.
+
+    Those of the classes are in `ConditionalEnergyConfig`.
 
     Args:
         image_size: Height and width of the images, divisible by ``patch_size * 2 ** (len(channel_multipliers) - 1)``.
@@ -80,6 +86,10 @@ class UNetEnergyModel(EnergyModel):
                 module.set_processor(AttnProcessor())
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
+        self.class_scores: ClassScores | None = None
+        if config.num_classes and config.class_scores:
+            width = config.base_channels * config.channel_multipliers[-1]
+            self.class_scores = ClassScores(width, config.num_classes)
         self.post_init()
 
     @property
@@ -87,22 +97,28 @@ class UNetEnergyModel(EnergyModel):
         """Shape of one image, (C, H, W)."""
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
-    def forward(self, pixel_values: Tensor, timestep: Tensor | int | None = None, **_: Any) -> EnergyOutput:
+    def forward(
+        self, pixel_values: Tensor, timestep: Tensor | int | None = None, class_labels: Any = None, **_: Any
+    ) -> EnergyOutput:
         """Energy of each image.
 
         Args:
             pixel_values: Images in [-1, 1] (noisy states may leave that range), shape (B, C, H, W).
             timestep: Noise level 0..T-1, a number or shape (B,); None = 0, the energy of the data.
+            class_labels: Label of each image, shape (B,), or one number for all; -1 or None = the marginal energy.
 
         Returns:
-            `EnergyOutput` with ``energy`` of shape (B,), float32.
+            `EnergyOutput` with ``energy`` of shape (B,), and ``logits`` (B, num_classes) if there are classes, float32.
         """
         check_sample("pixel_values", pixel_values, self.sample_shape)
         t = expand_timestep(timestep, pixel_values, self.config.num_timesteps)
-        predicted = run_unet(self.unet, pixel_values, t, self.config.patch_size)
-        return EnergyOutput(energy=half_squared_norm(pixel_values, predicted))
+        predicted, bottleneck = run_unet(self.unet, pixel_values, t, self.config.patch_size)
+        base = half_squared_norm(pixel_values, predicted)
+        logits = None if self.class_scores is None else self.class_scores(bottleneck.mean(dim=(2, 3)))
+        return self.with_labels(base, logits, class_labels)
 
 
 AutoConfig.register(UNetEnergyConfig.model_type, UNetEnergyConfig)
 AutoModel.register(UNetEnergyConfig, UNetEnergyModel)
 register_image_processor(UNetEnergyConfig)
+register_image_classifier(UNetEnergyConfig, UNetEnergyModel)

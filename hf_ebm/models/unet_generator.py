@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401 (diffusers looks here)
@@ -16,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hf_ebm.models.class_labels import ClassEmbedding, check_classes, expand_class_labels
 from hf_ebm.models.energy import check_sample, expand_timestep
 from hf_ebm.models.latent_mapping import LatentMapping
 from hf_ebm.models.network import Network
@@ -49,6 +51,9 @@ class UNetGeneratorModel(Network):
         mid_attention: Self-attention in the bottleneck.
         dropout: Dropout while training.
         embedding_dim: Width of the joint (time, z) embedding; None = ``4 * base_channels``.
+        num_classes: Classes of ``class_labels``; 0 = unconditional.
+        class_prior: Their frequencies in the training set, from which labels are sampled; None = unknown.
+        class_names: Their names; None = unknown.
     """
 
     @register_to_config
@@ -66,10 +71,15 @@ class UNetGeneratorModel(Network):
         mid_attention: bool = True,
         dropout: float = 0.1,
         embedding_dim: int | None = None,
+        num_classes: int = 0,
+        class_prior: Sequence[float] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        check_classes(num_classes, class_prior, class_names)
         embedding_dim = embedding_dim or 4 * base_channels
         self.latent_mapping = LatentMapping(latent_dim, embedding_dim, embedding_dim)
+        self.class_embedding = ClassEmbedding(num_classes, embedding_dim) if num_classes else None
         self.unet = build_unet(
             image_size=image_size,
             num_channels=num_channels,
@@ -90,7 +100,7 @@ class UNetGeneratorModel(Network):
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
     def forward(
-        self, x_next: Tensor, timestep: Tensor | int, z: Tensor, return_dict: bool = True
+        self, x_next: Tensor, timestep: Tensor | int, z: Tensor, class_labels: Any = None, return_dict: bool = True
     ) -> GeneratorOutput | tuple[Tensor]:
         """Predict the clean image.
 
@@ -98,6 +108,7 @@ class UNetGeneratorModel(Network):
             x_next: Noisy images at state t + 1, shape (B, C, H, W).
             timestep: Index t of the cleaner state, 0..T-1, a number or shape (B,).
             z: Latents ~ N(0, I), shape (B, latent_dim).
+            class_labels: Label of each sample, shape (B,), or one number for all; -1 or None = the null class.
             return_dict: Whether to return a `GeneratorOutput` or a tuple.
 
         Returns:
@@ -105,7 +116,10 @@ class UNetGeneratorModel(Network):
         """
         check_sample("x_next", x_next, self.sample_shape)
         check_sample("z", z, (self.config.latent_dim,))
+        labels = expand_class_labels(class_labels, x_next, self.config.num_classes)
         embedding = self.latent_mapping(z)
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(labels)
         t = expand_timestep(timestep, x_next, self.config.num_timesteps)
-        x0_pred = torch.tanh(run_unet(self.unet, x_next, t, self.config.patch_size, embedding))
+        x0_pred = torch.tanh(run_unet(self.unet, x_next, t, self.config.patch_size, embedding)[0])
         return GeneratorOutput(sample=x0_pred) if return_dict else (x0_pred,)

@@ -30,7 +30,7 @@ def test_shapes_and_formulas(models):
     x, t, z = torch.randn(4, 3), torch.tensor([0, 1, 2, 3]), torch.randn(4, 2)
     energy = energy_model(x, t).energy
     assert energy.shape == (4,) and (energy >= 0).all()
-    u = energy_model.mlp(energy_model.features(x), t)
+    u, _ = energy_model.mlp(energy_model.features(x), t)
     assert_close(energy, 0.5 * u.square().sum(1))
     assert generator_model(x, t, z).sample.shape == (4, 3)
     mean, logvar = inference_model(x, x, t, return_dict=False)
