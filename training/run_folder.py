@@ -308,6 +308,7 @@ def finish_run(pipeline: Any, run: Any) -> None:
         "images_per_second": step / seconds * settings.batch_size * num_processes,
         "peak_memory_bytes": run.memory,  # of the first process: on its GPU, or in RAM where there is none
         "num_images": len(run.loader.dataset),
+        "sample_shape": list(run.method.sample_shape(run.models, run.model_settings)),
         "num_processes": num_processes,
         "changed_settings": run.progress.changes,  # the values of before, of a run that was resumed with others
         "hardware": hardware_name(num_processes),

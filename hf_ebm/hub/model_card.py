@@ -199,7 +199,6 @@ def check_license(argument: str, license_id: str | None, license_name: str | Non
 
 
 CARD, SUMMARY, CALIBRATION = "README.md", "train_summary.json", "calibration.json"
-TOY_DATA = ("25gaussians", "pinwheel", "swissroll")  # whose cards describe vectors instead of images
 IMAGE_FILES = (  # written by runs and commands, and shown by cards
     "samples.png",
     "ood.png",
@@ -409,6 +408,7 @@ def render_card(
         return card
     index = read_json(folder / INDEX)
     dataset = settings.get("dataset", "")
+    is_of_vectors = len(summary.get("sample_shape", ())) == 1
     data = ModelCardData(
         license=settings.get("license"),
         license_name=settings.get("license_name"),
@@ -435,12 +435,12 @@ def render_card(
             index=index,
             scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             settings=settings,
-            unused=("license", "license_name", *(() if dataset in TOY_DATA else ("num_toy_samples",))),
+            unused=("license", "license_name", *(() if is_of_vectors else ("num_toy_samples",))),
             license=settings.get("license_name") or settings.get("license"),
             metrics=metrics,
             counted=counted,
             duration=duration,
-            toy=dataset in TOY_DATA,
+            toy=is_of_vectors,
             toy_table=toy_table(metrics),
             sample_table=sample_table(evaluation),
             reconstruction_evaluated=bool(evaluation.get("reconstruction")),

@@ -20,6 +20,7 @@ class Copier:
     """A pipeline whose samples are given images, in order."""
 
     sample_shape = (1, 8, 8)
+    tasks = ("generate",)
 
     class scheduler:  # noqa: N801
         config = {"num_train_timesteps": 3, "_class_name": "X", "noise": 0.5}  # noqa: RUF012

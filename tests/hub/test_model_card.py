@@ -38,14 +38,16 @@ def run_folder(tmp_path, metrics=None):
     return tmp_path
 
 
-@pytest.mark.parametrize(("dataset", "shown"), [("digits", False), ("25gaussians", True)])
-def test_settings_of_points_are_on_cards_of_points(tmp_path, dataset, shown):
+@pytest.mark.parametrize(("sample_shape", "shown"), [([1, 8, 8], False), ([2], True)])
+def test_settings_of_points_are_on_cards_of_points(tmp_path, sample_shape, shown):
     folder = run_folder(tmp_path)
     (folder / "settings.yaml").write_text(
-        yaml.safe_dump({"dataset": dataset, "batch_size": 8, "seed": 0, "num_toy_samples": 100})
+        yaml.safe_dump({"dataset": "some", "batch_size": 8, "seed": 0, "num_toy_samples": 100})
     )
+    (folder / "train_summary.json").write_text(json.dumps({**SUMMARY, "sample_shape": sample_shape}))
     text = write_card(folder).read_text()
     assert ("`num_toy_samples`" in text) == shown and "| `batch_size` | `8` |" in text
+    assert ("of shape (B, 2)" in text) == shown
 
 
 def test_card_with_metrics(tmp_path):
