@@ -43,7 +43,7 @@ def draw_by(pipeline_class: Any) -> Draw:
         pipeline.set_progress_bar_config(disable=True)
 
         def sample(number: int, generator: torch.Generator) -> Tensor:
-            return pipeline(number, num_inference_steps=steps, generator=generator, output_type="pt").images
+            return pipeline(number, num_inference_steps=steps, generator=generator, output_type="latent").images
 
         return draw_batches(sample, number, batch_size, seed, device)
 

@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import draw_rows, load_training_data
 from hf_ebm.hub.model_card import SETTINGS
 from hf_ebm.langevin import energy_and_grad, langevin_chain
@@ -71,7 +72,8 @@ def load_images(settings: dict[str, Any], sample_shape: tuple[int, ...], number:
     """
     names = {"split": "dataset_split", "config_name": "dataset_config", "revision": "dataset_revision"}
     given = {name: settings[key] for name, key in names.items()}
-    given |= {name: settings[name] for name in ("image_column", "padding")}
+    given["image_column"] = settings["image_column"]
+    given["image_processor"] = EBMImageProcessor.for_model(sample_shape, settings["padding"])
     dataset = load_training_data(settings["dataset"], sample_shape, **given)
     rows = draw_rows(len(dataset), number, settings["seed"])  # type: ignore[arg-type]
     if len(rows) <= math.prod(sample_shape):

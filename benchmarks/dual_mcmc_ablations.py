@@ -19,6 +19,7 @@ import torch
 from ablations import MAX_SAMPLES, MAX_TEST_IMAGES, Changes, Results, Row, make_table, name_of
 from measured_data import MeasuredData
 
+from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.evaluation.plots import new_figure
 from hf_ebm.evaluation.samples import draw_samples
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
@@ -54,7 +55,7 @@ def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> 
     random = torch.Generator().manual_seed(0)
     held_out = data.held_out_images(MAX_TEST_IMAGES)
     errors = pipeline.reconstruct(
-        held_out, CHAIN_STEPS, generator=random, output_type="pt", output_squared_errors=True
+        to_unit_range(held_out), CHAIN_STEPS, generator=random, output_type="pt", output_squared_errors=True
     ).squared_errors.mean(dim=1)
     aurocs = data.odd_aurocs(pipeline, MAX_TEST_IMAGES)
     return {

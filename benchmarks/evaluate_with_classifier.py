@@ -46,7 +46,6 @@ def main() -> None:
             load_image_generator(str(model)).to(device),
             dataset,
             extractor,
-            padding=chosen.padding,
             num_images=options.num_images,
             num_seeds=options.num_seeds,
             progress_bar=functools.partial(tqdm, unit="batch", leave=False, file=sys.stderr),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import DatasetName, load_named
 from hf_ebm.evaluation.feature_extractors import FeatureExtractor, module_extractor
 from hf_ebm.utils.files import path_option
@@ -67,7 +68,8 @@ def load_labelled(
     Raises:
         ValueError: If the data set cannot be read or has no such column.
     """
-    loaded, _ = load_named(DatasetName.parse(dataset).of_split(split), sample_shape, split, None, padding)
+    processor = EBMImageProcessor.for_model(sample_shape, padding)
+    loaded, _ = load_named(DatasetName.parse(dataset).of_split(split), sample_shape, split, None, processor)
     rows: Any = loaded
     if label_column not in rows.dataset.column_names:
         raise ValueError(f"--label-column must be one of {rows.dataset.column_names}, got {label_column!r}.")

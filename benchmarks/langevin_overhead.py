@@ -43,7 +43,7 @@ def main() -> None:
     pipe.to(arguments.device).set_progress_bar_config(disable=True)
     energy_model.eval()
     device = torch.device(arguments.device)
-    start = pipe(arguments.batch_size, num_inference_steps=0, output_type="pt").images
+    start = pipe(arguments.batch_size, num_inference_steps=0, output_type="latent").images
 
     def bare() -> torch.Tensor:
         x = start

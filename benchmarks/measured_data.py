@@ -10,6 +10,7 @@ import torch
 from image_classifier import classifier_extractor
 from torch import Tensor
 
+from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.data.loading import draw_rows
 from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics, digits_extractor
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance_of_statistics
@@ -78,7 +79,8 @@ class MeasuredData:
         """
         dataset = dataset or data.dataset
         extractor = open_extractor(data, dataset, folder, device)
-        loading: dict[str, Any] = {"image_column": None, "padding": data.padding, "batch_size": 1000}
+        processor = EBMImageProcessor(data.sample_shape[-1], data.sample_shape[0], data.padding)
+        loading: dict[str, Any] = {"image_column": None, "image_processor": processor, "batch_size": 1000}
         return cls(
             extractor,
             RealImages.load(dataset, data.sample_shape, "test", **loading),
@@ -113,7 +115,7 @@ class MeasuredData:
         images = self.held_out_images(limit)
 
         def energies(images: Tensor) -> Tensor:
-            return torch.cat([pipeline.score(part).energies.cpu() for part in images.split(1000)])
+            return torch.cat([pipeline.score(to_unit_range(part)).energies.cpu() for part in images.split(1000)])
 
         in_distribution = energies(images)
         return {

@@ -62,8 +62,8 @@ def main() -> None:
         energy_model.compile()
     number, size = arguments.num_images or NUM_IMAGES[arguments.preset], arguments.batch_size
     pixels = torch.randint(0, 256, (number, *pipeline.sample_shape), dtype=torch.uint8)
-    x, pictures = pixels.float() / 127.5 - 1.0, png_dataset(pixels)
-    on_device = x.to(device)
+    x, pictures = pixels.float() / 255.0, png_dataset(pixels)
+    on_device = (x * 2.0 - 1.0).to(device)
 
     def autocast(run: Callable[[], Any]) -> Callable[[], Any]:
         def call() -> Any:
@@ -77,7 +77,10 @@ def main() -> None:
         return torch.cat([energy_model(part, 0).energy.float() for part in on_device.split(size)]).cpu()
 
     pngs = {f"pipeline, PNGs, {n} workers": n for n in (0, arguments.num_workers)}
-    sides = {BARE: autocast(bare), TENSORS: autocast(lambda: pipeline(x, batch_size=size).energies)}
+    sides = {
+        BARE: autocast(bare),
+        TENSORS: autocast(lambda: pipeline(x, batch_size=size).energies),
+    }
     for name, workers in pngs.items():
         sides[name] = autocast(lambda n=workers: pipeline(pictures, batch_size=size, num_workers=n).energies)
     expected = sides[BARE]()

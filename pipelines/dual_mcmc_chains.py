@@ -76,7 +76,7 @@ class DualMCMCOutput(BaseOutput):
     """Output of `DualMCMCPipeline`.
 
     Attributes:
-        images: PIL images, an array (B, H, W, C) in [0, 1], or a tensor (B, C, H, W) in [-1, 1]; vectors (B, D);
+        images: PIL images, an array (B, H, W, C) or a tensor (B, C, H, W) in [0, 1]; vectors (B, D);
             ``"latent"``: the float32 state, not clamped.
         latents: The z that the images were generated from, before the x-chain, shape (B, Z).
         energies: On request, ``E`` of the start and of the state after each update of the x-chain, (num_steps + 1, B).
@@ -193,7 +193,7 @@ class DualMCMCMoves(EBMPipeline):
 
     def load_images(self, images: Any) -> Tensor:
         """Images of any kind as a float32 tensor in [-1, 1] on the pipeline's device, (B, C, H, W); vectors (B, D)."""
-        return images_to_tensor(images, self.sample_shape).to(self._execution_device)
+        return images_to_tensor(images, self.sample_shape, self.image_processor).to(self._execution_device)
 
     def generator_fn(self) -> Callable[[Tensor], Tensor]:
         """``z -> g(z)`` in float32, shape (B, Z) -> (B, ...), as for sampling."""

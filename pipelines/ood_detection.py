@@ -16,7 +16,6 @@ import torch
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_ebm.data.image_files import open_picture
 from hf_ebm.data.loading import column_images, is_column
 from hf_ebm.models.eval_copy import in_eval
 from hf_ebm.scoring.calibration import Calibration
@@ -55,7 +54,7 @@ class OODDetectionPipeline(Pipeline):
 
     def preprocess(self, image: Any) -> Any:
         """A picture, as `hf_ebm.data.image_files.open_picture` takes it, as ``pixel_values``, shape (1, C, S, S)."""
-        return self.image_processor(open_picture(image), return_tensors="pt").to(self.dtype)
+        return self.image_processor(image, return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs: Any) -> Any:
         with torch.no_grad():

@@ -18,6 +18,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 
 import hf_ebm
+from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.hub.download import (
     CODE_FILE,
     HUB_OPTIONS,
@@ -90,7 +91,7 @@ class Trajectory:
 class EBMPipeline(PathlessConfig, DiffusionPipeline):
     """Base of the generation pipelines: component names, Hub id loading, output formats and ``score``."""
 
-    _optional_components = ["energy_model", "inference_model"]  # noqa: RUF012 (diffusers' own form)
+    _optional_components = ["energy_model", "inference_model", "image_processor"]  # noqa: RUF012 (diffusers' own form)
     _loads_any = False  # whether other pipelines' repositories can be loaded
     _extra_files: tuple[str, ...] = ()  # fetched beside the components, where they are there
     # what a method answers about itself, see docs/adding_a_method.md
@@ -244,6 +245,8 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             raise TypeError(f"save_pretrained and push_to_hub take no arguments {sorted(unknown)}.")
         save_directory = expand_home(save_directory)
         super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
+        if self.image_processor is not None and self.energy_model is not None:
+            self.image_processor.save_pretrained(Path(save_directory) / "energy_model")
         (Path(save_directory) / CODE_FILE).write_text(pipeline_code(type(self).__name__), encoding="utf-8")
         self.save_extra_files(Path(save_directory))
         if push_to_hub:
@@ -301,6 +304,30 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
         generator_model = getattr(self, "generator_model", None)
         return (self.energy_model if generator_model is None else generator_model).sample_shape
+
+    @staticmethod
+    def make_image_processor(image_processor: EBMImageProcessor | None, *models: Any) -> EBMImageProcessor | None:
+        """Return `image_processor`, or with None one for the models of a pipeline; None for models of vectors.
+
+        The default pads as the energy's config says, which training writes.
+
+        Raises:
+            ValueError: If it prepares images of another shape than the models take.
+        """
+        models = tuple(model for model in models if model is not None)
+        if (sample_shape := getattr(models[0], "sample_shape", None)) is None:
+            return image_processor  # not one of our models, which the pipeline refuses
+        sample_shape = tuple(sample_shape)
+        if image_processor is None:
+            padding = max(getattr(getattr(model, "config", None), "padding", 0) for model in models)
+            return EBMImageProcessor.for_model(sample_shape, padding)
+        if tuple(image_processor.sample_shape) != sample_shape:
+            raise ValueError(
+                f"image_processor prepares images of shape {image_processor.sample_shape}, and the models take "
+                f"{sample_shape}; make it with EBMImageProcessor(size={sample_shape[-1]}, "
+                f"num_channels={sample_shape[0]})."
+            )
+        return image_processor
 
     @property
     def _execution_device(self) -> torch.device:
@@ -442,7 +469,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         return names
 
     def post_process(self, x: Tensor, output_type: str) -> Any:
-        """States as PIL images, arrays in [0, 1] (B, H, W, C), or tensors in the models' own [-1, 1] (B, C, H, W).
+        """States as PIL images, arrays (B, H, W, C) in [0, 1], or tensors (B, C, H, W) in [0, 1].
 
         Vector data stay as they are, as an array or a tensor of shape (B, D). ``"latent"`` returns the models' raw
         state: a float32 tensor in their own range, not clamped.
@@ -452,8 +479,8 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         if len(self.sample_shape) == 1:
             return x if output_type == "pt" else x.float().cpu().numpy()
         if output_type == "pt":
-            return x.clamp(-1.0, 1.0)
-        array = VaeImageProcessor.pt_to_numpy(VaeImageProcessor.denormalize(x.float()))
+            return to_unit_range(x)
+        array = VaeImageProcessor.pt_to_numpy(to_unit_range(x.float()))
         if output_type == "np":
             return array
         number, height, width, channels = array.shape  # all as one image, and cut: half the time for small ones
@@ -464,7 +491,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """Energies of images, low = likely: deterministic, in eval mode, no noise added.
 
         Args:
-            images: PIL images, uint8 or float arrays, tensors in [-1, 1] (see `hf_ebm.scoring.inputs`); vectors (B, D).
+            images: PIL images, arrays, or tensors in [0, 1], prepared by the image processor; vectors (B, D).
             all_timesteps: Also return ``E(x, t)`` of every noise level, shape (B, T).
             batch_size: Images per forward pass.
 
@@ -476,7 +503,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """
         if self.energy_model is None:
             raise ValueError("score needs energy_model, and this pipeline was loaded without one.")
-        x = images_to_tensor(images, self.energy_model.sample_shape)
+        x = images_to_tensor(images, self.energy_model.sample_shape, self.image_processor)
         output = score_samples(self.energy_model, x, all_timesteps, batch_size)
         self.maybe_free_model_hooks()
         return output

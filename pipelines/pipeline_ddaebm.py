@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, ImagePipelineOutput, Schedul
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain
 from hf_ebm.models.energy import EnergyOutput
@@ -52,7 +53,8 @@ class DDAEBMPipeline(EBMPipeline):
             ``DDPMScheduler.from_config(pipe.scheduler.config)`` or ``DDIMScheduler.from_config(...)``. With one that
             does not follow the model's denoising chain (`hf_ebm.schedulers.denoising_contract`) a call logs a warning.
         energy_model: ``(x, t) -> energy``; needed to score and for the Langevin correction, not to sample.
-        inference_model: ``q(z | x_t, x_next)``; needed to go on training only.
+        inference_model: ``q(z | x_t, x_next)``; needed to resume training only.
+        image_processor: Preparation of images for scores; None = one of the models' size, padded as in training.
     """
 
     method_name = "DDAEBM"
@@ -73,6 +75,7 @@ of the first images, the curve shows how the energy falls."""
         scheduler: SchedulerMixin,
         energy_model: UNetEnergyModel | MLPEnergyModel | None = None,
         inference_model: PairInferenceModel | MLPPairInferenceModel | None = None,
+        image_processor: EBMImageProcessor | None = None,
     ) -> None:
         super().__init__()
         self.check_scheduler(scheduler, generator_model)
@@ -82,6 +85,7 @@ of the first images, the curve shows how the energy falls."""
             scheduler=scheduler,
             energy_model=energy_model,
             inference_model=inference_model,
+            image_processor=self.make_image_processor(image_processor, generator_model, energy_model),
         )
 
     @staticmethod
@@ -164,9 +168,9 @@ of the first images, the curve shows how the energy falls."""
             batch_size: How many.
             num_inference_steps: Denoising steps; None = all T. `DDAEBMScheduler` supports only T.
             generator: Random number generator, or a list with one per sample.
-            output_type: ``"pil"``, ``"np"`` (floats in [0, 1], (B, H, W, C)) or ``"pt"`` (in the models' own range
-                [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it
-                is, a float32 tensor in the models' own range, not clamped.
+            output_type: ``"pil"``, ``"np"`` (an array in [0, 1], (B, H, W, C)) or ``"pt"`` (a tensor in [0, 1],
+                (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it is, a
+                float32 tensor in the models' own range [-1, 1], not clamped.
             return_dict: Whether to return an `ImagePipelineOutput` or a tuple.
             num_correction_steps: Langevin steps after each denoising step on the conditional energy
                 ``E(x_t, t) - log q(x_next | x_t)``; 0 = none.

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.models.conv_inference import ConvInferenceModel
 from hf_ebm.models.energy import check_energy_model
 from hf_ebm.models.mlp_energy import MLPEnergyModel
@@ -46,15 +47,15 @@ class DualMCMCPipeline(DualMCMCMoves):
 
     - ``num_inference_steps``: updates of the task's chain; None = as many as in training, 0 = none.
     - ``generator``: random number generator, or a list with one per sample.
-    - ``output_type``: ``"pil"``, ``"np"`` (floats in [0, 1], (B, H, W, C)) or ``"pt"`` (in the models' own range
-      [-1, 1], (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it is, a
-      float32 tensor in the models' own range, not clamped.
+    - ``output_type``: ``"pil"``, ``"np"`` (an array in [0, 1], (B, H, W, C)) or ``"pt"`` (a tensor in [0, 1],
+      (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it is, a float32
+      tensor in the models' own range [-1, 1], not clamped.
     - ``return_dict``: whether to return a `DualMCMCOutput` or a tuple with the images.
     - ``sample_latents``: whether an image's latents are a sample of ``q(z | x)``, as in the paper, or its mean.
 
     Without `energy_model` or `scheduler` the x-chain is left out, with a logged warning: samples are the generator's.
     All raise a `ValueError` that names the argument that cannot be done, or says where a chain diverged
-    (`hf_ebm.langevin.ChainDivergedError`). Images are given as in `hf_ebm.scoring.inputs`.
+    (`hf_ebm.langevin.ChainDivergedError`). Images are given as `hf_ebm.data.image_processor` takes them.
 
     Args:
         generator_model: ``z -> x``.
@@ -63,6 +64,7 @@ class DualMCMCPipeline(DualMCMCMoves):
         energy_model: ``x -> energy``; needed to score and for the x-chain.
         inference_model: ``q(z | x)``; needed for the latents of given images.
         latent_scheduler: Sampler of the z-chain, which revises those latents.
+        image_processor: Preparation of given images; None = one of the models' size, padded as in training.
     """
 
     method_name = "Dual-MCMC Teaching"
@@ -79,7 +81,13 @@ curve shows how the energy falls."""
     }
     reconstruction_components = ("generator_model", "inference_model", "latent_scheduler")
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
-    _optional_components = ["scheduler", "energy_model", "inference_model", "latent_scheduler"]  # noqa: RUF012
+    _optional_components = [  # noqa: RUF012
+        "scheduler",
+        "energy_model",
+        "inference_model",
+        "latent_scheduler",
+        "image_processor",
+    ]
     _callback_tensor_inputs = ["x"]  # noqa: RUF012
 
     def __init__(
@@ -89,6 +97,7 @@ curve shows how the energy falls."""
         energy_model: ResNetEnergyModel | MLPEnergyModel | None = None,
         inference_model: ConvInferenceModel | MLPInferenceModel | None = None,
         latent_scheduler: EnergySampler | None = None,
+        image_processor: EBMImageProcessor | None = None,
     ) -> None:
         super().__init__()
         for name, sampler in (("scheduler", scheduler), ("latent_scheduler", latent_scheduler)):
@@ -114,6 +123,7 @@ curve shows how the energy falls."""
             energy_model=energy_model,
             inference_model=inference_model,
             latent_scheduler=latent_scheduler,
+            image_processor=self.make_image_processor(image_processor, generator_model, energy_model),
         )
 
     @property
@@ -232,7 +242,7 @@ curve shows how the energy falls."""
         """Infer the latents of images, revise them by the z-chain, and generate from them.
 
         Args:
-            images: Images in [-1, 1] as tensors, or of another kind of `hf_ebm.scoring.inputs`.
+            images: PIL images, arrays, or tensors in [0, 1], prepared by the image processor; vectors (B, D).
             num_inference_steps: Updates of the z-chain; 0 = the inference model alone.
             latents: z to start the z-chain from, shape (B, latent_dim), instead of inferring; noise, say.
             sample_latents, generator, output_type, return_dict: See the class.
@@ -336,7 +346,7 @@ curve shows how the energy falls."""
         not fill in.
 
         Args:
-            images: Images of any kind of `hf_ebm.scoring.inputs`; what they hold in the masked part is not looked at.
+            images: As for `reconstruct`; the values in the masked part are not used.
             mask: 1 (white) = to be filled in, see `hf_ebm.scoring.inputs.mask_to_tensor`.
             num_inference_steps: Updates of the x-chain; 0 = the generator's pixels as they are.
             latent_inference_steps: Updates of the z-chain; None = as many as in training.

@@ -20,6 +20,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 import hf_ebm
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.hub.download import INDEX, read_index, wanted_components
 from hf_ebm.models.energy import EnergyModel, check_energy_model
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
@@ -71,13 +72,14 @@ class EnergyScoringPipeline(EBMPipeline):
         generator_model: For the scores with a reconstruction; of Dual-MCMC Teaching they need the next two as well.
         inference_model: See there.
         latent_scheduler: See there.
+        image_processor: Preparation of images; None = one of the energy's size, padded as in training.
     """
 
     method_name = "an energy for scoring"
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
     _loads_any = True
     _extra_files = (FILE_NAME,)
-    _optional_components = ["scheduler", *RECONSTRUCTION]  # noqa: RUF012 (diffusers' own form)
+    _optional_components = ["scheduler", *RECONSTRUCTION, "image_processor"]  # noqa: RUF012 (diffusers' own form)
 
     def __init__(
         self,
@@ -86,6 +88,7 @@ class EnergyScoringPipeline(EBMPipeline):
         generator_model: ModelMixin | None = None,
         inference_model: ModelMixin | None = None,
         latent_scheduler: EnergySampler | None = None,
+        image_processor: EBMImageProcessor | None = None,
     ) -> None:
         super().__init__()
         check_energy_model(energy_model)
@@ -95,6 +98,7 @@ class EnergyScoringPipeline(EBMPipeline):
             generator_model=generator_model,
             inference_model=inference_model,
             latent_scheduler=latent_scheduler,
+            image_processor=self.make_image_processor(image_processor, energy_model),
         )
         self.calibration: Calibration | None = None
 
@@ -221,33 +225,26 @@ class EnergyScoringPipeline(EBMPipeline):
         score: str = "energy",
         batch_size: int = 256,
         image_column: str | None = None,
-        resize: bool = False,
         num_workers: int = 0,
-        padding: int = 0,
         return_dict: bool = True,
     ) -> EnergyScoringOutput | tuple[Tensor, ...]:
         """Energies and scores of images.
 
         Args:
-            images: PIL images, arrays or tensors (`hf_ebm.scoring.inputs`); paths or URLs, one or a list; or a
-                `datasets.Dataset` or streaming `IterableDataset`, which is read batch by batch. What is opened and what
-                is refused is in `hf_ebm.data.image_files`.
+            images: PIL images, arrays, or tensors in [0, 1]; paths or URLs, one or a list; or a `datasets.Dataset` or
+                streaming `IterableDataset`, which is read batch by batch. All are prepared by the image processor, as
+                in training; which files are opened is in `hf_ebm.data.image_files`.
             score: A name of `hf_ebm.scoring.scores.SCORES`; larger = more out of distribution.
             batch_size: Images in memory at a time; it does not change a score.
             image_column: Of a data set; None = its only image column.
-            resize: Whether PIL images, files and data set images are converted to gray or RGB, cropped square and
-                resized to the model's size, as in training; otherwise another mode or size is an error.
             num_workers: Processes that open and prepare the next batches meanwhile; 0 = none. Not for streaming sets.
-            padding: Black pixels on each side of PIL images, files and data set images, as in training; those of the
-                model's size are taken as they are unless they are resized.
             return_dict: Whether to return an `EnergyScoringOutput` or a tuple.
 
         Raises:
             ValueError: If an image cannot be read or does not fit, or the score cannot be computed.
         """
         self.check_score(score)
-        preparation = (batch_size, image_column, resize, num_workers)
-        measures = self.measure_all(images, self.needed(score), *preparation, padding=padding)
+        measures = self.measure_all(images, self.needed(score), batch_size, image_column, num_workers)
         output = self.judge(measures, score)
         return output if return_dict else output.to_tuple()
 
@@ -292,10 +289,8 @@ class EnergyScoringPipeline(EBMPipeline):
         target_fpr: float = 0.05,
         batch_size: int = 256,
         image_column: str | None = None,
-        resize: bool = False,
         seed: int = 0,
         num_workers: int = 0,
-        padding: int = 0,
     ) -> Calibration:
         """Fit statistics and thresholds of all available scores on held-out in-distribution data.
 
@@ -307,7 +302,7 @@ class EnergyScoringPipeline(EBMPipeline):
         the calibration is saved with the pipeline.
 
         Args:
-            images, batch_size, image_column, resize, num_workers, padding: As for scoring.
+            images, batch_size, image_column, num_workers: As for scoring.
             target_fpr: False positive rate: the share of in-distribution samples to flag as OOD, in (0, 1). It needs
                 ``1 / target_fpr - 1`` images, and twice as many for the scores with fitted statistics, which are left
                 out with a warning otherwise.
@@ -319,9 +314,8 @@ class EnergyScoringPipeline(EBMPipeline):
         check_fraction("target_fpr", target_fpr)
         seed = check_seed("seed", seed)
         needed = {measure for name in self.available_scores for measure in SCORES[name].measures}
-        measures = self.measure_all(images, needed, batch_size, image_column, resize, num_workers, seed, padding)
-        preprocessing = "converted, cropped square, resized" if resize else "as given"
-        preprocessing += f", padded by {padding}" if padding else ""
+        measures = self.measure_all(images, needed, batch_size, image_column, num_workers, seed)
+        preprocessing = "as given" if self.image_processor is None else self.image_processor.describe()
         self.calibration = Calibration.fit(measures, target_fpr, seed, preprocessing)
         return self.calibration
 
@@ -331,10 +325,8 @@ class EnergyScoringPipeline(EBMPipeline):
         names: Collection[str],
         batch_size: int = 256,
         image_column: str | None = None,
-        resize: bool = False,
         num_workers: int = 0,
         seed: int | None = None,
-        padding: int = 0,
     ) -> dict[str, Tensor]:
         """The named measures of all images, batch by batch, each of shape (N,) or (N, T).
 
@@ -343,7 +335,7 @@ class EnergyScoringPipeline(EBMPipeline):
         """
         batch_size = check_count("batch_size", batch_size, 1)
         measure = self.make_measure(names, seed)
-        batches = sample_batches(images, batch_size, self.sample_shape, image_column, resize, num_workers, padding)
+        batches = sample_batches(images, batch_size, self.sample_shape, self.image_processor, image_column, num_workers)
         bar = self.progress_bar(batches)
         if not getattr(bar, "desc", None):  # the caller's own, by `set_progress_bar_config`, stays
             bar.set_description_str("scoring batches", refresh=False)

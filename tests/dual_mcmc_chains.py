@@ -30,7 +30,13 @@ def seeded(seed=0):
 
 
 def some_images(count=3):
-    return torch.rand(count, 1, 8, 8, generator=seeded(7)) * 2 - 1
+    """Images in the models' range of values that are exact in [0, 1], too."""
+    return torch.randint(0, 129, (count, 1, 8, 8), generator=seeded(7)) / 64 - 1
+
+
+def unit(x):
+    """As a pipeline takes them, in [0, 1]."""
+    return (x + 1) / 2
 
 
 def langevin(scheduler, energy_fn, x, num_steps, g, keep=lambda x: x):

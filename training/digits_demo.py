@@ -18,6 +18,7 @@ from accelerate.utils import patch_environment
 from torch import Tensor
 
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range, to_unit_range
 from hf_ebm.evaluation.feature_extractors import NAME, load_digit_classifier
 from hf_ebm.evaluation.plots import plot_chain_profiles, plot_energy_histograms, save_grid
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance
@@ -46,7 +47,8 @@ def pixel_gaussian(images: Tensor, num_samples: int, generator: torch.Generator)
 
 def digits_frechet_distance(images: Tensor) -> float:
     """Frechet distance of `images` (B, 1, 8, 8) to the held-out digits in the features of the digit classifier."""
-    return frechet_distance(load_digits("test")[0], images, load_digit_classifier().features)
+    held_out = to_model_range(load_digits("test")[0])
+    return frechet_distance(held_out, images, load_digit_classifier().features)
 
 
 def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tensor, dict[str, Tensor]]:
@@ -55,15 +57,16 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
     There are as many samples as training images, so that the real-vs-real distance (training against held-out images)
     is comparable.
     """
-    train_images, test_images = load_digits("train")[0], load_digits("test")[0]
+    train_images, test_images = (to_model_range(load_digits(split)[0]) for split in ("train", "test"))
     generator = torch.Generator().manual_seed(seed)
-    samples = pipeline(batch_size=len(train_images), generator=generator, output_type="pt").images.cpu()
+    samples = pipeline(batch_size=len(train_images), generator=generator, output_type="latent").images.clamp(-1.0, 1.0)
+    samples = samples.cpu()
     classifier = load_digit_classifier()
 
     classes = torch.bincount(classifier(samples).argmax(dim=1), minlength=10)
-    held_out = pipeline.score(test_images).energies
+    held_out = pipeline.score(to_unit_range(test_images)).energies
     odd = {
-        name: pipeline.score(make(test_images, torch.Generator().manual_seed(seed))).energies
+        name: pipeline.score(to_unit_range(make(test_images, torch.Generator().manual_seed(seed)))).energies
         for name, make in SYNTHETIC_OOD.items()
     }
     metrics = {
@@ -88,26 +91,26 @@ def evaluate_chains(pipeline: Any, folder: Path, seed: int = 0) -> dict[str, Any
 
     The Frechet distance of the generator's samples uses the same latents as that of the revised samples.
     """
-    train_images, test_images = load_digits("train")[0], load_digits("test")[0]
+    test_images = load_digits("test")[0]
 
     def random() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
-    number = len(train_images)
-    alone = pipeline(number, num_inference_steps=0, generator=random(), output_type="pt").images.cpu()
-    revised = pipeline(number, generator=random(), output_type="pt", output_energies=True)
+    number = len(load_digits("train")[0])
+    alone = pipeline(number, num_inference_steps=0, generator=random(), output_type="latent").images.clamp(-1.0, 1.0)
+    revised = pipeline(number, generator=random(), output_type="latent", output_energies=True)
     recon = pipeline.reconstruct(
-        test_images, CHAIN_STEPS, generator=random(), output_type="pt", output_squared_errors=True
+        test_images, CHAIN_STEPS, generator=random(), output_type="latent", output_squared_errors=True
     )
     errors = recon.squared_errors.mean(dim=1)
     of_means = pipeline.reconstruct(test_images, 0, sample_latents=False, output_type="pt", output_squared_errors=True)
     plot_chain_profiles(revised.energies.cpu(), recon.squared_errors.cpu(), folder / "chains.png")
     from_inference = pipeline.reconstruct(test_images[:12], 0, generator=random()).images
-    originals = pipeline.post_process(test_images[:12], "pil")
+    originals = pipeline.post_process(to_model_range(test_images[:12]), "pil")
     rows = [*originals, *from_inference, *pipeline.post_process(recon.images[:12], "pil")]
     save_grid(rows, folder / "reconstructions.png", num_columns=12, scale=6)
     return {
-        "generator_alone": digits_frechet_distance(alone),
+        "generator_alone": digits_frechet_distance(alone.cpu()),
         "reconstruction_mse": {
             "inference_model": errors[0].item(),  # from a draw of q(z | x), where the chain starts
             "inference_mean": of_means.squared_errors.mean().item(),

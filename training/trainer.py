@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from hf_ebm.data.image_files import words_of
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import describe_change, load_training_data
 from hf_ebm.hub.model_card import write_card
 from hf_ebm.training.checkpointing import (
@@ -520,7 +521,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     set_seed(settings.seed)
     models = method.build_models(model_settings)
     for model in models:
-        if hasattr(model.config, "padding"):  # an energy of images, whose image processor shall pad as well
+        if hasattr(model.config, "padding"):  # an energy of images, whose image processor pads as well
             model.config.padding = settings.padding
     if checkpoint is not None and has_nothing_to_do(checkpoint, method, model_settings, settings, output_dir):
         accelerator.print(
@@ -588,11 +589,11 @@ def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Acceler
         config_name=settings.dataset_config,
         revision=settings.dataset_revision,
         image_column=settings.image_column,
-        padding=settings.padding,
+        image_processor=EBMImageProcessor.for_model(sample_shape, settings.padding),
         num_samples=settings.num_toy_samples,
         seed=settings.seed,
     )
-    if change := describe_change(dataset, sample_shape, settings.padding):
+    if change := describe_change(dataset):
         accelerator.print(f"note: {change}. The models take what their settings say (preset, models, padding).")
     loader = make_loader(
         dataset, settings.batch_size, settings.seed, settings.num_workers, num_processes=accelerator.num_processes

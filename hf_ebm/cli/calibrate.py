@@ -51,9 +51,9 @@ def add_parser(commands: Any) -> None:
         help="maximum number of images, selected with the seed (default: %(default)s)",
     )
     parser.add_argument(
-        "--resize",
+        "--other-data",
         action="store_true",
-        help="convert images of another size or mode, also those of a data set that the model was not trained on",
+        help="allow images of another size or mode from a data set that the model was not trained on",
     )
     parser.set_defaults(run=run)
 
@@ -73,9 +73,8 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data.image_processor import describe_preparation
+    from hf_ebm.data.image_processor import to_unit_range
     from hf_ebm.data.loading import DatasetName, describe_change, draw_rows, load_named
-    from hf_ebm.data.padding import find_padding
     from hf_ebm.data.splits import share_rows, split_sizes
     from hf_ebm.hub.model_card import refresh_card
     from hf_ebm.scoring.calibration import FILE_NAME
@@ -88,13 +87,13 @@ def run(options: argparse.Namespace) -> None:
     split, device = named.choose_split(options.split, "test"), find_device(options.device)
     pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
     pipeline.set_progress_bar_config(leave=False, delay=DELAY, unit="batch")
-    shape, padding = pipeline.sample_shape, find_padding(options.model, options.padding)
+    shape = pipeline.sample_shape
     if len(shape) != 3:
         raise ValueError(f"--model {options.model} scores vectors; use pipe.calibrate(held_out) from Python.")
     if options.score not in pipeline.available_scores:
         raise ValueError(f"--score: this model allows {pipeline.available_scores}, got {options.score!r}.")
     dataset: Any
-    dataset, source = load_named(named, shape, split, options.image_column, padding)
+    dataset, source = load_named(named, shape, split, options.image_column, pipeline.image_processor)
     trained_split = find_trained_split(source, folder)
     trained_on = None if trained_split is None else share_rows(trained_split, source["split"], split_sizes(dataset))
     if trained_on:
@@ -104,20 +103,19 @@ def run(options: argparse.Namespace) -> None:
             "flagged as OOD; give a held-out split as name@split.",
             file=sys.stderr,
         )
-    if change := describe_change(dataset, shape, padding):
-        if trained_split is None and not options.resize:
+    if change := describe_change(dataset):
+        if trained_split is None and not options.other_data:
             raise ValueError(
                 f"--dataset {options.dataset}: {change}, and the model was trained on another data set. To "
-                "calibrate on it anyway, add --resize; nothing was written."
+                "calibrate on it anyway, add --other-data; nothing was written."
             )
         print(f"note: {change}.", file=sys.stderr)
     rows = draw_rows(len(dataset), options.num_images, options.seed)
-    images = torch.stack([dataset[row][0] for row in rows])
+    images = to_unit_range(torch.stack([dataset[row][0] for row in rows]))
 
     calibration = pipeline.calibrate(images, options.target_fpr, seed=options.seed)
-    preparation = describe_preparation(shape, padding)
     shown = f"{source['dataset']}, split {source['split']}"
-    calibration = dataclasses.replace(calibration, preprocessing=preparation, trained_on=trained_on, dataset=shown)
+    calibration = dataclasses.replace(calibration, trained_on=trained_on, dataset=shown)
     calibration.check_has(options.score)
     calibration.save(folder)
     refreshed = refresh_card(folder)

@@ -61,9 +61,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print a table of each of ``--metrics``; write ``ood.json`` with all metrics and the protocol, and two plots."""
     from hf_ebm import EnergyScoringPipeline
-    from hf_ebm.data.image_processor import describe_preparation
     from hf_ebm.data.loading import DatasetName
-    from hf_ebm.data.padding import find_padding
     from hf_ebm.evaluation import ood as evaluation
     from hf_ebm.evaluation.ood import METRICS
     from hf_ebm.evaluation.plots import plot_roc, plot_score_histograms
@@ -94,8 +92,7 @@ def run(options: argparse.Namespace) -> None:
     if options.resamples < 1:
         raise ValueError(f"--resamples must be >= 1, got {options.resamples}.")
 
-    padding = find_padding(options.model, options.padding)
-    loading = (options.image_column, options.max_images, options.seed, padding)
+    loading = (options.image_column, options.max_images, options.seed, pipeline.image_processor)
     (train, train_source), (test, test_source) = evaluation.load_train_and_test(options.id, shape, *loading)
     names = list(SYNTHETIC_OOD) if options.ood is None else [expand_home(name) for name in options.ood.split(",")]
     sets = {evaluation.IN_DISTRIBUTION: test}
@@ -130,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
         "in_distribution": test_source,
         "ood_sets": sources,
         "statistics_and_baselines": train_source,
-        "preprocessing": describe_preparation(shape, padding),
+        "preprocessing": pipeline.image_processor.describe(),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
         "autoencoder": autoencoder,
         "metrics": METRICS,

@@ -58,7 +58,6 @@ def run(options: argparse.Namespace) -> None:
     Progress goes to stderr.
     """
     from hf_ebm.data.loading import DatasetName, load_named
-    from hf_ebm.data.padding import find_padding
     from hf_ebm.evaluation.feature_extractors import load_extractor
     from hf_ebm.evaluation.samples import evaluate_samples
     from hf_ebm.hub.model_card import sample_table
@@ -72,11 +71,10 @@ def run(options: argparse.Namespace) -> None:
     default_extractor = "digits" if named.name == "digits" else "inception"
     device = find_device(options.device)
     pipeline = load_image_generator(options.model).to(device)
-    padding = find_padding(options.model, options.padding)
     try:
         extractor = load_extractor(options.feature_extractor or default_extractor, device)
     except ImportError:  # report a missing data set first: its name selects the extractor
-        load_named(named, pipeline.sample_shape, split, options.image_column, padding)
+        load_named(named, pipeline.sample_shape, split, options.image_column, pipeline.image_processor)
         raise
     record = evaluate_samples(
         pipeline,
@@ -84,7 +82,6 @@ def run(options: argparse.Namespace) -> None:
         extractor,
         split=split,
         image_column=options.image_column,
-        padding=padding,
         num_images=options.num_images,
         num_seeds=options.num_seeds,
         batch_size=options.batch_size,

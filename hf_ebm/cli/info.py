@@ -51,7 +51,7 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
                 "parameters": sum(parameter.numel() for parameter in component.parameters()),
                 "bytes": sum(path.stat().st_size for path in (folder / name).glob("*.safetensors")),
             }
-        elif component is not None:
+        elif name.endswith("scheduler") and component is not None:
             settings = {key: value for key, value in dict(component.config).items() if not key.startswith("_")}
             samplers[name] = {"class": type(component).__name__, "settings": settings}
     calibration = Calibration.load(folder)
@@ -61,6 +61,7 @@ def describe(pipeline: Any, folder: Path) -> dict[str, Any]:
         "pipeline": type(pipeline).__name__,
         "sample_shape": list(pipeline.sample_shape),
         "tasks": list(pipeline.tasks),
+        "preparation": None if pipeline.image_processor is None else pipeline.image_processor.describe(),
         "networks": networks,
         "samplers": samplers,
         "calibration": calibration
@@ -80,6 +81,8 @@ def format_text(found: dict[str, Any]) -> str:
     shape = "x".join(map(str, found["sample_shape"]))
     lines = [f"{found['model']}: {found['method']} ({found['pipeline']}), samples of shape {shape}"]
     lines.append(f"  tasks: {', '.join(found['tasks'])}")
+    if found["preparation"]:
+        lines.append(f"  images are {found['preparation']}")
     for name, part in found["networks"].items():
         size = f"{part['parameters']:>12,} parameters {part['bytes'] / 1e6:>8.1f} MB"
         lines.append(f"  {name:<18}{part['class']:<24}{size}")

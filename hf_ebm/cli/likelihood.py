@@ -74,7 +74,6 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the bracket, the gap and the likelihood of held-out data; progress goes to stderr."""
     from hf_ebm.data.loading import DatasetName
-    from hf_ebm.data.padding import find_padding
     from hf_ebm.data.toy import TOY_NAMES
     from hf_ebm.hub.model_card import public_name
     from hf_ebm.likelihood.evaluate import check_has_chain, measure_chain_likelihood, measure_likelihood
@@ -103,12 +102,13 @@ def run(options: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"--num-conditionals: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    padding = find_padding(options.model, options.padding)
-    train, held_out = load_splits(options, pipeline.sample_shape, padding)
+    processor = pipeline.image_processor
+    train, held_out = load_splits(options, pipeline.sample_shape, processor)
     name = DatasetName.parse(options.dataset)
     num_levels = None if name.name in TOY_NAMES else 17 if name.name == "digits" else 256
     bar = passing_bar(desc="annealing")
-    record = {"model": public_name(options.model), "dataset": name.public, "padding": padding}
+    record: dict[str, Any] = {"model": public_name(options.model), "dataset": name.public}
+    record["preprocessing"] = "none" if processor is None else processor.describe()
     record |= measure_likelihood(pipeline, train, held_out, num_levels, settings, bar)
     if options.num_conditionals:
         followed = held_out[: options.num_conditionals]
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
     print(to_json(record, indent=2) if options.json else format_record(record))
 
 
-def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...], padding: int) -> tuple[Any, Any]:
+def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...], image_processor: Any) -> tuple[Any, Any]:
     """Load training and held-out samples; for the 2-D sets, two fresh sets of samples."""
     import torch
 
@@ -132,7 +132,7 @@ def load_splits(options: argparse.Namespace, sample_shape: tuple[int, ...], padd
         )
         return first, second
     (train, _), (held_out, _) = load_train_and_test(
-        options.dataset, sample_shape, options.image_column, options.max_images, options.seed, padding
+        options.dataset, sample_shape, options.image_column, options.max_images, options.seed, image_processor
     )
     return train, held_out
 

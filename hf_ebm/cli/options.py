@@ -41,17 +41,9 @@ def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int =
     parser.add_argument("--seed", type=seed, default=0, help=f"seed of {seeded} (default: %(default)s)")
 
 
-def add_padding_option(parser: argparse.ArgumentParser) -> None:
-    """``--padding``, which `hf_ebm.data.padding.find_padding` reads."""
-    parser.add_argument(
-        "--padding", type=int, help="black pixels on each side of images; default: as in training, else 0"
-    )
-
-
 def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:
     """Add the options shared by calibrate, eval-ood, evaluate and likelihood."""
     add_model_option(parser, hub)
     parser.add_argument("--image-column", help="of the data sets; default: their only image column")
-    add_padding_option(parser)
     add_seed_option(parser, "all random numbers", MAX_NUMPY_SEED)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.cli.images import check_image_format, check_images, open_image
-from hf_ebm.cli.options import add_device_option, add_padding_option, add_seed_option
+from hf_ebm.cli.options import add_device_option, add_seed_option
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
 
@@ -25,7 +25,6 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id")
     parser.add_argument("images", nargs="+", type=path_text, help="image files or URLs, prepared as in training")
-    add_padding_option(parser)
     add_device_option(parser)
     parser.add_argument("--num-inference-steps", type=int, help="steps of the z-chain; default: as in training")
     add_seed_option(parser, "the latents")
@@ -53,8 +52,7 @@ def run(options: argparse.Namespace) -> None:
     check_images(options.images)
     import torch
 
-    from hf_ebm.data.image_processor import image_transform
-    from hf_ebm.data.padding import find_padding
+    from hf_ebm.data.image_processor import to_unit_range
     from hf_ebm.evaluation.plots import save_grid
     from hf_ebm.evaluation.sample_metrics import reconstruction_metrics
     from hf_ebm.utils.files import finite_or_none, to_json
@@ -67,15 +65,15 @@ def run(options: argparse.Namespace) -> None:
             f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; use one of "
             "whose tasks, listed by hf-ebm info, is reconstruct."
         )
-    padding = find_padding(options.model, options.padding)
-    transform = image_transform(pipeline.sample_shape[0], pipeline.sample_shape[-1], padding)
     opened = [open_image(image) for image in options.images]
-    images = torch.stack([transform(image) for image in opened])
-    report_changes(options.images, opened, pipeline.sample_shape, padding)
+    images = pipeline.load_images(opened)
+    report_changes(options.images, opened, pipeline.image_processor)
     inferred, revised = (
         pipeline.reconstruct(
-            images, steps, generator=torch.Generator().manual_seed(options.seed), output_type="pt"
-        ).images.cpu()
+            to_unit_range(images), steps, generator=torch.Generator().manual_seed(options.seed), output_type="latent"
+        )
+        .images.clamp(-1.0, 1.0)
+        .cpu()
         for steps in (0, options.num_inference_steps)
     )
     found = [reconstruction_metrics(images, recon) for recon in (inferred, revised)]
@@ -107,14 +105,11 @@ def run(options: argparse.Namespace) -> None:
     print(f"wrote {options.output}{rows_shown}")
 
 
-def report_changes(names: Sequence[str], images: Sequence[Any], sample_shape: tuple[int, ...], padding: int) -> None:
+def report_changes(names: Sequence[str], images: Sequence[Any], image_processor: Any) -> None:
     """Report conversions of images on stderr: one line per kind of conversion."""
-    from hf_ebm.data.image_files import describe_changes
-
-    inner = (sample_shape[0], *(size - 2 * padding for size in sample_shape[1:]))
     changed: dict[str, list[str]] = {}
     for name, image in zip(names, images, strict=True):
-        changes = describe_changes(image.size, image.mode, image.has_transparency_data, inner)
+        changes = image_processor.describe_changes(image.size, image.mode, image.has_transparency_data)
         changed.setdefault(changes, []).append(name)
     for changes, those in changed.items():
         if changes:

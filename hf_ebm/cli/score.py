@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_ebm.cli.images import check_images
-from hf_ebm.cli.options import SCORE_NAMES, add_model_option, add_padding_option
+from hf_ebm.cli.options import SCORE_NAMES, add_model_option
 from hf_ebm.utils.files import path_option, path_text
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
         "images",
         nargs="*",
         type=path_text,
-        help="image files or URLs, of the model's size (with or without its padding), or with --resize",
+        help="image files or URLs, prepared as in training",
     )
     add_model_option(parser)
     parser.add_argument(
@@ -67,8 +67,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--num-workers", type=int, help="processes that decode images of a data set; default: 2, with one core 1"
     )
-    parser.add_argument("--resize", action="store_true", help="convert, crop square and resize to the model's size")
-    add_padding_option(parser)
     parser.add_argument(
         "--on-error", choices=("skip", "stop"), default="skip", help="unreadable images (default: %(default)s)"
     )
@@ -153,12 +151,11 @@ def score_files(options: argparse.Namespace) -> None:
     pipeline.check_score(options.score)
     files, rows, unreadable = [], [], []
     measure = pipeline.make_measure(pipeline.needed(options.score))
-    batches = batches_of(options, pipeline.sample_shape)
+    batches = batches_of(options, pipeline)
     shown = passing_bar(unit="batch")(batches, total=math.ceil(len(options.images) / options.batch_size))
     for batch, measures in measure_batches(shown, lambda batch: measure(batch.x) if batch.ids else {}):
         for bad in batch.unreadable:
-            hint = "; --resize converts and resizes images" if bad.resizable else ""
-            unreadable.append((options.images[bad.row], f"{bad.reason}{hint}"))
+            unreadable.append((options.images[bad.row], bad.reason))
         if unreadable and (options.on_error == "stop" or len(unreadable) == len(options.images)):
             raise ValueError("image {} {}".format(*unreadable[0]))
         if batch.ids:
@@ -190,16 +187,15 @@ def score_files(options: argparse.Namespace) -> None:
         print(f"{cells}  {image}")
 
 
-def batches_of(options: argparse.Namespace, sample_shape: tuple[int, ...]) -> Iterator[Batch]:
-    """The files as batches for a model of that size."""
-    from hf_ebm.data.padding import find_padding
+def batches_of(options: argparse.Namespace, pipeline: Any) -> Iterator[Batch]:
+    """The files as batches for the pipeline's energy."""
     from hf_ebm.scoring.inputs import ListRows, prepared_batches, spans_of
 
     if options.batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {options.batch_size}.")
-    rows, padding = ListRows(options.images), find_padding(options.model, options.padding)
+    rows = ListRows(options.images)
     spans = spans_of(0, len(rows), options.batch_size)
-    return prepared_batches(rows, spans, sample_shape, options.resize, num_workers=0, padding=padding)
+    return prepared_batches(rows, spans, pipeline.sample_shape, pipeline.image_processor, num_workers=0)
 
 
 def rows_of(found: EnergyScoringOutput) -> list[dict[str, Any]]:

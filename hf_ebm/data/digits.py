@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def load_digits(split: str = "train") -> tuple[Tensor, Tensor]:
-    """The 8x8 digits of scikit-learn: images in [-1, 1], shape (N, 1, 8, 8), and labels 0..9, shape (N,).
+    """The 8x8 digits of scikit-learn: images in [0, 1], shape (N, 1, 8, 8), and labels 0..9, shape (N,).
 
     Args:
         split: ``"train"`` (1,437 images) or ``"test"`` (360), stratified by digit, the same on every machine.
@@ -27,6 +27,6 @@ def load_digits(split: str = "train") -> tuple[Tensor, Tensor]:
     parts = model_selection.train_test_split(pixels, labels, test_size=360, random_state=0, stratify=labels)
     images, targets = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
     return (
-        torch.from_numpy(images / 8.0 - 1.0).float().reshape(-1, 1, 8, 8),
+        torch.from_numpy(images / 16.0).float().reshape(-1, 1, 8, 8),
         torch.from_numpy(np.asarray(targets)).long(),
     )

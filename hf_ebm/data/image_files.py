@@ -184,28 +184,3 @@ def fit_picture(image: PIL.Image.Image, num_channels: int, size: int) -> PIL.Ima
 def is_gray(mode: str) -> bool:
     """Whether a picture of this mode (Pillow's) has no colours, whatever its bits and its transparency."""
     return mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;")
-
-
-def describe_changes(
-    size: tuple[int, int],
-    mode: str,
-    transparent: bool,
-    sample_shape: tuple[int, ...],
-    padding: int = 0,
-    frames: int = 1,
-) -> str:
-    """What fitting a picture of this size, mode, transparency and number of frames to a model changes, in words."""
-    width, height = size
-    inner = sample_shape[-1] - 2 * padding
-    changes = [] if frames == 1 else [f"taken from the first of {frames} frames"]
-    if width != height:
-        changes.append("cropped to a square")
-    if min(width, height) != inner:
-        changes.append(f"resized from {width} x {height} to {inner} x {inner} pixels")
-    if padding:
-        changes.append(f"padded by {padding} black pixels on each side")
-    if sample_shape[0] == 1 and not is_gray(mode):
-        changes.append("turned to gray")
-    if transparent:
-        changes.append("laid on white where it is transparent")
-    return ", ".join(changes)

@@ -1,8 +1,10 @@
 """Image preprocessing: what a user has -> ``pixel_values`` in [-1, 1], shape (B, C, S, S).
 
 An image is converted to gray or RGB, cropped to a centred square, resized (bicubic), scaled to [-1, 1], and padded with
-black pixels. `EBMImageProcessor` is saved beside an energy (``preprocessor_config.json``), so that
-`transformers.AutoImageProcessor` prepares an image as training did. Its module and class are part of the file format.
+black pixels. An image that has the final size S x S already, such as a sample of the model, is not padded again.
+`EBMImageProcessor` is a component of every pipeline and is saved beside an energy (``preprocessor_config.json``), so
+that training, scoring, evaluation and `transformers.AutoImageProcessor` prepare an image identically. Its module and
+class are part of the file format.
 
 | given | range | layout |
 |---|---|---|
@@ -11,97 +13,90 @@ black pixels. `EBMImageProcessor` is saved beside an energy (``preprocessor_conf
 | float array | [0, 1] | the same |
 | uint8 or float tensor | 0..255 or [0, 1] | (B, C, H, W), (C, H, W) |
 
-Arrays and tensors of another size are resized as 8-bit images.
+Arrays and tensors of another size or kind (gray, RGB) are converted as 8-bit images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, ImageProcessingMixin  # noqa: F401 (diffusers looks for it here)
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from hf_ebm.data.image_files import PICTURE_TYPES, fit_picture, open_picture
+from hf_ebm.data.image_files import PICTURE_TYPES, fit_picture, is_gray, open_picture
 
-RANGE_TOLERANCE = 1e-3
-
-
-def image_transform(num_channels: int, image_size: int, padding: int = 0) -> Callable[[PIL.Image.Image], Tensor]:
-    """PIL image -> tensor in [-1, 1], (C, S, S): converted to gray or RGB, centre-cropped square, resized, padded.
-
-    All but the padding is `hf_ebm.data.image_files.fit_picture`.
-
-    Args:
-        num_channels: 1 (gray) or 3 (RGB).
-        image_size: S, the final size, padding included.
-        padding: Black pixels on each side (28x28 images become 32x32 with 2).
-    """
-    if num_channels not in (1, 3):
-        raise ValueError(f"num_channels must be 1 or 3 to read images, got {num_channels}.")
-    if padding < 0 or image_size <= 2 * padding:
-        raise ValueError(f"padding must be >= 0 and under half of image_size={image_size}, got {padding}.")
-    inner = image_size - 2 * padding
-
-    def transform(image: PIL.Image.Image) -> Tensor:
-        image = fit_picture(image, num_channels, inner)
-        pixels = torch.from_numpy(np.array(image)).reshape(inner, inner, num_channels).permute(2, 0, 1)
-        pixels = pixels.float() / 127.5 - 1.0
-        return torch.nn.functional.pad(pixels, (padding,) * 4, value=-1.0) if padding else pixels
-
-    return transform
+RANGE_TOLERANCE = 1e-5
+KINDS = {1: "gray", 3: "RGB"}
 
 
-def describe_preparation(sample_shape: tuple[int, ...], padding: int = 0) -> str:
-    """A description of what `image_transform` does to images for models of `sample_shape` (C, S, S)."""
-    kind = {1: "gray", 3: "RGB"}.get(sample_shape[0], f"{sample_shape[0]} channels")
-    size = f"{sample_shape[1] - 2 * padding}x{sample_shape[2] - 2 * padding}"
-    padded = f"padded by {padding} black pixels on each side, " if padding else ""
-    resized = f"resized to {size} (bicubic, where another size)"
-    return f"converted to {kind}, centre-cropped square, {resized}, {padded}in [-1, 1]"
-
-
-UNIT_HINT = "x * 0.5 + 0.5 from [-1, 1]; x / 255 from 0..255"
-
-
-def check_range(values: Tensor, low: float, high: float, kind: str, hint: str = UNIT_HINT) -> None:
-    """Raise a `ValueError` unless `values` are finite and in [low, high], up to rounding."""
+def check_unit_range(values: Tensor, kind: str) -> None:
+    """Raise a `ValueError` unless float images are finite and in [0, 1], up to rounding."""
     if not torch.isfinite(values).all():
         raise ValueError(f"images as {kind} must be finite, got NaN or infinite values.")
-    if values.numel() and (values.min() < low - RANGE_TOLERANCE or values.max() > high + RANGE_TOLERANCE):
+    if values.numel() and (values.min() < -RANGE_TOLERANCE or values.max() > 1.0 + RANGE_TOLERANCE):
         raise ValueError(
-            f"images as {kind} must lie in [{low:g}, {high:g}], got values from {values.min():.4g} to "
-            f"{values.max():.4g}; rescale them ({hint})."
+            f"images as {kind} must lie in [0, 1], got values from {values.min():.4g} to {values.max():.4g}; rescale "
+            "them (x * 0.5 + 0.5 from [-1, 1]; x / 255 from 0..255)."
         )
 
 
-def array_to_tensor(array: np.ndarray, num_channels: int) -> Tensor:
-    """An array of images as a tensor in [-1, 1], shape (B, C, H, W); see the module's table.
+def to_model_range(x: Tensor) -> Tensor:
+    """Images 0..255 (uint8) or in [0, 1] (floats) as float32 in the models' range [-1, 1]."""
+    return x.float() / 127.5 - 1.0 if x.dtype == torch.uint8 else x.float() * 2.0 - 1.0
+
+
+def to_unit_range(x: Tensor) -> Tensor:
+    """Images in the models' range [-1, 1] as floats in [0, 1]; values outside are clamped."""
+    return (x * 0.5 + 0.5).clamp(0.0, 1.0)
+
+
+def batch_of(images: np.ndarray | Tensor, num_channels: int, size: int) -> Tensor:
+    """An array or tensor of the module's table as a tensor (B, C, H, W), uint8 or float32 in [0, 1], checked.
+
+    Args:
+        images: One image or a batch of images.
+        num_channels: Number of channels of the images that are expected; images of another number are returned, too.
+        size: Their expected size, which resolves what an array of three dimensions is.
 
     Raises:
         ValueError: If its layout, dtype or range is another.
     """
-    if num_channels == 1 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 1)):
-        array = array[..., None]  # gray images may come without their channel
-    if array.ndim == 3:
-        array = array[None]
-    if array.ndim != 4:
-        raise ValueError(f"images as arrays must have shape (B, H, W, C) or (H, W, C), got {array.shape}.")
-    if array.dtype == np.uint8:
-        scaled = array.astype(np.float32)
-        scaled /= 255.0
-    elif np.issubdtype(array.dtype, np.floating):
-        scaled = array.astype(np.float32)
-        check_range(torch.from_numpy(scaled), 0.0, 1.0, "float arrays")
+    if isinstance(images, Tensor):
+        x = images.detach()
+        if x.ndim not in (3, 4):
+            raise ValueError(f"images as tensors must have shape (B, C, H, W) or (C, H, W), got {tuple(x.shape)}.")
+        x = x if x.ndim == 4 else x[None]
+        kind = "tensors"
     else:
-        raise ValueError(f"images as arrays must be uint8 in 0..255 or floats in 0..1, got dtype {array.dtype}.")
-    x = torch.from_numpy(scaled).mul_(2.0).sub_(1.0)  # in place: memory is what takes time
-    # by their strides gray images are laid out channels last, too, which networks would keep (hf_ebm.utils.torch_utils)
-    return x.permute(0, 3, 1, 2) if x.shape[3] > 1 else x[..., 0].unsqueeze(1)
+        array = images
+        if array.ndim == 2:
+            array = array[None, ..., None]
+        elif array.ndim == 3:  # one image, or gray images without their channel
+            gray = num_channels == 1 and array.shape[1:] == (size, size)
+            one = array.shape[2] in (1, 3, 4, num_channels) and not gray
+            array = array[None] if one else array[..., None] if num_channels == 1 else array
+        if array.ndim != 4:
+            raise ValueError(f"images as arrays must have shape (B, H, W, C) or (H, W, C), got {images.shape}.")
+        if np.issubdtype(array.dtype, np.floating):
+            array = array.astype(np.float32, copy=False)
+        elif array.dtype != np.uint8:
+            raise ValueError(f"images as arrays must be uint8 in 0..255 or floats in [0, 1], got dtype {array.dtype}.")
+        x = torch.from_numpy(np.array(array))  # a copy: arrays of PIL images are read-only
+        # by their strides gray images are laid out channels last, too, which networks would keep
+        x = x.permute(0, 3, 1, 2) if x.shape[3] > 1 else x[..., 0].unsqueeze(1)
+        kind = "float arrays"
+    if x.is_floating_point():
+        x = x.float()
+        check_unit_range(x, kind)
+    elif x.dtype != torch.uint8:
+        raise ValueError(f"images as tensors must be floats in [0, 1] or uint8 in 0..255, got dtype {x.dtype}.")
+    if x.shape[1] not in (1, 3, 4, num_channels):
+        raise ValueError(f"images must have 1, 3 or 4 channels, got {x.shape[1]} (shape {tuple(images.shape)}).")
+    return x
 
 
 class EBMImageProcessor(BaseImageProcessor):
@@ -109,10 +104,10 @@ class EBMImageProcessor(BaseImageProcessor):
 
     Args:
         size: S, the final height and width, padding included, or ``{"height": S, "width": S}``.
-        num_channels: 1 (gray) or 3 (RGB); images of the other kind are converted.
+        num_channels: 1 (gray) or 3 (RGB); images of the other kind are converted. With another number, only arrays and
+            tensors of that number of channels and of the final size are accepted.
         padding: Black pixels on each side, of the S.
-        do_resize: Whether images of other sizes are cropped to a centred square and resized. False refuses them;
-            an image of the final size then has its padding already.
+        do_resize: Whether images of other sizes are cropped to a centred square and resized. False refuses them.
         image_size: `size` in files saved before it had that name.
 
     Raises:
@@ -132,9 +127,45 @@ class EBMImageProcessor(BaseImageProcessor):
     ) -> None:
         super().__init__(**{name: value for name, value in kwargs.items() if value is not None})
         length = _square(size if size is not None else 32 if image_size is None else image_size)
-        image_transform(num_channels, length, padding)  # checks them
+        if num_channels < 1:
+            raise ValueError(f"num_channels must be >= 1, got {num_channels}.")
+        if padding < 0 or length <= 2 * padding:
+            raise ValueError(f"padding must be >= 0 and under half of size={length}, got {padding}.")
         self.size, self.num_channels, self.padding = {"height": length, "width": length}, num_channels, padding
         self.do_resize = do_resize is None or do_resize
+
+    @classmethod
+    def for_model(cls, sample_shape: tuple[int, ...], padding: int = 0) -> EBMImageProcessor | None:
+        """The processor for a model of images of shape (C, S, S); None for a model of vectors."""
+        return cls(sample_shape[-1], sample_shape[0], padding) if len(sample_shape) == 3 else None
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Shape of one prepared image, (C, S, S)."""
+        return self.num_channels, self.size["height"], self.size["width"]
+
+    def describe(self) -> str:
+        """A description of the preparation for records and cards."""
+        kind, inner = KINDS.get(self.num_channels, f"{self.num_channels} channels"), self.size["height"]
+        inner -= 2 * self.padding
+        padded = f"padded by {self.padding} black pixels on each side, " if self.padding else ""
+        resized = f"resized to {inner}x{inner} (bicubic, where another size)"
+        return f"converted to {kind}, centre-cropped square, {resized}, {padded}in [-1, 1]"
+
+    def describe_changes(self, size: tuple[int, int], mode: str, transparent: bool, frames: int = 1) -> str:
+        """A description of how an image of this size, mode, transparency and number of frames is converted, or ""."""
+        (width, height), (num_channels, length, _) = size, self.sample_shape
+        inner = length if size == (length, length) else length - 2 * self.padding
+        changes = [] if frames == 1 else [f"taken from the first of {frames} frames"]
+        if width != height:
+            changes.append("cropped to a square")
+        if min(width, height) != inner:
+            changes.append(f"resized from {width} x {height} to {inner} x {inner} pixels")
+        if num_channels == 1 and not is_gray(mode):
+            changes.append("converted to gray")
+        if transparent:
+            changes.append("laid on white where it is transparent")
+        return ", ".join(changes)
 
     def preprocess(
         self,
@@ -158,50 +189,63 @@ class EBMImageProcessor(BaseImageProcessor):
         """
         if set_ := sorted(name for name, value in unknown.items() if value is not None):
             raise ValueError(f"EBMImageProcessor takes size=, do_resize= and return_tensors=, got {set_}; remove them.")
-        length = _square(self.size if size is None else size)
-        resize = self.do_resize if do_resize is None else do_resize
+        processor = self
+        if size is not None or do_resize is not None:
+            resize = self.do_resize if do_resize is None else do_resize
+            processor = EBMImageProcessor(size or self.size, self.num_channels, self.padding, resize)
         one = isinstance(images, (np.ndarray, Tensor, *PICTURE_TYPES))
-        parts = [self._prepare(image, length, resize) for image in ([images] if one else list(images))]
+        parts = [processor.prepare(image) for image in ([images] if one else list(images))]
         if not sum(len(part) for part in parts):
             raise ValueError("images is empty; give at least one image.")
         pixel_values = torch.cat(parts)
         data = list(pixel_values) if return_tensors is None else pixel_values
         return BatchFeature(data={"pixel_values": data}, tensor_type=return_tensors)
 
-    def _prepare(self, images: Any, size: int, resize: bool) -> Tensor:
-        """One image, array or tensor as (B, C, S, S), in [-1, 1]."""
-        if isinstance(images, np.ndarray | Tensor):
-            if isinstance(images, Tensor):
-                images = _channels_last(images)
-            if images.ndim not in (2, 3, 4) or (
-                images.ndim == 3 and self.num_channels == 3 and images.shape[-1] not in (1, 3, 4)
-            ):
-                raise ValueError(f"images as arrays must have shape (B, H, W, C) or (H, W, C), got {images.shape}.")
-            channels = images.shape[-1] if images.ndim == 4 or images.shape[-1] in (3, 4) else 1
-            x = array_to_tensor(images, channels)
-            inner = size - 2 * self.padding
-            if channels == self.num_channels and tuple(x.shape[2:]) == (inner, inner):
-                return torch.nn.functional.pad(x, (self.padding,) * 4, value=-1.0)
-            if channels == self.num_channels and tuple(x.shape[2:]) == (size, size) and not resize:
-                return x
-            if channels not in (1, 3, 4):
-                raise ValueError(f"images must have 1, 3 or 4 channels, got {channels} (shape {tuple(images.shape)}).")
-            pixels = x.add(1.0).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-            pictures = [PIL.Image.fromarray(image[..., 0] if channels == 1 else image) for image in pixels]
-        else:
-            pictures = [open_picture(images)]
-        return torch.stack([self._fit(picture, size, resize) for picture in pictures]) if pictures else torch.empty(0)
+    def prepare(self, images: Any) -> Tensor:
+        """One image, array or tensor of the module's table as a float32 tensor (B, C, S, S) in [-1, 1].
 
-    def _fit(self, picture: PIL.Image.Image, size: int, resize: bool) -> Tensor:
-        inner = size - 2 * self.padding
-        if not resize and picture.size not in ((inner, inner), (size, size)):
-            width, height = picture.size
+        Raises:
+            ValueError: If it does not fit the table, or has another size and `do_resize` is False.
+        """
+        if not isinstance(images, np.ndarray | Tensor):
+            images = self.pixels(images)[None]
+        num_channels, size, _ = self.sample_shape
+        x, inner = batch_of(images, num_channels, size), size - 2 * self.padding
+        if x.shape[1] == num_channels and tuple(x.shape[2:]) in ((size, size), (inner, inner)):
+            x, missing = to_model_range(x), (size - x.shape[2]) // 2
+            return torch.nn.functional.pad(x, (missing,) * 4, value=-1.0) if missing else x
+        if num_channels not in KINDS:
+            raise ValueError(
+                f"images must have shape (B, {num_channels}, {size}, {size}) in (B, C, H, W) for this model, got "
+                f"{tuple(x.shape)}; convert them."
+            )
+        x = x if x.dtype == torch.uint8 else x.mul(255.0).round().byte()
+        arrays = [image[..., 0] if image.shape[-1] == 1 else image for image in x.permute(0, 2, 3, 1).cpu().numpy()]
+        if not arrays:
+            return torch.empty(0, *self.sample_shape)
+        return self.prepare(np.stack([self.pixels(PIL.Image.fromarray(array)) for array in arrays]))
+
+    def pixels(self, image: Any) -> np.ndarray:
+        """One PIL image, path, URL or undecoded image as 8-bit pixels, shape (S, S, C).
+
+        Raises:
+            ValueError: If it cannot be read or converted, or has another size and `do_resize` is False.
+        """
+        picture = open_picture(image)
+        num_channels, size, _ = self.sample_shape
+        inner, (width, height) = size - 2 * self.padding, picture.size
+        if num_channels not in KINDS:
+            raise ValueError(f"images cannot be PIL images for a model of {num_channels} channels; give arrays.")
+        if not self.do_resize and (width, height) not in ((inner, inner), (size, size)):
             raise ValueError(
                 f"images must be {inner} x {inner} pixels with do_resize=False, got {width} x {height}; resize them, "
                 "or use do_resize=True."
             )
-        padding = 0 if not resize and picture.size == (size, size) else self.padding
-        return image_transform(self.num_channels, size, padding)(picture)
+        padding = 0 if (width, height) == (size, size) else self.padding
+        pixels = np.array(fit_picture(picture, num_channels, size - 2 * padding)).reshape(
+            size - 2 * padding, size - 2 * padding, num_channels
+        )
+        return np.pad(pixels, [(padding, padding), (padding, padding), (0, 0)]) if padding else pixels
 
 
 class EnergyImageProcessor(EBMImageProcessor):
@@ -220,12 +264,3 @@ def _square(size: Any) -> int:
     if sides[0] != sides[1] or not isinstance(sides[0], int) or isinstance(sides[0], bool) or sides[0] < 1:
         raise ValueError(f"size must be S or {{'height': S, 'width': S}} of whole pixels, got {size!r}.")
     return sides[0]
-
-
-def _channels_last(tensor: Tensor) -> np.ndarray:
-    """A tensor (B, C, H, W), (C, H, W) or (H, W) as an array (B, H, W, C)."""
-    if tensor.ndim not in (2, 3, 4):
-        raise ValueError(f"images as tensors must have shape (B, C, H, W) or (C, H, W), got {tuple(tensor.shape)}.")
-    tensor = tensor.detach().cpu()
-    tensor = tensor.float() if tensor.is_floating_point() else tensor  # bfloat16 has no array
-    return tensor.reshape(-1, *tensor.shape[-3:] if tensor.ndim > 2 else (1, *tensor.shape)).movedim(1, -1).numpy()

@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from torch.utils.data import Dataset, TensorDataset
 from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_files import is_gray, open_picture
 from hf_ebm.data.image_folder import list_files, load_image_folder, splits_of
-from hf_ebm.data.image_processor import describe_preparation, image_transform
+from hf_ebm.data.image_processor import EBMImageProcessor, to_model_range
 from hf_ebm.data.splits import split_dict, split_ranges
 from hf_ebm.data.toy import TOY_NAMES, sample_toy
 from hf_ebm.hub.model_card import public_name
@@ -63,7 +62,7 @@ def load_hub_dataset(name: str, split: str, config_name: str | None = None, revi
         if loaded is None:
             source = plain_path(name) if is_folder else name
             loaded = datasets.load_dataset(source, config_name, split=split, revision=revision)
-    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, IndexError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error)
         # datasets 5 finds no table to put together in an empty set
         if isinstance(error, IndexError) or "corresponds to no data" in reason:
@@ -227,8 +226,8 @@ MOST_HASHED = 10_000  # images of a data set that its fingerprint reads
 class HubImages(Dataset):
     """Images of a `datasets.Dataset` as float tensors in [-1, 1], shape (C, H, W); decoded when asked for."""
 
-    def __init__(self, dataset: Any, column: str, transform: Callable[[PIL.Image.Image], Tensor]) -> None:
-        self.dataset, self.column, self.transform = undecoded(dataset, column), column, transform
+    def __init__(self, dataset: Any, column: str, image_processor: EBMImageProcessor) -> None:
+        self.dataset, self.column, self.image_processor = undecoded(dataset, column), column, image_processor
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -239,7 +238,7 @@ class HubImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor]:
         try:
-            return (self.transform(self.picture(index)),)
+            return (self.image_processor.prepare(self.picture(index))[0],)
         except ValueError as error:
             source = self.dataset[index][self.column]
             path = source.get("path") if isinstance(source, dict) else None
@@ -247,19 +246,20 @@ class HubImages(Dataset):
             raise ValueError(f"{name} {error}; mend it, or remove it from the data set.") from error
 
 
-def describe_change(dataset: Dataset, sample_shape: tuple[int, ...], padding: int = 0) -> str | None:
-    """What is lost of the images of a `load_training_data` set on their way to a model, in words.
+def describe_change(dataset: Dataset) -> str | None:
+    """A description of how the images of a `load_training_data` set are converted, judged by its first image.
 
-    Told by its first image; None where that has the size and the colours that the model takes.
+    None where that has the size and the colours that the model takes.
     """
     if not isinstance(dataset, HubImages):
         return None
-    image, size = dataset.picture(0), sample_shape[1] - 2 * padding
-    gray = is_gray(image.mode)
-    if image.size == (size, size) and gray == (sample_shape[0] == 1):
+    image, processor = dataset.picture(0), dataset.image_processor
+    num_channels, size, _ = processor.sample_shape
+    inner, gray = size - 2 * processor.padding, is_gray(image.mode)
+    if image.size in ((size, size), (inner, inner)) and gray == (num_channels == 1):
         return None
     first = f"{image.width}x{image.height} {'gray' if gray else 'colour'}"
-    return f"the first image is {first}; all are {describe_preparation(sample_shape, padding)}"
+    return f"the first image is {first}; all are {processor.describe()}"
 
 
 def draw_rows(number: int, limit: int, seed: int) -> list[int]:
@@ -294,7 +294,7 @@ def load_training_data(
     config_name: str | None = None,
     revision: str | None = None,
     image_column: str | None = None,
-    padding: int = 0,
+    image_processor: EBMImageProcessor | None = None,
     num_samples: int = 100_000,
     seed: int = 0,
 ) -> Dataset:
@@ -307,7 +307,7 @@ def load_training_data(
         config_name: Configuration of a Hub data set.
         revision: Revision of a Hub data set.
         image_column: Column with the images; None = the only image column.
-        padding: Black pixels on each side, see `image_transform`.
+        image_processor: Preparation of images; None = one of the models' size without padding.
         num_samples: Points drawn of a 2-D set.
         seed: Seed of that draw.
 
@@ -316,7 +316,7 @@ def load_training_data(
     """
     if name in EMBEDDED_NAMES:
         if name == "digits":
-            samples = load_digits(split)[0]
+            samples = to_model_range(load_digits(split)[0])
         else:
             samples = sample_toy(name, num_samples, torch.Generator().manual_seed(seed))
         if tuple(samples.shape[1:]) != tuple(sample_shape):
@@ -329,7 +329,8 @@ def load_training_data(
         raise ValueError(f"dataset {name!r} holds images, but the models take vectors of shape {tuple(sample_shape)}.")
     dataset = load_hub_dataset(name, split, config_name, revision)
     column = find_image_column(dataset, image_column)
-    images = HubImages(dataset, column, image_transform(sample_shape[0], sample_shape[1], padding))
+    processor = image_processor or EBMImageProcessor(sample_shape[1], sample_shape[0])
+    images = HubImages(dataset, column, processor)
     images[0]  # a broken first image shall stop the run now, not after the networks are built
     return images
 
@@ -392,7 +393,7 @@ def load_named(
     sample_shape: tuple[int, ...],
     default_split: str,
     image_column: str | None = None,
-    padding: int = 0,
+    image_processor: EBMImageProcessor | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
     """A named data set as `hf_ebm.data.loading.load_training_data` gives it, and its source.
 
@@ -401,7 +402,7 @@ def load_named(
         sample_shape: What the model takes.
         default_split: Where the name says none.
         image_column: Column with the images; None = the only image column.
-        padding: Black pixels on each side, as in training.
+        image_processor: The pipeline's; None = one of the model's size without padding.
 
     Returns:
         The data set, and ``{"dataset", "split", "fingerprint"}``, with ``"config"`` where there is one and
@@ -420,7 +421,7 @@ def load_named(
             split=split,
             config_name=named.config,
             image_column=image_column,
-            padding=padding,
+            image_processor=image_processor,
         )
 
     try:

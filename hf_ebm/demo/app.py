@@ -12,7 +12,7 @@ import torch
 
 from hf_ebm.demo import figures, generation, limits, reconstruction, verdict
 from hf_ebm.demo.demo_models import DemoModel
-from hf_ebm.demo.examples import write_examples
+from hf_ebm.demo.examples import to_pil, write_examples
 from hf_ebm.demo.upload_field import make_upload_field
 from hf_ebm.demo.uploads import read_upload
 from hf_ebm.scoring.scores import SCORE_WORDS
@@ -158,7 +158,7 @@ def generate_tab(model: DemoModel, reference: verdict.Reference) -> None:
                 f" This sampler proposes steps and accepts some of them: here {generated.acceptance_rate:.0%}. "
                 "If it accepts few, the images hardly change."
             )
-        return model.pipeline.post_process(generated.images, "pil"), figures.filmstrip(generated, reference), text
+        return to_pil(generated.images), figures.filmstrip(generated, reference), text
 
     def fit_steps(sampler: Any) -> Any:
         low, default, high = generation.step_limits(model, sampler)
@@ -199,11 +199,11 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
             note = gr.Markdown()
 
     def check(path: str | None, score: Any) -> tuple[str, Any, Any, str]:
-        given = read_upload(path, model.sample_shape, padding=model.padding)
+        given = read_upload(path, model.pipeline.image_processor)
         found = verdict.judge(model, given.x, score)
         figure = figures.score_histogram(references[score], found.score, score)
         note = f"To fit the model, your image was {given.changes}." if given.changes else ""
-        return found.text, figure, model.pipeline.post_process(given.x, "pil")[0], note
+        return found.text, figure, to_pil(given.x)[0], note
 
     answer = [text, figure, seen, note]
     on_click(button, check, [upload, score], answer)
@@ -226,7 +226,7 @@ def reconstruct_tab(model: DemoModel, examples: list[str]) -> None:
             note = gr.Markdown()
 
     def reconstruct(path: str | None, steps: Any, seed: Any) -> tuple[Any, str]:
-        given = read_upload(path, model.sample_shape, padding=model.padding)
+        given = read_upload(path, model.pipeline.image_processor)
         found = reconstruction.reconstruct(model, given.x, steps, seed)
         note = "The error is the mean squared difference per pixel, on a scale where black is -1 and white 1."
         if given.changes:

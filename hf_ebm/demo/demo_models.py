@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from hf_ebm.data.padding import find_padding
 from hf_ebm.hub.model_card import SETTINGS, SUMMARY, public_name, read_json, read_settings
 from hf_ebm.pipelines.loading import load_pipeline, model_folder
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
@@ -24,14 +23,12 @@ class DemoModel:
         name: Its Hub id or its folder's name.
         pipeline: A generation pipeline, with an energy.
         scorer: Scores by the same networks, calibrated if the repository has a ``calibration.json``.
-        padding: Black pixels on each side of training images.
         subject: A description of the training data.
     """
 
     name: str
     pipeline: Any
     scorer: EnergyScoringPipeline
-    padding: int = 0
     subject: str = "many images"
 
     @property
@@ -65,7 +62,7 @@ def load_demo_model(model: str, device: str | None = None) -> DemoModel:
     for one in (pipeline, scorer):
         one.set_progress_bar_config(disable=True)
     name = Path(model).resolve().name if Path(model).is_dir() else model
-    return DemoModel(name, pipeline, scorer, find_padding(str(folder)), find_subject(folder))
+    return DemoModel(name, pipeline, scorer, find_subject(folder))
 
 
 def find_subject(folder: Path) -> str:

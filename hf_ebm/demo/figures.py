@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.demo.generation import Generation
 from hf_ebm.demo.reconstruction import Reconstruction
 from hf_ebm.demo.verdict import Reference
@@ -32,8 +33,8 @@ def to_pil(figure: Any) -> PIL.Image.Image:
 
 
 def show_state(axis: Any, x: Tensor, colour: str | None = None) -> None:
-    """Show one state in [-1, 1], shape (C, S, S), in a frame of `colour`, or a thin gray one."""
-    pixels = ((x.clamp(-1.0, 1.0) + 1.0) / 2.0).permute(1, 2, 0).numpy()
+    """Show one image in [0, 1], shape (C, S, S), in a frame of `colour`, or a thin gray one."""
+    pixels = x.permute(1, 2, 0).numpy()
     axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0.0, vmax=1.0)
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
@@ -60,7 +61,7 @@ def filmstrip(generation: Generation, reference: Reference | None = None) -> PIL
     axes = strip.subplots(num_rows, len(points), squeeze=False)
     for row in range(num_rows):
         for axis, point in zip(axes[row], points, strict=True):
-            show_state(axis, generation.states[point, row], COLOURS[row])
+            show_state(axis, to_unit_range(generation.states[point, row]), COLOURS[row])
     for axis, point in zip(axes[0], points, strict=True):
         axis.set_title(generation.point_names[point], fontsize=9)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.demo.demo_models import DemoModel
 from hf_ebm.demo.limits import MAX_CHAIN_STEPS, MAX_IMAGES, MAX_SEED, check_whole_number
 
@@ -19,8 +20,8 @@ class Generation:
     """Samples with the sampler's trajectory.
 
     Attributes:
-        images: In [-1, 1], shape (N, C, S, S).
-        states: Of the first samples, at each point of the trajectory, ending with `images`, (K, M, C, S, S).
+        images: In [0, 1], shape (N, C, S, S).
+        states: Of the first samples, at each point of the trajectory, in the models' range, (K, M, C, S, S).
         energies: ``E(x, 0)`` of every sample at these points, low = likely, shape (K, N).
         point_names: Of the K points.
         acceptance_rate: Share of accepted proposals, for samplers with proposals.
@@ -67,5 +68,5 @@ def generate(model: DemoModel, num_images: Any, sampler: Any, num_steps: Any, se
     num_steps = check_whole_number("The number of steps", num_steps, low, high)
     pipeline = with_sampler(model, sampler)
     found = pipeline.trajectory(num_images, num_steps, torch.Generator().manual_seed(seed), NUM_WATCHED)
-    images = pipeline.post_process(found.samples, "pt").float().cpu()
+    images = to_unit_range(found.samples.float().cpu())
     return Generation(images, found.states, found.energies, found.points, found.acceptance_rate)

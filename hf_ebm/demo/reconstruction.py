@@ -15,7 +15,7 @@ from hf_ebm.demo.uploads import read_upload
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An image and its two reconstructions; images in [-1, 1], shape (1, C, S, S).
+    """An image and its two reconstructions; images in [0, 1], shape (1, C, S, S).
 
     Attributes:
         original: The image as the model takes it.
@@ -67,6 +67,6 @@ def interpolate(
 def load_end(model: DemoModel, path: str | None, seed: Any, which: str) -> Tensor:
     """Return one end: an image (1, C, S, S), or latents (1, Z) from the seed."""
     if path:
-        return read_upload(path, model.sample_shape, f"{which} image", model.padding).x
+        return read_upload(path, model.pipeline.image_processor, f"{which} image").x
     seed = check_whole_number(f"The {which} seed", seed, 0, MAX_SEED)
     return model.pipeline.draw_latents(1, torch.Generator().manual_seed(seed))

@@ -10,8 +10,7 @@ import PIL.Image
 import PIL.ImageOps
 from torch import Tensor
 
-from hf_ebm.data.image_files import describe_changes
-from hf_ebm.data.image_processor import image_transform
+from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.demo.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no format that runs a program or a script
@@ -22,7 +21,7 @@ class Upload:
     """An uploaded image as the model takes it.
 
     Attributes:
-        x: In [-1, 1], shape (1, C, S, S).
+        x: In [0, 1], shape (1, C, S, S).
         changes: A description of the conversions; empty if there were none.
     """
 
@@ -30,14 +29,13 @@ class Upload:
     changes: str
 
 
-def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "image", padding: int = 0) -> Upload:
-    """Read an uploaded image, turned upright, converted to gray or RGB, cropped square, resized and padded.
+def read_upload(path: str | None, image_processor: EBMImageProcessor, what: str = "image") -> Upload:
+    """Read an uploaded image and prepare it as in training.
 
     Args:
         path: The file, or None if nothing was chosen.
-        sample_shape: What the model takes, (C, S, S).
+        image_processor: The pipeline's.
         what: The name of the field, for messages.
-        padding: Black pixels on each side, as in training.
 
     Raises:
         ValueError: If there is no file, it is too large, or it is no readable image.
@@ -58,7 +56,7 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "im
                 raise ValueError(f"it has {width} x {height} pixels, and {allowed}")
             mode, transparent, frames = file.mode, file.has_transparency_data, getattr(file, "n_frames", 1)
             image = PIL.ImageOps.exif_transpose(file)
-            x = image_transform(sample_shape[0], sample_shape[-1], padding)(image)
+            x = image_processor.prepare(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         reason = "it is damaged, or of an unknown image format" if not isinstance(error, ValueError) else str(error)
         if isinstance(error, PIL.Image.DecompressionBombError):
@@ -66,4 +64,4 @@ def read_upload(path: str | None, sample_shape: tuple[int, ...], what: str = "im
         raise ValueError(
             f"The {what} cannot be read: {reason}. Please try another PNG, JPEG, WebP, GIF or BMP file."
         ) from error
-    return Upload(x[None], describe_changes(image.size, mode, transparent, sample_shape, padding, frames))
+    return Upload(to_unit_range(x), image_processor.describe_changes(image.size, mode, transparent, frames))

@@ -71,7 +71,7 @@ def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
 
     Args:
         model: The demo's.
-        own_samples: Samples of the model, in [-1, 1], shape (N, C, S, S).
+        own_samples: Samples of the model, in [0, 1], shape (N, C, S, S).
     """
     calibration = model.scorer.calibration
     if calibration is None:
@@ -88,7 +88,7 @@ def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
 
 
 def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
-    """Score one image in [-1, 1], shape (1, C, S, S).
+    """Score one image in [0, 1], shape (1, C, S, S).
 
     Raises:
         ValueError: If the score is not available.

@@ -24,7 +24,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -42,8 +42,8 @@ from transformers import HfArgumentParser, PreTrainedConfig
 
 import hf_ebm
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import EBMImageProcessor, to_model_range
 from hf_ebm.data.loading import MOST_HASHED, DatasetName, fingerprint, hash_images, load_hub_dataset
-from hf_ebm.data.padding import find_padding
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput, EnergyScoringPipeline
 from hf_ebm.scoring.calibration import how_to_calibrate
 from hf_ebm.scoring.inputs import HubRows, ListRows, Rows, Unreadable, prepare_rows, prepared_batches, spans_of
@@ -55,7 +55,7 @@ from hf_ebm.utils.validation import check_count, counted
 
 MANIFEST, SUMMARY, UNREADABLE = "manifest.json", "summary.json", "unreadable.jsonl"
 # the settings in the manifest; scores depend on the batch size only by rounding
-DECISIVE = ("split", "image_column", "id_column", "score", "shard_size", "resize")
+DECISIVE = ("split", "image_column", "id_column", "score", "shard_size")
 COLUMNS = {  # of the shards: the output's attribute, the type
     "energy": ("energies", pa.float32()),
     "score": ("scores", pa.float64()),
@@ -91,8 +91,6 @@ class ScoringSettings:
         batch_size: Images per forward pass and process.
         shard_size: Rows per Parquet file; a kill loses at most one shard per process.
         num_workers: Worker processes that decode images, for each process that scores.
-        resize: Whether images are converted, cropped square and resized; otherwise one that does not fit has no score.
-        padding: Black pixels on each side of images; None = as in training.
         on_error: ``"skip"`` lists unreadable images and continues; ``"stop"`` ends the run at the first.
         device: Device of the model; None = accelerate's.
         require_calibration: Whether a model without a calibration is refused, so that ``is_ood`` is never null.
@@ -110,14 +108,12 @@ class ScoringSettings:
     batch_size: int = 256
     shard_size: int = 10_000
     num_workers: int = field(default_factory=default_num_workers)
-    resize: bool = False
-    padding: int | None = None
     on_error: Literal["skip", "stop"] = "skip"
     device: str | None = None
     require_calibration: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0), ("padding", 0)):
+        for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), least)
         if self.on_error not in ("skip", "stop"):
@@ -146,7 +142,7 @@ def load_rows(settings: ScoringSettings) -> tuple[Rows, str]:
     """
     if settings.dataset == "digits":
         samples = load_digits(str(settings.split))[0]
-        return ListRows(samples), fingerprint(TensorDataset(samples))
+        return ListRows(samples), fingerprint(TensorDataset(to_model_range(samples)))
     dataset = load_hub_dataset(settings.dataset, str(settings.split), settings.config_name, settings.revision)
     folder = settings.dataset if Path(settings.dataset).is_dir() else None
     rows = HubRows(dataset, settings.image_column, settings.id_column, folder)
@@ -165,7 +161,8 @@ def model_fingerprint(pipeline: EnergyScoringPipeline) -> str:
         if isinstance(component, nn.Module):
             digest.update(f"{name} {hash_tensors(component.state_dict())}".encode())
         if component is not None:  # keys with a leading "_" hold names and versions
-            config = component.config.to_dict() if isinstance(component.config, PreTrainedConfig) else component.config
+            config = getattr(component, "config", component)  # an image processor is its own config
+            config = config.to_dict() if isinstance(config, PreTrainedConfig | EBMImageProcessor) else config
             decisive = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
             digest.update(f"{name} {json.dumps(decisive, default=str, sort_keys=True)}".encode())
     if pipeline.calibration is not None:
@@ -182,7 +179,6 @@ def make_manifest(
         "dataset_fingerprint": fingerprint,
         "num_rows": len(rows),
         **{name: getattr(settings, name) for name in DECISIVE},
-        "padding": settings.padding or 0,
         "dtype": str(pipeline.energy_model.dtype),
     }
 
@@ -210,18 +206,15 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
     return True
 
 
-def check_some_fit(rows: Rows, sample_shape: tuple[int, ...], resize: bool, padding: int) -> None:
+def check_some_fit(rows: Rows, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None) -> None:
     """Raise a `ValueError` if none of the first rows can be scored, before hours are spent on an empty result."""
     reason = ""
     for span in spans_of(0, min(len(rows), NUM_PROBED), 1):
-        batch = prepare_rows(rows.read(*span), span[0], sample_shape, resize, padding)
+        batch = prepare_rows(rows.read(*span), span[0], sample_shape, image_processor)
         if not batch.unreadable:
             return
         reason = reason or f"image {batch.unreadable[0].name} {batch.unreadable[0].reason}"
-    raise ValueError(
-        f"none of the first {min(len(rows), NUM_PROBED)} images can be scored; the first: {reason}. Other sizes and "
-        "modes than the model's need --resize."
-    )
+    raise ValueError(f"none of the first {min(len(rows), NUM_PROBED)} images can be scored; the first: {reason}.")
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -280,7 +273,7 @@ def score_rows(
     folder, is_main = settings.output, accelerator.is_main_process
     manifest = make_manifest(pipeline, rows, fingerprint, settings)
     if not check_manifest(folder, manifest):
-        check_some_fit(rows, pipeline.sample_shape, settings.resize, settings.padding or 0)
+        check_some_fit(rows, pipeline.sample_shape, pipeline.image_processor)
     accelerator.wait_for_everyone()  # every process has checked the folder before one writes
     spans = list(spans_of(0, len(rows), settings.shard_size))
     missing: list[int] = []
@@ -341,9 +334,8 @@ def score_shards(
     size = settings.shard_size
     ends = [(shard * size, min((shard + 1) * size, len(rows))) for shard in shards]
     spans = [span for start, stop in ends for span in spans_of(start, stop, settings.batch_size)]
-    preparation = (pipeline.sample_shape, settings.resize, settings.num_workers, settings.padding or 0)
     measure = pipeline.make_measure(pipeline.needed(settings.score))
-    prepared = prepared_batches(rows, spans, *preparation)
+    prepared = prepared_batches(rows, spans, pipeline.sample_shape, pipeline.image_processor, settings.num_workers)
     batches = measure_batches(prepared, lambda batch: measure(batch.x) if batch.ids else {})
     id_type = pa.string() if isinstance(rows.read(0, 1)[0][0], str) else pa.int64()
     schema = pa.schema([("id", id_type), *((name, kind) for name, (_, kind) in COLUMNS.items())])
@@ -420,8 +412,6 @@ def describe(summary: dict[str, Any], output: Path) -> Iterator[str]:
     yield f"{len(found):,} could not be scored, all listed in {output / UNREADABLE}{shown}:"
     for row in found[:NUM_SHOWN]:
         yield f"  image {row['name']} {row['reason']}"
-    if any(row["resizable"] for row in found) and not summary["manifest"]["resize"]:
-        yield "  (--resize converts and resizes images that do not fit)"
 
 
 def run(settings: ScoringSettings) -> dict[str, Any]:
@@ -435,7 +425,6 @@ def run(settings: ScoringSettings) -> dict[str, Any]:
         WriteError: If the output folder cannot be written.
     """
     check_writable("output", settings.output, is_folder=True)
-    settings = replace(settings, padding=find_padding(settings.model, settings.padding))
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     needed = SCORES[settings.score].measures if settings.score in SCORES else ()
     pipeline = EnergyScoringPipeline.from_pretrained(

@@ -69,11 +69,13 @@ def load_digit_classifier() -> DigitClassifier:
 def train_digit_classifier(seed: int = 0, num_epochs: int = 100) -> tuple[DigitClassifier, float]:
     """Train it on the digits' training split; returns the classifier and its accuracy on the test split."""
     from hf_ebm.data.digits import load_digits
+    from hf_ebm.data.image_processor import to_model_range
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier = DigitClassifier()
         images, labels = load_digits("train")
+        images = to_model_range(images)
         optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
         for _ in range(num_epochs):
             for rows in torch.randperm(len(images)).split(128):
@@ -82,6 +84,7 @@ def train_digit_classifier(seed: int = 0, num_epochs: int = 100) -> tuple[DigitC
                 loss.backward()
                 optimizer.step()
     images, labels = load_digits("test")
+    images = to_model_range(images)
     with torch.no_grad():
         accuracy = (classifier.eval()(images).argmax(dim=1) == labels).float().mean().item()
     return classifier, accuracy

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.data.loading import DatasetName, draw_rows, load_named
 from hf_ebm.data.splits import share_rows, split_sizes
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
@@ -292,7 +293,7 @@ def load_images(
     image_column: str | None,
     max_images: int,
     seed: int,
-    padding: int = 0,
+    image_processor: EBMImageProcessor | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """At most `max_images` images of a data set, drawn with `seed`, prepared as for training, and what they are.
 
@@ -304,7 +305,7 @@ def load_images(
     """
     if max_images < MIN_SAMPLES:
         raise ValueError(f"max_images must be >= {MIN_SAMPLES}, for an interval, got {max_images}.")
-    dataset, source = load_named(name, sample_shape, split, image_column, padding)
+    dataset, source = load_named(name, sample_shape, split, image_column, image_processor)
     return draw_images(dataset, source, max_images, seed)
 
 
@@ -316,7 +317,12 @@ def draw_images(dataset: Any, source: dict[str, Any], max_images: int, seed: int
 
 
 def load_train_and_test(
-    name: str, sample_shape: tuple[int, ...], image_column: str | None, max_images: int, seed: int, padding: int = 0
+    name: str,
+    sample_shape: tuple[int, ...],
+    image_column: str | None,
+    max_images: int,
+    seed: int,
+    image_processor: EBMImageProcessor | None = None,
 ) -> tuple[tuple[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]:
     """`load_images` of the split "train" and of another one, "test" where the name ``name[:config][@split]`` says none.
 
@@ -324,14 +330,14 @@ def load_train_and_test(
         ValueError: As there, and if the other one has rows of "train".
     """
     train = DatasetName.parse(name).of_split("train")
-    loaded, source = load_named(name, sample_shape, "test", image_column, padding)
+    loaded, source = load_named(name, sample_shape, "test", image_column, image_processor)
     if share_rows(source["split"], "train", split_sizes(loaded)):
         raise ValueError(
             f"data set {name!r} gives the split {source['split']!r}, which has rows of 'train': what is fitted on "
             "those cannot be judged by them; give a set that has a train and a test split, or name the other one as "
             "name@split."
         )
-    fitted = load_images(train, sample_shape, "train", image_column, max_images, seed, padding)
+    fitted = load_images(train, sample_shape, "train", image_column, max_images, seed, image_processor)
     return fitted, draw_images(loaded, source, max_images, seed)
 
 
@@ -355,10 +361,14 @@ def score_sets(
     """
     needed = {statistic for name in names for statistic in SCORES[name].measures}
     standardised = {statistic for name in names if SCORES[name].needs_statistics for statistic in SCORES[name].measures}
-    of_train = pipeline.measure_all(train_images, standardised, seed=seed) if standardised else {}
+
+    def statistics(images: Tensor, statistics: set[str]) -> dict[str, Tensor]:
+        return pipeline.measure_all(to_unit_range(images) if images.ndim == 4 else images, statistics, seed=seed)
+
+    of_train = statistics(train_images, standardised) if standardised else {}
     scales = {name: MeasureStatistics.of(values, name) for name, values in of_train.items()}
     shown = progress_bar(sets.items(), desc="scoring the sets", total=len(sets))
-    found = {name: pipeline.measure_all(images, needed, seed=seed) for name, images in shown}
+    found = {name: statistics(images, needed) for name, images in shown}
     return {name: {key: SCORES[name].function(found[key], scales) for key in sets} for name in names}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from hf_ebm.data.image_files import words_of
-from hf_ebm.data.image_processor import describe_preparation
+from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.data.loading import DatasetName, draw_rows, load_named
 from hf_ebm.evaluation.feature_extractors import MAX_KEPT, FeatureExtractor, FeatureStatistics
 from hf_ebm.evaluation.sample_metrics import (
@@ -62,11 +62,11 @@ class RealImages:
         sample_shape: tuple[int, ...],
         split: str,
         image_column: str | None,
-        padding: int = 0,
+        image_processor: EBMImageProcessor | None = None,
         **kwargs: Any,
     ) -> RealImages:
         """See `hf_ebm.data.loading.load_named`, which raises."""
-        dataset, source = load_named(name, sample_shape, split, image_column, padding)
+        dataset, source = load_named(name, sample_shape, split, image_column, image_processor)
         return cls(dataset, source, **kwargs)
 
     def batches(self, rows: list[int], title: str) -> Iterator[Tensor]:
@@ -109,12 +109,16 @@ def draw_samples(
     """`number` samples in batches, in [-1, 1], shape (B, C, H, W); the batch size is part of what the seed decides."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, number, batch_size):
-        yield pipeline(
-            batch_size=min(batch_size, number - start),
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-            output_type="pt",
-        ).images.cpu()
+        yield (
+            pipeline(
+                batch_size=min(batch_size, number - start),
+                num_inference_steps=num_inference_steps,
+                generator=generator,
+                output_type="latent",
+            )
+            .images.clamp(-1.0, 1.0)
+            .cpu()
+        )
 
 
 def compare(
@@ -177,8 +181,8 @@ def evaluate_reconstruction(
         number += len(images)
         for found, steps in ((before, 0), (after, num_inference_steps)):
             generator = torch.Generator().manual_seed(seed + index)  # the same latents before and after
-            recon = pipeline.reconstruct(images, steps, generator=generator, output_type="pt").images.cpu()
-            for name, values in reconstruction_metrics(images, recon).items():
+            recon = pipeline.reconstruct(to_unit_range(images), steps, generator=generator, output_type="latent").images
+            for name, values in reconstruction_metrics(images, recon.clamp(-1.0, 1.0).cpu()).items():
                 found.setdefault(name, []).append(values)
     steps = pipeline.latent_scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
     return {
@@ -213,7 +217,6 @@ def evaluate_samples(
     *,
     split: str = "test",
     image_column: str | None = None,
-    padding: int = 0,
     num_images: int | None = None,
     num_seeds: int = 1,
     batch_size: int = 256,
@@ -232,7 +235,6 @@ def evaluate_samples(
         split: Whose images samples are compared with, all of them, where `dataset` names none, or the only one; the
             real-vs-real distance uses the other one of train and test.
         image_column: Of the data set; None = its only image column.
-        padding: Black pixels on each side of the data set's images, as in training.
         num_images: Number of samples, and of images of the other split; None = as many as that has, at most 10,000.
         num_seeds: Number of sets of samples that are evaluated, with the seeds from `seed` on.
         batch_size: Images at a time.
@@ -255,9 +257,10 @@ def evaluate_samples(
     for name, number in (("batch_size", batch_size), ("num_seeds", num_seeds)):
         check_count(name, number, 1)
     check_seed("seed", seed)
-    preparation = describe_preparation(shape, padding)
-    loading: dict[str, Any] = {"padding": padding, "batch_size": batch_size, "num_workers": num_workers}
-    loading["progress_bar"] = progress_bar
+    image_processor = pipeline.image_processor
+    preparation = image_processor.describe()
+    loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress_bar": progress_bar}
+    loading["image_processor"] = image_processor
     reference = RealImages.load(dataset, shape, split, image_column, **loading)
     split = reference.source["split"]
     other_split = "test" if split == "train" else "train"

@@ -28,6 +28,7 @@ from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_ebm import EXPORTS
 from hf_ebm.hub.saved_weights import check_safetensors, check_variant, weight_files, weight_patterns
@@ -40,6 +41,8 @@ SETTINGS = "settings.yaml"  # written at the start of a run, as `INDEX` is at it
 NAME = re.compile(r"[A-Za-z_]\w*")  # of a component, which is a folder's name
 LIBRARIES = ("diffusers", "transformers")  # whose components are loaded, beside those that hf_ebm exports
 CONFIGS = ("config.json", "scheduler_config.json")  # of networks and schedulers
+IMAGE_PROCESSOR = "preprocessor_config.json"
+COMPONENT_CLASSES = (ModelMixin, SchedulerMixin, PreTrainedModel, BaseImageProcessor)
 CODE_FILE = "pipeline.py"
 COMMENT = "# For diffusers' trust_remote_code=True: hf-ebm, which must be installed, has the code.\n"
 
@@ -194,7 +197,9 @@ def wanted_components(index: dict[str, Any], names: Collection[str] | None, give
 
 
 def check_classes(index: dict[str, Any], components: Collection[str]) -> None:
-    """Check that `components` of a checked `index` are networks or schedulers: other classes read unchecked files.
+    """Check that `components` of a checked `index` are networks, schedulers or image processors.
+
+    Other classes read unchecked files.
 
     Classes of other libraries, which the user trusts, are not checked.
 
@@ -209,8 +214,10 @@ def check_classes(index: dict[str, Any], components: Collection[str]) -> None:
             found = getattr(importlib.import_module(library), class_name, None)
         except (ImportError, RuntimeError) as error:  # RuntimeError: transformers' own for a module it cannot import
             raise ValueError(f"component {name!r}: {library}.{class_name} cannot be imported here: {error}") from error
-        if not (isinstance(found, type) and issubclass(found, ModelMixin | SchedulerMixin | PreTrainedModel)):
-            raise ValueError(f"component {name!r} is a {class_name} of {library!r}, which is no network or scheduler.")
+        if not (isinstance(found, type) and issubclass(found, COMPONENT_CLASSES)):
+            raise ValueError(
+                f"component {name!r} is a {class_name} of {library!r}, not a network, scheduler or image processor."
+            )
 
 
 def is_network(folder: Path) -> bool:
@@ -226,8 +233,9 @@ def check_weights(folder: Path, components: Collection[str], variant: str | None
             is missing or is a pipeline itself, whose files would not be checked.
     """
     for name in components:
-        if not any((folder / name / config).is_file() for config in CONFIGS):
-            raise ValueError(f"{folder} lacks {name!r}, which its index names: there is no {' or '.join(CONFIGS)}.")
+        configs = (IMAGE_PROCESSOR,) if name == "image_processor" else CONFIGS
+        if not any((folder / name / config).is_file() for config in configs):
+            raise ValueError(f"{folder} lacks {name!r}, which its index names: there is no {' or '.join(configs)}.")
         if (folder / name / INDEX).exists():
             raise ValueError(
                 f"{folder}: component {name!r} holds a {INDEX}; a component must not be a pipeline itself."

@@ -115,7 +115,7 @@ def bracket_on_box(
         return functools.partial(progress_bar, desc=what)
 
     def draw(count: int) -> Tensor:
-        drawn = pipeline(count, generator=generator, output_type="pt").images.to(data)
+        drawn = pipeline(count, generator=generator, output_type="latent").images.to(data)
         return box.from_box(drawn.clamp(box.low, box.high))
 
     # 1. the base; the samples of its fit are not those of the reverse walk

@@ -1,18 +1,9 @@
 """Inputs of scoring: images, arrays, tensors, folders and data sets as batches in the model's range.
 
-Ranges, layouts and modes are checked, never guessed:
-
-| given | range | layout |
-|---|---|---|
-| PIL image, a list of them, a `datasets` column | as is | mode "L" for 1 channel, "RGB" for 3 |
-| uint8 array | 0..255 | (B, H, W, C), (H, W, C); (B, H, W), (H, W) for 1 channel |
-| float array | 0..1 | the same |
-| float tensor | -1..1 | (B, C, H, W), (C, H, W) |
-| vector data: float array or tensor | any | (B, D) |
-
-PIL images are turned upright by their EXIF orientation; what `hf_ebm.data.image_files.open_picture`
-refuses is an error. A `datasets` column is ``dataset["image"]``. Masks have diffusers' convention,
-1 (white) = to be filled in (`mask_to_tensor`).
+Images are prepared by the pipeline's `hf_ebm.data.image_processor.EBMImageProcessor`, whose table says what is
+accepted: PIL images, paths and URLs, arrays, and tensors in [0, 1]. Vector data are float arrays or tensors of any
+range, shape (B, D). A `datasets` column is ``dataset["image"]``. Masks have diffusers' convention, 1 (white) = to be
+filled in (`mask_to_tensor`).
 
 Rows of a data set (`HubRows`, `ListRows`) are read and prepared in spans, by worker processes where
 wanted. An image that cannot be read or does not fit does not stop its batch: it is listed in
@@ -34,48 +25,38 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_ebm.data.image_files import PICTURE_TYPES, UNKNOWN_RANGE, fit_picture, open_picture
-from hf_ebm.data.image_processor import array_to_tensor, check_range
+from hf_ebm.data.image_files import PICTURE_TYPES, open_picture
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import column_images, find_image_column, has_transform, is_column, undecoded
 from hf_ebm.utils.validation import check_count, counted
 
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-
-def images_to_tensor(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
+def images_to_tensor(
+    images: Any, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None = None
+) -> Tensor:
     """Images (or vectors) as a float32 tensor in the models' own range, (B, C, H, W) in [-1, 1] or (B, D).
 
     Args:
-        images: PIL image, array, tensor, a list of one of these kinds, or a `datasets` column: the module's table.
-        sample_shape: What the model takes, (C, H, W) or (D,).
+        images: PIL image, array, tensor, a list of these, or a `datasets` column; see the module.
+        sample_shape: Shape of the model's samples, (C, H, W) or (D,).
+        image_processor: For models of images; None = one of their size without padding.
 
     Raises:
-        ValueError: If a size, channel count, mode, type or range does not fit; it names what to change.
+        ValueError: If a shape, type or range does not fit; it names what to change.
     """
     if is_column(images):
         images = column_images(images)
     if isinstance(images, PIL.Image.Image):
         images = [images]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        if len(images) == 0:
-            raise ValueError("images is empty; give at least one image.")
         if isinstance(images, tuple) and len(images) == 2 and _are_labels(images[1], images[0]):
             raise ValueError("images must be the images alone, got a pair of images and labels; give its first part.")
-        parts = [_one_kind(image, sample_shape) for image in images]
-        shapes = sorted({tuple(part.shape[1:]) for part in parts})
-        if len(shapes) > 1:
-            raise ValueError(f"images must all have one size, got {shapes}.")
-        batch = torch.cat(parts)
+        parts = [_one_kind(image, sample_shape, image_processor) for image in images]
     else:
-        batch = _one_kind(images, sample_shape)
-    if batch.shape[0] == 0:
+        parts = [_one_kind(images, sample_shape, image_processor)]
+    if not sum(len(part) for part in parts):
         raise ValueError("images is empty; give at least one image.")
-    if tuple(batch.shape[1:]) != tuple(sample_shape):
-        raise ValueError(
-            f"images must have shape (B, {', '.join(map(str, sample_shape))}) as (B, {_layout(sample_shape)}) for this "
-            f"model, got {tuple(batch.shape)} in that layout; resize them or convert their channels."
-        )
-    return batch
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _are_labels(labels: Any, images: Any) -> bool:
@@ -86,45 +67,33 @@ def _are_labels(labels: Any, images: Any) -> bool:
     return whole and images.ndim > 1 and labels.shape == images.shape[:1]
 
 
-def _layout(sample_shape: tuple[int, ...]) -> str:
-    return "channels, height, width" if len(sample_shape) == 3 else "dimensions"
-
-
-def _one_kind(images: Any, sample_shape: tuple[int, ...]) -> Tensor:
+def _one_kind(images: Any, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None) -> Tensor:
     """One image or one batch of one kind as a (B, ...) tensor in the models' range."""
+    if not isinstance(images, PIL.Image.Image | np.ndarray | Tensor):
+        raise ValueError(f"images must be PIL images, numpy arrays or torch tensors, got {type(images).__name__}.")
+    if len(sample_shape) == 3:
+        processor = image_processor or EBMImageProcessor(sample_shape[-1], sample_shape[0])
+        try:
+            return processor.prepare(images)
+        except ValueError as error:
+            if not isinstance(images, PIL.Image.Image):
+                raise
+            raise ValueError(f"images: a PIL image {error}") from error
     if isinstance(images, PIL.Image.Image):
-        return _from_pil(images, sample_shape)
-    if isinstance(images, Tensor):
-        return _from_tensor(images, sample_shape)
-    if isinstance(images, np.ndarray):
-        return _from_array(images, sample_shape)
-    raise ValueError(f"images must be PIL images, numpy arrays or torch tensors, got {type(images).__name__}.")
-
-
-def _from_pil(image: PIL.Image.Image, sample_shape: tuple[int, ...]) -> Tensor:
-    if len(sample_shape) != 3:
         raise ValueError(f"images must be vectors of shape (B, {sample_shape[0]}) for this model, got a PIL image.")
-    mode = PIL_MODES.get(sample_shape[0])
-    if mode is None:
-        raise ValueError(f"images cannot be PIL images for a model of {sample_shape[0]} channels; give tensors.")
-    image = upright(image, "images")
-    if image.mode != mode:
-        channels = sample_shape[0]
-        if image.mode in UNKNOWN_RANGE:
-            raise ValueError(
-                f"images must have mode {mode!r} for this {channels}-channel model, got {image.mode!r}, whose range is "
-                "not known; save them with 8 or 16 bits."
-            )
-        how = (
-            f"image.convert({mode!r})"
-            if channels == 4
-            else f"hf_ebm.data.image_files.convert_picture(image, {channels})"
-        )
-        raise ValueError(
-            f"images must have mode {mode!r} for this {channels}-channel model, got {image.mode!r}; convert them with "
-            f"{how}."
-        )
-    return _from_array(np.asarray(image), sample_shape)
+    return _vectors(images, sample_shape[0])
+
+
+def _vectors(values: np.ndarray | Tensor, dim: int) -> Tensor:
+    """Vector data as a float32 tensor, shape (B, D)."""
+    x = torch.as_tensor(np.asarray(values, dtype=np.float32) if isinstance(values, np.ndarray) else values)
+    if not x.is_floating_point():
+        raise ValueError(f"images (vector data) must be floats, got dtype {x.dtype}; use .float().")
+    if x.ndim not in (1, 2) or x.shape[-1] != dim:
+        raise ValueError(f"images must have shape (B, {dim}) for this model of vectors, got {tuple(x.shape)}.")
+    if not torch.isfinite(x).all():
+        raise ValueError("images (vector data) must be finite, got NaN or infinite values.")
+    return x.detach().float().reshape(-1, dim)
 
 
 def upright(image: PIL.Image.Image, argument: str) -> PIL.Image.Image:
@@ -133,26 +102,6 @@ def upright(image: PIL.Image.Image, argument: str) -> PIL.Image.Image:
         return open_picture(image)
     except ValueError as error:
         raise ValueError(f"{argument}: a PIL image {error}.") from error
-
-
-def _from_array(array: np.ndarray, sample_shape: tuple[int, ...]) -> Tensor:
-    if len(sample_shape) == 1:
-        return _from_tensor(torch.from_numpy(np.asarray(array, dtype=np.float32)), sample_shape)
-    return array_to_tensor(array, sample_shape[0])
-
-
-def _from_tensor(tensor: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"images as tensors must be floats in [-1, 1], got dtype {tensor.dtype}; use images / 127.5 - 1."
-        )
-    if tensor.ndim == len(sample_shape):
-        tensor = tensor[None]
-    if len(sample_shape) == 3:
-        check_range(tensor, -1.0, 1.0, "tensors", "x * 2 - 1 from [0, 1]")
-    elif not torch.isfinite(tensor).all():
-        raise ValueError("images (vector data) must be finite, got NaN or infinite values.")
-    return tensor.detach().float()
 
 
 def mask_to_tensor(mask: Any, batch_size: int, sample_shape: tuple[int, ...]) -> Tensor:
@@ -221,11 +170,6 @@ class Unreadable:
     id: Any
     name: str
     reason: str
-    resizable: bool = False  # it would fit with resize=True
-
-
-class ResizableError(ValueError):
-    """An image of another size or mode than the model's, which ``resize=True`` would convert."""
 
 
 @dataclass(frozen=True)
@@ -317,15 +261,15 @@ class HubRows:
         return list(zip(ids, pictures, strict=True))
 
 
-def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool, padding: int = 0) -> np.ndarray | Tensor:
-    """One picture, array or tensor as pixels 0..255 of the model's size, uint8, (H, W) or (H, W, C), or as a tensor.
+def prepare_sample(
+    picture: Any, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None
+) -> np.ndarray | Tensor:
+    """One picture, array or tensor as 8-bit pixels of the model's size, (S, S, C), or as a tensor.
 
     Args:
-        picture: What `hf_ebm.data.image_files.open_picture` takes, or an array or a tensor of `hf_ebm.scoring.inputs`.
-        sample_shape: What the model takes, (C, H, W) or (D,).
-        resize: Whether a picture is converted to gray or RGB, cropped square and resized; else it must fit.
-        padding: Black pixels that a picture is given on each side; one of the model's size has them already, unless it
-            is resized.
+        picture: What `hf_ebm.data.image_files.open_picture` takes, or an array or a tensor.
+        sample_shape: Shape of the model's samples, (C, H, W) or (D,).
+        image_processor: For models of images; see `images_to_tensor`.
 
     Returns:
         Pixels of a picture; a tensor in the models' range, shape (1, ...), from an array or a tensor.
@@ -333,43 +277,18 @@ def prepare_sample(picture: Any, sample_shape: tuple[int, ...], resize: bool, pa
     Raises:
         ValueError: If it cannot be read or does not fit, in words that follow its name.
     """
-    if isinstance(picture, np.ndarray | Tensor):
-        return _fitting(picture, sample_shape)
-    image = open_picture(picture)
-    if not resize:
-        fits = image.mode == PIL_MODES.get(sample_shape[0])
-        if fits and image.size[::-1] == sample_shape[1:]:
-            return np.asarray(image)
-        if fits and padding and image.size[::-1] == tuple(size - 2 * padding for size in sample_shape[1:]):
-            return _padded(image, padding)
-        if sample_shape[0] in (1, 3) and len(sample_shape) == 3 and image.mode not in UNKNOWN_RANGE:
-            channels, height, width = sample_shape
-            bare = f" or {width - 2 * padding}x{height - 2 * padding}" if padding else ""
-            raise ResizableError(
-                f"does not fit (the model takes mode {PIL_MODES[channels]!r} of {width}x{height}{bare} pixels, got "
-                f"{image.mode!r} of {image.width}x{image.height})"
-            )
-        return _fitting(image, sample_shape)  # which says what does not fit
     try:
-        return _padded(fit_picture(image, sample_shape[0], sample_shape[-1] - 2 * padding), padding)
-    except ValueError as error:
-        raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
-
-
-def _padded(image: Any, padding: int) -> np.ndarray:
-    """The pixels of a PIL image with black ones around, (H, W) or (H, W, C)."""
-    pixels = np.asarray(image)
-    return np.pad(pixels, [(padding, padding)] * 2 + [(0, 0)] * (pixels.ndim - 2)) if padding else pixels
-
-
-def _fitting(sample: Any, sample_shape: tuple[int, ...]) -> Tensor:
-    try:
-        x = images_to_tensor(sample, sample_shape)
+        if not isinstance(picture, np.ndarray | Tensor) and len(sample_shape) == 3:
+            return (image_processor or EBMImageProcessor(sample_shape[-1], sample_shape[0])).pixels(picture)
+        if not isinstance(picture, np.ndarray | Tensor):
+            picture = open_picture(picture)
+        x = images_to_tensor(picture, sample_shape, image_processor)
         if len(x) != 1:
             raise ValueError(f"a row holds one image, got {len(x)}")
         return x
     except ValueError as error:
-        raise ValueError(f"does not fit ({str(error).rstrip('.')})") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(reason if reason.startswith("cannot be read") else f"does not fit ({reason})") from error
 
 
 def _stacked(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]) -> np.ndarray:
@@ -383,17 +302,16 @@ def _stacked(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]) 
 
 
 def _read_rows(
-    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool, padding: int = 0
+    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None
 ) -> tuple[int, list[Any], np.ndarray, list[Unreadable]]:
     """The parts of a `Batch` of `rows`, whose first is number `start`, with its samples as `_stacked` makes them."""
     ids, samples, unreadable = [], [], []
     for number, (id_, picture) in enumerate(rows, start):
         try:
-            samples.append(prepare_sample(picture, sample_shape, resize, padding))
+            samples.append(prepare_sample(picture, sample_shape, image_processor))
             ids.append(id_)
         except ValueError as error:
-            name, resizable = picture_name(picture, number, id_), isinstance(error, ResizableError)
-            unreadable.append(Unreadable(number, id_, name, str(error), resizable))
+            unreadable.append(Unreadable(number, id_, picture_name(picture, number, id_), str(error)))
     return start + len(rows), ids, _stacked(samples, sample_shape), unreadable
 
 
@@ -405,10 +323,10 @@ def _as_batch(parts: tuple[int, list[Any], np.ndarray, list[Unreadable]], sample
 
 
 def prepare_rows(
-    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], resize: bool, padding: int = 0
+    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None
 ) -> Batch:
     """The batch of `rows`, whose first is number `start`."""
-    return _as_batch(_read_rows(rows, start, sample_shape, resize, padding), sample_shape)
+    return _as_batch(_read_rows(rows, start, sample_shape, image_processor), sample_shape)
 
 
 def picture_name(picture: Any, number: int, id_: Any) -> str:
@@ -442,18 +360,15 @@ def prepared_batches(
     rows: Rows,
     spans: Iterable[Span],
     sample_shape: tuple[int, ...],
-    resize: bool,
+    image_processor: EBMImageProcessor | None,
     num_workers: int,
-    padding: int = 0,
 ) -> Iterator[Batch]:
     """The batches of `spans`, in their order; `num_workers` processes prepare the next ones meanwhile.
 
     The first one is prepared here while the workers start, and none starts for the sake of a single batch.
     """
     check_count("num_workers", num_workers, 0)
-    if padding < 0 or (padding and min(sample_shape[1:], default=0) <= 2 * padding):
-        raise ValueError(f"padding must be >= 0 and under half of the model's size {sample_shape}, got {padding}.")
-    parts = _parts_of_spans(_Spans(rows, sample_shape, resize, padding), iter(spans), num_workers)
+    parts = _parts_of_spans(_Spans(rows, sample_shape, image_processor), iter(spans), num_workers)
     return (_as_batch(batch_parts, sample_shape) for batch_parts in parts)
 
 
@@ -481,19 +396,15 @@ def sample_batches(
     images: Any,
     batch_size: int,
     sample_shape: tuple[int, ...],
+    image_processor: EBMImageProcessor | None = None,
     image_column: str | None = None,
-    resize: bool = False,
     num_workers: int = 0,
-    padding: int = 0,
 ) -> Iterator[Tensor]:
     """Whatever `EnergyScoringPipeline` takes as samples in the models' range, at most `batch_size` at a time.
 
     Raises:
         ValueError: If an image cannot be read or does not fit; it names the image.
     """
-    if not isinstance(resize, bool):
-        raise ValueError(f"resize must be True or False, got {resize!r}.")
-    check_count("padding", padding, 0)
     if isinstance(images, dict) and not images.keys() <= {"bytes", "path"}:
         raise ValueError(
             f"images must be samples or a datasets.Dataset, got a {type(images).__name__} of {sorted(images)}; give "
@@ -514,7 +425,7 @@ def sample_batches(
             if num_workers:
                 raise ValueError("num_workers must be 0 for a streaming data set, which is read in its own order.")
             pictures = column_of(undecoded(images, column), column)
-            batches = streamed_batches(pictures, batch_size, sample_shape, resize, padding)
+            batches = streamed_batches(pictures, batch_size, sample_shape, image_processor)
             yield from _whole(batches)
             return
     elif isinstance(images, list | tuple) and any(isinstance(image, PICTURE_TYPES) for image in images):
@@ -525,20 +436,23 @@ def sample_batches(
             f"{type(images).__name__}."
         )
     else:
-        yield from images_to_tensor(images, sample_shape).split(batch_size)
+        yield from images_to_tensor(images, sample_shape, image_processor).split(batch_size)
         return
     spans = spans_of(0, len(rows), batch_size)
-    batches = prepared_batches(rows, spans, sample_shape, resize, num_workers, padding)
+    batches = prepared_batches(rows, spans, sample_shape, image_processor, num_workers)
     yield from _whole(batches)
 
 
 def streamed_batches(
-    pictures: Iterator[Any], batch_size: int, sample_shape: tuple[int, ...], resize: bool, padding: int
+    pictures: Iterator[Any],
+    batch_size: int,
+    sample_shape: tuple[int, ...],
+    image_processor: EBMImageProcessor | None,
 ) -> Iterator[Batch]:
     """The batches of pictures that come one after the other and cannot be read by number."""
     start = 0
     while chunk := list(islice(pictures, batch_size)):
-        yield prepare_rows(list(enumerate(chunk, start)), start, sample_shape, resize, padding)
+        yield prepare_rows(list(enumerate(chunk, start)), start, sample_shape, image_processor)
         start += len(chunk)
 
 
@@ -572,6 +486,5 @@ def _whole(batches: Iterable[Batch]) -> Iterator[Tensor]:
     for batch in batches:
         if batch.unreadable:
             first = batch.unreadable[0]
-            hint = "; resize=True converts and resizes images" if first.resizable else ""
-            raise ValueError(f"image {first.name} {first.reason}{hint}")
+            raise ValueError(f"image {first.name} {first.reason}")
         yield batch.x

@@ -29,6 +29,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import energy_grad
 from hf_ebm.models.energy import EnergyModel, energy_of
@@ -216,8 +217,9 @@ def measure_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
         seed: Of the chains' noise, the same for each sample, so that its error depends on nothing but itself.
     """
     generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
+    images = to_unit_range(x) if x.ndim == 4 else x
     recon = pipe.reconstruct(
-        x, sample_latents=False, generator=generators, output_type="pt", output_squared_errors=True
+        images, sample_latents=False, generator=generators, output_type="latent", output_squared_errors=True
     )
     return recon.squared_errors[-1].float().cpu()
 

@@ -13,6 +13,7 @@ import torch
 
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, LangevinScheduler
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.training.digits_demo import evaluate_chains, evaluate_digits
@@ -44,7 +45,7 @@ def pipelines(method):
 @torch.no_grad()
 def error_of_means(pipeline):
     """Of reconstructions from the inference model's mean, per pixel."""
-    digits = load_digits("test")[0]
+    digits = to_model_range(load_digits("test")[0])
     z = pipeline.inference_model.eval()(digits).mean
     return (pipeline.generator_model.eval()(z).sample - digits).square().mean().item()
 

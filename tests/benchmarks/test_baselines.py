@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.langevin import energy_grad, langevin_chain
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.training import trainer
@@ -151,7 +152,7 @@ def test_ddgan_fakes_of_a_perfect_generator_are_the_real_samples(monkeypatch):
     script = Script("ddgan")
     settings = script.settings(coupled_noise=True, noise_at_t0=True)
     state = script.state(settings)
-    x = load_digits()[0][:8]
+    x = to_model_range(load_digits()[0])[:8]
     monkeypatch.setattr(state.generator_model, "forward", lambda x_next, t, z, return_dict: (x + 0.0 * z.sum(),))
     monkeypatch.setattr(script.module, "update", lambda *arguments: None)
     for step in (0, 1):
@@ -164,7 +165,7 @@ def test_ddgan_discriminator_learns_against_a_standing_generator_and_sees_the_pa
     script = Script("ddgan")
     settings = script.settings(energy_learning_rate=3e-3, generator_learning_rate=1e-12, r1_weight=0.0)
     state = script.state(settings)
-    digits = load_digits()[0]
+    digits = to_model_range(load_digits()[0])
     terms = [script.module.train_step(digits[8 * i : 8 * i + 64], i, state, settings) for i in range(60)]
     late = {name: sum(term[name].item() for term in terms[-20:]) / 20 for name in terms[0]}
     assert late["logit_real"] > late["logit_fake"] + 0.3 and late["discriminator"] < 1.3 < terms[0]["discriminator"]
@@ -184,7 +185,7 @@ def test_ddgan_generator_goes_where_the_logit_rises(monkeypatch):
         return x_t.flatten(1).mean(1) + 0.0 * discriminator.head.bias.sum()
 
     monkeypatch.setattr(script.module, "logit", logit)
-    generator, digits = state.generator_model, load_digits()[0][:64]
+    generator, digits = state.generator_model, to_model_range(load_digits()[0])[:64]
     arguments = (torch.randn_like(digits), torch.zeros(64, dtype=torch.long), torch.randn(64, 8))
     before = generator(*arguments).sample.mean().item()
     for step in range(6):
@@ -215,7 +216,7 @@ class Oracle(UNet2DModel):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_ddpm_with_an_oracle_has_no_error_and_samples_its_image(monkeypatch, prediction_type):
     script = Script("ddpm")
-    image = load_digits()[0][:1]
+    image = to_model_range(load_digits()[0])[:1]
     settings = script.settings(prediction_type=prediction_type)
     state = script.state(settings)
     state.unet = Oracle(F.pixel_unshuffle(image, 2)[0], prediction_type)
@@ -232,7 +233,7 @@ def test_ddpm_with_an_oracle_has_no_error_and_samples_its_image(monkeypatch, pre
 def test_ddpm_samples_with_the_noise_of_the_clipped_image():
     """Where what is predicted leaves [-1, 1], image and noise of each step still make the sample they came from."""
     script = Script("ddpm")
-    oracle = Oracle(F.pixel_unshuffle(load_digits()[0][:1], 2)[0])
+    oracle = Oracle(F.pixel_unshuffle(to_model_range(load_digits()[0])[:1], 2)[0])
     oracle.forward = lambda sample, timestep, **_: type("Output", (), {"sample": 0.3 * sample})
     scheduler = DDIMScheduler.from_config(DDPMScheduler().config, timestep_spacing="trailing")
     pipeline = DDIMPipeline(oracle, scheduler)
@@ -293,7 +294,7 @@ def test_short_run_learns_low_energies_for_data_and_revises_noise(monkeypatch):
     """The gap falls below zero against fresh noise, and the negatives are ends of the chain, not the noise itself."""
     script = Script("short_run")
     settings = script.settings(energy_learning_rate=1e-3, num_steps=5, step_size=2.0, data_noise_std=0.0)
-    state, digits, seen = script.state(settings), load_digits()[0], []
+    state, digits, seen = script.state(settings), to_model_range(load_digits()[0]), []
 
     def chain(start, grad_fn, num_steps, step_size, noise_std):
         end = langevin_chain(start, grad_fn, num_steps, step_size, noise_std)

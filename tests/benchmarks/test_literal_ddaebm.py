@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.models.presets import build_ddaebm_models
 from hf_ebm.training.config import make_settings
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, make_model_settings, make_train_state, train_step
@@ -37,7 +38,7 @@ def test_the_step_is_the_literal_one(import_benchmark, interval):
         make_settings(DDAEBMSettings, {**TINY, "r1_weight": interval * 0.05, "latent_weight": 0.3}),
     )
     state, _ = make_train_state(s, Accelerator(cpu=True), models, steps_per_epoch=1)
-    x = load_digits("train")[0][:8]
+    x = to_model_range(load_digits("train")[0])[:8]
     torch.manual_seed(1)
     wanted = other.step(x, literal.draw(x, 4, 4))
     torch.manual_seed(1)

@@ -100,9 +100,9 @@ def test_calibrate_reports_images_that_do_not_fit_the_model(folder, tmp_path, ca
         main(command)
     assert ended.value.code == 2
     refusal = capsys.readouterr().err
-    assert "the first image is 16x16 colour; all are converted to gray" in refusal and "add --resize" in refusal
+    assert "the first image is 16x16 colour; all are converted to gray" in refusal and "add --other-data" in refusal
     assert not (tmp_path / "model" / "calibration.json").exists()
-    main([*command, "--resize"])
+    main([*command, "--other-data"])
     assert "note: the first image is 16x16 colour" in capsys.readouterr().err
     main(["info", "--model", folder])
     assert "calibrated on 20 samples of colour, split train, target_fpr=0.2" in capsys.readouterr().out

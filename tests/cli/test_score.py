@@ -31,9 +31,9 @@ def test_score_prints_the_energies(folder, tmp_path, capsys, tiny_pipeline):
 
 
 def test_score_skips_and_names_unreadable_files_unless_strict(folder, tmp_path, capsys):
-    good, text, large = (str(tmp_path / name) for name in ("good.png", "text.png", "large.png"))
+    good, text, large = (str(tmp_path / name) for name in ("good.png", "text.png", "large.tiff"))
     PIL.Image.new("L", (8, 8), 200).save(good)
-    PIL.Image.new("L", (20, 20)).save(large)
+    PIL.Image.new("F", (20, 20)).save(large)
     with open(text, "w") as file:
         file.write("no picture")
     main(["score", "--model", folder, good])
@@ -45,7 +45,7 @@ def test_score_skips_and_names_unreadable_files_unless_strict(folder, tmp_path, 
         assert printed.out == alone
         first, second = printed.err.splitlines()[-2:]
         assert first.startswith(f"hf-ebm: skipped: image {text} cannot be read")
-        assert second.startswith(f"hf-ebm: skipped: image {large} does not fit") and "; --resize" in second
+        assert second.startswith(f"hf-ebm: skipped: image {large} does not fit")
     main(["score", "--model", folder, "--json", text, good])
     found = json.loads(capsys.readouterr().out)
     assert list(found[text]) == ["error"] and found[good]["energy"] == pytest.approx(float(alone.split()[2]), rel=1e-5)
@@ -66,22 +66,18 @@ def test_score_takes_the_score_and_the_calibration(folder, tmp_path, capsys):
     scorer.calibration.save(folder)
     path = str(tmp_path / "a.png")
     PIL.Image.new("RGB", (20, 20), "white").save(path)
-    with pytest.raises(SystemExit):
-        main(["score", "--model", folder, path])
-    assert "mode 'L' of 8x8 pixels, got 'RGB' of 20x20); --resize converts" in capsys.readouterr().err
     values = str(tmp_path / "values.tiff")
-    PIL.Image.new("F", (20, 20)).save(values)  # which resizing would not help
-    for option in ([], ["--resize"]):
-        with pytest.raises(SystemExit):
-            main(["score", "--model", folder, values, *option])
-        assert "--resize converts" not in capsys.readouterr().err
-    main(["score", "--model", folder, "--score", "typicality", "--resize", "--json", path])
+    PIL.Image.new("F", (20, 20)).save(values)
+    with pytest.raises(SystemExit):
+        main(["score", "--model", folder, values])
+    assert "range is not known" in capsys.readouterr().err
+    main(["score", "--model", folder, "--score", "typicality", "--json", path])
     row = json.loads(capsys.readouterr().out)[path]
-    expected = scorer(path, score="typicality", resize=True)
+    expected = scorer(path, score="typicality")
     for name, value in (("energy", expected.energies), ("score", expected.scores), ("p_value", expected.p_values)):
         assert row[name] == pytest.approx(value.item(), rel=1e-4)
     assert row["is_ood"] is expected.is_ood.item()
-    main(["score", "--model", folder, "--score", "typicality", "--resize", path])
+    main(["score", "--model", folder, "--score", "typicality", path])
     cells = capsys.readouterr().out.splitlines()[-1].split()
     assert float(cells[1]) == pytest.approx(row["score"], rel=1e-4) and cells[3] == ("yes" if row["is_ood"] else "no")
 

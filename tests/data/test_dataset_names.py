@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import DatasetName, load_named
 from hf_ebm.evaluation.ood import load_images, load_train_and_test
 
@@ -92,7 +93,9 @@ def test_the_only_split_is_used_and_reported(folder):
 
 
 def test_padding_is_black_around_the_resized_image(folder):
-    images, _ = load_images(folder("one", "test"), (1, 12, 12), "test", None, 12, 0, padding=2)
+    images, _ = load_images(
+        folder("one", "test"), (1, 12, 12), "test", None, 12, 0, EBMImageProcessor(12, 1, padding=2)
+    )
     assert images.shape == (12, 1, 12, 12) and (images[:, :, 2:-2, 2:-2] > 0.8).all()
     inner = torch.zeros(12, 12, dtype=torch.bool)
     inner[2:-2, 2:-2] = True

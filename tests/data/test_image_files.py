@@ -12,8 +12,8 @@ import pytest
 from torch.testing import assert_close
 
 from hf_ebm.data.image_files import MAX_PIXELS, convert_picture, open_picture
-from hf_ebm.data.image_processor import image_transform
-from hf_ebm.scoring.inputs import images_to_tensor, prepare_rows, prepare_sample, sample_batches
+from hf_ebm.data.image_processor import EBMImageProcessor
+from hf_ebm.scoring.inputs import images_to_tensor, prepare_rows, prepare_sample
 
 GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 COLOUR = np.stack([GRAY, GRAY[::-1], GRAY.T], axis=-1)
@@ -137,9 +137,10 @@ def kinds():
     }
 
 
-def sample(source, shape, resize, padding=0):
+def sample(source, shape, do_resize, padding=0):
     """One row as a batch of the model."""
-    batch = prepare_rows([(0, source)], 0, shape, resize, padding)
+    processor = EBMImageProcessor(shape[-1], shape[0], padding, do_resize)
+    batch = prepare_rows([(0, source)], 0, shape, processor)
     assert not batch.unreadable
     return batch.x
 
@@ -150,20 +151,16 @@ def test_converted_values(name):
     image = open_picture(source)
     assert np.abs(np.asarray(convert_picture(image, 3)).astype(float) - expected).max() <= 1
     assert np.abs(np.asarray(convert_picture(image, 1)).astype(float) - luma(expected)).max() <= 1
-    x = sample(source, (3, 8, 8), resize=True)
-    assert_close(x, image_transform(3, 8)(image)[None])
-    for mode, shape in (("RGB", (3, 8, 8)), ("L", (1, 8, 8))):
-        if image.mode == mode:
-            assert_close(sample(source, shape, resize=False), sample(source, shape, resize=True))
-        else:
-            with pytest.raises(ValueError, match=rf"does not fit .*mode '{mode}'"):
-                prepare_sample(source, shape, resize=False)
+    x = sample(source, (3, 8, 8), do_resize=True)
+    assert (x.add(1).mul(127.5)[0].permute(1, 2, 0).numpy() - expected).__abs__().max() <= 1.01
+    for shape in ((3, 8, 8), (1, 8, 8)):
+        assert_close(sample(source, shape, do_resize=False), sample(source, shape, do_resize=True))
 
 
 @pytest.mark.parametrize("mode", ["I", "F", "LAB"])
 def test_modes_of_unknown_range_are_not_converted(mode):
     with pytest.raises(ValueError, match=f"does not fit .*{mode!r}"):
-        prepare_sample(PIL.Image.new(mode, (8, 8)), (1, 8, 8), resize=True)
+        prepare_sample(PIL.Image.new(mode, (8, 8)), (1, 8, 8), None)
 
 
 def test_a_turned_photograph_stands_upright():
@@ -172,39 +169,39 @@ def test_a_turned_photograph_stands_upright():
     assert opened.size == (32, 64)
     turned = np.rot90(np.asarray(image), k=-1)  # orientation 6: to be turned clockwise
     assert np.abs(np.asarray(opened).astype(float) - turned).max() < 20
-    with pytest.raises(ValueError, match="does not fit"):
-        prepare_sample(photo(image), (1, 32, 64), resize=False)
-    assert prepare_sample(photo(image), (1, 64, 32), resize=False).shape == (64, 32)
+    square = PIL.Image.fromarray(np.asarray(image)[:, :32])
+    upright = prepare_sample(photo(square), (1, 32, 32), EBMImageProcessor(32, 1, do_resize=False))[..., 0]
+    assert np.abs(upright.astype(float) - np.rot90(np.asarray(square), k=-1)).max() < 20
 
 
-def test_wrong_sizes_and_channels_are_told():
-    with pytest.raises(ValueError, match=r"does not fit .*mode 'RGB' of 9x9 pixels, got 'RGB' of "):
-        prepare_sample(PNG, (3, 9, 9), resize=False)
-    assert prepare_sample(PNG, (3, 9, 9), resize=True).shape == (9, 9, 3)
-    with pytest.raises(ValueError, match="1 or 3"):
-        prepare_sample(PNG, (2,), resize=True)
+def test_errors_name_wrong_sizes_and_channels():
+    with pytest.raises(ValueError, match=r"does not fit .*9 x 9 pixels with do_resize=False, got 8 x 8"):
+        prepare_sample(PNG, (3, 9, 9), EBMImageProcessor(9, 3, do_resize=False))
+    assert prepare_sample(PNG, (3, 9, 9), None).shape == (9, 9, 3)
+    with pytest.raises(ValueError, match=r"does not fit .*vectors"):
+        prepare_sample(PNG, (2,), None)
+    with pytest.raises(ValueError, match=r"does not fit .*PIL images for a model of 2 channels"):
+        prepare_sample(PNG, (2, 8, 8), None)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_padding_is_that_of_the_training(channels):
-    """As `image_transform`; without resize a picture has the size before or after it, and no other."""
+def test_padding(channels):
+    """Black pixels around images of every size but the final one, which has them already."""
     mode = {1: "L", 3: "RGB"}[channels]
     small, large, other = (PIL.Image.new(mode, (side, side), "white") for side in (6, 10, 9))
     small.putpixel((1, 2), 90 if channels == 1 else (90, 20, 250))
-    shape, trained = (channels, 10, 10), image_transform(channels, 10, padding=2)
-    assert_close(sample(small, shape, resize=False, padding=2), trained(small)[None])
-    assert (sample(small, shape, resize=False, padding=2)[..., :2] == -1).all()
-    assert (sample(large, shape, resize=False, padding=2) == 1).all()
-    for picture in (small, large, other):
-        assert_close(sample(picture, shape, resize=True, padding=2), trained(picture)[None])
-    for padding in (0, 2):
-        with pytest.raises(ValueError, match=r"10x10 or 6x6 pixels, got" if padding else r"10x10 pixels, got"):
-            prepare_sample(other, shape, resize=False, padding=padding)
-    with pytest.raises(ValueError, match="does not fit"):
-        prepare_sample(small, shape, resize=False)
-    for padding in (-1, 5):
-        with pytest.raises(ValueError, match=r"padding must be (a whole number )?>= 0"):
-            list(sample_batches([small], 1, shape, padding=padding))
+    shape = (channels, 10, 10)
+    for do_resize in (False, True):
+        x = sample(small, shape, do_resize, padding=2)
+        inner = x[..., 2:-2, 2:-2].clone()
+        assert_close(inner, sample(small, (channels, 6, 6), do_resize))
+        x[..., 2:-2, 2:-2] = -1
+        assert (x == -1).all()
+        assert (sample(large, shape, do_resize, padding=2) == 1).all()
+    x = sample(other, shape, True, padding=2)
+    assert (x[..., 2:-2, 2:-2] == 1).all() and (x[..., :2] == -1).all()
+    with pytest.raises(ValueError, match=r"6 x 6 pixels with do_resize=False, got 9 x 9"):
+        prepare_sample(other, shape, EBMImageProcessor(10, channels, 2, do_resize=False))
 
 
 def test_urls_paths_bytes_and_undecoded_rows_are_the_same_picture(file_server, tmp_path):
@@ -254,5 +251,5 @@ def test_a_bad_answer_is_one_unreadable_picture(odd_server, path, monkeypatch):
 
 def test_a_bad_archive_is_one_unreadable_picture(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"no archive")
-    batch = prepare_rows([(0, f"zip://a.png::{tmp_path}/a.zip"), (1, "nothing://a.png"), (2, PNG)], 0, (3, 8, 8), False)
+    batch = prepare_rows([(0, f"zip://a.png::{tmp_path}/a.zip"), (1, "nothing://a.png"), (2, PNG)], 0, (3, 8, 8), None)
     assert [row.row for row in batch.unreadable] == [0, 1] and batch.ids == [2]

@@ -111,7 +111,7 @@ def test_energies_are_registered_by_one_import(tmp_path, module):
         (torch.full((1, 3, 8, 8), 200.0), {}, r"\[0, 1\].*x / 255"),
         (np.zeros((8, 8, 3)) - 1, {}, r"\[0, 1\]"),
         (torch.full((1, 3, 8, 8), float("nan")), {}, "finite"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), {}, "dtype int64"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), {}, "dtype torch.int64"),
         (np.zeros((3, 8, 8)), {}, r"\(H, W, C\)"),
         (np.zeros(8), {}, r"\(H, W, C\)"),
         ([], {}, "empty"),
@@ -126,7 +126,7 @@ def test_mistakes(images, options, message):
         EBMImageProcessor(8)(images, **options)
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"size": 8, "num_channels": 2}, {"size": 8, "padding": 4}])
+@pytest.mark.parametrize("options", [{"size": 0}, {"size": 8, "num_channels": 0}, {"size": 8, "padding": 4}])
 def test_impossible_processors(options):
     with pytest.raises(ValueError, match=next(reversed(options))):
         EBMImageProcessor(**options)

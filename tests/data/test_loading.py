@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from hf_ebm.data.digits import load_digits
-from hf_ebm.data.image_processor import image_transform
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import (
     describe_change,
     draw_rows,
@@ -44,7 +44,7 @@ def test_25gaussians_modes():
 def test_digits_splits_are_disjoint_and_complete():
     (train, train_labels), (test, test_labels) = load_digits("train"), load_digits("test")
     assert train.shape == (1437, 1, 8, 8) and test.shape == (360, 1, 8, 8)
-    assert train.min() == -1 and train.max() == 1
+    assert train.min() == 0 and train.max() == 1
     assert torch.bincount(test_labels).min() >= 34 and len(train_labels) == 1437
     with pytest.raises(ValueError, match="split"):
         load_digits("validation")
@@ -93,14 +93,14 @@ def test_transform_values():
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     image = PIL.Image.fromarray(pixels)
     expected = torch.from_numpy(pixels).float()[None] / 127.5 - 1
-    assert_close(image_transform(1, 4)(image), expected)
-    padded = image_transform(1, 8, padding=2)(image)
+    assert_close(EBMImageProcessor(4, 1).prepare(image)[0], expected)
+    padded = EBMImageProcessor(8, 1, padding=2).prepare(image)[0]
     assert_close(padded[:, 2:6, 2:6], expected)
     assert (padded[:, :2] == -1).all() and (padded[..., 6:] == -1).all()
     wide = PIL.Image.fromarray(np.pad(pixels, ((0, 0), (2, 2))))
-    assert_close(image_transform(1, 4)(wide), expected)
+    assert_close(EBMImageProcessor(4, 1).prepare(wide)[0], expected)
     with pytest.raises(ValueError, match="padding"):
-        image_transform(1, 4, padding=2)
+        EBMImageProcessor(4, 1, padding=2)
 
 
 def test_missing_column_several_columns_and_empty(tmp_path):
@@ -162,11 +162,13 @@ def test_what_images_lose_in_preparation_is_reported(tmp_path):
         ((3, 36, 36), 2, None),
         ((1, 32, 32), 0, "the first image is 32x32 colour; all are converted to gray"),
         ((3, 8, 8), 0, "resized to 8x8"),
-        ((3, 32, 32), 2, "resized to 28x28"),
+        ((3, 32, 32), 2, None),  # the final size: it has its padding already
+        ((3, 28, 28), 2, "resized to 24x24"),
     ):
-        found = describe_change(load_training_data(folder, shape, padding=padding), shape, padding)
+        processor = EBMImageProcessor.for_model(shape, padding)
+        found = describe_change(load_training_data(folder, shape, image_processor=processor))
         assert found is said is None or said in found
-    assert describe_change(load_training_data("digits", (1, 8, 8)), (1, 8, 8)) is None
+    assert describe_change(load_training_data("digits", (1, 8, 8))) is None
 
 
 def test_shapes_that_do_not_fit():

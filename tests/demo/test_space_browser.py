@@ -164,7 +164,7 @@ def write_images(pipeline, folder):
     scorer.calibrate(ordered[:40]).save(folder)
     files = {name: str(folder / f"{name}.png") for name in ("in-distribution", "ood", "broken")}
     for name, x in (("in-distribution", ordered[20]), ("ood", ordered[-1])):
-        pipeline.post_process(x[None], "pil")[0].save(files[name])
+        pipeline.post_process(x[None] * 2 - 1, "pil")[0].save(files[name])
     Path(files["broken"]).write_text("no picture")
     return files
 

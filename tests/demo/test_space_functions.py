@@ -10,6 +10,7 @@ import torch
 
 from hf_ebm import DualMCMCPipeline
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.demo import figures, limits
 from hf_ebm.demo.examples import write_examples
 from hf_ebm.demo.generation import Generation, generate
@@ -29,7 +30,7 @@ def test_denoising_is_the_pipelines_own(ddaebm):
     expected = ddaebm.pipeline(5, generator=seeded(7), output_type="pt").images
     assert torch.equal(drawn.images, expected)
     assert drawn.states.shape == (4, 3, 1, 8, 8) and drawn.energies.shape == (4, 5)
-    assert torch.equal(drawn.states[-1].clamp(-1, 1), expected[:3])
+    assert torch.equal(to_unit_range(drawn.states[-1]), expected[:3])
     for states, energies in zip(drawn.states, drawn.energies, strict=True):
         torch.testing.assert_close(energies[:3], compute_energies(ddaebm.pipeline.energy_model, states))
     assert drawn.point_names == ["step 1", "step 2", "step 3", "step 4"]
@@ -49,7 +50,7 @@ def test_the_chain_is_the_pipelines_own(dual, sampler):
     expected = pipeline(4, 3, generator=seeded(5), output_type="pt", output_energies=True)
     torch.testing.assert_close(drawn.images, expected.images)
     torch.testing.assert_close(drawn.energies, expected.energies)
-    torch.testing.assert_close(drawn.states[-1].clamp(-1, 1), expected.images[:3])
+    torch.testing.assert_close(to_unit_range(drawn.states[-1]), expected.images[:3])
     torch.testing.assert_close(drawn.energies[:, :3], compute_energies_of(pipeline, drawn.states))
     assert drawn.point_names == ["start", "step 1", "step 2", "step 3"]
     assert (drawn.acceptance_rate is not None) == (sampler in ("MALA", "HMC", "Replica exchange"))
@@ -150,7 +151,7 @@ def test_the_curves_tick_labels_and_legend_are_whole():
 
 
 def test_without_a_calibration_there_is_no_verdict(ddaebm):
-    x = torch.rand(4, 1, 8, 8) * 2 - 1
+    x = torch.rand(4, 1, 8, 8)
     found = judge(ddaebm, x[:1], "energy")
     assert found.is_ood is None and found.p_value is None and "not calibrated" in found.text
     reference = references(ddaebm, x)["energy"]
@@ -170,11 +171,11 @@ def test_scores_that_the_calibration_lacks_are_not_offered(dual):
 
 
 def test_reconstruction_reports_the_errors_of_what_it_shows(dual):
-    x = torch.rand(1, 1, 8, 8) * 2 - 1
+    x = torch.rand(1, 1, 8, 8)
     found = reconstruct(dual, x, 6, 3)
     assert found.errors.shape == (7,)
-    torch.testing.assert_close(found.errors[0], (found.inferred - x).square().mean())
-    torch.testing.assert_close(found.errors[-1], (found.revised - x).square().mean())
+    torch.testing.assert_close(found.errors[0], (2 * (found.inferred - x)).square().mean())
+    torch.testing.assert_close(found.errors[-1], (2 * (found.revised - x)).square().mean())
     assert not torch.equal(found.inferred, found.revised)
     figures.reconstruction_figure(found)
 
@@ -200,10 +201,10 @@ def test_examples_come_back_as_they_were_made(ddaebm, tmp_path):
     own = ddaebm.pipeline(5, generator=seeded(0), output_type="pt").images
     paths = write_examples(ddaebm, own, tmp_path)
     likeliest = own[ddaebm.pipeline.score(own).energies.argmin()]
-    given = [read_upload(path, (1, 8, 8)) for path in paths]
+    given = [read_upload(path, ddaebm.pipeline.image_processor) for path in paths]
     assert len(paths) == 6 and {one.changes for one in given} == {""}
-    torch.testing.assert_close(given[0].x[0], likeliest, atol=1 / 127, rtol=0)
-    torch.testing.assert_close(given[3].x[0], -likeliest, atol=1 / 127, rtol=0)
+    torch.testing.assert_close(given[0].x[0], likeliest, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(given[3].x[0], 1 - likeliest, atol=1 / 255, rtol=0)
 
 
 @pytest.mark.parametrize(("number", "expected"), [(1, [0]), (4, [0, 1, 2, 3]), (11, [0, 2, 4, 6, 8, 10])])

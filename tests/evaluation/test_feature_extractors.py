@@ -8,6 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.evaluation.feature_extractors import (
     load_digit_classifier,
     load_extractor,
@@ -30,7 +31,7 @@ def test_the_hash_is_of_names_shapes_and_values():
 
 
 def test_digits():
-    images = load_digits("test")[0][:7]
+    images = to_model_range(load_digits("test")[0])[:7]
     extractor = load_extractor("digits")
     assert_close(extractor(images), load_digit_classifier().features(images).detach())
     assert not extractor.is_standard_inception and len(extractor.weights_sha256) == 64
@@ -41,7 +42,7 @@ def test_digits():
 def test_any_module_and_what_it_may_not_do():
     module = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 5)).train()
     extractor = module_extractor(module, "mine")
-    images = load_digits("test")[0][:3]
+    images = to_model_range(load_digits("test")[0])[:3]
     assert_close(extractor(images), extractor(images))  # eval mode: no dropout
     assert extractor(images).shape == (3, 5) and not extractor(images).requires_grad
     with pytest.raises(ValueError, match=r"mine must give features of shape \(3, D\)"):
@@ -76,7 +77,7 @@ def vit(tmp_path_factory):
 def test_a_transformers_model_by_path(vit):
     from transformers import ViTModel
 
-    images = load_digits("test")[0][:5]
+    images = to_model_range(load_digits("test")[0])[:5]
     extractor = load_extractor(str(vit))
     features = extractor(images)
     assert features.shape == (5, 16) and "ViTModel" in extractor.name and not extractor.is_standard_inception
@@ -101,7 +102,7 @@ def vit_classifier(vit, tmp_path):
 def test_a_classifiers_checkpoint_is_used_without_the_random_pooler(vit_classifier):
     from transformers import ViTModel
 
-    images = load_digits("test")[0][:3]
+    images = to_model_range(load_digits("test")[0])[:3]
     first, again = (load_extractor(str(vit_classifier)) for _ in range(2))
     assert first.weights_sha256 == again.weights_sha256 and first.name == again.name
     assert torch.equal(first(images), again(images))

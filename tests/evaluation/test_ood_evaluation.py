@@ -8,6 +8,7 @@ import torch
 
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range, to_unit_range
 from hf_ebm.evaluation.ood import evaluate_ood, fit_baselines, format_table, load_images, make_ood_sets, score_sets
 from hf_ebm.evaluation.plots import histogram_ticks, new_figure, plot_roc, plot_score_histograms
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD, blurred, shuffled_patches
@@ -33,7 +34,7 @@ def test_blurred_keeps_constants_and_smooths():
 
 @pytest.fixture(scope="module")
 def found():
-    train, test = load_digits("train")[0][:400], load_digits("test")[0][:60]
+    train, test = to_model_range(load_digits("train")[0])[:400], to_model_range(load_digits("test")[0])[:60]
     scorers = {**fit_baselines(train)[0], "constant": lambda x: torch.arange(len(x)) % 7.0}
     sets = {"in_distribution": test, **make_ood_sets(test, ["noise", "inverted"])}
     scores = {name: {key: scorer(images) for key, images in sets.items()} for name, scorer in scorers.items()}
@@ -74,7 +75,7 @@ def test_no_two_scorers_look_alike(tmp_path, monkeypatch):
 def test_each_measure_is_taken_once_per_set_and_scores_are_the_pipelines(tiny_pipeline, monkeypatch):
     scorer = EnergyScoringPipeline.from_pipe(tiny_pipeline)
     scorer.set_progress_bar_config(disable=True)
-    train, test = load_digits("train")[0][:30], load_digits("test")[0][:12]
+    train, test = to_model_range(load_digits("train")[0])[:30], to_model_range(load_digits("test")[0])[:12]
     sets = {"in_distribution": test, "inverted": -test}
     taken = []
     make_measure = EnergyScoringPipeline.make_measure
@@ -87,12 +88,13 @@ def test_each_measure_is_taken_once_per_set_and_scores_are_the_pipelines(tiny_pi
     found = score_sets(scorer, names, train, sets, seed=3)
     assert sorted(taken) == sorted(3 * ["energy", "energies", "compressed_size"])  # train and two sets
     assert scorer.calibration is None
+    train = to_unit_range(train)
     scorer.calibrate(train, target_fpr=0.1, seed=3)
     statistics = {name: MeasureStatistics.of(values) for name, values in scorer.measure_all(train, taken).items()}
     scorer.calibration = dataclasses.replace(scorer.calibration, statistics=statistics)  # of all, not of a half
     for name in names:
         for key, images in sets.items():
-            torch.testing.assert_close(found[name][key], scorer(images, score=name).scores)
+            torch.testing.assert_close(found[name][key], scorer(to_unit_range(images), score=name).scores)
 
 
 def test_load_images_says_what_they_are():
@@ -106,7 +108,7 @@ def test_load_images_says_what_they_are():
 
 
 def test_the_autoencoder_learns_until_it_has_converged_or_says_so(recwarn):
-    train, test = load_digits("train")[0][:300], load_digits("test")[0][:100]
+    train, test = to_model_range(load_digits("train")[0])[:300], to_model_range(load_digits("test")[0])[:100]
     few, stopped = fit_baselines(train, max_epochs=2)
     enough, converged = fit_baselines(train)
     assert stopped == {"epochs": 2, "converged": False}
@@ -126,7 +128,7 @@ def test_each_part_shows_its_progress(tiny_pipeline):
 
     scorer = EnergyScoringPipeline.from_pipe(tiny_pipeline)
     scorer.set_progress_bar_config(disable=True)
-    train, test = load_digits("train")[0][:60], load_digits("test")[0][:30]
+    train, test = to_model_range(load_digits("train")[0])[:60], to_model_range(load_digits("test")[0])[:30]
     sets = {"in_distribution": test, "inverted": -test}
     _, autoencoder = fit_baselines(train, max_epochs=2, progress_bar=bar)
     scores = score_sets(scorer, ["energy", "complexity"], train, sets, progress_bar=bar)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import EBMImageProcessor, to_model_range
 from hf_ebm.evaluation.feature_extractors import load_extractor
 from hf_ebm.evaluation.samples import compare, draw_samples, evaluate_reconstruction, evaluate_samples, state_limits
 from hf_ebm.utils.files import to_json
@@ -21,6 +22,7 @@ class Copier:
 
     sample_shape = (1, 8, 8)
     tasks = ("generate",)
+    image_processor = EBMImageProcessor(8, 1)
 
     class scheduler:  # noqa: N801
         config = {"num_train_timesteps": 3, "_class_name": "X", "noise": 0.5}  # noqa: RUF012
@@ -59,7 +61,7 @@ def test_every_set_has_a_bar_of_as_many_steps_as_it_has_batches(digits, tiny_dua
 
 
 def test_real_images_score_as_the_floor(digits):
-    pipeline = Copier(load_digits("train")[0])
+    pipeline = Copier(to_model_range(load_digits("train")[0]))
     record = evaluate_samples(pipeline, "digits", digits, batch_size=500, num_inference_steps=2)
     assert [number for number, _, _ in pipeline.asked] == [500, 500, 437]
     for name, values in record["metrics"].items():
@@ -89,7 +91,7 @@ def test_real_images_score_as_the_floor(digits):
     assert protocol["feature_extractor"]["weights_sha256"] == digits.weights_sha256
     calls = []
     counting = dataclasses.replace(digits, features=lambda x: calls.append(len(x)) or digits.features(x))
-    again = evaluate_samples(Copier(load_digits("train")[0]), "digits", counting, batch_size=500)
+    again = evaluate_samples(Copier(to_model_range(load_digits("train")[0])), "digits", counting, batch_size=500)
     assert calls == [360, 500, 500, 437, 500, 500, 437] and again["metrics"] == record["metrics"]
 
 
@@ -109,7 +111,7 @@ def test_figures_over_seeds_are_means_of_those_of_each(tiny_pipeline, digits):
 def test_the_inception_score_is_of_the_standard_network_alone(digits):
     calls = []
     standard = dataclasses.replace(digits, logits=lambda features: calls.append(features.shape) or features[:, :10])
-    record = evaluate_samples(Copier(load_digits("train")[0]), "digits", standard, num_images=30)
+    record = evaluate_samples(Copier(to_model_range(load_digits("train")[0])), "digits", standard, num_images=30)
     assert record["protocol"]["feature_extractor"]["is_standard_inception"] and calls == [(30, 64), (30, 64)]
     found = record["metrics"]["inception_score"]
     assert found["samples"] >= 1 and found["floor"] >= 1
@@ -131,13 +133,13 @@ def test_reconstructions_get_better_by_the_z_chain(tiny_dual_mcmc_pipeline, digi
     found = record["reconstruction"]
     assert found["num_steps"] == 4 and found["num_images"] == 360
     assert found["z_chain"]["mse"] < found["inference_model"]["mse"]
-    images = load_digits("test")[0][:256]
+    images = to_model_range(load_digits("test")[0])[:256]
     once = tiny_dual_mcmc_pipeline.reconstruct(
-        images, 0, generator=torch.Generator().manual_seed(0), output_type="pt"
+        images / 2 + 0.5, 0, generator=torch.Generator().manual_seed(0), output_type="latent"
     ).images
-    rest = load_digits("test")[0][256:]
+    rest = to_model_range(load_digits("test")[0])[256:]
     last = tiny_dual_mcmc_pipeline.reconstruct(
-        rest, 0, generator=torch.Generator().manual_seed(1), output_type="pt"
+        rest / 2 + 0.5, 0, generator=torch.Generator().manual_seed(1), output_type="latent"
     ).images
     expected = torch.cat([(once - images).square(), (last - rest).square()]).mean().item()
     assert found["inference_model"]["mse"] == pytest.approx(expected, rel=1e-5)
@@ -150,9 +152,9 @@ def test_perfect_reconstructions_are_json():
                 num_train_timesteps = 3
 
         def reconstruct(self, images, steps, generator, output_type):
-            return type("Output", (), {"images": images})
+            return type("Output", (), {"images": images * 2 - 1})
 
-    found = evaluate_reconstruction(Perfect(), iter([load_digits("test")[0][:4]]), None, 0)
+    found = evaluate_reconstruction(Perfect(), iter([to_model_range(load_digits("test")[0])[:4]]), None, 0)
     assert found["z_chain"]["psnr"] is None and found["z_chain"]["mse"] == 0
     assert json.loads(to_json(found)) == found
     with pytest.raises(ValueError, match="not finite"):
@@ -190,7 +192,7 @@ def folder_of_images(folder, splits):
 def test_a_folder_without_the_other_split_has_no_floor_and_says_so(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     name = folder_of_images(tmp_path / "images", {"test": 25})
-    record = evaluate_samples(Copier(load_digits("train")[0]), name, digits)
+    record = evaluate_samples(Copier(to_model_range(load_digits("train")[0])), name, digits)
     assert record["protocol"]["num_images"] == 25 and record["protocol"]["floor"] is None
     assert record["metrics"]["precision"]["floor"] is None
     assert "no real-vs-real distance: the data set has no split 'train'" in record["limits"][0]
@@ -199,7 +201,7 @@ def test_a_folder_without_the_other_split_has_no_floor_and_says_so(digits, tmp_p
 
 def test_mistakes(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    pipeline = Copier(load_digits("train")[0])
+    pipeline = Copier(to_model_range(load_digits("train")[0]))
     with pytest.raises(ValueError, match="num_images must be at least 20 images"):
         evaluate_samples(pipeline, "digits", digits, num_images=3)
     with pytest.raises(ValueError, match="batch_size"):

@@ -32,7 +32,7 @@ def test_calibration_variant_dtype_subfolder_and_auto_model(hub, client, folder,
     code = """
 import torch, hf_ebm
 pipe = hf_ebm.EnergyScoringPipeline.from_pretrained(folder)
-images = torch.rand(40, 1, 8, 8) * torch.linspace(-1, 1, 40)[:, None, None, None]
+images = torch.rand(40, 1, 8, 8) * torch.linspace(0, 1, 40)[:, None, None, None]
 pipe.calibrate(images, target_fpr=0.1).save(folder)
 hf_ebm.DDAEBMPipeline.from_pretrained(folder).push_to_hub(repo)
 hf_ebm.DDAEBMPipeline.from_pretrained(folder, torch_dtype=torch.float16).push_to_hub(repo, variant="fp16")
@@ -92,7 +92,7 @@ def test_offline_a_pipeline_can_be_without_what_lies_beside_it(hub, client, fold
     code = """
 import torch, hf_ebm
 pipe = hf_ebm.EnergyScoringPipeline.from_pretrained(folder)
-images = torch.rand(40, 1, 8, 8) * torch.linspace(-1, 1, 40)[:, None, None, None]
+images = torch.rand(40, 1, 8, 8) * torch.linspace(0, 1, 40)[:, None, None, None]
 pipe.calibrate(images, target_fpr=0.1).save(folder)
 """
     client(code, folder=str(folder))

@@ -9,6 +9,7 @@ import torch
 
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.data.loading import sample_toy
 from hf_ebm.likelihood.ais import estimate_log_z
 from hf_ebm.likelihood.base_distributions import Box, GaussianBase
@@ -82,7 +83,7 @@ def test_the_record_of_a_2d_model(toy_pipeline):
 )
 def test_the_record_of_an_image_model(tiny_pipeline, monkeypatch, base, reverse_from):
     monkeypatch.setattr("hf_ebm.likelihood.log_partition.MIN_FIT_SAMPLES", 100)
-    train, held_out = load_digits("train")[0][:100], load_digits("test")[0][:20]
+    train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:20]
     settings = dataclasses.replace(FEW, base=base, reverse_from=reverse_from)
     record = measure_likelihood(tiny_pipeline, train, held_out, 17, settings)
     assert record["settings"]["base"] == base and record["density"].startswith("exp(-E(x, 0) / T) / Z on [-1.0625,")
@@ -99,7 +100,7 @@ def test_the_record_of_an_image_model(tiny_pipeline, monkeypatch, base, reverse_
 def test_dual_mcmc_has_its_chains_temperature(tiny_dual_mcmc_pipeline):
     pipeline = tiny_dual_mcmc_pipeline
     assert pipeline.temperature == pytest.approx((0.01 / 0.5) ** 2) and pipeline.data_noise_std == 0.01
-    train, held_out = load_digits("train")[0][:100], load_digits("test")[0][:20]
+    train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:20]
     energy = compute_energies(pipeline.energy_model, held_out).mean().item()
     for temperature, expected in ((None, 4e-4), (0.1, 0.1)):
         record = measure_likelihood(pipeline, train, held_out, 17, dataclasses.replace(FEW, temperature=temperature))
@@ -116,14 +117,14 @@ def test_dual_mcmc_has_its_chains_temperature(tiny_dual_mcmc_pipeline):
 
 
 def test_fewer_images_than_pixels_fit_no_gaussian(tiny_dual_mcmc_pipeline):
-    train, held_out = load_digits("train")[0][:65], load_digits("test")[0][:20]
+    train, held_out = to_model_range(load_digits("train")[0])[:65], to_model_range(load_digits("test")[0])[:20]
     for number in (64, 65):
         bits = measure_likelihood(tiny_dual_mcmc_pipeline, train[:number], held_out, 17, FEW)["bits_per_dim"]
         assert ("full_gaussian" in bits) == (number > 64)
 
 
 def test_the_seed_alone_decides(tiny_dual_mcmc_pipeline):
-    train, held_out = load_digits("train")[0][:100], load_digits("test")[0][:20]
+    train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:20]
     records = []
     for global_seed, seed in ((1, 5), (2, 5), (2, 6)):
         torch.manual_seed(global_seed)
@@ -134,7 +135,7 @@ def test_the_seed_alone_decides(tiny_dual_mcmc_pipeline):
 
 
 def test_the_steps_of_an_image_model(tiny_pipeline):
-    train, held_out = load_digits("train")[0][:100], load_digits("test")[0][:2]
+    train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:2]
     settings = LikelihoodSettings(num_chains=4, num_temperatures=3, num_leapfrog_steps=1, equilibration_steps=2)
     record = measure_chain_likelihood(tiny_pipeline, train, held_out, 17, settings)
     assert [len(step["lower"]) for step in record["steps"]] == [2] * 4
@@ -158,7 +159,7 @@ def test_bad_settings(tiny_pipeline, tiny_dual_mcmc_pipeline):
     ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             LikelihoodSettings(**settings)
-    digits = load_digits("test")[0][:20]
+    digits = to_model_range(load_digits("test")[0])[:20]
     with pytest.raises(ValueError, match="num_levels=16"):
         measure_likelihood(tiny_pipeline, digits, digits, 16, FEW)
     with pytest.raises(ValueError, match="must lie in"):

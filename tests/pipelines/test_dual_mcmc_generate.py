@@ -10,10 +10,10 @@ from hf_ebm import HMCScheduler, LangevinScheduler, MALAScheduler, ReplicaExchan
 
 def test_sampling_is_the_algorithm(tiny_dual_mcmc_pipeline):
     pipe, g = tiny_dual_mcmc_pipeline, seeded()
-    out = pipe(batch_size=3, generator=seeded(), output_type="pt")
+    out = pipe(batch_size=3, generator=seeded(), output_type="latent")
     z = torch.randn(3, 4, generator=g)
     x = langevin(pipe.scheduler, x_energy(pipe), pipe.generator_model(z).sample.detach(), 5, g)
-    assert_close(out.images, x.clamp(-1, 1))
+    assert_close(out.images, x)
     assert_close(out.latents, z)
     assert out.energies is None and out.diagnostics is None
 
@@ -22,13 +22,13 @@ def test_without_steps_samples_are_the_generators(tiny_dual_mcmc_pipeline):
     pipe = tiny_dual_mcmc_pipeline
     expected = pipe.generator_model(torch.randn(2, 4, generator=seeded())).sample.detach()
     pipe.energy_model = None
-    images = pipe(2, num_inference_steps=0, generator=seeded(), output_type="pt").images
+    images = pipe(2, num_inference_steps=0, generator=seeded(), output_type="latent").images
     assert_close(images, expected)
 
 
 def test_given_latents(tiny_dual_mcmc_pipeline):
     z = torch.randn(2, 4)
-    out = tiny_dual_mcmc_pipeline(2, 0, latents=z, output_type="pt")
+    out = tiny_dual_mcmc_pipeline(2, 0, latents=z, output_type="latent")
     assert_close(out.images, tiny_dual_mcmc_pipeline.generator_model(z).sample.detach())
     assert torch.equal(out.latents, z)
 
@@ -42,11 +42,11 @@ def test_any_sampler_and_the_energies_of_its_states(tiny_dual_mcmc_pipeline, sam
         seen.append(tensors["x"])
 
     def sample(**kwargs):
-        return pipe(3, 4, generator=seeded(), output_type="pt", **kwargs)
+        return pipe(3, 4, generator=seeded(), output_type="latent", **kwargs)
 
     out = sample(output_energies=True, output_diagnostics=True, callback_on_step_end=callback)
     assert out.energies.shape == (5, 3)
-    assert_close(out.images, seen[-1].clamp(-1, 1))
+    assert_close(out.images, seen[-1])
     for energies, x in ((out.energies[0], pipe.generate(out.latents)), (out.energies[-1], seen[-1])):
         assert_close(energies, pipe.energy_model(x).energy.detach())
     evaluations = pipe.scheduler.num_evaluations(4)
@@ -65,7 +65,7 @@ def test_energies_of_samplers_with_proposals_are_those_of_accepted_states(tiny_d
     """With a coarse step most proposals are refused: the energy then stays."""
     pipe = tiny_dual_mcmc_pipeline
     pipe.scheduler = sampler(num_train_timesteps=12, step_size=4.0, noise_std=0.7)
-    out = pipe(6, generator=seeded(1), output_type="pt", output_energies=True, output_diagnostics=True)
+    out = pipe(6, generator=seeded(1), output_type="latent", output_energies=True, output_diagnostics=True)
     moved = out.energies[1:] != out.energies[:-1]
     assert_close(moved.float().mean(dim=1), out.diagnostics["acceptance_rate"])
     assert 0 < moved.float().mean() < 1
@@ -77,8 +77,8 @@ def test_energies_of_samplers_with_proposals_are_those_of_accepted_states(tiny_d
 def test_a_generator_per_sample(tiny_dual_mcmc_pipeline, sampler):
     pipe = tiny_dual_mcmc_pipeline
     pipe.scheduler = sampler.from_config(pipe.scheduler.config)
-    both = pipe(2, generator=[seeded(1), seeded(2)], output_type="pt").images
-    alone = pipe(1, generator=[seeded(2)], output_type="pt").images
+    both = pipe(2, generator=[seeded(1), seeded(2)], output_type="latent").images
+    alone = pipe(1, generator=[seeded(2)], output_type="latent").images
     assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -101,12 +101,13 @@ def test_output_types(tiny_dual_mcmc_pipeline):
     (tensor,) = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded(), output_type="pt", return_dict=False)
     assert [image.mode for image in pil] == ["L", "L"] and pil[0].size == (8, 8)
     assert array.shape == (2, 8, 8, 1) and array.min() >= 0 and array.max() <= 1
-    assert tensor.shape == (2, 1, 8, 8) and tensor.min() < 0
-    assert_close(torch.from_numpy(array), (tensor.permute(0, 2, 3, 1) + 1) / 2)
+    assert tensor.shape == (2, 1, 8, 8) and torch.equal(torch.from_numpy(array), tensor.permute(0, 2, 3, 1))
+    latent = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded(), output_type="latent").images
+    assert_close(tensor, (latent * 0.5 + 0.5).clamp(0, 1))
 
 
 def test_states_are_only_clamped_at_the_end(tiny_dual_mcmc_pipeline):
     pipe, seen = tiny_dual_mcmc_pipeline, []
     pipe.scheduler = LangevinScheduler(3, step_size=0.1, noise_std=2.0)
     images = pipe(2, output_type="pt", callback_on_step_end=lambda *a: seen.append(a[3]["x"]) or None).images
-    assert min(x.abs().max() for x in seen) > 1.5 and images.abs().max() == 1
+    assert min(x.abs().max() for x in seen) > 1.5 and images.max() == 1 and images.min() == 0

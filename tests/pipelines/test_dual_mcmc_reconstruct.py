@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dual_mcmc_chains import langevin, seeded, some_images, z_energy
+from dual_mcmc_chains import langevin, seeded, some_images, unit, z_energy
 from torch.testing import assert_close
 
 from hf_ebm import LangevinScheduler
@@ -10,7 +10,7 @@ from hf_ebm import LangevinScheduler
 
 def test_reconstruct_is_the_algorithm(tiny_dual_mcmc_pipeline):
     pipe, g, x = tiny_dual_mcmc_pipeline, seeded(), some_images()
-    out = pipe.reconstruct(x, generator=seeded(), output_type="pt", output_squared_errors=True)
+    out = pipe.reconstruct(unit(x), generator=seeded(), output_type="latent", output_squared_errors=True)
     with torch.no_grad():
         mean, logvar = pipe.inference_model(x, return_dict=False)
     inferred = mean + (0.5 * logvar).exp() * torch.randn(3, 4, generator=g)
@@ -26,18 +26,18 @@ def test_reconstruct_is_the_algorithm(tiny_dual_mcmc_pipeline):
 def test_what_the_z_chain_reports(tiny_dual_mcmc_pipeline, latents):
     """The posterior's energy where a gradient is taken: of Langevin the states, so the first is the start's."""
     pipe, x = tiny_dual_mcmc_pipeline, some_images()
-    out = pipe.reconstruct(x, latents=latents, generator=seeded(), output_type="pt", output_diagnostics=True)
+    out = pipe.reconstruct(unit(x), latents=latents, generator=seeded(), output_type="latent", output_diagnostics=True)
     assert out.diagnostics["energy"].shape == out.diagnostics["grad_norm"].shape == (3, 3)
     if latents is not None:
         assert_close(out.diagnostics["energy"][0], z_energy(pipe, x)(latents).detach())
-    plain = pipe.reconstruct(x, latents=latents, generator=seeded(), output_type="pt")
+    plain = pipe.reconstruct(unit(x), latents=latents, generator=seeded(), output_type="latent")
     assert plain.diagnostics is None and torch.equal(plain.images, out.images)
 
 
 def test_reconstruct_without_steps_uses_only_the_inference_model(tiny_dual_mcmc_pipeline):
     pipe, x = tiny_dual_mcmc_pipeline, some_images()
     pipe.latent_scheduler = None
-    out = pipe.reconstruct(x, 0, sample_latents=False, output_type="pt", output_squared_errors=True)
+    out = pipe.reconstruct(unit(x), 0, sample_latents=False, output_type="latent", output_squared_errors=True)
     assert_close(out.latents, pipe.inference_model(x).mean.detach())
     assert out.squared_errors.shape == (1, 3)
 
@@ -46,8 +46,8 @@ def test_z_chain_from_given_latents_and_what_it_is_for(tiny_dual_mcmc_pipeline):
     """From noise, without an inference model: the error of images that the generator can make falls."""
     pipe = tiny_dual_mcmc_pipeline
     pipe.inference_model, pipe.latent_scheduler = None, LangevinScheduler(100, 0.1, 1e-3)
-    x = pipe(4, 0, generator=seeded(1), output_type="pt").images
+    x = pipe(4, 0, generator=seeded(1), output_type="latent").images.clamp(-1, 1)
     noise = torch.randn(4, 4, generator=seeded(2))
-    errors = pipe.reconstruct(x, latents=noise, output_squared_errors=True).squared_errors
+    errors = pipe.reconstruct(unit(x), latents=noise, output_squared_errors=True).squared_errors
     assert_close(errors[0], (pipe.generate(noise) - x).square().mean(dim=(1, 2, 3)))
     assert errors[-1].mean() < 0.5 * errors[0].mean()

@@ -64,9 +64,10 @@ X = torch.zeros(1, 1, 8, 8)
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
-        ("reconstruct", {"images": torch.zeros(2, 3, 8, 8)}, "images must have shape"),
-        ("reconstruct", {"images": torch.zeros(2, 1, 9, 9)}, "images must have shape"),
-        ("reconstruct", {"images": X + 2}, r"images .* \[-1, 1\]"),
+        ("reconstruct", {"images": torch.zeros(2, 5, 8, 8)}, "images must have 1, 3 or 4 channels"),
+        ("reconstruct", {"images": torch.zeros(8, 8)}, "images as tensors must have shape"),
+        ("reconstruct", {"images": X - 0.5}, r"images .* \[0, 1\]"),
+        ("reconstruct", {"images": X + 2}, r"images .* \[0, 1\]"),
         ("reconstruct", {"images": X, "num_inference_steps": -1}, "num_inference_steps"),
         ("reconstruct", {"images": X, "latents": torch.zeros(2, 4)}, "latents"),
         ("reconstruct", {"images": X, "output_type": "jpg"}, "output_type"),
@@ -77,7 +78,7 @@ X = torch.zeros(1, 1, 8, 8)
         ("interpolate", {"a": X, "b": torch.zeros(2, 4)}, "a and b"),
         ("interpolate", {"a": torch.zeros(5), "b": X}, "a must be"),
         ("interpolate", {"a": X, "b": torch.zeros(0, 4)}, "b must be"),
-        ("interpolate", {"a": X, "b": X + 2}, r"b \(as images\): images .* \[-1, 1\]"),
+        ("interpolate", {"a": X, "b": X + 2}, r"b \(as images\): images .* \[0, 1\]"),
         ("interpolate", {"a": X, "b": X, "latent_inference_steps": -1}, "latent_inference_steps"),
         ("interpolate", {"a": X, "b": X, "num_inference_steps": "2"}, "num_inference_steps"),
         ("inpaint", {"images": X, "mask": torch.ones(9, 9)}, r"mask .* shapes \(8, 8\).* got \(9, 9\)"),
@@ -93,10 +94,10 @@ X = torch.zeros(1, 1, 8, 8)
         ("inpaint", {"images": X, "mask": [MASK]}, "mask as a list"),
         ("inpaint", {"images": X, "mask": "left half"}, "mask must be a PIL image"),
         ("inpaint", {"images": X, "mask": []}, "mask must be a PIL image"),
-        ("inpaint", {"images": X + 2, "mask": MASK}, r"images .* \[-1, 1\]"),
+        ("inpaint", {"images": X + 2, "mask": MASK}, r"images .* \[0, 1\]"),
         ("inpaint", {"images": X, "mask": MASK, "num_inference_steps": -1}, "num_inference_steps"),
         ("inpaint", {"images": X, "mask": MASK, "latent_inference_steps": 1.5}, "latent_inference_steps"),
-        ("score", {"images": X + 2}, r"\[-1, 1\]"),
+        ("score", {"images": X + 2}, r"\[0, 1\]"),
     ],
 )
 def test_tasks_refuse(tiny_dual_mcmc_pipeline, method, arguments, message):

@@ -3,15 +3,15 @@
 import gc
 
 import torch
-from dual_mcmc_chains import MASK, seeded, some_images
+from dual_mcmc_chains import MASK, seeded, some_images, unit
 
 
 def test_global_random_state_is_untouched_with_a_generator(tiny_dual_mcmc_pipeline):
     pipe, state = tiny_dual_mcmc_pipeline, torch.get_rng_state()
     pipe(2, generator=seeded())
-    pipe.reconstruct(some_images(), generator=seeded())
-    pipe.interpolate(some_images(2), some_images(2), generator=seeded(), num_inference_steps=1)
-    pipe.inpaint(some_images(), MASK, generator=seeded())
+    pipe.reconstruct(unit(some_images()), generator=seeded())
+    pipe.interpolate(unit(some_images(2)), unit(some_images(2)), generator=seeded(), num_inference_steps=1)
+    pipe.inpaint(unit(some_images()), MASK, generator=seeded())
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -23,8 +23,8 @@ def test_networks_in_training_stay_as_they_are(tiny_dual_mcmc_pipeline):
     models = (pipe.generator_model, pipe.energy_model, pipe.inference_model)
     before = [{key: value.clone() for key, value in model.train().state_dict().items()} for model in models]
     assert torch.equal(pipe(2, generator=seeded(), output_type="pt").images, expected)
-    pipe.reconstruct(some_images())
-    pipe.inpaint(some_images(), MASK)
+    pipe.reconstruct(unit(some_images()))
+    pipe.inpaint(unit(some_images()), MASK)
     for model, state in zip(models, before, strict=True):
         assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -71,5 +71,5 @@ def test_memory_does_not_grow_with_the_steps_on_latents(tiny_dual_mcmc_pipeline)
             alive.append(sum(type(o) is torch.Tensor and o.shape in ((3, 4), (3, 1, 8, 8)) for o in gc.get_objects()))
 
     tiny_dual_mcmc_pipeline.generator_model.register_forward_hook(look)
-    tiny_dual_mcmc_pipeline.reconstruct(some_images(), 40)
+    tiny_dual_mcmc_pipeline.reconstruct(unit(some_images()), 40)
     assert alive[0] == alive[1] > 0 and len(calls) >= 40

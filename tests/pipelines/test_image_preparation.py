@@ -12,6 +12,7 @@ import hf_ebm.pipelines.ood_detection  # noqa: F401 (registers the task)
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.cli.main import main
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.data.loading import load_training_data
 from hf_ebm.scoring.inputs import images_to_tensor, mask_to_tensor
 
@@ -22,7 +23,7 @@ SHAPE = (1, 8, 8)
 @pytest.fixture
 def pixels():
     """Four digits, as uint8, (4, 8, 8)."""
-    return (load_digits("test")[0][:4, 0] + 1).mul(127.5).round().byte().numpy()
+    return load_digits("test")[0][:4, 0].mul(255).round().byte().numpy()
 
 
 def save_turned(pixels, path):
@@ -55,7 +56,7 @@ def test_every_route_scores_the_image_upright(pipe, pixels, tmp_path, capsys):
     found = {
         "score": pipe.score(opened()).energies,
         "score of a column": pipe.score(column).energies,
-        "score of training data": pipe.score(torch.stack([x for (x,) in training])).energies,
+        "score of training data": pipe.score(to_unit_range(torch.stack([x for (x,) in training]))).energies,
         "scorer": scorer(opened()).energies,
         "scorer of files": scorer(files).energies,
         "scorer of a column": scorer(column).energies,

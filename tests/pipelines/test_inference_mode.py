@@ -6,7 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from dual_mcmc_chains import MASK, SAMPLERS, seeded, some_images
+from dual_mcmc_chains import MASK, SAMPLERS, seeded, unit
+from dual_mcmc_chains import some_images as model_images
 from PIL import Image
 from torch.testing import assert_close
 from transformers import AutoImageProcessor
@@ -24,6 +25,10 @@ from hf_ebm.likelihood.warmup import equilibrate
 from hf_ebm.pipelines.ood_detection import OODDetectionPipeline
 from hf_ebm.schedulers.scheduling_langevin import LangevinScheduler
 from hf_ebm.scoring.scores import SCORES
+
+
+def some_images(count=3):
+    return unit(model_images(count))
 
 
 def tensors(value):
@@ -87,7 +92,7 @@ def test_dual_mcmc(tiny_dual_mcmc_pipeline, sampler, training):
             "inpaint": lambda: pipe.inpaint(some_images(), MASK.clone(), output_energies=True, **traced()),
             "inpaint lists": lambda: pipe.inpaint(list(some_images()), MASK.numpy(), **traced()),
             "interpolate images": lambda: pipe.interpolate(
-                some_images(), -some_images(), 2, 2, generator=seeded(), **options
+                some_images(), 1 - some_images(), 2, 2, generator=seeded(), **options
             ),
             "interpolate latents": lambda: pipe.interpolate(
                 torch.ones(4), -torch.ones(4) + 0.1, 3, 2, generator=seeded(), **options

@@ -12,14 +12,14 @@ from torch.testing import assert_close
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
 import hf_ebm.pipelines.ood_detection  # noqa: F401 (registers the task)
-from hf_ebm import EnergyScoringPipeline
+from hf_ebm import EBMImageProcessor, EnergyScoringPipeline
 from hf_ebm.data.digits import load_digits
 from hf_ebm.scoring.calibration import Calibration
 
 
 @pytest.fixture
 def pictures():
-    pixels = (load_digits("test")[0][:30, 0] + 1).mul(127.5).round().byte().numpy()
+    pixels = load_digits("test")[0][:30, 0].mul(255).round().byte().numpy()
     return [PIL.Image.fromarray(image) for image in pixels]
 
 
@@ -50,13 +50,13 @@ def test_three_routes_one_energy(scorer, pictures, tmp_path):
 
 
 def test_the_padding_of_the_training_is_the_image_processors(scorer, pictures, tmp_path):
-    scorer.energy_model.config.padding = 2
+    scorer.image_processor = EBMImageProcessor(8, 1, padding=2)
     scorer.save_pretrained(tmp_path)
     inner = [picture.crop((2, 2, 6, 6)) for picture in pictures[:3]]
     found = pipeline("ood-detection", model=str(tmp_path / "energy_model"))(inner)
     again = EnergyScoringPipeline.from_pretrained(tmp_path)
     again.save_pretrained(tmp_path / "again")
-    expected = scorer(inner, padding=2).energies
+    expected = scorer(inner).energies
     assert_close(torch.tensor([f["energy"] for f in found]), expected, rtol=1e-4, atol=1e-4)
     assert pipeline("ood-detection", model=str(tmp_path / "again" / "energy_model"))(inner) == found
 

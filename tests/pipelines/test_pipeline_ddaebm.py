@@ -29,7 +29,7 @@ def test_one_network_call_per_step(tiny_pipeline):
 
 def test_sampling_is_the_algorithm(tiny_pipeline):
     """The loop written out with the coefficients alone."""
-    images = tiny_pipeline(batch_size=3, generator=seeded(), output_type="pt").images
+    images = tiny_pipeline(batch_size=3, generator=seeded(), output_type="latent").images
     g, q = seeded(), tiny_pipeline.scheduler.coefficients
     x = torch.randn(3, 1, 8, 8, generator=g)
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_sampling_is_the_algorithm(tiny_pipeline):
             x0_pred = tiny_pipeline.generator_model(x, t, torch.randn(3, 4, generator=g)).sample
             noise = torch.randn(3, 1, 8, 8, generator=g) if step else torch.zeros_like(x)
             x = q.posterior_sample(x0_pred, x, t, noise)
-    assert_close(images, x.clamp(-1, 1))
+    assert_close(images, x)
 
 
 def test_output_types(tiny_pipeline):
@@ -47,8 +47,9 @@ def test_output_types(tiny_pipeline):
     (tensor,) = tiny_pipeline(batch_size=2, generator=seeded(), output_type="pt", return_dict=False)
     assert [image.mode for image in pil] == ["L", "L"] and pil[0].size == (8, 8)
     assert array.shape == (2, 8, 8, 1) and array.min() >= 0 and array.max() <= 1
-    assert tensor.shape == (2, 1, 8, 8) and tensor.min() < 0
-    assert_close(torch.from_numpy(array), (tensor.permute(0, 2, 3, 1) + 1) / 2)
+    assert tensor.shape == (2, 1, 8, 8) and torch.equal(torch.from_numpy(array), tensor.permute(0, 2, 3, 1))
+    latent = tiny_pipeline(batch_size=2, generator=seeded(), output_type="latent").images
+    assert_close(tensor, (latent * 0.5 + 0.5).clamp(0, 1))
     assert np.abs(np.asarray(pil[0]) / 255 - array[0, :, :, 0]).max() <= 0.5 / 255 + 1e-6
 
 
@@ -100,6 +101,7 @@ def test_saved_files_are_safetensors_and_module_paths_are_the_format(tiny_pipeli
     assert {key: value for key, value in index.items() if not key.startswith("_")} == {
         "generator_model": ["hf_ebm.models.unet_generator", "UNetGeneratorModel"],
         "energy_model": ["hf_ebm.models.unet_energy", "UNetEnergyModel"],
+        "image_processor": ["hf_ebm.data.image_processor", "EBMImageProcessor"],
         "inference_model": ["hf_ebm.models.pair_inference", "PairInferenceModel"],
         "scheduler": ["hf_ebm.schedulers.scheduling_ddaebm", "DDAEBMScheduler"],
     }
@@ -169,15 +171,16 @@ def test_a_correction_needs_an_energy_and_every_level(tiny_pipeline):
 
 def test_score_is_the_energy_at_t0_and_all_levels_on_request(tiny_pipeline):
     tiny_pipeline.energy_model.train()
-    x = torch.rand(5, 1, 8, 8) * 2 - 1
-    out = tiny_pipeline.score(x, all_timesteps=True, batch_size=2)
+    images = torch.rand(5, 1, 8, 8)
+    x = images * 2 - 1
+    out = tiny_pipeline.score(images, all_timesteps=True, batch_size=2)
     assert tiny_pipeline.energy_model.training  # its mode was put back
     model = tiny_pipeline.energy_model.eval()
     with torch.no_grad():
         expected = torch.stack([model(x, t).energy for t in range(4)], dim=1)
     assert_close(out.energies_all_timesteps, expected)
     assert_close(out.energies, expected[:, 0])
-    assert tiny_pipeline.score(x).energies_all_timesteps is None
+    assert tiny_pipeline.score(images).energies_all_timesteps is None
 
 
 def test_sampling_drops_nothing_out(tiny_pipeline):
@@ -203,8 +206,11 @@ def test_score_drops_nothing_out():
 
 def test_all_kinds_of_images_score_alike(tiny_pipeline):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
-    expected = tiny_pipeline.score(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).energies
+    expected = tiny_pipeline.energy_model.eval()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1).energy
+    expected = expected.detach()
     given = [
+        torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255,
+        torch.from_numpy(pixels).permute(0, 3, 1, 2),
         pixels,
         pixels[..., 0],
         pixels.astype(np.float64) / 255,
@@ -219,16 +225,16 @@ def test_all_kinds_of_images_score_alike(tiny_pipeline):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 3, 8, 8), "shape"),
-        (torch.zeros(2, 1, 9, 9), "shape"),
-        (torch.full((1, 1, 8, 8), 1.5), r"\[-1, 1\]"),
+        (torch.zeros(2, 5, 8, 8), "channels"),
+        (torch.zeros(8, 8), "shape"),
+        (torch.full((1, 1, 8, 8), 1.5), r"\[0, 1\]"),
+        (torch.full((1, 1, 8, 8), -0.1), r"\[0, 1\]"),
         (torch.full((1, 1, 8, 8), float("nan")), "finite"),
-        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "floats"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.int64), "floats"),
         (np.full((1, 8, 8, 1), 2.0), r"\[0, 1\]"),
         (np.full((1, 8, 8, 1), -0.5), r"\[0, 1\]"),
         (np.zeros((1, 8, 8, 1), dtype=np.int64), "dtype int64"),
-        (PIL.Image.new("RGB", (8, 8)), "convert"),
-        ([PIL.Image.new("L", (8, 8)), PIL.Image.new("L", (9, 9))], "one size"),
+        (PIL.Image.new("F", (8, 8)), "range is not known"),
         ([], "empty"),
         (torch.zeros(0, 1, 8, 8), "empty"),
         ("picture.png", "PIL images"),

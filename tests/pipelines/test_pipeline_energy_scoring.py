@@ -6,8 +6,16 @@ import PIL.Image
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoImageProcessor
 
-from hf_ebm import DDAEBMPipeline, DualMCMCPipeline, EnergyScoringPipeline, MLPEnergyConfig, MLPEnergyModel
+from hf_ebm import (
+    DDAEBMPipeline,
+    DualMCMCPipeline,
+    EBMImageProcessor,
+    EnergyScoringPipeline,
+    MLPEnergyConfig,
+    MLPEnergyModel,
+)
 from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.ood import score_sets
 from hf_ebm.pipelines.pipeline_energy_scoring import RECONSTRUCTION
@@ -17,12 +25,12 @@ from hf_ebm.scoring.statistics import NUM_DENOISING_DRAWS
 @pytest.fixture
 def digits():
     """Digits as the 8-bit images that a file holds, so that every kind of input is the same image."""
-    return (load_digits("test")[0][:60] + 1).mul(127.5).round().div(127.5) - 1
+    return load_digits("test")[0][:60].mul(255).round().div(255)
 
 
 @pytest.fixture
 def pictures(digits):
-    pixels = ((digits[:, 0] + 1) * 127.5).round().byte().numpy()
+    pixels = (digits[:, 0] * 255).round().byte().numpy()
     return [PIL.Image.fromarray(image) for image in pixels]
 
 
@@ -52,7 +60,7 @@ def test_every_kind_of_input_gives_the_same_energies(scorer, tiny_pipeline, digi
     arrays = np.stack([np.asarray(picture) for picture in pictures])
     nameless = datasets.IterableDataset.from_generator(lambda: iter({"picture": picture} for picture in pictures))
     undecoded = [{"bytes": path.read_bytes(), "path": None} for path in paths]
-    kinds = [digits, digits.numpy().transpose(0, 2, 3, 1) / 2 + 0.5, arrays, list(arrays), pictures, tuple(pictures)]
+    kinds = [digits, digits.numpy().transpose(0, 2, 3, 1), arrays, list(arrays), pictures, tuple(pictures)]
     kinds += [paths, [str(path) for path in paths], undecoded, table, table.to_iterable_dataset(), nameless]
     for images in kinds:
         output = scorer(images, batch_size=7, image_column="picture" if images is nameless else None)
@@ -108,12 +116,35 @@ def test_a_stream_is_read_batch_by_batch(scorer, pictures):
     assert seen_at_forward == [10, 20, 30, 40, 50, 60]
 
 
-def test_resize_takes_files_of_any_size_and_mode(scorer, pictures, tmp_path):
+def test_images_of_any_size_and_mode_are_prepared_as_in_training(scorer, pictures, tmp_path):
     big = pictures[0].resize((20, 16), PIL.Image.Resampling.NEAREST).convert("RGB")
     big.save(tmp_path / "big.png")
-    with pytest.raises(ValueError, match="mode 'L'"):
-        scorer(str(tmp_path / "big.png"))
-    assert scorer(str(tmp_path / "big.png"), resize=True).energies.shape == (1,)
+    expected = scorer.energy_model(EBMImageProcessor(8, 1)(big).pixel_values).energy.detach()
+    array = np.asarray(big)
+    for images in (big, tmp_path / "big.png", array, array / 255.0, torch.from_numpy(array).permute(2, 0, 1) / 255):
+        assert_close(scorer(images).energies, expected, rtol=1e-4, atol=1e-4)
+    scorer.image_processor.do_resize = False
+    for images in (big, tmp_path / "big.png", array):
+        with pytest.raises(ValueError, match="do_resize=False, got 20 x 16"):
+            scorer(images)
+    assert scorer(pictures[0]).energies.shape == (1,)
+
+
+def test_the_saved_image_processor_prepares_images(scorer, pictures, tmp_path):
+    """As transformers does by the energy's own; a model's samples, of the padded size, are not padded again."""
+    scorer.image_processor = EBMImageProcessor(8, 1, padding=2)
+    scorer.save_pretrained(tmp_path)
+    again = quiet(EnergyScoringPipeline.from_pretrained(tmp_path))
+    assert again.image_processor.padding == 2
+    small = pictures[0].resize((4, 4))
+    x = torch.nn.functional.pad(torch.from_numpy(np.array(small))[None, None] / 127.5 - 1, (2, 2, 2, 2), value=-1)
+    expected = scorer.energy_model(x).energy.detach()
+    beside = AutoImageProcessor.from_pretrained(tmp_path, subfolder="energy_model")
+    assert_close(beside(small).pixel_values, x)
+    for images in (small, np.asarray(small), torch.from_numpy(np.array(small))[None] / 255, x / 2 + 0.5):
+        assert_close(again(images).energies, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"image_processor prepares images of shape \(1, 9, 9\)"):
+        EnergyScoringPipeline(scorer.energy_model, image_processor=EBMImageProcessor(9, 1))
 
 
 @pytest.mark.parametrize("which", ["scorer", "dual_scorer"])
@@ -181,23 +212,24 @@ def test_reconstruction_score_is_the_pipelines_error(dual_scorer, tiny_dual_mcmc
     assert isinstance(tiny_dual_mcmc_pipeline, DualMCMCPipeline)
     generators = [torch.Generator().manual_seed(0) for _ in range(5)]
     recon = quiet(tiny_dual_mcmc_pipeline).reconstruct(
-        digits[:5], sample_latents=False, generator=generators, output_type="pt"
+        digits[:5], sample_latents=False, generator=generators, output_type="latent"
     )
-    expected = ((recon.images - digits[:5]) ** 2).flatten(1).mean(dim=1)
+    x = digits[:5] * 2 - 1
+    expected = ((recon.images - x) ** 2).flatten(1).mean(dim=1)
     got = dual_scorer(digits[:5], score="reconstruction").scores
     assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_ddaebms_reconstruction_score_is_its_generators_error(scorer, tiny_pipeline, digits):
     abar, generator_model = tiny_pipeline.coefficients.alphas_cumprod[1], tiny_pipeline.generator_model.eval()
-    random, expected = torch.Generator().manual_seed(0), torch.zeros(5)
+    random, expected, x = torch.Generator().manual_seed(0), torch.zeros(5), digits[:5] * 2 - 1
     for _ in range(NUM_DENOISING_DRAWS):
         noise = torch.randn(1, 1, 8, 8, generator=random)
         z = torch.randn(1, generator_model.config.latent_dim, generator=random).expand(5, -1)
-        x_1 = abar.sqrt() * digits[:5] + (1 - abar).sqrt() * noise
+        x_1 = abar.sqrt() * x + (1 - abar).sqrt() * noise
         with torch.no_grad():
             clean = generator_model(x_1, torch.zeros(5, dtype=torch.long), z).sample
-        expected += ((clean - digits[:5]) ** 2).mean(dim=(1, 2, 3)) / NUM_DENOISING_DRAWS
+        expected += ((clean - x) ** 2).mean(dim=(1, 2, 3)) / NUM_DENOISING_DRAWS
     got = scorer(digits[:5], score="reconstruction").scores
     assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
 
@@ -241,7 +273,7 @@ def test_ood_images_are_detected_by_a_known_energy(scorer, digits):
 
     scorer.energy_model.forward = lambda x, t=None: Output(x.flatten(1).mean(dim=1))
     scorer.calibrate(digits, target_fpr=0.05)
-    white, black = torch.ones(3, 1, 8, 8), -torch.ones(3, 1, 8, 8)
+    white, black = torch.ones(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)
     assert scorer(white).is_ood.all() and not scorer(black).is_ood.any()
     assert scorer(black, score="typicality").is_ood.all()  # too low is flagged as well
 
@@ -252,17 +284,15 @@ def test_ood_images_are_detected_by_a_known_energy(scorer, digits):
         (torch.zeros(2, 1, 8, 8), {"score": "magic"}, "score must be one of"),
         (torch.zeros(2, 1, 8, 8), {"score": "typicality"}, "calibrate"),
         (torch.zeros(2, 1, 8, 8), {"batch_size": 0}, "batch_size"),
-        (torch.zeros(2, 1, 9, 9), {}, "shape"),
+        (torch.zeros(2, 5, 8, 8), {}, "channels"),
         ([], {}, "empty"),
         (torch.zeros(0, 1, 8, 8), {}, "empty"),
         (torch.zeros(2, 1, 8, 8), {"score": "combined"}, "calibrate"),
         ((torch.zeros(2, 1, 8, 8), torch.zeros(2).long()), {}, "got a pair of images and labels"),
         ((torch.zeros(2, 1, 8, 8).numpy(), np.zeros(2, int)), {}, "got a pair of images and labels"),
-        ((torch.zeros(2, 1, 8, 8), torch.zeros(3).long()), {}, "must be floats"),
+        ((torch.zeros(2, 1, 8, 8), torch.zeros(3).long()), {}, "must have shape"),
         (["a.png"], {"num_workers": -1}, "num_workers"),
         (None, {}, "images must be PIL images, paths, URLs, arrays, tensors or a datasets.Dataset, got NoneType"),
-        (torch.zeros(2, 1, 8, 8), {"resize": "yes"}, "resize must be True or False, got 'yes'"),
-        (torch.zeros(2, 1, 8, 8), {"padding": -1}, "padding must be a whole number >= 0, got -1"),
         ("no-such-file.png", {}, "no-such-file.png"),
     ],
 )
@@ -296,10 +326,8 @@ def test_more_mistakes(scorer, tmp_path, pictures):
         scorer(stream, image_column="photo")
     with pytest.raises(ValueError, match="images is empty"):
         scorer(table.select([]))
-    with pytest.raises(
-        ValueError, match=r"image 1 does not fit .*mode 'L'.*got 'RGB'.*; resize=True converts and resizes images$"
-    ):
-        scorer([pictures[0], pictures[1].convert("RGB")])
+    with pytest.raises(ValueError, match=r"image 1 does not fit .*mode 'F'"):
+        scorer([pictures[0], pictures[1].convert("F")])
     with pytest.raises(ValueError, match=r"no threshold before a calibration"):
         scorer.threshold()
 
@@ -316,9 +344,8 @@ def test_one_corrupt_row_is_named_and_stops_the_call(scorer, pictures, tmp_path)
     table = datasets.Dataset.from_dict({"picture": [str(tmp_path / "0.png"), str(tmp_path / "1.png")]})
     table = table.cast_column("picture", datasets.Image())
     for images in (table, table.to_iterable_dataset(), [tmp_path / "0.png", tmp_path / "1.png"]):
-        for resize in (False, True):
-            with pytest.raises(ValueError, match=r"image .*1\.png cannot be read"):
-                scorer(images, resize=resize)
+        with pytest.raises(ValueError, match=r"image .*1\.png cannot be read"):
+            scorer(images)
 
 
 def spoil(scorer, indices, digits):
@@ -327,7 +354,7 @@ def spoil(scorer, indices, digits):
 
     def spoilt(x, t=None):
         output = forward(x, t)
-        bad = (x[:, None] - digits[indices].to(x)).abs().flatten(2).amax(dim=2).eq(0).any(dim=1)
+        bad = (x[:, None] - (digits[indices] * 2 - 1).to(x)).abs().flatten(2).amax(dim=2).eq(0).any(dim=1)
         output.energy = torch.where(bad, torch.nan, output.energy)
         return output
 
@@ -348,7 +375,7 @@ def test_nan_energies_are_an_error_on_every_route(scorer, tiny_pipeline, digits,
     with pytest.raises(ValueError, match="energy is NaN for 2 of 30 images"):
         tiny_pipeline.score(digits[:30])
     with pytest.raises(ValueError, match="energy is NaN for 2 of 60 images"):
-        score_sets(scorer, ["energy"], digits, {"in_distribution": digits})
+        score_sets(scorer, ["energy"], digits * 2 - 1, {"in_distribution": digits * 2 - 1})
     assert scorer(digits[4:10]).energies.isfinite().all()
 
 
@@ -393,7 +420,7 @@ def test_numpy_numbers_are_numbers(scorer, tiny_pipeline, digits, tmp_path):
     calibration = scorer.calibrate(digits, target_fpr=np.float32(0.25), batch_size=np.int64(16), seed=np.uint8(3))
     scorer.save_pretrained(tmp_path)
     assert EnergyScoringPipeline.from_pretrained(tmp_path).calibration == calibration
-    assert scorer(digits, batch_size=np.int16(7), padding=np.int8(0)).is_ood.any()
+    assert scorer(digits, batch_size=np.int16(7)).is_ood.any()
     images = [tiny_pipeline(np.int64(2), np.int64(4), generator=torch.Generator().manual_seed(0), output_type="pt")]
     images.append(tiny_pipeline(2, 4, generator=torch.Generator().manual_seed(0), output_type="pt"))
     assert torch.equal(images[0].images, images[1].images)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.callbacks import PipelineCallback
-from dual_mcmc_chains import MASK, SAMPLERS, seeded, some_images
+from dual_mcmc_chains import MASK, SAMPLERS, seeded, some_images, unit
 from PIL import Image
 from sampler_table import SAMPLERS as ROWS
 from torch.testing import assert_close
@@ -81,7 +81,7 @@ def test_ddaebm(tiny_pipeline, scheduler, training):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("batch_norm", ["running", "batch"])
 def test_dual_mcmc(tiny_dual_mcmc_pipeline, sampler, batch_norm, training):
-    pipe, images = tiny_dual_mcmc_pipeline, some_images(2)
+    pipe, images = tiny_dual_mcmc_pipeline, unit(some_images(2))
     if batch_norm == "batch" and sampler is not SAMPLERS[1]:
         return  # batch norm does not depend on the sampler
     pipe.generator_model.register_to_config(sampling_batch_norm=batch_norm)
@@ -94,7 +94,7 @@ def test_dual_mcmc(tiny_dual_mcmc_pipeline, sampler, batch_norm, training):
             lambda: pipe(2, steps, **options),
             lambda: pipe.reconstruct(images, steps, **options),
             lambda: pipe.inpaint(images, MASK, steps, steps, **options),
-            lambda: pipe.interpolate(images, -images, 2, steps, steps, **options),
+            lambda: pipe.interpolate(images, 1 - images, 2, steps, steps, **options),
         ]
         return tasks[index % 4]().images
 

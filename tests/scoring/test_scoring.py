@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.evaluation import synthetic_ood
 from hf_ebm.evaluation.feature_extractors import load_digit_classifier
 from hf_ebm.evaluation.plots import density_on_grid, plot_2d, plot_energy_histograms
@@ -53,13 +54,14 @@ def test_auroc_keeps_the_order_of_huge_and_close_scores():
 
 def test_digit_classifier_knows_the_held_out_digits():
     images, labels = load_digits("test")
+    images = to_model_range(images)
     classifier = load_digit_classifier()
     assert (classifier(images).argmax(1) == labels).float().mean() > 0.98
     assert classifier.features(images).shape == (360, 64)
 
 
 def test_odd_images():
-    images = load_digits("test")[0][:50]
+    images = to_model_range(load_digits("test")[0][:50])
     generator = torch.Generator().manual_seed(0)
     made = {name: make(images, generator) for name, make in synthetic_ood.SYNTHETIC_OOD.items()}
     names = {"rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise"}

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from hf_ebm import DualMCMCPipeline
 from hf_ebm.data.digits import load_digits
+from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.evaluation.sample_metrics import auroc
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.training.config import make_settings
@@ -118,7 +119,7 @@ def test_the_step_is_the_published_one(changes):
     literal = copy.deepcopy(models)
     before = [parameter.clone() for model in models for parameter in model.parameters()]
     state, _ = make_train_state(s, Accelerator(cpu=True), models, steps_per_epoch=1)
-    x = load_digits("train")[0][:8]
+    x = to_model_range(load_digits("train")[0][:8])
     torch.manual_seed(1)
     train_step(x, 0, state, s)
     torch.manual_seed(1)
@@ -159,7 +160,7 @@ def test_training_learns(tmp_path):
     recon = pipe.reconstruct(digits, 10, generator=random, output_type="pt", output_squared_errors=True)
     errors = recon.squared_errors.mean(dim=1)
     assert errors[-1] < 0.8 * errors[0]
-    noise = torch.rand(100, 1, 8, 8) * 2 - 1
+    noise = torch.rand(100, 1, 8, 8)
     assert auroc(pipe.score(digits).energies, pipe.score(noise).energies) > 0.9
 
 

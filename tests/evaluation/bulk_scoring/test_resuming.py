@@ -209,9 +209,8 @@ def test_the_data_sets_hash_is_that_of_training_and_of_the_ids(settings, tmp_pat
 
 def test_accelerate_launch_takes_the_commands_options(settings, model, tmp_path, capsys):
     common = ["--model", model, "--num-workers", "0", "--shard-size", "200", "--output", str(tmp_path / "out")]
-    main([*common, "--dataset", "digits@test", "--on-error", "stop", "--resize"])
+    main([*common, "--dataset", "digits@test", "--on-error", "stop"])
     assert "360 of 360 rows have a score" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out/manifest.json").read_text())["resize"] is True
     for wrong in (["--dataset", "digits@test", "--split", "train"], ["--dataset", "digits@test", "--batch-size", "0"]):
         with pytest.raises(SystemExit, match="error: "):
             main([*common, *wrong])

@@ -46,28 +46,27 @@ def test_a_model_without_calibration_is_an_error(settings, scorer, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_of_many_unreadable_images_the_first_are_shown_and_what_helps(settings, tmp_path, capsys):
+def test_of_many_unreadable_images_the_first_are_shown(settings, tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(9):
-        size = (8, 8) if number < 3 else (9, 9)
-        PIL.Image.new("L", size, number).save(folder / f"{number}.png")
+        PIL.Image.new("L" if number < 3 else "F", (8, 8), number).save(folder / f"{number}.tiff")
     assert run(settings(dataset=str(folder), split="train"))["unreadable"] == 6
     printed = capsys.readouterr().out
-    assert "; the first 5:" in printed and "--resize converts and resizes images" in printed
+    assert "; the first 5:" in printed
 
 
 class RowsThatTellTheirReader:
     """Black images whose ids are the process that read them."""
 
     def read(self, start, stop):
-        return [(os.getpid(), torch.full((1, 8, 8), -1.0))] * (stop - start)
+        return [(os.getpid(), torch.zeros(1, 8, 8))] * (stop - start)
 
 
 @pytest.mark.parametrize("num_batches", [0, 1, 2, 5])
 def test_the_first_batch_waits_for_no_worker(num_batches):
     spans = list(spans_of(0, 4 * num_batches, 4))
-    batches = list(prepared_batches(RowsThatTellTheirReader(), spans, (1, 8, 8), resize=False, num_workers=2))
+    batches = list(prepared_batches(RowsThatTellTheirReader(), spans, (1, 8, 8), None, num_workers=2))
     assert [batch.stop for batch in batches] == [stop for _, stop in spans]
     here = [set(batch.ids) == {os.getpid()} for batch in batches]
     assert here == [True, False, False, False, False][:num_batches]
@@ -85,7 +84,7 @@ def test_unreadable_images_are_named_and_counted(settings, tmp_path, capsys, num
     assert "not an image of a known format" in found[0]["reason"] and "2.png" in found[0]["name"]
     printed = capsys.readouterr().out
     assert "2 could not be scored" in printed and "2.png" in printed and "5.png" in printed
-    assert "the first" not in printed and "--resize" not in printed
+    assert "the first" not in printed
     with pytest.raises(ValueError, match=r"2\.png cannot be read"):
         run(settings(**changes, output=tmp_path / "stop", on_error="stop"))
     assert not (tmp_path / "stop/summary.json").exists()
@@ -122,15 +121,18 @@ def test_ids_from_a_column_and_a_missing_column(settings, tmp_path, scorer):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_folder_in_which_nothing_fits_is_refused_at_once(settings, tmp_path):
+def test_a_folder_in_which_nothing_fits_is_refused_at_once(settings, model, tmp_path):
     (tmp_path / "big").mkdir()
     for index in range(3):
         PIL.Image.new("RGB", (12, 10), (0, 9 * index, 0)).save(tmp_path / "big" / f"{index}.png")
+    pipeline = EnergyScoringPipeline.from_pretrained(model)
+    pipeline.image_processor.do_resize = False
+    pipeline.save_pretrained(tmp_path / "strict")
     changes = {"dataset": str(tmp_path / "big"), "split": "train"}
-    with pytest.raises(ValueError, match=r"none of the first 3 images.*mode 'L'.*--resize"):
-        run(settings(**changes))
+    with pytest.raises(ValueError, match=r"none of the first 3 images.*do_resize=False, got 12 x 10"):
+        run(settings(**changes, model=str(tmp_path / "strict")))
     assert not (tmp_path / "out").exists()
-    assert run(settings(**changes, resize=True))["scored"] == 3
+    assert run(settings(**changes))["scored"] == 3
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 0}, {"shard_size": 0}, {"num_workers": -1}, {"on_error": "hide"}])

@@ -38,7 +38,7 @@ def evil_module(folder, tmp_path):
         ({"_class_name": ["evil", "Pipeline"]}, "names code of its own"),
         ({"_class_name": None}, "is not a pipeline's index"),
         ({"energy_model": ["diffusers", "DiffusionPipeline"]}, "'energy_model' is a DiffusionPipeline of 'diffusers'"),
-        ({"energy_model": ["diffusers", "NoSuchModel"]}, "is a NoSuchModel of 'diffusers', which is no network"),
+        ({"energy_model": ["diffusers", "NoSuchModel"]}, "is a NoSuchModel of 'diffusers', not a network"),
         ({"energy_model": ["hf_ebm.models.no_such", "Model"]}, "This version of hf-ebm exports no such class"),
     ],
 )
