@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_data import DATA, BenchmarkData
 from changes import SHIPPED, current_commit, split_change
-from measured_data import DATA, MeasuredData
 
 from hf_ebm.hub.model_card import hardware_name
 from hf_ebm.training.config import CONFIGS, read_yaml
@@ -33,7 +33,7 @@ from hf_ebm.utils.software import software_versions
 Changes = dict[str, Any]
 Row = dict[str, float]  # metrics of a run; empty if its guard stopped it
 Results = dict[str, dict[str, Row]]  # {row's name: {seed: row}}
-Measure = Callable[[Path, Changes, MeasuredData, str], Row]
+Evaluate = Callable[[Path, Changes, BenchmarkData, str], Row]
 MAX_SAMPLES, MAX_TEST_IMAGES = 2000, 1000  # generated and scored for a row
 
 
@@ -96,7 +96,7 @@ def make_table(
     doc: str,
     groups: dict[str, list[Changes]],
     columns: dict[str, tuple[str, int]],
-    measure: Measure,
+    evaluate: Evaluate,
     plot: Callable[[Results, Path], None],
 ) -> None:
     """Parse the command line, run what is missing, write ``results.json``, ``table.md`` and ``ablations.png``.
@@ -106,7 +106,7 @@ def make_table(
         doc: The command's description.
         groups: Rows by group; ``--rows`` chooses groups, ``--change`` adds a row.
         columns: Columns of the table, ``{key: (heading, digits)}``.
-        measure: ``(run folder, changes, data, device) -> row``.
+        evaluate: ``(run folder, changes, data, device) -> row``.
         plot: ``(results, path) -> None``, of the groups' rows.
     """
     parser = argparse.ArgumentParser(description=doc)
@@ -135,7 +135,7 @@ def make_table(
         parser.error(str(error))
     options.output.mkdir(parents=True, exist_ok=True)
     record = options.output / "results.json"
-    data = MeasuredData.open(DATA[options.data], options.dataset, options.output, options.device)
+    data = BenchmarkData.open(DATA[options.data], options.dataset, options.output, options.device)
     config = f"{method}_{options.data}.yaml"
     launcher, _ = launch_options()
     protocol = {
@@ -168,7 +168,7 @@ def make_table(
             print(f"== {name_of(changes)}, seed {seed}", flush=True)
             started = time.perf_counter()
             trained = run_row(method, config, {**changes, **fixed, "seed": seed})
-            rows[str(seed)] = measure(folder, changes, data, options.device) if trained else {}
+            rows[str(seed)] = evaluate(folder, changes, data, options.device) if trained else {}
             shutil.rmtree(folder)
             print(f"{time.perf_counter() - started:.0f} s: {rows[str(seed)] or 'diverged'}", flush=True)
             with whole_file(record) as path:

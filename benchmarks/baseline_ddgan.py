@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from baselines import CONFIGS, check_parts, draw_by
+from baselines import CONFIGS, check_parts, sampler_of
 from ddgan_losses import discriminator_loss, generator_loss, r1_penalty
 from torch import Tensor
 
@@ -222,7 +222,7 @@ def train(settings: DDGANSettings) -> Path:
     return run_training(METHOD, settings)
 
 
-draw = draw_by(DDAEBMPipeline)
+sample_run = sampler_of(DDAEBMPipeline)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from baselines import CONFIGS, check_parts, draw_batches, save_grid_of
+from baselines import CONFIGS, check_parts, sample_batches, save_grid_of
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
@@ -211,7 +211,7 @@ def train(settings: DDPMSettings) -> Path:
     return run_training(METHOD, settings)
 
 
-def draw(
+def sample_run(
     folder: Path, number: int, batch_size: int, seed: int, device: str, num_inference_steps: int | None = None
 ) -> Iterator[Tensor]:
     """`number` images of a run folder in batches, in [-1, 1], shape (B, C, H, W), on the CPU.
@@ -232,7 +232,7 @@ def draw(
     def sample(number: int, generator: torch.Generator) -> Tensor:
         return sample_images(pipeline, number, generator, num_inference_steps, patch_size)
 
-    return draw_batches(sample, number, batch_size, seed, device)
+    return sample_batches(sample, number, batch_size, seed, device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

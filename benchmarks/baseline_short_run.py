@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from baselines import CONFIGS, check_parts, draw_batches, save_grid_of
+from baselines import CONFIGS, check_parts, sample_batches, save_grid_of
 from torch import Tensor
 
 from hf_ebm.langevin import energy_grad, langevin_chain, run_chain
@@ -193,7 +193,7 @@ def train(settings: ShortRunSettings) -> Path:
     return run_training(METHOD, settings)
 
 
-def draw(
+def sample_run(
     folder: Path, number: int, batch_size: int, seed: int, device: str, num_inference_steps: int | None = None
 ) -> Iterator[Tensor]:
     """`number` images of a run folder in batches, in [-1, 1], shape (B, C, H, W), on the CPU.
@@ -211,7 +211,7 @@ def draw(
     def sample(number: int, generator: torch.Generator) -> Tensor:
         return sample_images(pipeline, number, generator, num_inference_steps)
 
-    return draw_batches(sample, number, batch_size, seed, device)
+    return sample_batches(sample, number, batch_size, seed, device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

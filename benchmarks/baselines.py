@@ -1,7 +1,7 @@
 """Shared code of the baselines: config folder, batched sampling, sample grids.
 
 A baseline is a training script like those of ``training/``: a frozen dataclass of settings, a
-`train_step`, a `METHOD`. Its run folder is loaded by its own ``draw`` and has no model card.
+`train_step`, a `METHOD`. Its run folder is loaded by its own ``sample_run`` and has no model card.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_ebm.training.run_folder import sample_path, save_square_grid
 
 CONFIGS = Path(__file__).parent / "configs"
-Draw = Callable[[Path, int, int, int, str, "int | None"], Iterator[Tensor]]
+Sampler = Callable[[Path, int, int, int, str, "int | None"], Iterator[Tensor]]
 Sample = Callable[[int, torch.Generator], Tensor]  # (number, generator) -> images in [-1, 1], (number, C, H, W)
 
 
@@ -28,32 +28,34 @@ def check_parts(models: dict[str, dict], allowed: tuple[str, ...]) -> None:
         raise ValueError(f"models must map some of {allowed} to their settings, got {unknown}.")
 
 
-def draw_batches(sample: Sample, number: int, batch_size: int, seed: int, device: str) -> Iterator[Tensor]:
+def sample_batches(sample: Sample, number: int, batch_size: int, seed: int, device: str) -> Iterator[Tensor]:
     """`number` images in batches of at most `batch_size`, clamped to [-1, 1], on the CPU, all from one `seed`."""
     generator = torch.Generator(device).manual_seed(seed)
     for start in range(0, number, batch_size):
         yield sample(min(batch_size, number - start), generator).clamp(-1.0, 1.0).float().cpu()
 
 
-def draw_by(pipeline_class: Any) -> Draw:
+def sampler_of(pipeline_class: Any) -> Sampler:
     """``(run folder, number, batch size, seed, device, steps) -> batches`` by one of the package's pipelines."""
 
-    def draw(folder: Path, number: int, batch_size: int, seed: int, device: str, steps: int | None) -> Iterator[Tensor]:
+    def sample_run(
+        folder: Path, number: int, batch_size: int, seed: int, device: str, steps: int | None
+    ) -> Iterator[Tensor]:
         pipeline = pipeline_class.from_pretrained(folder).to(device)
         pipeline.set_progress_bar_config(disable=True)
 
         def sample(number: int, generator: torch.Generator) -> Tensor:
             return pipeline(number, num_inference_steps=steps, generator=generator, output_type="latent").images
 
-        return draw_batches(sample, number, batch_size, seed, device)
+        return sample_batches(sample, number, batch_size, seed, device)
 
-    return draw
+    return sample_run
 
 
 @torch.no_grad()
 def save_grid_of(sample: Sample, folder: Path, step: int, number: int, device: torch.device) -> Path:
     """Save an image grid of `number` samples from fixed noise."""
     path = sample_path(folder, step)
-    images = next(draw_batches(sample, number, number, 0, str(device)))
+    images = next(sample_batches(sample, number, number, 0, str(device)))
     save_square_grid(VaeImageProcessor(vae_scale_factor=1).postprocess(images, "pil"), path)
     return path

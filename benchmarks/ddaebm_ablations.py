@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from ablations import MAX_SAMPLES, MAX_TEST_IMAGES, Changes, Results, Row, make_table, name_of
-from measured_data import MeasuredData
+from benchmark_data import BenchmarkData
 
 from hf_ebm.evaluation.plots import new_figure
 from hf_ebm.evaluation.samples import draw_samples
@@ -44,13 +44,13 @@ AUROCS = ("noise", "inverted", "rotated", "mixed")
 COLUMNS = {"frechet_distance": ("FD", 2)} | {f"auroc_{name}": (f"AUROC {name}", 4) for name in AUROCS}
 
 
-def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> Row:
+def evaluate(folder: Path, changes: Changes, data: BenchmarkData, device: str) -> Row:
     """Frechet distance of samples, and AUROCs of OOD images."""
     pipeline = DDAEBMPipeline.from_pretrained(folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
     number = data.num_samples(MAX_SAMPLES)
     samples = torch.cat(list(draw_samples(pipeline, number, number, None, seed=0)))
-    aurocs = data.odd_aurocs(pipeline, MAX_TEST_IMAGES)
+    aurocs = data.ood_aurocs(pipeline, MAX_TEST_IMAGES)
     return {"frechet_distance": data.frechet_distance(samples)} | {f"auroc_{name}": aurocs[name] for name in AUROCS}
 
 
@@ -71,4 +71,4 @@ def plot(results: Results, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_table("ddaebm", (__doc__ or "").splitlines()[0], GROUPS, COLUMNS, measure, plot)
+    make_table("ddaebm", (__doc__ or "").splitlines()[0], GROUPS, COLUMNS, evaluate, plot)

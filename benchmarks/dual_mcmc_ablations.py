@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from ablations import MAX_SAMPLES, MAX_TEST_IMAGES, Changes, Results, Row, make_table, name_of
-from measured_data import MeasuredData
+from benchmark_data import BenchmarkData
 
 from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.evaluation.plots import new_figure
@@ -42,7 +42,7 @@ COLUMNS = {
 }
 
 
-def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> Row:
+def evaluate(folder: Path, changes: Changes, data: BenchmarkData, device: str) -> Row:
     """Metrics of samples before and after the x-chain, of reconstructions around the z-chain, and of OOD images."""
     pipeline = DualMCMCPipeline.from_pretrained(folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -57,7 +57,7 @@ def measure(folder: Path, changes: Changes, data: MeasuredData, device: str) -> 
     errors = pipeline.reconstruct(
         to_unit_range(held_out), CHAIN_STEPS, generator=random, output_type="pt", output_squared_errors=True
     ).squared_errors.mean(dim=1)
-    aurocs = data.odd_aurocs(pipeline, MAX_TEST_IMAGES)
+    aurocs = data.ood_aurocs(pipeline, MAX_TEST_IMAGES)
     return {
         "frechet_distance": distance(None),
         "generator_alone": alone,
@@ -104,4 +104,4 @@ def plot(results: Results, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_table("dual_mcmc", (__doc__ or "").splitlines()[0], GROUPS, COLUMNS, measure, plot)
+    make_table("dual_mcmc", (__doc__ or "").splitlines()[0], GROUPS, COLUMNS, evaluate, plot)

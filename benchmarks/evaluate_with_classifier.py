@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from measured_data import DATA, open_extractor
+from benchmark_data import DATA, open_extractor
 from tqdm.auto import tqdm
 
 from hf_ebm.cli.evaluate import write_record

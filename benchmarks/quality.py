@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_data import DATA, BenchmarkData
 from changes import SHIPPED, current_commit
-from measured_data import DATA, MeasuredData
 from quality_methods import CONTENDERS, Contender, variants
 from quality_report import is_finished, write_report
 from tqdm.auto import tqdm
@@ -153,11 +153,11 @@ def evaluate(
     found = {}
     for sampler, steps in contender.samplers.items():
 
-        def draw(number: int, seed: int, steps: int | None = steps) -> Iterator[torch.Tensor]:
-            return contender.draw(folder, number, options.batch_size, seed, options.device, steps)
+        def sample_run(number: int, seed: int, steps: int | None = steps) -> Iterator[torch.Tensor]:
+            return contender.sample_run(folder, number, options.batch_size, seed, options.device, steps)
 
-        list(draw(min(num_images, options.batch_size), 1))  # first allocations
-        batches = draw(num_images, 0)  # the pipeline is loaded
+        list(sample_run(min(num_images, options.batch_size), 1))  # first allocations
+        batches = sample_run(num_images, 0)  # the pipeline is loaded
         started = time.perf_counter()
         samples = list(batches)
         seconds = time.perf_counter() - started
@@ -166,13 +166,13 @@ def evaluate(
     return found
 
 
-def evaluate_energies(contender: Contender, folder: Path, data: MeasuredData, device: str) -> dict[str, float]:
+def evaluate_energies(contender: Contender, folder: Path, data: BenchmarkData, device: str) -> dict[str, float]:
     """AUROC of the trained energy by OOD set; empty for a contender without an energy."""
     if contender.pipeline is None:
         return {}
     pipeline = contender.pipeline.from_pretrained(folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    return data.odd_aurocs(pipeline, MAX_TEST_IMAGES)
+    return data.ood_aurocs(pipeline, MAX_TEST_IMAGES)
 
 
 def recipe_of(contender: Contender, options: argparse.Namespace) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def save_record(record: dict[str, Any], options: argparse.Namespace) -> None:
 def main() -> None:
     """Train and evaluate what is missing."""
     options, started = parse(), time.perf_counter()
-    data = MeasuredData.open(DATA[options.data], options.dataset, options.output, options.device)
+    data = BenchmarkData.open(DATA[options.data], options.dataset, options.output, options.device)
     num_images = options.num_images or data.num_samples(5000)
     protocol = {
         "data": options.data,

@@ -11,7 +11,7 @@ import baseline_ddpm
 import baseline_generator_only
 import baseline_short_run
 from baselines import CONFIGS as BASELINE_CONFIGS
-from baselines import Draw, draw_by
+from baselines import Sampler, sampler_of
 from changes import SHIPPED, split_change
 
 from hf_ebm import DDAEBMPipeline, DualMCMCPipeline
@@ -27,7 +27,7 @@ class Contender:
         script: Arguments of Python: ``("-m", module)`` or ``(file,)``.
         method: The config is ``<method>_<data>.yaml``.
         configs: Folder of the configs.
-        draw: ``(run folder, number, batch size, seed, device, steps) -> batches`` of images in [-1, 1], on the CPU.
+        sample_run: ``(folder, number, batch size, seed, device, steps) -> batches`` of images in [-1, 1], on the CPU.
         samplers: Number of steps by sampler name; None: as in training.
         changes: Settings that replace those of the config.
         pipeline: Class whose `score` gives the energies; None: no trained energy.
@@ -37,7 +37,7 @@ class Contender:
     script: tuple[str, ...]
     method: str
     configs: Path
-    draw: Draw
+    sample_run: Sampler
     samplers: dict[str, int | None]
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     pipeline: Any = None
@@ -63,7 +63,7 @@ CONTENDERS = {
         package_script("ddaebm"),
         "ddaebm",
         CONFIGS,
-        draw_by(DDAEBMPipeline),
+        sampler_of(DDAEBMPipeline),
         {"DDAEBM": None},
         pipeline=DDAEBMPipeline,
     ),
@@ -72,7 +72,7 @@ CONTENDERS = {
         baseline_script(baseline_ddgan),
         "ddgan",
         BASELINE_CONFIGS,
-        baseline_ddgan.draw,
+        baseline_ddgan.sample_run,
         {"DDGAN": None},
     ),
     "ddpm": Contender(
@@ -80,7 +80,7 @@ CONTENDERS = {
         baseline_script(baseline_ddpm),
         "ddpm",
         BASELINE_CONFIGS,
-        baseline_ddpm.draw,
+        baseline_ddpm.sample_run,
         {f"DDPM, DDIM {steps} steps": steps for steps in (4, 10, 50)},
     ),
     "dual_mcmc": Contender(
@@ -88,7 +88,7 @@ CONTENDERS = {
         package_script("dual_mcmc"),
         "dual_mcmc",
         CONFIGS,
-        draw_by(DualMCMCPipeline),
+        sampler_of(DualMCMCPipeline),
         {"Dual-MCMC": None, "Dual-MCMC, without the x-chain": 0},
         pipeline=DualMCMCPipeline,
     ),
@@ -97,7 +97,7 @@ CONTENDERS = {
         baseline_script(baseline_generator_only),
         "dual_mcmc",
         CONFIGS,
-        draw_by(DualMCMCPipeline),
+        sampler_of(DualMCMCPipeline),
         {"generator only": 0},
     ),
     "short_run": Contender(
@@ -105,7 +105,7 @@ CONTENDERS = {
         baseline_script(baseline_short_run),
         "short_run",
         BASELINE_CONFIGS,
-        baseline_short_run.draw,
+        baseline_short_run.sample_run,
         {"short-run EBM": None},
     ),
 }

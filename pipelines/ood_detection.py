@@ -1,4 +1,4 @@
-"""``transformers.pipeline("ood-detection", model=...)``: energies of pictures without any of our pipelines.
+"""``transformers.pipeline("ood-detection", model=...)``: energies of images without any of our pipelines.
 
 from transformers import pipeline
 import hf_ebm.pipelines.ood_detection                     # registers the task
@@ -25,7 +25,7 @@ TASK = "ood-detection"
 
 
 class OODDetectionPipeline(Pipeline):
-    """Energies of pictures (PIL images, paths or URLs), and with ``calibration=`` their p-values and decisions.
+    """Energies of images (PIL images, paths or URLs), and with ``calibration=`` their p-values and decisions.
 
     ``calibration`` is a `Calibration`, or the folder that `EnergyScoringPipeline.save_pretrained` wrote.
     """
@@ -53,7 +53,7 @@ class OODDetectionPipeline(Pipeline):
         return {}, {}, {} if calibration is None else {"calibration": calibration}
 
     def preprocess(self, image: Any) -> Any:
-        """A picture, as `hf_ebm.data.image_files.open_picture` takes it, as ``pixel_values``, shape (1, C, S, S)."""
+        """An image, as `hf_ebm.data.image_files.open_image` takes it, as ``pixel_values``, shape (1, C, S, S)."""
         return self.image_processor(image, return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs: Any) -> Any:

@@ -31,7 +31,7 @@ from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
 from hf_ebm.schedulers.denoising_contract import contract_violation
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.statistics import measure_denoising_error
+from hf_ebm.scoring.statistics import compute_denoising_error
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
 from hf_ebm.utils.validation import check_count, check_positive
 
@@ -273,14 +273,14 @@ of the first images, the curve shows how the energy falls."""
 
     @classmethod
     def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
-        """By the generator's clean images of noisy ones: `hf_ebm.scoring.statistics.measure_denoising_error`."""
+        """By the generator's clean images of noisy ones: `hf_ebm.scoring.statistics.compute_denoising_error`."""
         generator_model, scheduler = components["generator_model"], components["scheduler"]
         num_levels = getattr(components["energy_model"].config, "num_timesteps", 1)
         has_chain = scheduler is not None and scheduler.config.get("prediction_type") == "sample" and num_levels > 1
         if generator_model is None or not has_chain:
             return None
         q = DDAEBMScheduler.from_config(scheduler.config).coefficients
-        return lambda x: measure_denoising_error(generator_model, x, q, seed=seed)
+        return lambda x: compute_denoising_error(generator_model, x, q, seed=seed)
 
     @property
     def coefficients(self) -> DiffusionCoefficients:

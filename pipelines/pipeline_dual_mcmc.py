@@ -36,7 +36,7 @@ from hf_ebm.schedulers.scheduling_mala import MALAScheduler
 from hf_ebm.schedulers.scheduling_preconditioned_langevin import PreconditionedLangevinScheduler
 from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler
 from hf_ebm.scoring.inputs import mask_to_tensor
-from hf_ebm.scoring.statistics import measure_reconstruction_error
+from hf_ebm.scoring.statistics import compute_reconstruction_error
 from hf_ebm.utils.validation import check_count
 
 
@@ -48,7 +48,7 @@ class DualMCMCPipeline(DualMCMCMoves):
     - ``num_inference_steps``: updates of the task's chain; None = as many as in training, 0 = none.
     - ``generator``: random number generator, or a list with one per sample.
     - ``output_type``: ``"pil"``, ``"np"`` (an array in [0, 1], (B, H, W, C)) or ``"pt"`` (a tensor in [0, 1],
-      (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it is, a float32
+      (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state unchanged, a float32
       tensor in the models' own range [-1, 1], not clamped.
     - ``return_dict``: whether to return a `DualMCMCOutput` or a tuple with the images.
     - ``sample_latents``: whether an image's latents are a sample of ``q(z | x)``, as in the paper, or its mean.
@@ -162,7 +162,7 @@ curve shows how the energy falls."""
 
     @classmethod
     def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
-        """By the z-chain: `hf_ebm.scoring.statistics.measure_reconstruction_error`."""
+        """By the z-chain: `hf_ebm.scoring.statistics.compute_reconstruction_error`."""
         generator_model, inference_model, scheduler = (components[name] for name in cls.reconstruction_components)
         if None in (generator_model, inference_model, scheduler):
             return None
@@ -173,7 +173,7 @@ curve shows how the energy falls."""
             pipe.set_progress_bar_config(disable=True)
             return pipe
 
-        return lambda x: measure_reconstruction_error(make_pipe(), x, seed)
+        return lambda x: compute_reconstruction_error(make_pipe(), x, seed)
 
     @task
     def __call__(
@@ -193,7 +193,7 @@ curve shows how the energy falls."""
 
         Args:
             batch_size: How many.
-            num_inference_steps: Updates of the x-chain; 0 = the generator alone.
+            num_inference_steps: Updates of the x-chain; 0 = the generator only.
             latents: z to generate from, shape (batch_size, latent_dim), instead of a draw.
             generator, output_type, return_dict: See the class.
             output_energies: Whether to return the energies along the chain; costs a forward per update.
@@ -243,7 +243,7 @@ curve shows how the energy falls."""
 
         Args:
             images: PIL images, arrays, or tensors in [0, 1], prepared by the image processor; vectors (B, D).
-            num_inference_steps: Updates of the z-chain; 0 = the inference model alone.
+            num_inference_steps: Updates of the z-chain; 0 = the inference model only.
             latents: z to start the z-chain from, shape (B, latent_dim), instead of inferring; noise, say.
             sample_latents, generator, output_type, return_dict: See the class.
             output_squared_errors: Whether to return the errors along the chain; costs a forward per update.
@@ -288,7 +288,7 @@ curve shows how the energy falls."""
                 revised as in `reconstruct`. For vector data a tensor of such a shape is latents: give arrays.
             b: As many latents or images.
             num_frames: Frames per pair >= 2.
-            num_inference_steps: Updates of the x-chain of every frame; 0 = the generator alone.
+            num_inference_steps: Updates of the x-chain of every frame; 0 = the generator only.
             latent_inference_steps: Updates of the z-chain of given images; None = as many as in training.
             path: ``"spherical"``, which keeps the latents' norm (Gaussian latents lie on a sphere), or ``"linear"``.
             sample_latents, output_type, return_dict: See the class.
@@ -339,7 +339,7 @@ curve shows how the energy falls."""
         output_energies: bool = False,
         output_diagnostics: bool = False,
     ) -> DualMCMCOutput | tuple[Any]:
-        """Fill in the masked part of images: from latents that explain the rest, then by the x-chain on it alone.
+        """Fill in the masked part of images: from latents that explain the rest, then by the x-chain on it only.
 
         The latents are inferred from the images with the masked part at 0 (mid gray) and revised by the z-chain on the
         known pixels' squared error; without an inference model they are a plain draw. The start is ours: the paper does

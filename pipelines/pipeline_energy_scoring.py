@@ -31,8 +31,8 @@ from hf_ebm.scoring.inputs import sample_batches
 from hf_ebm.scoring.scores import SCORES
 from hf_ebm.scoring.statistics import (
     check_not_nan,
-    make_measure,
-    measure_batches,
+    make_statistics_function,
+    statistics_of_batches,
 )
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
@@ -68,7 +68,7 @@ class EnergyScoringPipeline(EBMPipeline):
 
     Args:
         energy_model: Any energy of the package.
-        scheduler: Of the generation pipeline; a `DDAEBMScheduler` (or a stock one made from it) tells the noise levels.
+        scheduler: Of the generation pipeline; a `DDAEBMScheduler` (or a stock one made from it) has the noise levels.
         generator_model: For the scores with a reconstruction; of Dual-MCMC Teaching they need the next two as well.
         inference_model: See there.
         latent_scheduler: See there.
@@ -110,12 +110,12 @@ class EnergyScoringPipeline(EBMPipeline):
             pretrained_model_name_or_path: Folder or Hub id.
             kwargs: As for every diffusers pipeline, and ``load_reconstruction`` (default False): whether to load what
                 the scores with a reconstruction need (the generator, and of Dual-MCMC Teaching the inference model
-                and the z-chain's scheduler); ``"auto"`` = where it is there.
+                and the z-chain's scheduler); ``"auto"`` = if it exists.
 
         Raises:
             ValueError: If what is there cannot be used, or lacks the components that ``load_reconstruction=True`` asks
                 for.
-            OSError: If nothing is there, or the Hub cannot be reached.
+            OSError: If nothing is found, or the Hub cannot be reached.
         """
         pretrained_model_name_or_path = expand_home(pretrained_model_name_or_path)
         load_reconstruction = kwargs.pop("load_reconstruction", False)
@@ -195,13 +195,13 @@ class EnergyScoringPipeline(EBMPipeline):
     @property
     def available_scores(self) -> list[str]:
         """Scores that the loaded components allow."""
-        names = [name for name, score in SCORES.items() if "reconstruction_error" not in score.measures]
+        names = [name for name, score in SCORES.items() if "reconstruction_error" not in score.statistics]
         if len(self.sample_shape) != 3:
             names.remove("complexity")
         if not self.has_noise_levels:
             names.remove("multiscale")
         if self.can_reconstruct:
-            names += [name for name, score in SCORES.items() if "reconstruction_error" in score.measures]
+            names += [name for name, score in SCORES.items() if "reconstruction_error" in score.statistics]
         return names
 
     def check_score(self, score: str) -> None:
@@ -214,7 +214,7 @@ class EnergyScoringPipeline(EBMPipeline):
                 "'reconstruction' and 'combined' need its generator (in Python load_reconstruction=True, where it has "
                 "one; the commands do so), 'multiscale' an energy with noise levels, 'complexity' images."
             )
-        if SCORES[score].needs_statistics and self.calibration is None:
+        if SCORES[score].needs_fitting and self.calibration is None:
             raise ValueError(f"score {score!r} needs in-distribution statistics: {how_to_calibrate()}.")
         if self.calibration is not None:
             self.calibration.check_has(score)
@@ -244,37 +244,37 @@ class EnergyScoringPipeline(EBMPipeline):
             ValueError: If an image cannot be read or does not fit, or the score cannot be computed.
         """
         self.check_score(score)
-        measures = self.measure_all(images, self.needed(score), batch_size, image_column, num_workers)
-        output = self.judge(measures, score)
+        statistics = self.compute_statistics(images, self.needed(score), batch_size, image_column, num_workers)
+        output = self.judge(statistics, score)
         return output if return_dict else output.to_tuple()
 
     @staticmethod
     def needed(score: str) -> set[str]:
-        """The measures that `judge` needs for a score."""
-        return {*SCORES[score].measures, "energy"}
+        """The statistics that `judge` needs for a score."""
+        return {*SCORES[score].statistics, "energy"}
 
-    def judge(self, measures: dict[str, Tensor], score: str, ids: Sequence[Any] | None = None) -> EnergyScoringOutput:
-        """The score of samples from their measures, and once calibrated its p-values and decisions.
+    def judge(self, statistics: dict[str, Tensor], score: str, ids: Sequence[Any] | None = None) -> EnergyScoringOutput:
+        """The score of samples from their statistics, and once calibrated its p-values and decisions.
 
         Args:
-            measures: The measures that `needed` names, each of shape (N,) or (N, T).
+            statistics: The statistics that `needed` names, each of shape (N,) or (N, T).
             score: The score.
             ids: Names of the samples for an error message; None = their numbers.
 
         Raises:
-            ValueError: If a measure or score is NaN.
+            ValueError: If a compute or score is NaN.
         """
-        for name, values in measures.items():
+        for name, values in statistics.items():
             check_not_nan(name, values, ids)
-        scores = SCORES[score].function(measures, {} if self.calibration is None else self.calibration.statistics)
+        scores = SCORES[score].function(statistics, {} if self.calibration is None else self.calibration.statistics)
         check_not_nan(f"score {score!r}", scores, ids)
         if self.calibration is None:
-            return EnergyScoringOutput(measures["energy"], scores)
+            return EnergyScoringOutput(statistics["energy"], scores)
         p_values = self.calibration.p_values(score, scores)
-        return EnergyScoringOutput(measures["energy"], scores, p_values, p_values <= self.calibration.target_fpr)
+        return EnergyScoringOutput(statistics["energy"], scores, p_values, p_values <= self.calibration.target_fpr)
 
     def threshold(self, score: str = "energy") -> float:
-        """The largest score that is not called odd.
+        """The largest score that is not flagged as OOD.
 
         Raises:
             ValueError: If nothing was calibrated yet, or not this score.
@@ -306,20 +306,20 @@ class EnergyScoringPipeline(EBMPipeline):
             target_fpr: False positive rate: the share of in-distribution samples to flag as OOD, in (0, 1). It needs
                 ``1 / target_fpr - 1`` images, and twice as many for the scores with fitted statistics, which are left
                 out with a warning otherwise.
-            seed: Seed of the split, and of the noise in the measures.
+            seed: Seed of the split, and of the noise in the statistics.
 
         Raises:
             ValueError: If there are too few images for `target_fpr`, one cannot be read, or an energy is NaN.
         """
         check_fraction("target_fpr", target_fpr)
         seed = check_seed("seed", seed)
-        needed = {measure for name in self.available_scores for measure in SCORES[name].measures}
-        measures = self.measure_all(images, needed, batch_size, image_column, num_workers, seed)
+        needed = {statistic for name in self.available_scores for statistic in SCORES[name].statistics}
+        statistics = self.compute_statistics(images, needed, batch_size, image_column, num_workers, seed)
         preprocessing = "as given" if self.image_processor is None else self.image_processor.describe()
-        self.calibration = Calibration.fit(measures, target_fpr, seed, preprocessing)
+        self.calibration = Calibration.fit(statistics, target_fpr, seed, preprocessing)
         return self.calibration
 
-    def measure_all(
+    def compute_statistics(
         self,
         images: Any,
         names: Collection[str],
@@ -328,40 +328,42 @@ class EnergyScoringPipeline(EBMPipeline):
         num_workers: int = 0,
         seed: int | None = None,
     ) -> dict[str, Tensor]:
-        """The named measures of all images, batch by batch, each of shape (N,) or (N, T).
+        """The named statistics of all images, batch by batch, each of shape (N,) or (N, T).
 
         Raises:
-            ValueError: If an image cannot be read or does not fit, or one of its measures is NaN.
+            ValueError: If an image cannot be read or does not fit, or one of its statistics is NaN.
         """
         batch_size = check_count("batch_size", batch_size, 1)
-        measure = self.make_measure(names, seed)
+        compute = self.make_statistics_function(names, seed)
         batches = sample_batches(images, batch_size, self.sample_shape, self.image_processor, image_column, num_workers)
         bar = self.progress_bar(batches)
         if not getattr(bar, "desc", None):  # the caller's own, by `set_progress_bar_config`, stays
             bar.set_description_str("scoring batches", refresh=False)
-        parts = [measures for _, measures in measure_batches(bar, measure)]
+        parts = [statistics for _, statistics in statistics_of_batches(bar, compute)]
         self.maybe_free_model_hooks()
         if not parts:
             raise ValueError("images is empty; give at least one image.")
-        measures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        for name, values in measures.items():
+        statistics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for name, values in statistics.items():
             check_not_nan(name, values)
-        return measures
+        return statistics
 
-    def make_measure(self, names: Collection[str], seed: int | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
-        """``x -> the named measures``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
+    def make_statistics_function(
+        self, names: Collection[str], seed: int | None = None
+    ) -> Callable[[Tensor], dict[str, Tensor]]:
+        """``x -> the named statistics``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
 
         See `hf_ebm.scoring.statistics`. What all batches share is made once.
 
         Args:
-            names: Which measures.
+            names: Which statistics.
             seed: Of their noise; None = the calibration's, 0 without one.
         """
         if seed is None:
             seed = 0 if self.calibration is None else self.calibration.seed
         coefficients = self.coefficients if "energies" in names else None
         reconstruction_error = self.find_reconstruction_error(seed) if "reconstruction_error" in names else None
-        return make_measure(self.energy_model, names, seed, coefficients, reconstruction_error)
+        return make_statistics_function(self.energy_model, names, seed, coefficients, reconstruction_error)
 
     def find_reconstruction_error(self, seed: int) -> Callable[[Tensor], Tensor] | None:
         """``x -> reconstruction errors``, shape (B,), of the method that can with these components; None if none can.

@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> None:
             "score": options.score,
             "threshold": threshold,
             "called_odd": num_flagged,
-            "num_fitted": calibration.num_fitted if SCORES[options.score].needs_statistics else 0,
+            "num_fitted": calibration.num_fitted if SCORES[options.score].needs_fitting else 0,
             "num_calibrated": calibration.num_calibrated(options.score),
             "expected_fpr": calibration.expected_fpr(options.score),
             "calibrated_scores": sorted(calibration.reference),
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> None:
         f"{shown}, and {100 * calibration.expected_fpr(options.score):.3g} % of {others}, on average over "
         "calibration sets"
     )
-    if SCORES[options.score].needs_statistics:
+    if SCORES[options.score].needs_fitting:
         print(
             f"(a random {calibration.num_fitted} of the images fitted its statistics, the other "
             f"{calibration.num_calibrated(options.score)} calibrated it)"

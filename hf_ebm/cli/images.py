@@ -36,9 +36,9 @@ def check_images(images: Sequence[str]) -> None:
 
 def open_image(name: str) -> Any:
     """Open the PIL image in a file or at a URL; an unreadable one raises a `ValueError` with its name."""
-    from hf_ebm.data.image_files import open_picture
+    from hf_ebm.data.image_files import open_image
 
     try:
-        return open_picture(name)
+        return open_image(name)
     except ValueError as error:
         raise ValueError(f"image {name} {error}") from error

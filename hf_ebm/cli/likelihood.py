@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.data.loading import DatasetName
     from hf_ebm.data.toy import TOY_NAMES
     from hf_ebm.hub.model_card import public_name
-    from hf_ebm.likelihood.evaluate import check_has_chain, measure_chain_likelihood, measure_likelihood
+    from hf_ebm.likelihood.evaluate import check_has_chain, evaluate_chain_likelihood, evaluate_likelihood
     from hf_ebm.likelihood.log_partition import LikelihoodSettings
     from hf_ebm.utils.files import to_json
     from hf_ebm.utils.logging import passing_bar
@@ -109,10 +109,10 @@ def run(options: argparse.Namespace) -> None:
     bar = passing_bar(desc="annealing")
     record: dict[str, Any] = {"model": public_name(options.model), "dataset": name.public}
     record["preprocessing"] = "none" if processor is None else processor.describe()
-    record |= measure_likelihood(pipeline, train, held_out, num_levels, settings, bar)
+    record |= evaluate_likelihood(pipeline, train, held_out, num_levels, settings, bar)
     if options.num_conditionals:
         followed = held_out[: options.num_conditionals]
-        record["chain"] = measure_chain_likelihood(pipeline, train, followed, num_levels, settings, bar)
+        record["chain"] = evaluate_chain_likelihood(pipeline, train, followed, num_levels, settings, bar)
     print(to_json(record, indent=2) if options.json else format_record(record))
 
 

@@ -133,12 +133,12 @@ def score_files(options: argparse.Namespace) -> None:
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.calibration import how_to_calibrate
     from hf_ebm.scoring.scores import SCORES
-    from hf_ebm.scoring.statistics import measure_batches
+    from hf_ebm.scoring.statistics import statistics_of_batches
     from hf_ebm.utils.files import to_json
     from hf_ebm.utils.logging import passing_bar
     from hf_ebm.utils.torch_utils import find_device
 
-    needs_reconstruction = "reconstruction_error" in SCORES[options.score].measures
+    needs_reconstruction = "reconstruction_error" in SCORES[options.score].statistics
     device = find_device(options.device or "cpu")
     pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
     pipeline.to(device)
@@ -150,10 +150,10 @@ def score_files(options: argparse.Namespace) -> None:
         )
     pipeline.check_score(options.score)
     files, rows, unreadable = [], [], []
-    measure = pipeline.make_measure(pipeline.needed(options.score))
+    compute = pipeline.make_statistics_function(pipeline.needed(options.score))
     batches = batches_of(options, pipeline)
     shown = passing_bar(unit="batch")(batches, total=math.ceil(len(options.images) / options.batch_size))
-    for batch, measures in measure_batches(shown, lambda batch: measure(batch.x) if batch.ids else {}):
+    for batch, statistics in statistics_of_batches(shown, lambda batch: compute(batch.x) if batch.ids else {}):
         for bad in batch.unreadable:
             unreadable.append((options.images[bad.row], bad.reason))
         if unreadable and (options.on_error == "stop" or len(unreadable) == len(options.images)):
@@ -161,7 +161,7 @@ def score_files(options: argparse.Namespace) -> None:
         if batch.ids:
             names = [options.images[place] for place in batch.ids]
             files += names
-            rows += rows_of(pipeline.judge(measures, options.score, names))
+            rows += rows_of(pipeline.judge(statistics, options.score, names))
     if pipeline.calibration is None and not options.json:
         how = how_to_calibrate(options.model)
         print(f"hf-ebm: no p-values and verdicts without a calibration: {how}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""A picture from a file, a URL, bytes or PIL: opened with care, upright, of one frame, and turned into gray or RGB.
+"""Open an image from a file, a URL, bytes or PIL safely: upright, one frame, converted to gray or RGB.
 
 | what comes | what happens |
 |---|---|
-| no picture, a corrupt or a truncated one | refused |
+| not an image, a corrupt or a truncated one | refused |
 | a file of another format than `FORMATS`, such as EPS, which PIL opens with another program (Ghostscript) | refused |
 | more than `MAX_PIXELS` pixels (a decompression bomb) | refused before it is decoded |
 | several frames: animated GIF, WebP, APNG, pages of a TIFF | refused; an MPO's first frame is the photograph |
@@ -12,9 +12,9 @@
 | transparency | laid on white |
 | palette, 1 bit, CMYK, YCbCr, HSV, another of gray and RGB | converted by PIL |
 
-Refused means a `ValueError` that says why. The first five rows are `open_picture`, the others `convert_picture`, which
-runs only where a conversion was asked for, mostly as the first step of `fit_picture`. The demo's page opens its
-uploads itself (`hf_ebm.demo.uploads`): it takes an animation's first frame, and says so.
+Refused means a `ValueError` with the reason. The first five rows are `open_image`, the others `convert_image`, which
+runs only where a conversion was asked for, mostly as the first step of `fit_image`. The demo's page opens its
+uploads itself (`hf_ebm.demo.uploads`): it uses an animation's first frame and reports that.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from hf_ebm.utils.files import expand_home
 MAX_PIXELS = 89_478_485  # the size at which PIL warns; a quarter of a gigabyte of RGB
 UNKNOWN_RANGE = ("I", "F", "LAB")  # modes that are not converted
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")  # read by PIL itself
-PICTURE_TYPES = (str, Path, bytes, dict, PIL.Image.Image)
+IMAGE_TYPES = (str, Path, bytes, dict, PIL.Image.Image)
 URL_TIMEOUT = 30.0  # seconds without an answer
-MAX_BYTES = 2**28  # of a picture that is not on this machine
+MAX_BYTES = 2**28  # of a downloaded image
 ORIENTATION = int(ExifTag.Orientation)
 
 
-def open_picture(source: Any) -> PIL.Image.Image:
-    """A decoded picture that holds to the module's table, upright, in the mode that it was stored in.
+def open_image(source: Any) -> PIL.Image.Image:
+    """Return the decoded image by the module's table, upright, in its stored mode.
 
     Args:
         source: Path, URL, bytes of a file, an undecoded `datasets.Image` (``{"bytes", "path"}``), or a PIL image.
 
     Raises:
-        ValueError: If the picture cannot be read or is refused: "cannot be read (why)", to follow the picture's name.
+        ValueError: If the image cannot be read or is refused: "cannot be read (reason)", to follow the image's name.
     """
     try:
         if isinstance(source, PIL.Image.Image):
             return _decoded(source)
-        if not isinstance(source, PICTURE_TYPES):
-            raise ValueError(f"a picture must be a PIL image, a path, a URL or bytes, got {type(source).__name__}")
+        if not isinstance(source, IMAGE_TYPES):
+            raise ValueError(f"an image must be a PIL image, a path, a URL or bytes, got {type(source).__name__}")
         with _file(source) as file:
             return _decoded(_recognised(file))
     except Exception as error:  # PIL's readers raise almost anything on damaged files
@@ -76,7 +76,7 @@ def image_extensions() -> frozenset[str]:
 
 
 def is_url(source: Any) -> bool:
-    """Whether a picture's name is an address on the web, not a path."""
+    """Whether an image's name is a URL, not a path."""
     return str(source).startswith(("http://", "https://"))
 
 
@@ -86,7 +86,7 @@ def words_of(error: ValueError) -> str:
 
 
 def _decoded(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture decoded and upright, if it is not too large, of a format that is read, and has one frame."""
+    """Decode an image and turn it upright, if its size, format and number of frames are allowed."""
     if image.format not in (None, *FORMATS):  # opened by the caller, and not decoded yet
         raise ValueError(f"its format {image.format} is not one of {', '.join(FORMATS)}; convert it to one of them")
     width, height = image.size
@@ -94,14 +94,14 @@ def _decoded(image: PIL.Image.Image) -> PIL.Image.Image:
         raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: a decompression bomb?")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
-        raise ValueError(f"it has {frames} frames; save the one you mean as a picture of its own")
+        raise ValueError(f"it has {frames} frames; save the frame you need as an image")
     image.load()
     turned = image.getexif().get(ORIENTATION, 1) != 1
     return PIL.ImageOps.exif_transpose(image) if turned else image
 
 
 def _recognised(file: BinaryIO) -> PIL.Image.Image:
-    """The picture in a file, not yet decoded."""
+    """Open an image file without decoding it."""
     try:
         return PIL.Image.open(file, formats=[name for name in readable_formats() if name != "MPO"])
     except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
@@ -143,11 +143,11 @@ def _bounded(file: Any) -> BinaryIO:
     return io.BytesIO(content)
 
 
-def convert_picture(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
-    """A picture of 8 bits per value, mode "L" for 1 channel and "RGB" for 3, by the module's table.
+def convert_image(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
+    """Convert to 8 bits per value, mode "L" for 1 channel and "RGB" for 3, by the module's table.
 
     Raises:
-        ValueError: If the number of channels is another, or the picture's mode is refused.
+        ValueError: If the number of channels is another, or the image's mode is refused.
     """
     if num_channels not in (1, 3):
         raise ValueError(f"num_channels must be 1 or 3 to read images, got {num_channels}.")
@@ -155,7 +155,7 @@ def convert_picture(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Imag
     transparent = image.has_transparency_data
     if image.mode in UNKNOWN_RANGE or (image.mode.startswith("I;") and transparent):
         raise ValueError(
-            f"pictures of mode {image.mode!r}{' with transparency' if transparent else ''} are not converted, as their "
+            f"images of mode {image.mode!r}{' with transparency' if transparent else ''} are not converted, as their "
             "range is not known; save them with 8 bits per value."
         )
     if image.mode.startswith("I;16"):
@@ -166,13 +166,13 @@ def convert_picture(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Imag
     return image.convert(mode)
 
 
-def fit_picture(image: PIL.Image.Image, num_channels: int, size: int) -> PIL.Image.Image:
-    """A picture as a model takes it: converted by `convert_picture`, cropped square in the middle, resized (bicubic).
+def fit_image(image: PIL.Image.Image, num_channels: int, size: int) -> PIL.Image.Image:
+    """Prepare an image for a model: `convert_image`, centre crop to a square, bicubic resize.
 
     Raises:
         ValueError: If it cannot be converted.
     """
-    image = convert_picture(image, num_channels)
+    image = convert_image(image, num_channels)
     width, height = image.size
     if width != height:
         side = min(width, height)
@@ -182,5 +182,5 @@ def fit_picture(image: PIL.Image.Image, num_channels: int, size: int) -> PIL.Ima
 
 
 def is_gray(mode: str) -> bool:
-    """Whether a picture of this mode (Pillow's) has no colours, whatever its bits and its transparency."""
+    """Whether an image of this Pillow mode is gray, whatever its bits and its transparency."""
     return mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;")

@@ -8,7 +8,7 @@ class are part of the file format.
 
 | given | range | layout |
 |---|---|---|
-| PIL image, path, URL | as `hf_ebm.data.image_files.open_picture` reads it | |
+| PIL image, path, URL | as `hf_ebm.data.image_files.open_image` reads it | |
 | uint8 array | 0..255 | (B, H, W, C), (H, W, C); gray also (B, H, W), (H, W) |
 | float array | [0, 1] | the same |
 | uint8 or float tensor | 0..255 or [0, 1] | (B, C, H, W), (C, H, W) |
@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, ImageProcessingMixin  # noqa: F401 (diffusers looks for it here)
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from hf_ebm.data.image_files import PICTURE_TYPES, fit_picture, is_gray, open_picture
+from hf_ebm.data.image_files import IMAGE_TYPES, fit_image, is_gray, open_image
 
 RANGE_TOLERANCE = 1e-5
 KINDS = {1: "gray", 3: "RGB"}
@@ -193,7 +193,7 @@ class EBMImageProcessor(BaseImageProcessor):
         if size is not None or do_resize is not None:
             resize = self.do_resize if do_resize is None else do_resize
             processor = EBMImageProcessor(size or self.size, self.num_channels, self.padding, resize)
-        one = isinstance(images, (np.ndarray, Tensor, *PICTURE_TYPES))
+        one = isinstance(images, (np.ndarray, Tensor, *IMAGE_TYPES))
         parts = [processor.prepare(image) for image in ([images] if one else list(images))]
         if not sum(len(part) for part in parts):
             raise ValueError("images is empty; give at least one image.")
@@ -231,9 +231,9 @@ class EBMImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: If it cannot be read or converted, or has another size and `do_resize` is False.
         """
-        picture = open_picture(image)
+        image = open_image(image)
         num_channels, size, _ = self.sample_shape
-        inner, (width, height) = size - 2 * self.padding, picture.size
+        inner, (width, height) = size - 2 * self.padding, image.size
         if num_channels not in KINDS:
             raise ValueError(f"images cannot be PIL images for a model of {num_channels} channels; give arrays.")
         if not self.do_resize and (width, height) not in ((inner, inner), (size, size)):
@@ -242,7 +242,7 @@ class EBMImageProcessor(BaseImageProcessor):
                 "or use do_resize=True."
             )
         padding = 0 if (width, height) == (size, size) else self.padding
-        pixels = np.array(fit_picture(picture, num_channels, size - 2 * padding)).reshape(
+        pixels = np.array(fit_image(image, num_channels, size - 2 * padding)).reshape(
             size - 2 * padding, size - 2 * padding, num_channels
         )
         return np.pad(pixels, [(padding, padding), (padding, padding), (0, 0)]) if padding else pixels

@@ -5,7 +5,7 @@ digits of scikit-learn, with a fixed split) and the 2-D sets ``25gaussians``, ``
 sampled with a seed.
 
 A data set is named as ``name[:config][@split]``, such as ``user/set:large@validation`` or ``folder/of/images@test``. A
-command has a default split. A set that lacks it and has exactly one split is taken as a whole, and its source says so.
+command has a default split. A set that lacks it and has exactly one split is used whole, and its source reports it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from hf_ebm.data.digits import load_digits
-from hf_ebm.data.image_files import is_gray, open_picture
+from hf_ebm.data.image_files import is_gray, open_image
 from hf_ebm.data.image_folder import list_files, load_image_folder, splits_of
 from hf_ebm.data.image_processor import EBMImageProcessor, to_model_range
 from hf_ebm.data.splits import split_dict, split_ranges
 from hf_ebm.data.toy import TOY_NAMES, sample_toy
 from hf_ebm.hub.model_card import public_name
-from hf_ebm.utils.files import expand_home, hash_pictures, hash_tensors
+from hf_ebm.utils.files import expand_home, hash_image_bytes, hash_tensors
 from hf_ebm.utils.validation import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def column_images(column: Any) -> list[Any]:
     images = []
     for number, row in enumerate(undecoded(source, name).select_columns([name])):
         try:
-            images.append(open_picture(row[name]))
+            images.append(open_image(row[name]))
         except ValueError as error:
             raise ValueError(f"image {number} of column {name!r} {error}") from error
     return images
@@ -232,18 +232,18 @@ class HubImages(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def picture(self, index: int) -> PIL.Image.Image:
-        """An image as it is in the data set."""
-        return open_picture(self.dataset[index][self.column])
+    def image(self, index: int) -> PIL.Image.Image:
+        """An image of the data set, unprepared."""
+        return open_image(self.dataset[index][self.column])
 
     def __getitem__(self, index: int) -> tuple[Tensor]:
         try:
-            return (self.image_processor.prepare(self.picture(index))[0],)
+            return (self.image_processor.prepare(self.image(index))[0],)
         except ValueError as error:
             source = self.dataset[index][self.column]
             path = source.get("path") if isinstance(source, dict) else None
             name = f"image {index} of column {self.column!r}" + (f" ({path})" if path else "")
-            raise ValueError(f"{name} {error}; mend it, or remove it from the data set.") from error
+            raise ValueError(f"{name} {error}; repair it, or remove it from the data set.") from error
 
 
 def describe_change(dataset: Dataset) -> str | None:
@@ -253,7 +253,7 @@ def describe_change(dataset: Dataset) -> str | None:
     """
     if not isinstance(dataset, HubImages):
         return None
-    image, processor = dataset.picture(0), dataset.image_processor
+    image, processor = dataset.image(0), dataset.image_processor
     num_channels, size, _ = processor.sample_shape
     inner, gray = size - 2 * processor.padding, is_gray(image.mode)
     if image.size in ((size, size), (inner, inner)) and gray == (num_channels == 1):
@@ -269,7 +269,7 @@ def draw_rows(number: int, limit: int, seed: int) -> list[int]:
 
 
 def fingerprint(dataset: Any) -> str:
-    """What tells a data set of `load_training_data` from another one: a hash of its content, the same on any machine.
+    """Fingerprint of a `load_training_data` set: a hash of its content, equal on any machine.
 
     Of more than `MOST_HASHED` images every second, third, ... is read. `datasets`' own fingerprint would not do: it
     depends on the dates of local files, and a copy of a folder has another one.
@@ -283,7 +283,7 @@ def hash_images(dataset: Any, column: str) -> str:
     """A hash of the images of an undecoded `datasets.Dataset`, of at most `MOST_HASHED` evenly spaced ones."""
     images, number = dataset.select_columns([column]), len(dataset)
     some = images.select(range(0, number, math.ceil(number / MOST_HASHED)))
-    return hash_pictures(row[column] for row in some)[:16]
+    return hash_image_bytes(row[column] for row in some)[:16]
 
 
 def load_training_data(
@@ -383,7 +383,7 @@ class DatasetName:
 
     @property
     def public(self) -> str:
-        """How records show it: of a local folder the last part alone."""
+        """The name in records: only the last part of a local folder."""
         config, split = f":{self.config}" if self.config else "", f"@{self.split}" if self.split else ""
         return f"{public_name(self.name)}{config}{split}"
 
@@ -400,13 +400,13 @@ def load_named(
     Args:
         dataset: ``name[:config][@split]``, or its parts.
         sample_shape: What the model takes.
-        default_split: Where the name says none.
+        default_split: Used if the name contains none.
         image_column: Column with the images; None = the only image column.
         image_processor: The pipeline's; None = one of the model's size without padding.
 
     Returns:
         The data set, and ``{"dataset", "split", "fingerprint"}``, with ``"config"`` where there is one and
-        ``"only_split": True`` where the default split is not there and the only one was taken.
+        ``"only_split": True`` if the default split does not exist and the only one was used.
 
     Raises:
         ValueError: If the data set is missing or does not fit, or lacks the split and has several others.

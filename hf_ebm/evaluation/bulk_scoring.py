@@ -48,7 +48,7 @@ from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput, Energy
 from hf_ebm.scoring.calibration import how_to_calibrate
 from hf_ebm.scoring.inputs import HubRows, ListRows, Rows, Unreadable, prepare_rows, prepared_batches, spans_of
 from hf_ebm.scoring.scores import SCORES
-from hf_ebm.scoring.statistics import measure_batches
+from hf_ebm.scoring.statistics import statistics_of_batches
 from hf_ebm.utils.files import check_writable, expand_home, hash_tensors, whole_file
 from hf_ebm.utils.torch_utils import find_device
 from hf_ebm.utils.validation import check_count, counted
@@ -334,9 +334,9 @@ def score_shards(
     size = settings.shard_size
     ends = [(shard * size, min((shard + 1) * size, len(rows))) for shard in shards]
     spans = [span for start, stop in ends for span in spans_of(start, stop, settings.batch_size)]
-    measure = pipeline.make_measure(pipeline.needed(settings.score))
+    compute = pipeline.make_statistics_function(pipeline.needed(settings.score))
     prepared = prepared_batches(rows, spans, pipeline.sample_shape, pipeline.image_processor, settings.num_workers)
-    batches = measure_batches(prepared, lambda batch: measure(batch.x) if batch.ids else {})
+    batches = statistics_of_batches(prepared, lambda batch: compute(batch.x) if batch.ids else {})
     id_type = pa.string() if isinstance(rows.read(0, 1)[0][0], str) else pa.int64()
     schema = pa.schema([("id", id_type), *((name, kind) for name, (_, kind) in COLUMNS.items())])
     total = sum(stop - start for start, stop in ends)
@@ -426,7 +426,7 @@ def run(settings: ScoringSettings) -> dict[str, Any]:
     """
     check_writable("output", settings.output, is_folder=True)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
-    needed = SCORES[settings.score].measures if settings.score in SCORES else ()
+    needed = SCORES[settings.score].statistics if settings.score in SCORES else ()
     pipeline = EnergyScoringPipeline.from_pretrained(
         settings.model, load_reconstruction="reconstruction_error" in needed
     )

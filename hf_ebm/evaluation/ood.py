@@ -28,7 +28,7 @@ from hf_ebm.data.loading import DatasetName, draw_rows, load_named
 from hf_ebm.data.splits import share_rows, split_sizes
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
 from hf_ebm.hub.model_card import show_interval
-from hf_ebm.scoring.scores import SCORES, MeasureStatistics
+from hf_ebm.scoring.scores import SCORES, Moments
 from hf_ebm.utils.logging import ProgressBar, no_bar
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
 
@@ -324,7 +324,7 @@ def load_train_and_test(
     seed: int,
     image_processor: EBMImageProcessor | None = None,
 ) -> tuple[tuple[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]:
-    """`load_images` of the split "train" and of another one, "test" where the name ``name[:config][@split]`` says none.
+    """`load_images` of the split "train" and of the split in ``name[:config][@split]`` ("test" by default).
 
     Raises:
         ValueError: As there, and if the other one has rows of "train".
@@ -359,14 +359,14 @@ def score_sets(
         seed: Seed of the noise in the statistics.
         progress_bar: Wraps the sets.
     """
-    needed = {statistic for name in names for statistic in SCORES[name].measures}
-    standardised = {statistic for name in names if SCORES[name].needs_statistics for statistic in SCORES[name].measures}
+    needed = {statistic for name in names for statistic in SCORES[name].statistics}
+    standardised = {statistic for name in names if SCORES[name].needs_fitting for statistic in SCORES[name].statistics}
 
     def statistics(images: Tensor, statistics: set[str]) -> dict[str, Tensor]:
-        return pipeline.measure_all(to_unit_range(images) if images.ndim == 4 else images, statistics, seed=seed)
+        return pipeline.compute_statistics(to_unit_range(images) if images.ndim == 4 else images, statistics, seed=seed)
 
     of_train = statistics(train_images, standardised) if standardised else {}
-    scales = {name: MeasureStatistics.of(values, name) for name, values in of_train.items()}
+    scales = {name: Moments.of(values, name) for name, values in of_train.items()}
     shown = progress_bar(sets.items(), desc="scoring the sets", total=len(sets))
     found = {name: statistics(images, needed) for name, images in shown}
     return {name: {key: SCORES[name].function(found[key], scales) for key in sets} for name in names}

@@ -147,7 +147,7 @@ GRID_RESOLUTION = 512
 
 
 @no_grad
-def measure_likelihood(
+def evaluate_likelihood(
     pipeline: Any,
     train: Tensor,
     held_out: Tensor,
@@ -265,7 +265,7 @@ def check_has_chain(pipeline: Any) -> None:
 
 
 @no_grad
-def measure_chain_likelihood(
+def evaluate_chain_likelihood(
     pipeline: Any,
     train: Tensor,
     held_out: Tensor,

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.scores import SCORE_WORDS, SCORES, MeasureStatistics
+from hf_ebm.scoring.scores import SCORE_WORDS, SCORES, Moments
 from hf_ebm.scoring.statistics import check_not_nan
 from hf_ebm.utils.files import expand_home, whole_file
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed, is_integer, is_number
@@ -64,7 +64,7 @@ class Calibration:
     target_fpr: float
     num_samples: int
     seed: int
-    statistics: Mapping[str, MeasureStatistics]
+    statistics: Mapping[str, Moments]
     reference: Mapping[str, list[float]] = field(default_factory=dict, repr=False)
     preprocessing: str = ""
     trained_on: bool | None = None
@@ -73,7 +73,7 @@ class Calibration:
 
     @classmethod
     def fit(
-        cls, measures: Mapping[str, Tensor], target_fpr: float, seed: int = 0, preprocessing: str = ""
+        cls, statistics: Mapping[str, Tensor], target_fpr: float, seed: int = 0, preprocessing: str = ""
     ) -> Calibration:
         """Fit mean and standard deviation of the statistics, and calibrate every score that they allow.
 
@@ -81,7 +81,7 @@ class Calibration:
         or a statistic such as the compressed size is the same for all samples.
 
         Args:
-            measures: Statistics of N held-out in-distribution samples, by name, each of shape (N,) or (N, T).
+            statistics: Statistics of N held-out in-distribution samples, by name, each of shape (N,) or (N, T).
             target_fpr: False positive rate, in (0, 1).
             seed: Seed of the split, and of the noise in the statistics.
             preprocessing: A description of the preprocessing.
@@ -91,7 +91,7 @@ class Calibration:
         """
         check_fraction("target_fpr", target_fpr)
         target_fpr, seed = float(target_fpr), check_seed("seed", seed)
-        number, needed = len(next(iter(measures.values()))), needed_scores(target_fpr)
+        number, needed = len(next(iter(statistics.values()))), needed_scores(target_fpr)
         if number < needed:
             raise ValueError(
                 f"calibration needs at least {needed} in-distribution samples for target_fpr={target_fpr:g}, and "
@@ -100,11 +100,11 @@ class Calibration:
             )
         order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
         fitting, calibrating = order[: number // 2], order[number // 2 :]
-        possible = {name: score for name, score in SCORES.items() if set(score.measures) <= set(measures)}
+        possible = {name: score for name, score in SCORES.items() if set(score.statistics) <= set(statistics)}
         for name, score in list(possible.items()):
-            if not score.needs_statistics:
+            if not score.needs_fitting:
                 continue
-            half = {m: measures[m][fitting] for m in score.measures if m != "energy"}
+            half = {m: statistics[m][fitting] for m in score.statistics if m != "energy"}
             flat = [m for m, values in half.items() if bool((values == values[:1]).all())]
             if number < needed_samples(target_fpr):
                 logger.warning(
@@ -119,23 +119,23 @@ class Calibration:
                     *(name, len(fitting), flat[0]),
                 )
                 del possible[name]
-        standardised = {name for score in possible.values() if score.needs_statistics for name in score.measures}
-        statistics = {name: MeasureStatistics.of(measures[name][fitting], name) for name in sorted(standardised)}
+        standardised = {name for score in possible.values() if score.needs_fitting for name in score.statistics}
+        fitted = {name: Moments.of(statistics[name][fitting], name) for name in sorted(standardised)}
         reference = {}
         for name, score in possible.items():
-            rows = calibrating if score.needs_statistics else slice(None)
-            scores = score.function({m: measures[m][rows] for m in score.measures}, statistics)
+            rows = calibrating if score.needs_fitting else slice(None)
+            scores = score.function({m: statistics[m][rows] for m in score.statistics}, fitted)
             reference[name] = order_statistics(name, scores, target_fpr)
-        num_fitted = len(fitting) if statistics else 0
-        return cls(target_fpr, number, seed, statistics, reference, preprocessing, num_fitted=num_fitted)
+        num_fitted = len(fitting) if fitted else 0
+        return cls(target_fpr, number, seed, fitted, reference, preprocessing, num_fitted=num_fitted)
 
     def num_calibrated(self, score: str) -> int:
         """Number n of samples whose scores are the calibration scores of `score`."""
-        return self.num_samples - (self.num_fitted if SCORES[score].needs_statistics else 0)
+        return self.num_samples - (self.num_fitted if SCORES[score].needs_fitting else 0)
 
     def scores_with_statistics(self) -> list[str]:
         """Names of the calibrated scores that use `statistics`."""
-        return [name for name in self.reference if SCORES[name].needs_statistics]
+        return [name for name in self.reference if SCORES[name].needs_fitting]
 
     def expected_fpr(self, score: str) -> float:
         """``P(p <= target_fpr)`` of an in-distribution sample, on average over calibration sets."""
@@ -165,7 +165,7 @@ class Calibration:
     def check_has(self, score: str) -> None:
         """Raise a `ValueError` if the score was not calibrated."""
         if score not in self.reference:
-            few = SCORES[score].needs_statistics if score in SCORES else False
+            few = SCORES[score].needs_fitting if score in SCORES else False
             few = few and self.num_samples < needed_samples(self.target_fpr)
             how = (
                 f"it needs at least {needed_samples(self.target_fpr)} samples for target_fpr={self.target_fpr:g}, half "
@@ -189,7 +189,7 @@ class Calibration:
                 "threshold": self.threshold(name),
                 "num_calibrated": self.num_calibrated(name),
                 "expected_fpr": self.expected_fpr(name),
-                "needs_statistics": SCORES[name].needs_statistics,
+                "needs_statistics": SCORES[name].needs_fitting,
             }
             for name in self.reference
         }
@@ -264,7 +264,7 @@ class Calibration:
             for key, numbers in found.items():
                 if not isinstance(numbers, list) or not all(is_number(x) and math.isfinite(x) for x in numbers):
                     raise ValueError(f"{key} of {name!r} must be a list of finite numbers, got {numbers!r}.")
-        values["statistics"] = {name: MeasureStatistics(**found) for name, found in values["statistics"].items()}
+        values["statistics"] = {name: Moments(**found) for name, found in values["statistics"].items()}
         return cls(**values)
 
 

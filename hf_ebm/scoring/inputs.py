@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_ebm.data.image_files import PICTURE_TYPES, open_picture
+from hf_ebm.data.image_files import IMAGE_TYPES, open_image
 from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import column_images, find_image_column, has_transform, is_column, undecoded
 from hf_ebm.utils.validation import check_count, counted
@@ -50,7 +50,7 @@ def images_to_tensor(
         images = [images]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         if isinstance(images, tuple) and len(images) == 2 and _are_labels(images[1], images[0]):
-            raise ValueError("images must be the images alone, got a pair of images and labels; give its first part.")
+            raise ValueError("images must be images only, got a pair of images and labels; pass its first part.")
         parts = [_one_kind(image, sample_shape, image_processor) for image in images]
     else:
         parts = [_one_kind(images, sample_shape, image_processor)]
@@ -97,9 +97,9 @@ def _vectors(values: np.ndarray | Tensor, dim: int) -> Tensor:
 
 
 def upright(image: PIL.Image.Image, argument: str) -> PIL.Image.Image:
-    """A PIL image decoded and turned by its EXIF orientation, as `hf_ebm.data.image_files.open_picture` opens files."""
+    """A PIL image decoded and turned by its EXIF orientation, as `hf_ebm.data.image_files.open_image` opens files."""
     try:
-        return open_picture(image)
+        return open_image(image)
     except ValueError as error:
         raise ValueError(f"{argument}: a PIL image {error}.") from error
 
@@ -158,7 +158,7 @@ def _pil_masks(masks: Sequence[Any]) -> np.ndarray:
     return np.stack([np.asarray(mask.convert("L")) >= 128 for mask in masks])
 
 
-Row = tuple[Any, Any]  # (id, picture)
+Row = tuple[Any, Any]  # (id, image)
 Span = tuple[int, int]  # rows start..stop-1
 
 
@@ -202,15 +202,15 @@ class Rows(Protocol):
 class ListRows:
     """Rows of a list of images, with their indices as ids."""
 
-    def __init__(self, pictures: Sequence[Any] | Tensor) -> None:
-        self.pictures = pictures
+    def __init__(self, sources: Sequence[Any] | Tensor) -> None:
+        self.sources = sources
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.sources)
 
     def read(self, start: int, stop: int) -> list[Row]:
         """Rows start..stop-1."""
-        return list(enumerate(self.pictures[start:stop], start))
+        return list(enumerate(self.sources[start:stop], start))
 
 
 class HubRows:
@@ -218,7 +218,7 @@ class HubRows:
 
     Args:
         dataset: The data set.
-        image_column: Of the pictures; None = the only one.
+        image_column: Column of the images; None = the only one.
         id_column: Of the ids, whole numbers or strings; None = the paths of an image folder, else the row numbers.
         root: The folder to which such paths are relative; None = full paths.
 
@@ -240,11 +240,11 @@ class HubRows:
         self.dataset = undecoded(dataset.select_columns(list(columns)), self.column)
         self.files = id_column is None and len(dataset) > 0 and self._path(self.dataset[0][self.column]) is not None
 
-    def _path(self, picture: Any) -> str | None:
+    def _path(self, source: Any) -> str | None:
         """The file of a row that is one: in an image folder, not in a parquet file that holds the bytes."""
-        if not isinstance(picture, dict) or picture.get("bytes") or not picture["path"]:
+        if not isinstance(source, dict) or source.get("bytes") or not source["path"]:
             return None
-        return os.path.relpath(picture["path"], self.root) if self.root else picture["path"]
+        return os.path.relpath(source["path"], self.root) if self.root else source["path"]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -252,37 +252,37 @@ class HubRows:
     def read(self, start: int, stop: int) -> list[Row]:
         """Rows start..stop-1."""
         part = self.dataset[start:stop]
-        pictures = part[self.column]
+        sources = part[self.column]
         ids: Iterable[Any] = range(start, stop)
         if self.id_column is not None:
             ids = part[self.id_column]
         elif self.files:
-            ids = [self._path(picture) for picture in pictures]
-        return list(zip(ids, pictures, strict=True))
+            ids = [self._path(source) for source in sources]
+        return list(zip(ids, sources, strict=True))
 
 
 def prepare_sample(
-    picture: Any, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None
+    source: Any, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None
 ) -> np.ndarray | Tensor:
-    """One picture, array or tensor as 8-bit pixels of the model's size, (S, S, C), or as a tensor.
+    """One source, array or tensor as 8-bit pixels of the model's size, (S, S, C), or as a tensor.
 
     Args:
-        picture: What `hf_ebm.data.image_files.open_picture` takes, or an array or a tensor.
+        source: What `hf_ebm.data.image_files.open_image` takes, or an array or a tensor.
         sample_shape: Shape of the model's samples, (C, H, W) or (D,).
         image_processor: For models of images; see `images_to_tensor`.
 
     Returns:
-        Pixels of a picture; a tensor in the models' range, shape (1, ...), from an array or a tensor.
+        Pixels of an image; a tensor in the models' range, shape (1, ...), from an array or a tensor.
 
     Raises:
-        ValueError: If it cannot be read or does not fit, in words that follow its name.
+        ValueError: If it cannot be read or does not fit; the message follows its name.
     """
     try:
-        if not isinstance(picture, np.ndarray | Tensor) and len(sample_shape) == 3:
-            return (image_processor or EBMImageProcessor(sample_shape[-1], sample_shape[0])).pixels(picture)
-        if not isinstance(picture, np.ndarray | Tensor):
-            picture = open_picture(picture)
-        x = images_to_tensor(picture, sample_shape, image_processor)
+        if not isinstance(source, np.ndarray | Tensor) and len(sample_shape) == 3:
+            return (image_processor or EBMImageProcessor(sample_shape[-1], sample_shape[0])).pixels(source)
+        if not isinstance(source, np.ndarray | Tensor):
+            source = open_image(source)
+        x = images_to_tensor(source, sample_shape, image_processor)
         if len(x) != 1:
             raise ValueError(f"a row holds one image, got {len(x)}")
         return x
@@ -306,12 +306,12 @@ def _read_rows(
 ) -> tuple[int, list[Any], np.ndarray, list[Unreadable]]:
     """The parts of a `Batch` of `rows`, whose first is number `start`, with its samples as `_stacked` makes them."""
     ids, samples, unreadable = [], [], []
-    for number, (id_, picture) in enumerate(rows, start):
+    for number, (id_, source) in enumerate(rows, start):
         try:
-            samples.append(prepare_sample(picture, sample_shape, image_processor))
+            samples.append(prepare_sample(source, sample_shape, image_processor))
             ids.append(id_)
         except ValueError as error:
-            unreadable.append(Unreadable(number, id_, picture_name(picture, number, id_), str(error)))
+            unreadable.append(Unreadable(number, id_, image_name(source, number, id_), str(error)))
     return start + len(rows), ids, _stacked(samples, sample_shape), unreadable
 
 
@@ -329,9 +329,9 @@ def prepare_rows(
     return _as_batch(_read_rows(rows, start, sample_shape, image_processor), sample_shape)
 
 
-def picture_name(picture: Any, number: int, id_: Any) -> str:
+def image_name(source: Any, number: int, id_: Any) -> str:
     """The name of an image in messages: its path if it has one, else its row number."""
-    path = picture.get("path") if isinstance(picture, dict) else picture
+    path = source.get("path") if isinstance(source, dict) else source
     if isinstance(path, str) or hasattr(path, "__fspath__"):
         return str(path)
     return f"{number}" if id_ == number else f"{number} (id {id_!r})"
@@ -410,7 +410,7 @@ def sample_batches(
             f"images must be samples or a datasets.Dataset, got a {type(images).__name__} of {sorted(images)}; give "
             "one of them."
         )
-    if isinstance(images, PICTURE_TYPES):
+    if isinstance(images, IMAGE_TYPES):
         images = [images]
     if is_column(images):  # read batch by batch, as a data set is
         if hasattr(images.source, "column_names") and not has_transform(images.source):
@@ -424,11 +424,11 @@ def sample_batches(
             column = streaming_column(images, image_column)
             if num_workers:
                 raise ValueError("num_workers must be 0 for a streaming data set, which is read in its own order.")
-            pictures = column_of(undecoded(images, column), column)
-            batches = streamed_batches(pictures, batch_size, sample_shape, image_processor)
+            sources = column_of(undecoded(images, column), column)
+            batches = streamed_batches(sources, batch_size, sample_shape, image_processor)
             yield from _whole(batches)
             return
-    elif isinstance(images, list | tuple) and any(isinstance(image, PICTURE_TYPES) for image in images):
+    elif isinstance(images, list | tuple) and any(isinstance(image, IMAGE_TYPES) for image in images):
         rows = ListRows(images)
     elif not isinstance(images, list | tuple | np.ndarray | Tensor):
         raise ValueError(
@@ -444,14 +444,14 @@ def sample_batches(
 
 
 def streamed_batches(
-    pictures: Iterator[Any],
+    sources: Iterator[Any],
     batch_size: int,
     sample_shape: tuple[int, ...],
     image_processor: EBMImageProcessor | None,
 ) -> Iterator[Batch]:
-    """The batches of pictures that come one after the other and cannot be read by number."""
+    """Batches of images from an iterator."""
     start = 0
-    while chunk := list(islice(pictures, batch_size)):
+    while chunk := list(islice(sources, batch_size)):
         yield prepare_rows(list(enumerate(chunk, start)), start, sample_shape, image_processor)
         start += len(chunk)
 
@@ -460,7 +460,7 @@ def streaming_column(dataset: Any, image_column: str | None) -> str:
     """The image column of a streaming data set, whose features may be unknown before it is read.
 
     Raises:
-        ValueError: If it is not there, or cannot be told.
+        ValueError: If it does not exist, or is ambiguous.
     """
     if dataset.features is not None:
         return find_image_column(dataset, image_column)

@@ -1,7 +1,7 @@
 """OOD scores of a sample, larger = more out-of-distribution, computed from statistics that any energy model gives.
 
 A score is one statistic of `hf_ebm.scoring.statistics`, or several standardised by the mean m and standard deviation s
-that they have on in-distribution data (`MeasureStatistics`):
+that they have on in-distribution data (`Moments`):
 
     energy          E(x, 0)
     gradient_norm   ||grad_x E(x, 0)||                                Grathwohl et al., ICLR 2020 (there its negative)
@@ -23,18 +23,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Measures = Mapping[str, Tensor]
+Statistics = Mapping[str, Tensor]  # of N samples by name, each (N,) or (N, T)
 
 
 @dataclass(frozen=True)
-class MeasureStatistics:
+class Moments:
     """Mean and standard deviation of a statistic on in-distribution data, one number each, or one per noise level."""
 
     mean: list[float]
     std: list[float]
 
     @classmethod
-    def of(cls, values: Tensor, name: str = "measure") -> MeasureStatistics:
+    def of(cls, values: Tensor, name: str = "statistic") -> Moments:
         """Compute them for the statistic `name`, shape (N,) or (N, T).
 
         Raises:
@@ -54,44 +54,41 @@ class MeasureStatistics:
         return (values.double() - mean) / std
 
 
-Statistics = Mapping[str, MeasureStatistics]
-
-
-def energy_score(measures: Measures, statistics: Statistics) -> Tensor:
+def energy_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
     """``E(x, 0)``, shape (N,)."""
-    return measures["energy"].double()
+    return statistics["energy"].double()
 
 
-def gradient_norm_score(measures: Measures, statistics: Statistics) -> Tensor:
+def gradient_norm_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
     """``||grad_x E(x, 0)||``, shape (N,)."""
-    return measures["gradient_norm"].double()
+    return statistics["gradient_norm"].double()
 
 
-def reconstruction_score(measures: Measures, statistics: Statistics) -> Tensor:
+def reconstruction_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
     """Mean squared error per pixel of the revised reconstruction, shape (N,)."""
-    return measures["reconstruction_error"].double()
+    return statistics["reconstruction_error"].double()
 
 
-def multiscale_score(measures: Measures, statistics: Statistics) -> Tensor:
+def multiscale_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
     """Mean over t of the standardised ``E(x_t, t)``, shape (N,)."""
-    return statistics["energies"].standardise(measures["energies"]).mean(dim=1)
+    return moments["energies"].standardise(statistics["energies"]).mean(dim=1)
 
 
-def typicality_score(measures: Measures, statistics: Statistics) -> Tensor:
+def typicality_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
     """Distance of the energy from its in-distribution mean, shape (N,): too low is atypical as well."""
-    return (measures["energy"].double() - statistics["energy"].mean[0]).abs()
+    return (statistics["energy"].double() - moments["energy"].mean[0]).abs()
 
 
-def complexity_score(measures: Measures, statistics: Statistics) -> Tensor:
+def complexity_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
     """Standardised energy minus standardised compressed size, shape (N,)."""
-    sizes = statistics["compressed_size"].standardise(measures["compressed_size"])
-    return statistics["energy"].standardise(measures["energy"]) - sizes
+    sizes = moments["compressed_size"].standardise(statistics["compressed_size"])
+    return moments["energy"].standardise(statistics["energy"]) - sizes
 
 
-def combined_score(measures: Measures, statistics: Statistics) -> Tensor:
+def combined_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
     """Standardised energy plus standardised reconstruction error, shape (N,)."""
-    errors = statistics["reconstruction_error"].standardise(measures["reconstruction_error"])
-    return statistics["energy"].standardise(measures["energy"]) + errors
+    errors = moments["reconstruction_error"].standardise(statistics["reconstruction_error"])
+    return moments["energy"].standardise(statistics["energy"]) + errors
 
 
 @dataclass(frozen=True)
@@ -99,24 +96,24 @@ class Score:
     """A score and its components.
 
     Attributes:
-        function: ``(measures, statistics) -> scores``, shape (N,), float64.
-        measures: The statistics it is computed from.
-        needs_statistics: Whether it can be computed only after a calibration.
+        function: ``(statistics, moments) -> scores``, shape (N,), float64.
+        statistics: Names of the statistics it is computed from.
+        needs_fitting: Whether it can be computed only after a calibration.
     """
 
-    function: Callable[[Measures, Statistics], Tensor]
-    measures: tuple[str, ...]
-    needs_statistics: bool = False
+    function: Callable[[Statistics, Mapping[str, Moments]], Tensor]
+    statistics: tuple[str, ...]
+    needs_fitting: bool = False
 
 
 SCORES: dict[str, Score] = {
     "energy": Score(energy_score, ("energy",)),
     "gradient_norm": Score(gradient_norm_score, ("gradient_norm",)),
-    "multiscale": Score(multiscale_score, ("energies",), needs_statistics=True),
-    "typicality": Score(typicality_score, ("energy",), needs_statistics=True),
-    "complexity": Score(complexity_score, ("energy", "compressed_size"), needs_statistics=True),
+    "multiscale": Score(multiscale_score, ("energies",), needs_fitting=True),
+    "typicality": Score(typicality_score, ("energy",), needs_fitting=True),
+    "complexity": Score(complexity_score, ("energy", "compressed_size"), needs_fitting=True),
     "reconstruction": Score(reconstruction_score, ("reconstruction_error",)),
-    "combined": Score(combined_score, ("energy", "reconstruction_error"), needs_statistics=True),
+    "combined": Score(combined_score, ("energy", "reconstruction_error"), needs_fitting=True),
 }
 
 

@@ -116,19 +116,19 @@ B = TypeVar("B")
 NUM_DENOISING_DRAWS = 8  # of x_1 and latent for a DDAEBM's reconstruction error
 
 
-def measure_batches(
-    batches: Iterable[B], measure: Callable[[B], dict[str, Tensor]]
+def statistics_of_batches(
+    batches: Iterable[B], compute: Callable[[B], dict[str, Tensor]]
 ) -> Iterator[tuple[B, dict[str, Tensor]]]:
     """Yield each batch with its statistics, on the CPU.
 
     Those of a batch are read when the next batch is under way, so that a GPU computes while that is prepared.
     """
-    begun: Iterable[Any] = ((batch, measure(batch)) for batch in batches)
-    for (batch, measures), _ in pairwise(chain(begun, [None])):
-        yield batch, {name: values.cpu() for name, values in measures.items()}
+    begun: Iterable[Any] = ((batch, compute(batch)) for batch in batches)
+    for (batch, statistics), _ in pairwise(chain(begun, [None])):
+        yield batch, {name: values.cpu() for name, values in statistics.items()}
 
 
-def make_measure(
+def make_statistics_function(
     model: EnergyModel,
     names: Collection[str],
     seed: int,
@@ -146,19 +146,19 @@ def make_measure(
         coefficients: The diffusion the energy was trained on, for ``"energies"``.
         reconstruction_error: ``x -> errors``, shape (B,), for ``"reconstruction_error"``.
     """
-    measures: dict[str, Callable[[Tensor], Tensor]] = {
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
         "energy": lambda x: energies_on_device(model, x, 0, len(x)),
-        "energies": lambda x: measure_energies(model, x, coefficients, seed, len(x)),
-        "gradient_norm": lambda x: measure_gradient_norm(model, x, len(x)),
-        "compressed_size": measure_compressed_size,
+        "energies": lambda x: compute_all_energies(model, x, coefficients, seed, len(x)),
+        "gradient_norm": lambda x: compute_gradient_norm(model, x, len(x)),
+        "compressed_size": compute_compressed_size,
     }
     if reconstruction_error is not None:
-        measures["reconstruction_error"] = reconstruction_error
-    chosen = {name: measure for name, measure in measures.items() if name in names}  # a GPU's first
-    return lambda x: {name: measure(x) for name, measure in chosen.items()}
+        functions["reconstruction_error"] = reconstruction_error
+    chosen = {name: function for name, function in functions.items() if name in names}  # a GPU's first
+    return lambda x: {name: function(x) for name, function in chosen.items()}
 
 
-def measure_energies(
+def compute_all_energies(
     energy_model: Any, x: Tensor, coefficients: DiffusionCoefficients | None, seed: int = 0, batch_size: int = 256
 ) -> Tensor:
     """``E(x_t, t)`` of every noise level, shape (N, T), where the model is, with one noise tensor for all samples.
@@ -182,7 +182,7 @@ def measure_energies(
     return torch.stack(columns, dim=1)
 
 
-def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
+def compute_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
     """``||grad_x E(x, 0)||``, shape (N,), float32, where the model computes."""
     frozen, device, parts = eval_copy(energy_model), execution_device(energy_model), []
     for part in x.split(batch_size):
@@ -192,7 +192,7 @@ def measure_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -
     return torch.cat(parts)
 
 
-def measure_compressed_size(x: Tensor) -> Tensor:
+def compute_compressed_size(x: Tensor) -> Tensor:
     """Bits of each image as a lossless PNG of 8 bits per value, without the fixed part of the file, shape (N,).
 
     Args:
@@ -208,7 +208,7 @@ def measure_compressed_size(x: Tensor) -> Tensor:
     return torch.tensor(sizes)
 
 
-def measure_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
+def compute_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
     """Mean squared error per pixel of each sample's revised reconstruction, shape (N,), float32, on the CPU.
 
     Args:
@@ -225,7 +225,7 @@ def measure_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def measure_denoising_error(
+def compute_denoising_error(
     generator_model: Any,
     x: Tensor,
     coefficients: DiffusionCoefficients,

@@ -112,18 +112,18 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def hash_pictures(pictures: Iterable[Any]) -> str:
-    """SHA-256 of pictures in their order, by their files' bytes: nothing is decoded, names and dates do not count.
+def hash_image_bytes(images: Iterable[Any]) -> str:
+    """SHA-256 of images in their order, by their files' bytes: nothing is decoded, names and dates do not count.
 
     Args:
-        pictures: Undecoded `datasets.Image` (``{"bytes", "path"}``), paths, bytes of files, or PIL images, which are
+        images: Undecoded `datasets.Image` (``{"bytes", "path"}``), paths, bytes of files, or PIL images, which are
             hashed by mode, size and pixels. A file that cannot be read counts by its name.
     """
     digest = hashlib.sha256()
-    for picture in pictures:
-        content = picture
-        if isinstance(picture, dict):
-            content = picture["path"] if picture.get("bytes") is None else picture["bytes"]
+    for image in images:
+        content = image
+        if isinstance(image, dict):
+            content = image["path"] if image.get("bytes") is None else image["bytes"]
         if isinstance(content, (str, os.PathLike)):
             try:
                 content = Path(content).read_bytes()
@@ -139,7 +139,7 @@ PathT = TypeVar("PathT", bound=str | Path)
 
 
 def expand_home(path: PathT) -> PathT:
-    """`path` with a leading ``~`` or ``~user`` replaced by that user's home folder; any other path as it is.
+    """`path` with a leading ``~`` or ``~user`` replaced by that user's home folder; any other path unchanged.
 
     Raises:
         ValueError: If there is no such user, and no file or folder of this name.

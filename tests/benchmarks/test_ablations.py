@@ -28,8 +28,8 @@ def _plain_modules(monkeypatch):
 
 
 def open_digits(tmp_path):
-    measured = importlib.import_module("measured_data")
-    return measured.MeasuredData.open(measured.DATA["digits"], None, tmp_path, "cpu")
+    benchmark_data = importlib.import_module("benchmark_data")
+    return benchmark_data.BenchmarkData.open(benchmark_data.DATA["digits"], None, tmp_path, "cpu")
 
 
 def pipelines(method):
@@ -55,7 +55,7 @@ def test_a_row_is_evaluated_as_in_the_demo(tmp_path, method):
     pipeline = pipelines(method)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path / "run")
-    row = importlib.import_module(f"{method}_ablations").measure(tmp_path / "run", {}, open_digits(tmp_path), "cpu")
+    row = importlib.import_module(f"{method}_ablations").evaluate(tmp_path / "run", {}, open_digits(tmp_path), "cpu")
     metrics = evaluate_digits(pipeline)[0]
     assert row["frechet_distance"] == pytest.approx(metrics["frechet_distance"]["samples"], rel=1e-4)
     for name in ("noise", "inverted"):
@@ -84,9 +84,9 @@ def test_the_table_resumes_and_names_diverged_runs(tmp_path, monkeypatch):
     def table(*seeds):
         arguments = ["ablations", "--output", str(tmp_path), "--max-steps", "7", "--seeds", *seeds]
         monkeypatch.setattr(sys, "argv", arguments)
-        measure = lambda *_: {"fd": next(distances)}  # noqa: E731
+        evaluate = lambda *_: {"fd": next(distances)}  # noqa: E731
         groups = {"shipped": [{}], "rate": [{"rate": 9}]}
-        ablations.make_table("ddaebm", "doc", groups, {"fd": ("FD", 1)}, measure, lambda *_: None)
+        ablations.make_table("ddaebm", "doc", groups, {"fd": ("FD", 1)}, evaluate, lambda *_: None)
         return (tmp_path / "table.md").read_text().splitlines()[2:]
 
     assert table("0") == ["| `as shipped` | 1 | 4.0 |", "| `rate=9` | 0, 1 diverged |  |"]
@@ -100,7 +100,7 @@ def test_the_table_resumes_and_names_diverged_runs(tmp_path, monkeypatch):
         table("2")
 
 
-def test_a_run_that_its_guard_stops_is_told_from_one_that_fails(tmp_path, monkeypatch):
+def test_a_run_stopped_by_its_guard_is_distinguished_from_a_failed_one(tmp_path, monkeypatch):
     ablations = importlib.import_module("ablations")
     arguments = {"max_steps": 1, "batch_size": 8, "x_num_steps": 1, "z_num_steps": 1, "sample_every": 0}
 

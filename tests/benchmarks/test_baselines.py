@@ -57,8 +57,8 @@ class Script:
     def train(self, output_dir, **changes):
         return self.module.train(self.settings(output_dir, **changes))
 
-    def draw(self, folder, number=5, batch_size=3, seed=0, num_inference_steps=None):
-        return list(self.module.draw(folder, number, batch_size, seed, "cpu", num_inference_steps))
+    def sample(self, folder, number=5, batch_size=3, seed=0, num_inference_steps=None):
+        return list(self.module.sample_run(folder, number, batch_size, seed, "cpu", num_inference_steps))
 
     def state(self, settings):
         """Fresh networks and all that a train step needs."""
@@ -84,12 +84,12 @@ def test_a_run_saves_its_pipeline_and_no_card(tmp_path, script):
 
 def test_draw_is_seeded_and_in_range(tmp_path, script):
     folder = script.train(tmp_path / "run", max_steps=1, sample_every=0)
-    batches = script.draw(folder)
+    batches = script.sample(folder)
     assert [tuple(batch.shape) for batch in batches] == [(3, 1, 8, 8), (2, 1, 8, 8)]
     images = torch.cat(batches)
     assert images.dtype == torch.float32 and images.abs().max() <= 1.0 and images.std() > 0.1
-    assert torch.equal(images, torch.cat(script.draw(folder)))
-    other = torch.cat(script.draw(folder, seed=1))
+    assert torch.equal(images, torch.cat(script.sample(folder)))
+    other = torch.cat(script.sample(folder, seed=1))
     assert not torch.isclose(images, other).flatten(1).all(dim=1).any()
     assert not torch.equal(images[:2], images[3:])  # the second batch continues the random numbers
 
@@ -257,7 +257,7 @@ def test_ddpm_has_the_generators_unet_and_any_number_of_steps(tmp_path):
         different = {key for key, value in unet.config.items() if generator.config[key] != value}
         assert different == {"class_embed_type"}
     folder = script.train(tmp_path / "run", max_steps=1, sample_every=0)
-    draws = [torch.cat(script.draw(folder, num_inference_steps=steps)) for steps in (None, 3, 5)]
+    draws = [torch.cat(script.sample(folder, num_inference_steps=steps)) for steps in (None, 3, 5)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
 
 
@@ -286,8 +286,8 @@ def test_short_run_samples_with_its_training_chain(tmp_path):
     energy, random = pipeline.energy_model.eval(), torch.Generator().manual_seed(3)
     start = 2 * torch.rand(6, 1, 8, 8, generator=random) - 1
     chain = langevin_chain(start, lambda x: energy_grad(lambda x: energy(x).energy, x), 4, 2.0, 0.05, random)
-    assert_close(script.draw(folder, 6, 6, seed=3)[0], chain.clamp(-1, 1))
-    assert not torch.equal(script.draw(folder, 6, 6, seed=3, num_inference_steps=2)[0], chain.clamp(-1, 1))
+    assert_close(script.sample(folder, 6, 6, seed=3)[0], chain.clamp(-1, 1))
+    assert not torch.equal(script.sample(folder, 6, 6, seed=3, num_inference_steps=2)[0], chain.clamp(-1, 1))
 
 
 def test_short_run_learns_low_energies_for_data_and_revises_noise(monkeypatch):
@@ -317,7 +317,7 @@ def test_short_run_learns_low_energies_for_data_and_revises_noise(monkeypatch):
 @pytest.mark.parametrize("config", sorted(path.name for path in (BENCHMARKS / "configs").glob("*.yaml")))
 def test_the_shipped_configs_train(config):
     """Their networks are built, fit the data's size, and take a step."""
-    from measured_data import DATA
+    from benchmark_data import DATA
 
     script = Script(next(name for name in SCRIPTS if config.startswith(f"{name}_")))
     settings = make_settings(script.settings_class, read_yaml(BENCHMARKS / "configs" / config))

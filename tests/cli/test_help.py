@@ -92,6 +92,6 @@ def test_choices_of_the_commands_are_those_of_the_code():
 
     assert tuple(SCORES) == SCORE_NAMES and tuple(SYNTHETIC_OOD) == eval_ood.OOD_SETS
     assert likelihood.BASES == model_log_z.BASES and likelihood.REVERSE_FROM == model_log_z.REVERSE_FROM
-    assert [name for name, score in SCORES.items() if not score.needs_statistics] == [
+    assert [name for name, score in SCORES.items() if not score.needs_fitting] == [
         "energy", "gradient_norm", "reconstruction",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ def test_likelihood_prints_the_bracket(folder, capsys):
 
 
 def test_conditionals_of_a_model_without_a_chain_are_refused_at_once(dual_folder, capsys, monkeypatch):
-    monkeypatch.setattr("hf_ebm.likelihood.evaluate.measure_likelihood", None)
+    monkeypatch.setattr("hf_ebm.likelihood.evaluate.evaluate_likelihood", None)
     with pytest.raises(SystemExit):
         main(["likelihood", "--model", dual_folder, "--dataset", "digits", "--num-conditionals", "2"])
     assert "--num-conditionals: pipeline must be a DDAEBMPipeline" in capsys.readouterr().err

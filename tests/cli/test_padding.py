@@ -1,4 +1,4 @@
-"""Padding: every command prepares images with the pipeline's saved image processor."""
+"""Every command uses the padding of the training unless another one is given."""
 
 import json
 

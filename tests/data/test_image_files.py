@@ -1,4 +1,4 @@
-"""Pictures of every kind: what is refused is refused with its reason, what is converted has the right values."""
+"""Image files of every kind: converted with the right values, or rejected with the reason."""
 
 import io
 import socketserver
@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from torch.testing import assert_close
 
-from hf_ebm.data.image_files import MAX_PIXELS, convert_picture, open_picture
+from hf_ebm.data.image_files import MAX_PIXELS, convert_image, open_image
 from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.scoring.inputs import images_to_tensor, prepare_rows, prepare_sample
 
@@ -26,7 +26,7 @@ def encoded(image, kind="png", **options):
 
 
 def png_of_size(width, height):
-    """A PNG's head, which says its size, and no pixels: what a bomb shows before it is decoded."""
+    """A PNG header with its size and no pixels: a decompression bomb before it is decoded."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = b"IDAT" + zlib.compress(b"\0" * 100)
     parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, data)]
@@ -71,15 +71,13 @@ REFUSED = {
 def test_refused(name):
     source, reason = REFUSED[name]
     with pytest.raises(ValueError, match=rf"^cannot be read \(.*(?i:{reason})"):
-        open_picture(source)
+        open_image(source)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "mpo", "webp", "bmp", "gif", "tiff", "ppm", "jpeg2000"])
 def test_formats_that_are_read(kind):
     image = PIL.Image.fromarray(COLOUR)
-    assert (
-        open_picture(encoded(image, kind)).size == open_picture(PIL.Image.open(io.BytesIO(encoded(image, kind)))).size
-    )
+    assert open_image(encoded(image, kind)).size == open_image(PIL.Image.open(io.BytesIO(encoded(image, kind)))).size
 
 
 def test_no_image_file_starts_another_program(monkeypatch):
@@ -89,7 +87,7 @@ def test_no_image_file_starts_another_program(monkeypatch):
     eps = encoded(PIL.Image.fromarray(COLOUR), "eps")
     for source in (eps, {"bytes": eps, "path": "a.png"}, PIL.Image.open(io.BytesIO(eps))):
         with pytest.raises(ValueError, match=r"^cannot be read \("):
-            open_picture(source)
+            open_image(source)
     with pytest.raises(ValueError, match="EPS"):
         images_to_tensor(PIL.Image.open(io.BytesIO(eps)), (3, 8, 8))
 
@@ -97,11 +95,11 @@ def test_no_image_file_starts_another_program(monkeypatch):
 def test_the_limit_holds_where_pils_own_is_switched_off(monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(ValueError, match=f"{MAX_PIXELS:,}"):
-        open_picture(png_of_size(50_000, 50_000))
+        open_image(png_of_size(50_000, 50_000))
 
 
 def luma(colour):
-    """ITU-R 601-2, as PIL says it converts."""
+    """ITU-R 601-2, as PIL documents its conversion."""
     return colour.astype(float) @ (0.299, 0.587, 0.114)
 
 
@@ -148,9 +146,9 @@ def sample(source, shape, do_resize, padding=0):
 @pytest.mark.parametrize("name", sorted(kinds()))
 def test_converted_values(name):
     source, expected = kinds()[name]
-    image = open_picture(source)
-    assert np.abs(np.asarray(convert_picture(image, 3)).astype(float) - expected).max() <= 1
-    assert np.abs(np.asarray(convert_picture(image, 1)).astype(float) - luma(expected)).max() <= 1
+    image = open_image(source)
+    assert np.abs(np.asarray(convert_image(image, 3)).astype(float) - expected).max() <= 1
+    assert np.abs(np.asarray(convert_image(image, 1)).astype(float) - luma(expected)).max() <= 1
     x = sample(source, (3, 8, 8), do_resize=True)
     assert (x.add(1).mul(127.5)[0].permute(1, 2, 0).numpy() - expected).__abs__().max() <= 1.01
     for shape in ((3, 8, 8), (1, 8, 8)):
@@ -165,7 +163,7 @@ def test_modes_of_unknown_range_are_not_converted(mode):
 
 def test_a_turned_photograph_stands_upright():
     image = PIL.Image.fromarray(np.repeat(np.repeat(GRAY[:4], 8, 0), 8, 1))  # 64 wide, 32 high
-    opened = open_picture(photo(image))
+    opened = open_image(photo(image))
     assert opened.size == (32, 64)
     turned = np.rot90(np.asarray(image), k=-1)  # orientation 6: to be turned clockwise
     assert np.abs(np.asarray(opened).astype(float) - turned).max() < 20
@@ -204,7 +202,7 @@ def test_padding(channels):
         prepare_sample(other, shape, EBMImageProcessor(10, channels, 2, do_resize=False))
 
 
-def test_urls_paths_bytes_and_undecoded_rows_are_the_same_picture(file_server, tmp_path):
+def test_urls_paths_bytes_and_undecoded_rows_are_the_same_image(file_server, tmp_path):
     import fsspec
 
     (tmp_path / "a.png").write_bytes(PNG)
@@ -213,9 +211,9 @@ def test_urls_paths_bytes_and_undecoded_rows_are_the_same_picture(file_server, t
     row = {"bytes": None, "path": str(tmp_path / "a.png")}
     sources = [f"{file_server}/a.png", "memory://a.png", tmp_path / "a.png", str(tmp_path / "a.png"), PNG, row]
     for source in [*sources, {"bytes": PNG, "path": "elsewhere.png"}, PIL.Image.open(tmp_path / "a.png")]:
-        assert np.array_equal(np.asarray(open_picture(source)), COLOUR)
+        assert np.array_equal(np.asarray(open_image(source)), COLOUR)
     with pytest.raises(ValueError, match="404"):
-        open_picture(f"{file_server}/b.png")
+        open_image(f"{file_server}/b.png")
 
 
 @pytest.fixture
@@ -243,13 +241,13 @@ def odd_server(monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/short", "/chunks", "/words", "/long", "/a b"])
-def test_a_bad_answer_is_one_unreadable_picture(odd_server, path, monkeypatch):
+def test_a_bad_response_is_one_unreadable_image(odd_server, path, monkeypatch):
     monkeypatch.setattr("hf_ebm.data.image_files.MAX_BYTES", len(PNG) + 1000)
     with pytest.raises(ValueError, match=r"^cannot be read \("):
-        open_picture(odd_server + path)
+        open_image(odd_server + path)
 
 
-def test_a_bad_archive_is_one_unreadable_picture(tmp_path):
+def test_a_bad_archive_is_one_unreadable_image(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"no archive")
     batch = prepare_rows([(0, f"zip://a.png::{tmp_path}/a.zip"), (1, "nothing://a.png"), (2, PNG)], 0, (3, 8, 8), None)
     assert [row.row for row in batch.unreadable] == [0, 1] and batch.ids == [2]

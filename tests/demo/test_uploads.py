@@ -1,4 +1,4 @@
-"""Uploads: what becomes of a file that is given to the page, and which are refused."""
+"""Uploads: how files given to the page are handled, and which are rejected."""
 
 import asyncio
 from pathlib import Path
@@ -56,14 +56,14 @@ def test_a_gray_image_of_sixteen_bits_is_not_converted(tmp_path):
     assert given.changes == "" and given.x.min() == 1.0
 
 
-def test_what_is_transparent_is_said(tmp_path):
+def test_transparency_is_reported(tmp_path):
     clear = save_png(tmp_path / "a.png", np.zeros((8, 8, 4), dtype=np.uint8))
     assert read_upload(clear, COLOUR).changes == "laid on white where it is transparent"
     given = read_upload(clear, GRAY)
     assert given.changes == "converted to gray, laid on white where it is transparent" and given.x.min() == 1.0
 
 
-def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(tmp_path):
+def test_the_first_frame_of_an_animation_is_used_and_reported(tmp_path):
     frames = [PIL.Image.new("L", (8, 8), value) for value in (255, 0, 128)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     given = read_upload(str(tmp_path / "a.gif"), GRAY)

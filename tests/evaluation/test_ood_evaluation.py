@@ -1,4 +1,4 @@
-"""OOD evaluation: baselines that see what they must, each measure taken once, tables and pictures."""
+"""OOD evaluation: baselines on known answers, each statistic computed once, tables and plots."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from hf_ebm.data.image_processor import to_model_range, to_unit_range
 from hf_ebm.evaluation.ood import evaluate_ood, fit_baselines, format_table, load_images, make_ood_sets, score_sets
 from hf_ebm.evaluation.plots import histogram_ticks, new_figure, plot_roc, plot_score_histograms
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD, blurred, shuffled_patches
-from hf_ebm.scoring.scores import MeasureStatistics
+from hf_ebm.scoring.scores import Moments
 
 
 def test_shuffled_patches_moves_whole_patches():
@@ -41,7 +41,7 @@ def found():
     return evaluate_ood(scores, ["noise", "inverted"], num_resamples=20), scores
 
 
-def test_baselines_tell_noise_from_digits(found):
+def test_baselines_separate_noise_from_digits(found):
     table, scores = found
     assert set(table) == {"pixel_gaussian", "pca_residual", "nearest_neighbour", "autoencoder", "constant"}
     for name, rows in table.items():
@@ -52,7 +52,7 @@ def test_baselines_tell_noise_from_digits(found):
         assert scores[name]["in_distribution"].shape == (60,)
 
 
-def test_pictures(found, tmp_path):
+def test_plots(found, tmp_path):
     far = {"energy": {"in_distribution": torch.zeros(20), "noise": torch.full((20,), 1e9)}}  # no spread, and far away
     for name, plot, scores in (("roc", plot_roc, found[1]), ("h", plot_score_histograms, {**found[1]})):
         plot(scores, tmp_path / f"{name}.png")
@@ -62,7 +62,7 @@ def test_pictures(found, tmp_path):
 
 
 def test_no_two_scorers_look_alike(tmp_path, monkeypatch):
-    """Eleven lines, one more than matplotlib has colours, in words."""
+    """Eleven lines, one more than matplotlib has colours."""
     figure = new_figure(3, 3)
     monkeypatch.setattr("hf_ebm.evaluation.plots.new_figure", lambda *_: figure)
     some = {"in_distribution": torch.randn(9), "noise": torch.randn(9)}
@@ -72,17 +72,17 @@ def test_no_two_scorers_look_alike(tmp_path, monkeypatch):
     assert lines[10].get_label() == "score 10"
 
 
-def test_each_measure_is_taken_once_per_set_and_scores_are_the_pipelines(tiny_pipeline, monkeypatch):
+def test_each_statistic_is_computed_once_per_set_and_scores_are_the_pipelines(tiny_pipeline, monkeypatch):
     scorer = EnergyScoringPipeline.from_pipe(tiny_pipeline)
     scorer.set_progress_bar_config(disable=True)
     train, test = to_model_range(load_digits("train")[0])[:30], to_model_range(load_digits("test")[0])[:12]
     sets = {"in_distribution": test, "inverted": -test}
     taken = []
-    make_measure = EnergyScoringPipeline.make_measure
+    make_statistics_function = EnergyScoringPipeline.make_statistics_function
     monkeypatch.setattr(
         EnergyScoringPipeline,
-        "make_measure",
-        lambda self, names, seed: taken.extend(names) or make_measure(self, names, seed),
+        "make_statistics_function",
+        lambda self, names, seed: taken.extend(names) or make_statistics_function(self, names, seed),
     )
     names = ["energy", "typicality", "multiscale", "complexity"]
     found = score_sets(scorer, names, train, sets, seed=3)
@@ -90,14 +90,14 @@ def test_each_measure_is_taken_once_per_set_and_scores_are_the_pipelines(tiny_pi
     assert scorer.calibration is None
     train = to_unit_range(train)
     scorer.calibrate(train, target_fpr=0.1, seed=3)
-    statistics = {name: MeasureStatistics.of(values) for name, values in scorer.measure_all(train, taken).items()}
+    statistics = {name: Moments.of(values) for name, values in scorer.compute_statistics(train, taken).items()}
     scorer.calibration = dataclasses.replace(scorer.calibration, statistics=statistics)  # of all, not of a half
     for name in names:
         for key, images in sets.items():
             torch.testing.assert_close(found[name][key], scorer(to_unit_range(images), score=name).scores)
 
 
-def test_load_images_says_what_they_are():
+def test_load_images_describes_its_source():
     images, source = load_images("digits", (1, 8, 8), "test", None, 40, 0)
     again, _ = load_images("digits", (1, 8, 8), "test", None, 40, 0)
     other, _ = load_images("digits", (1, 8, 8), "test", None, 40, 1)
@@ -107,7 +107,7 @@ def test_load_images_says_what_they_are():
     assert source["fingerprint"] != of_train["fingerprint"]
 
 
-def test_the_autoencoder_learns_until_it_has_converged_or_says_so(recwarn):
+def test_the_autoencoder_trains_until_convergence_or_warns(recwarn):
     train, test = to_model_range(load_digits("train")[0])[:300], to_model_range(load_digits("test")[0])[:100]
     few, stopped = fit_baselines(train, max_epochs=2)
     enough, converged = fit_baselines(train)

@@ -1,4 +1,4 @@
-"""Sample evaluation: a pipeline that gives real images back scores as the floor does; limits, records, bad input."""
+"""Sample evaluation: real images reach the real-vs-real distance; limits, records, invalid input."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def test_every_set_has_a_bar_of_as_many_steps_as_it_has_batches(digits, tiny_dua
     assert shown == [[*found, found[1]] for found in expected]
 
 
-def test_real_images_score_as_the_floor(digits):
+def test_real_images_reach_the_real_vs_real_distance(digits):
     pipeline = Copier(to_model_range(load_digits("train")[0]))
     record = evaluate_samples(pipeline, "digits", digits, batch_size=500, num_inference_steps=2)
     assert [number for number, _, _ in pipeline.asked] == [500, 500, 437]
@@ -108,7 +108,7 @@ def test_figures_over_seeds_are_means_of_those_of_each(tiny_pipeline, digits):
     assert both["metrics"]["frechet_distance"]["std_over_seeds"] > 0
 
 
-def test_the_inception_score_is_of_the_standard_network_alone(digits):
+def test_the_inception_score_needs_the_standard_network(digits):
     calls = []
     standard = dataclasses.replace(digits, logits=lambda features: calls.append(features.shape) or features[:, :10])
     record = evaluate_samples(Copier(to_model_range(load_digits("train")[0])), "digits", standard, num_images=30)
@@ -189,7 +189,7 @@ def folder_of_images(folder, splits):
     return str(folder)
 
 
-def test_a_folder_without_the_other_split_has_no_floor_and_says_so(digits, tmp_path, monkeypatch):
+def test_a_folder_without_the_other_split_warns_of_the_missing_real_vs_real_distance(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     name = folder_of_images(tmp_path / "images", {"test": 25})
     record = evaluate_samples(Copier(to_model_range(load_digits("train")[0])), name, digits)

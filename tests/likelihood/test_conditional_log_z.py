@@ -15,7 +15,7 @@ from hf_ebm.likelihood.evaluate import (
     conditional_energy,
     denoising_base,
     estimate_conditional_log_z,
-    measure_chain_likelihood,
+    evaluate_chain_likelihood,
 )
 from hf_ebm.likelihood.log_partition import LikelihoodSettings
 from hf_ebm.likelihood.warmup import equilibrate
@@ -133,7 +133,7 @@ def test_the_chain_of_exact_conditionals_is_the_datas_density():
     train = variance**0.5 * torch.randn(500, dims, generator=seeded())
     held_out = variance**0.5 * torch.randn(2, dims, generator=seeded(1))
     settings = LikelihoodSettings(num_chains=100, num_temperatures=8, batch_size=100, equilibration_steps=50)
-    record = measure_chain_likelihood(pipeline, train, held_out, None, settings)
+    record = evaluate_chain_likelihood(pipeline, train, held_out, None, settings)
     v_0 = pipeline.energy_model.variances[0].item()
     expected = -0.5 * dims * math.log(2 * math.pi * v_0) - 0.5 * held_out.square().sum(dim=1).mean().item() / v_0
     for name in ("at_log_z_lower", "at_log_z_upper"):
@@ -143,7 +143,7 @@ def test_the_chain_of_exact_conditionals_is_the_datas_density():
     assert record["bits_per_dim"] == {}
 
     levels = torch.tensor([[0.125, -0.25, 0.0, 0.5, -0.5, 0.0]])
-    record = measure_chain_likelihood(pipeline, train, levels, 17, settings)
+    record = evaluate_chain_likelihood(pipeline, train, levels, 17, settings)
     log_p = -0.5 * dims * math.log(2 * math.pi * v_0) - 0.5 * levels.square().sum().item() / v_0
     entropy = dims * (math.log(math.sqrt(1 - Q.alphas_cumprod[0].item())) + 0.5 * math.log(2 * math.pi * math.e))
     bits = -(log_p + entropy) / dims / math.log(2)  # log q(x_0 | y) is minus its entropy in the mean
@@ -162,4 +162,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="num_steps"):
         equilibrate(lambda x: x.sum(dim=1), clean, torch.zeros(3, 2), num_steps=-1)
     with pytest.raises(ValueError, match="DDAEBMPipeline"):
-        measure_chain_likelihood(SimpleNamespace(energy_model=Marginals(1.0)), torch.zeros(3, 2), torch.zeros(3, 2))
+        evaluate_chain_likelihood(SimpleNamespace(energy_model=Marginals(1.0)), torch.zeros(3, 2), torch.zeros(3, 2))

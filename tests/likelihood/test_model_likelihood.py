@@ -1,4 +1,4 @@
-"""The likelihood of whole pipelines: against a grid in 2-D, and the temperature, box and bins of image models."""
+"""The likelihood of pipelines: against a grid in 2-D, and the temperature, box and bins of image models."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from hf_ebm.data.loading import sample_toy
 from hf_ebm.likelihood.ais import estimate_log_z
 from hf_ebm.likelihood.base_distributions import Box, GaussianBase
 from hf_ebm.likelihood.dequantization import log_z_on_grid
-from hf_ebm.likelihood.evaluate import VECTOR_BOX, measure_chain_likelihood, measure_likelihood
+from hf_ebm.likelihood.evaluate import VECTOR_BOX, evaluate_chain_likelihood, evaluate_likelihood
 from hf_ebm.likelihood.log_partition import LikelihoodSettings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.scoring.statistics import compute_energies
@@ -65,7 +65,7 @@ def test_a_2d_model_against_the_grid(toy_pipeline):
 def test_the_record_of_a_2d_model(toy_pipeline):
     train, held_out = sample_toy("25gaussians", 300, seeded(1)), sample_toy("25gaussians", 200, seeded(2))
     settings = LikelihoodSettings(num_chains=200, num_temperatures=30, equilibration_steps=50)
-    record = measure_likelihood(toy_pipeline, train, held_out, None, settings)
+    record = evaluate_likelihood(toy_pipeline, train, held_out, None, settings)
     log_z = record["log_z"]
     assert log_z["lower"] == pytest.approx(record["log_z_grid"], abs=0.1)
     assert log_z["upper"] == pytest.approx(record["log_z_grid"], abs=0.15)
@@ -85,7 +85,7 @@ def test_the_record_of_an_image_model(tiny_pipeline, monkeypatch, base, reverse_
     monkeypatch.setattr("hf_ebm.likelihood.log_partition.MIN_FIT_SAMPLES", 100)
     train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:20]
     settings = dataclasses.replace(FEW, base=base, reverse_from=reverse_from)
-    record = measure_likelihood(tiny_pipeline, train, held_out, 17, settings)
+    record = evaluate_likelihood(tiny_pipeline, train, held_out, 17, settings)
     assert record["settings"]["base"] == base and record["density"].startswith("exp(-E(x, 0) / T) / Z on [-1.0625,")
     bits, nats = record["bits_per_dim"], record["log_likelihood"]
     for end, log_z in (("at_log_z_lower", "lower"), ("at_log_z_upper", "upper")):
@@ -103,13 +103,13 @@ def test_dual_mcmc_has_its_chains_temperature(tiny_dual_mcmc_pipeline):
     train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:20]
     energy = compute_energies(pipeline.energy_model, held_out).mean().item()
     for temperature, expected in ((None, 4e-4), (0.1, 0.1)):
-        record = measure_likelihood(pipeline, train, held_out, 17, dataclasses.replace(FEW, temperature=temperature))
+        record = evaluate_likelihood(pipeline, train, held_out, 17, dataclasses.replace(FEW, temperature=temperature))
         assert record["temperature"] == pytest.approx(expected)
         assert record["mean_energy"]["held_out"] == pytest.approx(energy / expected, rel=1e-4)
         nats = -energy / expected - record["log_z"]["lower"]
         assert record["log_likelihood"]["at_log_z_lower"] == pytest.approx(nats, rel=1e-3, abs=0.01)
     # so hot that the energy is flat: the uniform density, whose log Z is the box's volume
-    hot = measure_likelihood(pipeline, train, held_out, 17, dataclasses.replace(FEW, temperature=1e6))
+    hot = evaluate_likelihood(pipeline, train, held_out, 17, dataclasses.replace(FEW, temperature=1e6))
     box = Box.of_levels(17)
     assert hot["log_z"]["lower"] == pytest.approx(64 * math.log(box.high - box.low), abs=1e-2)
     assert hot["log_z"]["upper"] == pytest.approx(64 * math.log(box.high - box.low), abs=1e-2)
@@ -119,17 +119,17 @@ def test_dual_mcmc_has_its_chains_temperature(tiny_dual_mcmc_pipeline):
 def test_fewer_images_than_pixels_fit_no_gaussian(tiny_dual_mcmc_pipeline):
     train, held_out = to_model_range(load_digits("train")[0])[:65], to_model_range(load_digits("test")[0])[:20]
     for number in (64, 65):
-        bits = measure_likelihood(tiny_dual_mcmc_pipeline, train[:number], held_out, 17, FEW)["bits_per_dim"]
+        bits = evaluate_likelihood(tiny_dual_mcmc_pipeline, train[:number], held_out, 17, FEW)["bits_per_dim"]
         assert ("full_gaussian" in bits) == (number > 64)
 
 
-def test_the_seed_alone_decides(tiny_dual_mcmc_pipeline):
+def test_only_the_seed_determines_the_result(tiny_dual_mcmc_pipeline):
     train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:20]
     records = []
     for global_seed, seed in ((1, 5), (2, 5), (2, 6)):
         torch.manual_seed(global_seed)
         settings = dataclasses.replace(FEW, seed=seed, temperature=0.01)
-        record = measure_likelihood(tiny_dual_mcmc_pipeline, train, held_out, 17, settings)
+        record = evaluate_likelihood(tiny_dual_mcmc_pipeline, train, held_out, 17, settings)
         records.append((record["log_z"], record["bits_per_dim"]))
     assert records[0] == records[1] != records[2]
 
@@ -137,7 +137,7 @@ def test_the_seed_alone_decides(tiny_dual_mcmc_pipeline):
 def test_the_steps_of_an_image_model(tiny_pipeline):
     train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:2]
     settings = LikelihoodSettings(num_chains=4, num_temperatures=3, num_leapfrog_steps=1, equilibration_steps=2)
-    record = measure_chain_likelihood(tiny_pipeline, train, held_out, 17, settings)
+    record = evaluate_chain_likelihood(tiny_pipeline, train, held_out, 17, settings)
     assert [len(step["lower"]) for step in record["steps"]] == [2] * 4
     lower, upper = (record["log_likelihood"][f"at_log_z_{end}"] for end in ("lower", "upper"))
     assert lower - upper == pytest.approx(sum(step["mean_gap"] for step in record["steps"]), abs=1e-3)
@@ -161,11 +161,11 @@ def test_bad_settings(tiny_pipeline, tiny_dual_mcmc_pipeline):
             LikelihoodSettings(**settings)
     digits = to_model_range(load_digits("test")[0])[:20]
     with pytest.raises(ValueError, match="num_levels=16"):
-        measure_likelihood(tiny_pipeline, digits, digits, 16, FEW)
+        evaluate_likelihood(tiny_pipeline, digits, digits, 16, FEW)
     with pytest.raises(ValueError, match="must lie in"):
-        measure_likelihood(tiny_pipeline, digits, 2 * digits, 17, FEW)
+        evaluate_likelihood(tiny_pipeline, digits, 2 * digits, 17, FEW)
     with pytest.raises(ValueError, match="denoising steps"):
-        measure_chain_likelihood(tiny_dual_mcmc_pipeline, digits, digits, 17, FEW)
+        evaluate_chain_likelihood(tiny_dual_mcmc_pipeline, digits, digits, 17, FEW)
     tiny_pipeline.energy_model = None
     with pytest.raises(ValueError, match="energy_model"):
-        measure_likelihood(tiny_pipeline, digits, digits, 17, FEW)
+        evaluate_likelihood(tiny_pipeline, digits, digits, 17, FEW)

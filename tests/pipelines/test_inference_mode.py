@@ -19,7 +19,7 @@ from hf_ebm.langevin import conditional_energy_grad, energy_grad, langevin_chain
 from hf_ebm.likelihood.ais import estimate_log_z
 from hf_ebm.likelihood.base_distributions import GaussianBase
 from hf_ebm.likelihood.dequantization import log_z_on_grid
-from hf_ebm.likelihood.evaluate import estimate_conditional_log_z, measure_chain_likelihood, measure_likelihood
+from hf_ebm.likelihood.evaluate import estimate_conditional_log_z, evaluate_chain_likelihood, evaluate_likelihood
 from hf_ebm.likelihood.log_partition import LikelihoodSettings
 from hf_ebm.likelihood.warmup import equilibrate
 from hf_ebm.pipelines.ood_detection import OODDetectionPipeline
@@ -183,10 +183,10 @@ def test_chains_and_likelihood(tiny_pipeline, tiny_dual_mcmc_pipeline):
             "conditional": conditional,
             "equilibrate": lambda: equilibrate(energy_fn, base(), torch.ones(4, 2), num_steps=3, generator=seeded()),
             "grid": lambda: log_z_on_grid(energy_fn, 3.0, 20),
-            "likelihood": lambda: measure_likelihood(
+            "likelihood": lambda: evaluate_likelihood(
                 tiny_dual_mcmc_pipeline, levels[:78].clone(), levels[78:].clone(), 17, settings
             ),
-            "chain likelihood": lambda: measure_chain_likelihood(
+            "chain likelihood": lambda: evaluate_chain_likelihood(
                 tiny_pipeline, levels[:78].clone(), levels[78:79].clone(), 17, settings
             ),
         }

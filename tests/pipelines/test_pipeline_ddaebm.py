@@ -28,7 +28,7 @@ def test_one_network_call_per_step(tiny_pipeline):
 
 
 def test_sampling_is_the_algorithm(tiny_pipeline):
-    """The loop written out with the coefficients alone."""
+    """The loop written out with the coefficients."""
     images = tiny_pipeline(batch_size=3, generator=seeded(), output_type="latent").images
     g, q = seeded(), tiny_pipeline.scheduler.coefficients
     x = torch.randn(3, 1, 8, 8, generator=g)
@@ -53,7 +53,7 @@ def test_output_types(tiny_pipeline):
     assert np.abs(np.asarray(pil[0]) / 255 - array[0, :, :, 0]).max() <= 0.5 / 255 + 1e-6
 
 
-def test_pictures_keep_their_pixels_and_can_be_written_to(tiny_pipeline):
+def test_images_keep_their_pixels_and_are_writable(tiny_pipeline):
     images = torch.linspace(-1.2, 1.2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
     first, second = tiny_pipeline.post_process(images, "pil")
     assert first.mode == "RGB" and first.size == (8, 8)
@@ -71,7 +71,7 @@ def test_weights_stored_in_eight_bits(tiny_pipeline):
     assert images.dtype == torch.bfloat16 and torch.isfinite(images).all()
 
 
-def test_noise_is_drawn_where_offloading_computes(tiny_pipeline):
+def test_noise_is_sampled_on_the_execution_device(tiny_pipeline):
     generator_model = tiny_pipeline.generator_model
     assert tiny_pipeline._execution_device == torch.device("cpu")
     add_hook_to_module(generator_model, AlignDevicesHook("meta", io_same_device=True))

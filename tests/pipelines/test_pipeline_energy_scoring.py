@@ -120,7 +120,7 @@ def test_images_of_any_size_and_mode_are_prepared_as_in_training(scorer, picture
     big = pictures[0].resize((20, 16), PIL.Image.Resampling.NEAREST).convert("RGB")
     big.save(tmp_path / "big.png")
     expected = scorer.energy_model(EBMImageProcessor(8, 1)(big).pixel_values).energy.detach()
-    array = np.asarray(big)
+    array = np.array(big)
     for images in (big, tmp_path / "big.png", array, array / 255.0, torch.from_numpy(array).permute(2, 0, 1) / 255):
         assert_close(scorer(images).energies, expected, rtol=1e-4, atol=1e-4)
     scorer.image_processor.do_resize = False
@@ -254,9 +254,9 @@ def test_a_calibration_without_the_score_is_an_error(scorer, tiny_pipeline, digi
 def test_the_reconstructions_pipeline_is_made_once(dual_scorer, digits, monkeypatch):
     from hf_ebm.pipelines import pipeline_dual_mcmc as module
 
-    measure, used = module.measure_reconstruction_error, []
+    measure, used = module.compute_reconstruction_error, []
     monkeypatch.setattr(
-        module, "measure_reconstruction_error", lambda pipe, *rest: used.append(pipe) or measure(pipe, *rest)
+        module, "compute_reconstruction_error", lambda pipe, *rest: used.append(pipe) or measure(pipe, *rest)
     )
     dual_scorer(digits[:12], score="reconstruction", batch_size=3)
     assert len(used) == 4 and all(pipe is used[0] for pipe in used)

@@ -10,11 +10,11 @@ import torch
 from torch.testing import assert_close
 
 from hf_ebm.scoring.calibration import FILE_NAME, FORMAT_VERSION, MAX_REFERENCE, Calibration
-from hf_ebm.scoring.scores import SCORES, MeasureStatistics
+from hf_ebm.scoring.scores import SCORES, Moments
 
 
 @pytest.fixture
-def measures():
+def statistics():
     random = torch.Generator().manual_seed(0)
     return {
         "energy": 3.0 + 2.0 * torch.randn(500, generator=random),
@@ -25,9 +25,9 @@ def measures():
     }
 
 
-def test_scores_are_their_formulas(measures):
-    statistics = {name: MeasureStatistics.of(values) for name, values in measures.items()}
-    m = {name: values.double() for name, values in measures.items()}
+def test_scores_are_their_formulas(statistics):
+    moments = {name: Moments.of(values) for name, values in statistics.items()}
+    m = {name: values.double() for name, values in statistics.items()}
 
     def z(name):
         return (m[name] - m[name].mean(0)) / m[name].std(0)
@@ -43,11 +43,11 @@ def test_scores_are_their_formulas(measures):
     }
     assert expected.keys() == SCORES.keys()
     for name, score in SCORES.items():
-        assert_close(score.function({key: measures[key] for key in score.measures}, statistics), expected[name])
+        assert_close(score.function({key: statistics[key] for key in score.statistics}, moments), expected[name])
 
 
 def held_out(number, random):
-    """Measures of samples of a continuous distribution."""
+    """Statistics of samples of a continuous distribution."""
     energies = torch.randn(number, 3, generator=random) ** 3
     sizes, errors = torch.randn(number, generator=random), torch.rand(number, generator=random)
     return {"energy": energies[:, 0], "energies": energies, "compressed_size": sizes, "reconstruction_error": errors}
@@ -62,14 +62,14 @@ def test_p_values_are_exact_on_average_over_calibration_sets(number, target, nam
     random, rates = torch.Generator().manual_seed(number), {}
     held = 2 * number  # of which `number` calibrate a score with statistics
     for seed in range(num_sets):
-        measures, new = held_out(held, random), held_out(100, random)
-        calibration = Calibration.fit({name: measures[name] for name in names or measures}, target, seed)
+        statistics, new = held_out(held, random), held_out(100, random)
+        calibration = Calibration.fit({name: statistics[name] for name in names or statistics}, target, seed)
         for name in calibration.reference:
             p_values = calibration.p_values(name, SCORES[name].function(new, calibration.statistics))
             rates.setdefault(name, []).append((p_values <= target).double().mean().item())
     assert set(rates) == ({"energy", "typicality"} if names else set(SCORES) - {"gradient_norm"})
     for name, found in rates.items():
-        n = number if SCORES[name].needs_statistics else held
+        n = number if SCORES[name].needs_fitting else held
         assert calibration.num_calibrated(name) == len(calibration.reference[name]) == n
         expected = math.floor(target * (n + 1) + 1e-9) / (n + 1)
         assert calibration.expected_fpr(name) == pytest.approx(expected)
@@ -98,17 +98,17 @@ def test_very_many_scores_are_thinned_and_keep_the_rate():
 
 
 def test_statistics_come_from_a_random_half_that_calibrates_nothing():
-    measures = held_out(41, torch.Generator().manual_seed(0))
+    statistics = held_out(41, torch.Generator().manual_seed(0))
     for seed in (0, 1):
-        calibration = Calibration.fit(measures, 0.1, seed)
+        calibration = Calibration.fit(statistics, 0.1, seed)
         order = torch.randperm(41, generator=torch.Generator().manual_seed(seed))
         fitting, calibrating = order[:20], order[20:]
-        assert calibration.statistics["energies"] == MeasureStatistics.of(measures["energies"][fitting])
-        mean = measures["energy"][fitting].double().mean()
-        distances = (measures["energy"][calibrating].double() - mean).abs().sort().values
+        assert calibration.statistics["energies"] == Moments.of(statistics["energies"][fitting])
+        mean = statistics["energy"][fitting].double().mean()
+        distances = (statistics["energy"][calibrating].double() - mean).abs().sort().values
         assert_close(torch.tensor(calibration.reference["typicality"], dtype=torch.float64), distances)
         assert len(calibration.reference["energy"]) == 41 and calibration.num_fitted == 20
-    assert Calibration.fit(measures, 0.1, 0).reference != calibration.reference
+    assert Calibration.fit(statistics, 0.1, 0).reference != calibration.reference
 
 
 def test_too_few_samples_for_statistics_leave_the_other_scores(caplog):
@@ -124,8 +124,8 @@ def test_too_few_samples_for_statistics_leave_the_other_scores(caplog):
 
 
 def test_a_constant_statistic_only_disables_its_scores(caplog):
-    measures = {"energy": torch.randn(50), "compressed_size": torch.full((50,), 70.0)}
-    calibration = Calibration.fit(measures, 0.05)
+    statistics = {"energy": torch.randn(50), "compressed_size": torch.full((50,), 70.0)}
+    calibration = Calibration.fit(statistics, 0.05)
     assert set(calibration.reference) == {"energy", "typicality"}
     assert "score 'complexity' is left out: the 25 samples that fit its statistics all have the same" in caplog.text
 
@@ -167,16 +167,16 @@ def test_a_calibration_needs_finite_scores(value):
         Calibration.fit({"gradient_norm": torch.tensor([float(value), *range(29)])}, 0.1)
 
 
-def test_calibration_round_trip(tmp_path, measures):
-    calibration = Calibration.fit(measures, 0.1, seed=5, preprocessing="as given")
+def test_calibration_round_trip(tmp_path, statistics):
+    calibration = Calibration.fit(statistics, 0.1, seed=5, preprocessing="as given")
     calibration.save(tmp_path)
     assert Calibration.load(tmp_path) == calibration
     assert Calibration.load(tmp_path / "elsewhere") is None
     assert calibration.reference.keys() == SCORES.keys()
 
 
-def test_a_file_without_a_version_still_loads(tmp_path, measures):
-    calibration = Calibration.fit(measures, 0.1)
+def test_a_file_without_a_version_still_loads(tmp_path, statistics):
+    calibration = Calibration.fit(statistics, 0.1)
     calibration.save(tmp_path)
     values = json.loads((tmp_path / FILE_NAME).read_text())
     assert values.pop("format_version") == FORMAT_VERSION and values.pop("num_fitted") == 250
@@ -208,8 +208,8 @@ def test_a_file_without_a_version_still_loads(tmp_path, measures):
         ({"statistics": {"energy": {"mean": 0.0, "std": [1.0]}}}, "mean of 'energy' must be a list of finite numbers"),
     ],
 )
-def test_a_damaged_file_is_an_error_with_the_reason(tmp_path, measures, changes, message):
-    Calibration.fit(measures, 0.1).save(tmp_path)
+def test_a_damaged_file_is_an_error_with_the_reason(tmp_path, statistics, changes, message):
+    Calibration.fit(statistics, 0.1).save(tmp_path)
     path = tmp_path / FILE_NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(ValueError, match=rf"calibration\.json cannot be used: .*{message}.*Calibrate again"):
@@ -231,7 +231,7 @@ def test_a_file_that_is_no_calibration_is_an_error(tmp_path, text):
         (lambda: Calibration.fit({"energy": torch.ones(50)}, 0.05), "not all equal"),
         (lambda: Calibration.fit({"energy": torch.full((50,), math.nan)}, 0.05), "finite"),
         (lambda: Calibration.fit({"energy": torch.randn(50)}, 0.05).p_values("combined", torch.ones(1)), "combined"),
-        (lambda: MeasureStatistics.of(torch.ones(1)), "at least 2"),
+        (lambda: Moments.of(torch.ones(1)), "at least 2"),
     ],
 )
 def test_mistakes(call, message):

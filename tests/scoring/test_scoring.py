@@ -1,4 +1,4 @@
-"""Metrics, odd images, plots and the digit classifier: closed forms and known answers."""
+"""Metrics, OOD images, plots and the digit classifier: closed forms and known answers."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_digit_classifier_knows_the_held_out_digits():
     assert classifier.features(images).shape == (360, 64)
 
 
-def test_odd_images():
+def test_synthetic_ood_images():
     images = to_model_range(load_digits("test")[0][:50])
     generator = torch.Generator().manual_seed(0)
     made = {name: make(images, generator) for name, make in synthetic_ood.SYNTHETIC_OOD.items()}
@@ -85,7 +85,7 @@ def test_density_is_the_normalised_boltzmann_weight():
     density = density_on_grid(Quadratic(), 2.0, 201)
     line = torch.linspace(-2, 2, 201).numpy()
     assert abs(density.sum() - 1) < 1e-6
-    assert abs((density.sum(0) * line).sum() - 0.5) < 1e-3  # columns are the first coordinate, as a picture shows it
+    assert abs((density.sum(0) * line).sum() - 0.5) < 1e-3  # columns are the first coordinate, as in an image
     assert abs((density.sum(1) * line**2).sum() - 0.1) < 1e-3
 
 

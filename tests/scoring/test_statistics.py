@@ -10,14 +10,19 @@ from torch.testing import assert_close
 
 from hf_ebm import DiffusionCoefficients
 from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
-from hf_ebm.scoring.statistics import measure_batches, measure_compressed_size, measure_energies, measure_gradient_norm
+from hf_ebm.scoring.statistics import (
+    compute_all_energies,
+    compute_compressed_size,
+    compute_gradient_norm,
+    statistics_of_batches,
+)
 
 
 def test_gradient_norm_is_autograds_and_touches_nothing():
     model = MLPEnergyModel(MLPEnergyConfig(num_timesteps=1)).train()
     x = torch.randn(10, 2, requires_grad=True)
     (grad,) = torch.autograd.grad(model(x, 0).energy.sum(), x)
-    got = measure_gradient_norm(model, x.detach(), batch_size=3)
+    got = compute_gradient_norm(model, x.detach(), batch_size=3)
     assert_close(got, grad.norm(dim=1))
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
 
@@ -25,10 +30,10 @@ def test_gradient_norm_is_autograds_and_touches_nothing():
 def test_noised_energies_do_not_depend_on_the_batch():
     model, q = MLPEnergyModel(MLPEnergyConfig(num_timesteps=4)), DiffusionCoefficients.vp(4)
     x = torch.randn(9, 2)
-    whole = measure_energies(model, x, q, seed=3)
+    whole = compute_all_energies(model, x, q, seed=3)
     assert whole.shape == (9, 4)
-    assert_close(measure_energies(model, x[4:5], q, seed=3), whole[4:5])
-    assert not torch.allclose(measure_energies(model, x, q, seed=4), whole)
+    assert_close(compute_all_energies(model, x[4:5], q, seed=3), whole[4:5])
+    assert not torch.allclose(compute_all_energies(model, x, q, seed=4), whole)
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(3))
     x_2 = q.alphas_cumprod[2].sqrt() * x + (1 - q.alphas_cumprod[2]).sqrt() * noise[2]
     assert_close(whole[:, 2], model(x_2.float(), 2).energy, rtol=1e-4, atol=1e-5)
@@ -36,7 +41,7 @@ def test_noised_energies_do_not_depend_on_the_batch():
 
 def test_compressed_size_is_a_pngs():
     x = torch.stack([torch.zeros(1, 8, 8), torch.rand(1, 8, 8) * 2 - 1])
-    flat, noisy = measure_compressed_size(x).tolist()
+    flat, noisy = compute_compressed_size(x).tolist()
     assert flat < noisy and noisy <= 8 * (64 + 8 + 60)
     file = io.BytesIO()
     pixels = ((x[1, 0] + 1) * 127.5).round().byte().numpy()
@@ -44,10 +49,10 @@ def test_compressed_size_is_a_pngs():
     smallest = io.BytesIO()
     PIL.Image.fromarray(np.zeros((1, 1), dtype=np.uint8)).save(smallest, format="png", optimize=True)
     assert noisy == 8 * (file.tell() - smallest.tell())
-    assert measure_compressed_size(torch.zeros(2, 3, 4, 4)).shape == (2,)
-    assert measure_compressed_size(torch.zeros(2, 5, 4, 4)).shape == (2,)
+    assert compute_compressed_size(torch.zeros(2, 3, 4, 4)).shape == (2,)
+    assert compute_compressed_size(torch.zeros(2, 5, 4, 4)).shape == (2,)
     with pytest.raises(ValueError, match="compressed size"):
-        measure_compressed_size(torch.zeros(2, 3))
+        compute_compressed_size(torch.zeros(2, 3))
 
 
 def test_a_batch_is_read_when_the_next_one_is_under_way():
@@ -61,10 +66,10 @@ def test_a_batch_is_read_when_the_next_one_is_under_way():
             events.append(f"read {self.batch}")
             return self.batch
 
-    def measure(batch):
+    def compute(batch):
         events.append(f"begin {batch}")
         return {"energy": OnAGPU(batch)}
 
-    assert list(measure_batches(iter("abc"), measure)) == [(batch, {"energy": batch}) for batch in "abc"]
+    assert list(statistics_of_batches(iter("abc"), compute)) == [(batch, {"energy": batch}) for batch in "abc"]
     assert events == ["begin a", "begin b", "read a", "begin c", "read b", "read c"]
-    assert list(measure_batches([], measure)) == []
+    assert list(statistics_of_batches([], compute)) == []

@@ -9,7 +9,7 @@ import pytest
 
 from hf_ebm import DDAEBMPipeline, EnergyScoringPipeline
 from hf_ebm.cli.main import main, make_parser
-from hf_ebm.data.image_files import open_picture
+from hf_ebm.data.image_files import open_image
 from hf_ebm.data.loading import DatasetName, load_training_data
 from hf_ebm.scoring.calibration import Calibration
 from hf_ebm.training.config import find_config, load_settings
@@ -104,7 +104,7 @@ def test_calls_from_python(home, tiny_pipeline):
         PIL.Image.fromarray(np.full((8, 8), number * 20, np.uint8)).save(home / "images" / f"{number}.png")
     assert len(load_training_data("~/images", (1, 8, 8))) == 9
     assert DatasetName.parse("~/images@train") == DatasetName(f"{home}/images", None, "train")
-    assert open_picture("~/images/0.png").size == (8, 8)
+    assert open_image("~/images/0.png").size == (8, 8)
     scorer.calibrate([f"~/images/{number}.png" for number in range(9)], target_fpr=0.1).save("~/model")
     assert Calibration.load("~/model").num_samples == 9
 

@@ -52,7 +52,7 @@ def open_extractor(data: Data, dataset: str, folder: Path, device: str) -> Featu
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasuredData:
+class BenchmarkData:
     """A data set that is there, with what measures samples of it.
 
     Attributes:
@@ -68,7 +68,7 @@ class MeasuredData:
     found: dict[tuple[str, int], FeatureStatistics] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def open(cls, data: Data, dataset: str | None, folder: Path, device: str) -> MeasuredData:
+    def open(cls, data: Data, dataset: str | None, folder: Path, device: str) -> BenchmarkData:
         """The data set, and the classifier in `folder`, trained now if it is not there.
 
         Args:
@@ -110,7 +110,7 @@ class MeasuredData:
             list(self.held_out.batches(draw_rows(len(self.held_out.dataset), limit, 0), "held-out images"))
         )
 
-    def odd_aurocs(self, pipeline: Any, limit: int) -> dict[str, float]:
+    def ood_aurocs(self, pipeline: Any, limit: int) -> dict[str, float]:
         """AUROC of the energy of held-out images against each kind of odd image made from them."""
         images = self.held_out_images(limit)
 
