@@ -118,7 +118,7 @@ def test_the_demo_samples_it_by_its_samplers(pipeline):
     assert list(samplers_of(model)) == ["Langevin (its own)", "MALA"] and step_limits(model, "MALA")[:2] == (1, 20)
     drawn = generate(model, 5, "Langevin (its own)", 6, 7)
     expected = pipeline(5, 6, generator=torch.Generator().manual_seed(7), output_type="pt").images
-    torch.testing.assert_close(drawn.images, expected)
+    torch.testing.assert_close(drawn.states[-1], expected[:3])
     assert drawn.states.shape == (6, 3, 2) and drawn.energies.shape == (6, 5)
     torch.testing.assert_close(drawn.energies[-1], pipeline.score(expected).energies)
 

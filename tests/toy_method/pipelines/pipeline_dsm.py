@@ -10,6 +10,7 @@ from diffusers import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.langevin import run_chain
 from hf_ebm.models.dsm_energy import DSMEnergyModel
 from hf_ebm.models.eval_copy import eval_copy
@@ -26,18 +27,25 @@ class DSMPipeline(EBMPipeline):
     Args:
         energy_model: ``x -> energy``.
         scheduler: Sampler of the chain.
+        image_processor: Preparation of images; None = that of the energy's size. Vectors have none.
     """
 
     method_name = "denoising score matching"
     sampling_text = "The model starts from noise and takes small steps down the energy, with a little noise."
     samplers: ClassVar[dict[str, Any]] = {"Langevin (its own)": LangevinScheduler, "MALA": MALAScheduler}
     model_cpu_offload_seq = "energy_model"
-    _optional_components: ClassVar[list[str]] = []
+    _optional_components: ClassVar[list[str]] = ["image_processor"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["x"]
 
-    def __init__(self, energy_model: DSMEnergyModel, scheduler: EnergySampler) -> None:
+    def __init__(
+        self,
+        energy_model: DSMEnergyModel,
+        scheduler: EnergySampler,
+        image_processor: EBMImageProcessor | None = None,
+    ) -> None:
         super().__init__()
-        self.register_modules(energy_model=energy_model, scheduler=scheduler)
+        image_processor = self.make_image_processor(image_processor, energy_model)
+        self.register_modules(energy_model=energy_model, scheduler=scheduler, image_processor=image_processor)
 
     @property
     def data_noise_std(self) -> float:
