@@ -75,42 +75,23 @@ def default_num_workers() -> int:
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """Settings of a scoring run.
-
-    Attributes:
-        model: A run folder or a Hub id.
-        dataset: ``"digits"``, a Hub id, or a folder of Parquet files or images, ``name[:config][@split]``. Afterwards
-            the name only; its configuration and split are in `config_name` and `split`.
-        output: The output folder.
-        split: Of the data set; None = that of its name, else ``"train"``.
-        config_name: Of a Hub data set.
-        revision: Of a Hub data set.
-        image_column: Column of the images; None = the only one.
-        id_column: Column of the ids; None = the paths of an image folder, else the row numbers.
-        score: A name of `hf_ebm.scoring.scores.SCORES`.
-        batch_size: Images per forward pass and process.
-        shard_size: Rows per Parquet file; a kill loses at most one shard per process.
-        num_workers: Worker processes that decode images, for each process that scores.
-        on_error: ``"skip"`` lists unreadable images and continues; ``"stop"`` ends the run at the first.
-        device: Device of the model; None = accelerate's.
-        require_calibration: Whether a model without a calibration is refused, so that ``is_ood`` is never null.
-    """
+    """Settings of a scoring run; `hf-ebm score` describes them."""
 
     model: str
-    dataset: str
+    dataset: str  # name[:config][@split]; afterwards the name only, and the others are in the next settings
     output: Path
-    split: str | None = None
+    split: str | None = None  # None: that of the name, else "train"
     config_name: str | None = None
     revision: str | None = None
-    image_column: str | None = None
-    id_column: str | None = None
+    image_column: str | None = None  # None: the only one
+    id_column: str | None = None  # None: the paths of an image folder, else the row numbers
     score: str = "energy"
-    batch_size: int = 256
-    shard_size: int = 10_000
-    num_workers: int = field(default_factory=default_num_workers)
+    batch_size: int = 256  # per process
+    shard_size: int = 10_000  # rows per file: a kill loses at most one shard per process
+    num_workers: int = field(default_factory=default_num_workers)  # of each process that scores
     on_error: Literal["skip", "stop"] = "skip"
-    device: str | None = None
-    require_calibration: bool = False
+    device: str | None = None  # None: accelerate's
+    require_calibration: bool = False  # so that ``is_ood`` is never null
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
@@ -230,11 +211,7 @@ def write_shard(path: Path, table: pa.Table, unreadable: Sequence[Unreadable]) -
 
 
 def read_shard(path: Path, num_rows: int) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """The verdicts of a shard, and its unreadable rows.
-
-    Raises:
-        ValueError: If the file is damaged, or does not account for its `num_rows` rows of the data set.
-    """
+    """The verdicts of a shard, and its unreadable rows; a `ValueError` unless they account for its `num_rows` rows."""
     try:
         table = pq.read_table(path, columns=["is_ood"])
         unreadable = json.loads(table.schema.metadata[b"unreadable"])
@@ -248,14 +225,7 @@ def read_shard(path: Path, num_rows: int) -> tuple[pa.Table, list[dict[str, Any]
 def score_rows(
     pipeline: EnergyScoringPipeline, rows: Rows, fingerprint: str, settings: ScoringSettings, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Score the missing shards and return the summary (on other processes than the main one, {}).
-
-    Args:
-        pipeline: Loaded, with its calibration if it has one.
-        rows: Of the data set.
-        fingerprint: Of the data set, from `load_rows`.
-        settings: Of the run.
-        accelerator: Of all processes, each of which calls this function.
+    """Score the missing shards and return the summary (on other processes than the main one, {}); by all processes.
 
     Raises:
         ValueError: If the score cannot be computed, the folder holds something else, no image fits, or one is
@@ -326,11 +296,7 @@ def score_shards(
     settings: ScoringSettings,
     show_progress: bool = False,
 ) -> None:
-    """Score and write these shards, one after the other.
-
-    Raises:
-        ValueError: If an image is unreadable and ``on_error`` is "stop".
-    """
+    """Score and write these shards, one after the other."""
     size = settings.shard_size
     ends = [(shard * size, min((shard + 1) * size, len(rows))) for shard in shards]
     spans = [span for start, stop in ends for span in spans_of(start, stop, settings.batch_size)]
@@ -370,11 +336,7 @@ def as_table(ids: list[Any], output: EnergyScoringOutput, schema: pa.Schema) -> 
 
 
 def finish(folder: Path, spans: Sequence[tuple[int, int]], facts: dict[str, Any]) -> dict[str, Any]:
-    """Check that every row is accounted for, write ``unreadable.jsonl`` and ``summary.json``, and return the summary.
-
-    Raises:
-        ValueError: If a shard is missing or damaged.
-    """
+    """Check that every row is accounted for, write the last two files, and return the summary."""
     scored = num_unreadable = flagged = 0
     with whole_file(folder / UNREADABLE) as path, path.open("w", encoding="utf-8") as file:
         for shard, (start, stop) in enumerate(spans):
@@ -415,15 +377,7 @@ def describe(summary: dict[str, Any], output: Path) -> Iterator[str]:
 
 
 def run(settings: ScoringSettings) -> dict[str, Any]:
-    """Load the model and the data set, score it, and print the counts; called by all processes.
-
-    Returns:
-        The summary, on the main process; empty on the others.
-
-    Raises:
-        ValueError: If the model, the data set or a setting cannot be used.
-        WriteError: If the output folder cannot be written.
-    """
+    """Load the model and the data set, score it, print the counts and return `score_rows`; by all processes."""
     check_writable("output", settings.output, is_folder=True)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     needed = SCORES[settings.score].statistics if settings.score in SCORES else ()

@@ -3,8 +3,8 @@
 `FeatureExtractor` is a network with its name and the hash of its weights: the digit classifier, the
 standard Inception network, or a model of transformers. A distance between features depends on the
 network, so it is reported with both. Only the standard Inception network gives an FID. The digit
-classifier's weights are in `digit_classifier.safetensors` beside this file, written by ``python -m
-hf_ebm.evaluation.feature_extractors`` from the training split.
+classifier's weights are in `digit_classifier.safetensors` beside this file, written by
+``benchmarks/train_digit_classifier.py`` from the training split.
 
 `FeatureStatistics` summarises a set of images. Sums of features and of their outer products give the
 mean and the covariance for the Frechet distance in constant memory. The kernel distance and the
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hf_ebm.hub.model_card import public_name
@@ -64,30 +64,6 @@ def load_digit_classifier() -> DigitClassifier:
     classifier = DigitClassifier()
     classifier.load_state_dict(load_file(WEIGHTS))
     return classifier.eval()
-
-
-def train_digit_classifier(seed: int = 0, num_epochs: int = 100) -> tuple[DigitClassifier, float]:
-    """Train it on the digits' training split; returns the classifier and its accuracy on the test split."""
-    from hf_ebm.data.digits import load_digits
-    from hf_ebm.data.image_processor import to_model_range
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        classifier = DigitClassifier()
-        images, labels = load_digits("train")
-        images = to_model_range(images)
-        optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
-        for _ in range(num_epochs):
-            for rows in torch.randperm(len(images)).split(128):
-                loss = nn.functional.cross_entropy(classifier(images[rows]), labels[rows], label_smoothing=0.01)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-    images, labels = load_digits("test")
-    images = to_model_range(images)
-    with torch.no_grad():
-        accuracy = (classifier.eval()(images).argmax(dim=1) == labels).float().mean().item()
-    return classifier, accuracy
 
 
 MAX_KEPT = 10_000
@@ -338,9 +314,3 @@ def load_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtr
     if "/" not in name and not Path(name).exists() and (near := did_you_mean(name, ("digits", "inception"), "")):
         raise ValueError(f"there is no feature extractor {name!r}; {near}")
     return transformers_extractor(name, device)
-
-
-if __name__ == "__main__":
-    trained, test_accuracy = train_digit_classifier()
-    save_file(trained.state_dict(), WEIGHTS)
-    print(f"test accuracy {test_accuracy:.4f}, wrote {WEIGHTS}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -261,25 +261,20 @@ class HubRows:
         return list(zip(ids, sources, strict=True))
 
 
-def prepare_sample(
-    source: Any, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None
-) -> np.ndarray | Tensor:
-    """One source, array or tensor as 8-bit pixels of the model's size, (S, S, C), or as a tensor.
+def prepare_sample(source: Any, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None) -> Tensor:
+    """One source, array or tensor in the models' range, shape (1, ...).
 
     Args:
         source: What `hf_ebm.data.image_files.open_image` takes, or an array or a tensor.
         sample_shape: Shape of the model's samples, (C, H, W) or (D,).
         image_processor: For models of images; see `images_to_tensor`.
 
-    Returns:
-        Pixels of an image; a tensor in the models' range, shape (1, ...), from an array or a tensor.
-
     Raises:
-        ValueError: If it cannot be read or does not fit; the message follows its name.
+        ValueError: If it cannot be read or does not fit, in words that follow its name.
     """
     try:
         if not isinstance(source, np.ndarray | Tensor) and len(sample_shape) == 3:
-            return (image_processor or EBMImageProcessor(sample_shape[-1], sample_shape[0])).pixels(source)
+            return (image_processor or EBMImageProcessor(sample_shape[-1], sample_shape[0])).prepare(source)
         if not isinstance(source, np.ndarray | Tensor):
             source = open_image(source)
         x = images_to_tensor(source, sample_shape, image_processor)
@@ -291,20 +286,10 @@ def prepare_sample(
         raise ValueError(reason if reason.startswith("cannot be read") else f"does not fit ({reason})") from error
 
 
-def _stacked(samples: list[np.ndarray | Tensor], sample_shape: tuple[int, ...]) -> np.ndarray:
-    """Prepared samples as one array: pixels, uint8, if all are; else in the models' range, float32, (B, ...)."""
-    if not samples:
-        return np.empty((0, *sample_shape), dtype=np.float32)
-    if all(isinstance(sample, np.ndarray) for sample in samples):
-        return np.stack(samples)
-    tensors = (s if isinstance(s, Tensor) else images_to_tensor(s, sample_shape) for s in samples)
-    return torch.cat(list(tensors)).numpy()
-
-
-def _read_rows(
+def prepare_rows(
     rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None
-) -> tuple[int, list[Any], np.ndarray, list[Unreadable]]:
-    """The parts of a `Batch` of `rows`, whose first is number `start`, with its samples as `_stacked` makes them."""
+) -> Batch:
+    """The batch of `rows`, whose first is number `start`."""
     ids, samples, unreadable = [], [], []
     for number, (id_, source) in enumerate(rows, start):
         try:
@@ -312,21 +297,8 @@ def _read_rows(
             ids.append(id_)
         except ValueError as error:
             unreadable.append(Unreadable(number, id_, image_name(source, number, id_), str(error)))
-    return start + len(rows), ids, _stacked(samples, sample_shape), unreadable
-
-
-def _as_batch(parts: tuple[int, list[Any], np.ndarray, list[Unreadable]], sample_shape: tuple[int, ...]) -> Batch:
-    """The batch of these parts; its pixels are converted all at once, which is much faster."""
-    stop, ids, array, unreadable = parts
-    x = images_to_tensor(array, sample_shape) if array.dtype == np.uint8 else torch.from_numpy(array)
-    return Batch(stop, ids, x, unreadable)
-
-
-def prepare_rows(
-    rows: Sequence[Row], start: int, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None
-) -> Batch:
-    """The batch of `rows`, whose first is number `start`."""
-    return _as_batch(_read_rows(rows, start, sample_shape, image_processor), sample_shape)
+    x = torch.cat(samples) if samples else torch.empty(0, *sample_shape)
+    return Batch(start + len(rows), ids, x, unreadable)
 
 
 def image_name(source: Any, number: int, id_: Any) -> str:
@@ -338,22 +310,13 @@ def image_name(source: Any, number: int, id_: Any) -> str:
 
 
 class _Spans(Dataset):
-    """``span -> parts of a Batch``, for a `DataLoader` whose workers read and prepare.
-
-    Arrays travel from a worker as bytes. For a tensor, its memory is asked for by a handshake with a thread of the
-    worker, which waits for Python's lock while the worker is busy with the next span: 5 ms and more for each.
-    """
+    """``span -> Batch``, for a `DataLoader` whose workers read and prepare."""
 
     def __init__(self, rows: Rows, *preparation: Any) -> None:
         self.rows, self.preparation = rows, preparation
 
-    def __getitem__(self, span: Span) -> tuple[int, list[Any], np.ndarray, list[Unreadable]]:
-        return _read_rows(self.rows.read(*span), span[0], *self.preparation)
-
-
-def _as_it_is(parts: Any) -> Any:
-    """For a `DataLoader`, which would make tensors of arrays."""
-    return parts
+    def __getitem__(self, span: Span) -> Batch:
+        return prepare_rows(self.rows.read(*span), span[0], *self.preparation)
 
 
 def prepared_batches(
@@ -363,27 +326,12 @@ def prepared_batches(
     image_processor: EBMImageProcessor | None,
     num_workers: int,
 ) -> Iterator[Batch]:
-    """The batches of `spans`, in their order; `num_workers` processes prepare the next ones meanwhile.
-
-    The first one is prepared here while the workers start, and none starts for the sake of a single batch.
-    """
+    """The batches of `spans`, in their order; `num_workers` processes prepare them, or none for a single batch."""
     check_count("num_workers", num_workers, 0)
-    parts = _parts_of_spans(_Spans(rows, sample_shape, image_processor), iter(spans), num_workers)
-    return (_as_batch(batch_parts, sample_shape) for batch_parts in parts)
-
-
-def _parts_of_spans(dataset: _Spans, spans: Iterator[Span], num_workers: int) -> Iterator[Any]:
-    """The parts of each span's batch, in their order."""
-    if (first := next(spans, None)) is None:
-        return
-    if (second := next(spans, None)) is None:
-        yield dataset[first]
-        return
-    rest = chain([second], spans)
-    loader = DataLoader(dataset, batch_size=None, sampler=rest, num_workers=num_workers, collate_fn=_as_it_is)
-    others = iter(loader)  # starts the workers
-    yield dataset[first]
-    yield from others
+    spans = list(spans)
+    workers = num_workers if len(spans) > 1 else 0
+    dataset = _Spans(rows, sample_shape, image_processor)
+    return iter(DataLoader(dataset, batch_size=None, sampler=spans, num_workers=workers))
 
 
 def spans_of(start: int, stop: int, batch_size: int) -> Iterator[Span]:

@@ -168,14 +168,14 @@ def test_a_turned_photograph_stands_upright():
     turned = np.rot90(np.asarray(image), k=-1)  # orientation 6: to be turned clockwise
     assert np.abs(np.asarray(opened).astype(float) - turned).max() < 20
     square = PIL.Image.fromarray(np.asarray(image)[:, :32])
-    upright = prepare_sample(photo(square), (1, 32, 32), EBMImageProcessor(32, 1, do_resize=False))[..., 0]
-    assert np.abs(upright.astype(float) - np.rot90(np.asarray(square), k=-1)).max() < 20
+    upright = prepare_sample(photo(square), (1, 32, 32), EBMImageProcessor(32, 1, do_resize=False))[0, 0]
+    assert np.abs((upright.numpy() + 1) * 127.5 - np.rot90(np.asarray(square), k=-1)).max() < 20
 
 
 def test_errors_name_wrong_sizes_and_channels():
     with pytest.raises(ValueError, match=r"does not fit .*9 x 9 pixels with do_resize=False, got 8 x 8"):
         prepare_sample(PNG, (3, 9, 9), EBMImageProcessor(9, 3, do_resize=False))
-    assert prepare_sample(PNG, (3, 9, 9), None).shape == (9, 9, 3)
+    assert prepare_sample(PNG, (3, 9, 9), None).shape == (1, 3, 9, 9)
     with pytest.raises(ValueError, match=r"does not fit .*vectors"):
         prepare_sample(PNG, (2,), None)
     with pytest.raises(ValueError, match=r"does not fit .*PIL images for a model of 2 channels"):
