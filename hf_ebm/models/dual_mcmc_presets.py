@@ -11,9 +11,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
-from hf_ebm.models.presets import build_models, check_sizes
+from hf_ebm.models.presets import add_classes, build_models, check_sizes
 from hf_ebm.utils.validation import check_count
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -46,7 +47,13 @@ PRESETS["small"] = PRESETS["digits"]
 
 
 def dual_mcmc_model_settings(
-    preset: str, latent_dim: int | None = None, overrides: dict[str, dict[str, Any]] | None = None
+    preset: str,
+    latent_dim: int | None = None,
+    overrides: dict[str, dict[str, Any]] | None = None,
+    num_classes: int = 0,
+    class_prior: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    energy_temperature: float | None = None,
 ) -> dict[str, Any]:
     """Which networks, and their arguments: ``{"network": "resnet" | "mlp", "generator": ..., "energy": ..., ...}``.
 
@@ -54,9 +61,15 @@ def dual_mcmc_model_settings(
         preset: A name of `PRESETS`.
         latent_dim: Dimensions of z; None = the preset's.
         overrides: Changes by part: ``"data"`` (the data's size), ``"generator"``, ``"energy"``, ``"inference"``.
+        num_classes: Classes of all three networks; 0 = unconditional. ``class_scores=False`` among the energy's
+            settings leaves them to the generator and the inference model.
+        class_prior: The frequency of each class in the training set; None = unknown.
+        class_names: The name of each class; None = unknown.
+        energy_temperature: ``(noise_std / step_size)^2`` of the x-chain. An energy with class scores needs it.
 
     Raises:
-        ValueError: If the preset or a part is unknown, `latent_dim` is below 1, or the networks' data differ in size.
+        ValueError: If the preset or a part is unknown, `latent_dim` is below 1, the networks' data differ in size, or
+            the description of the classes is inconsistent.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
@@ -72,6 +85,16 @@ def dual_mcmc_model_settings(
     network = "mlp" if "data_dim" in data else "resnet"
     parts = {name: {**data, **values} for name, values in parts.items()}
     check_sizes(parts, "data")
+    add_classes(parts, num_classes, class_prior, class_names)
+    if num_classes:
+        energy_temperature = parts["energy"].get("energy_temperature", energy_temperature)
+        if energy_temperature is None and parts["energy"].get("class_scores", True):
+            raise ValueError(
+                "energy_temperature must be (noise_std / step_size)^2 of the x-chain for an energy with class scores, "
+                "got None; give it, or set class_scores=False for the energy."
+            )
+        if energy_temperature is not None:
+            parts["energy"]["energy_temperature"] = energy_temperature
     return {"network": network, **parts}
 
 

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+from hf_ebm.models.class_labels import check_classes
 from hf_ebm.utils.validation import check_known
 
 SIZES = ("image_size", "num_channels", "data_dim")  # of the data
@@ -78,6 +80,9 @@ def ddaebm_model_settings(
     latent_dim: int | None = None,
     overrides: dict[str, dict[str, Any]] | None = None,
     chain: dict[str, Any] | None = None,
+    num_classes: int = 0,
+    class_prior: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Which networks, and their arguments: ``{"network": "unet" | "mlp", "generator": ..., "energy": ..., ...}``.
 
@@ -89,9 +94,13 @@ def ddaebm_model_settings(
             share), ``"generator"``, ``"energy"``, ``"inference"``.
         chain: ``beta_min``, ``beta_max``, ``spacing`` of the diffusion where they are not the defaults; the inference
             model of vectors uses them.
+        num_classes: Classes of all three networks; 0 = unconditional.
+        class_prior: The frequency of each class in the training set; None = unknown.
+        class_names: The name of each class; None = unknown.
 
     Raises:
-        ValueError: If the preset or a part is unknown, `latent_dim` is negative, or the networks' data differ in size.
+        ValueError: If the preset or a part is unknown, `latent_dim` is negative, the networks' data differ in size, or
+            the description of the classes is inconsistent.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
@@ -113,6 +122,7 @@ def ddaebm_model_settings(
         raise ValueError(f"latent_dim must be >= 0 (0: a generator without latent), got {latent_dim}.")
     parts["generator"]["latent_dim"] = parts["inference"]["latent_dim"] = latent_dim
     check_sizes(parts, network)
+    add_classes(parts, num_classes, class_prior, class_names)
     return {"network": network, **{name: parts[name] for name in ("generator", "energy", "inference")}}
 
 
@@ -131,6 +141,35 @@ def check_sizes(parts: dict[str, dict[str, Any]], shared: str) -> None:
                 f"models: {key} must be the same in all networks, got {values}; set models.{shared}.{key}, which is "
                 "for all of them."
             )
+
+
+def add_classes(
+    parts: dict[str, dict[str, Any]],
+    num_classes: int,
+    class_prior: Sequence[float] | None,
+    class_names: Sequence[str] | None,
+) -> None:
+    """Add the settings of the classes to the arguments of the three networks by name.
+
+    Raises:
+        ValueError: If they do not fit each other, or a network's own settings name another number of classes.
+    """
+    check_classes(num_classes, class_prior, class_names)
+    for name in ("generator", "energy", "inference"):
+        own = parts[name].get("num_classes", num_classes)
+        if own != num_classes:
+            raise ValueError(
+                f"models: num_classes must be the same in all networks, got {own} of the {name} and {num_classes}; "
+                f"remove models.{name}.num_classes. An energy without class scores has class_scores=False."
+            )
+    if not num_classes:
+        return
+    for name in ("generator", "energy", "inference"):
+        parts[name]["num_classes"] = num_classes
+    parts["generator"]["class_prior"] = parts["energy"]["class_prior"] = class_prior and list(class_prior)
+    parts["generator"]["class_names"] = class_names and list(class_names)
+    if class_names:
+        parts["energy"]["id2label"] = dict(enumerate(class_names))
 
 
 def build_ddaebm_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:

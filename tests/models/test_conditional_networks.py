@@ -18,6 +18,8 @@ from hf_ebm import (
     UNetGeneratorModel,
 )
 from hf_ebm.models.class_labels import ClassEmbedding
+from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
+from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 
 K, B = 3, 4
 IMAGE = {"image_size": 8, "num_channels": 1}
@@ -139,3 +141,47 @@ def test_refuses_descriptions_of_classes():
     ):
         with pytest.raises(ValueError, match=message):
             make("mlp", num_classes=K, **settings)
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+CLASSES = {"num_classes": 2, "class_prior": (0.25, 0.75), "class_names": ("cat", "dog")}
+
+
+@pytest.mark.parametrize("preset", ["digits", "toy"])
+@pytest.mark.parametrize("method", ["ddaebm", "dual_mcmc"])
+def test_presets_with_classes(preset, method):
+    if method == "ddaebm":
+        settings = ddaebm_model_settings(preset, **CLASSES)
+        models, tau = build_ddaebm_models(settings), 1.0
+    else:
+        settings = dual_mcmc_model_settings(preset, **CLASSES, energy_temperature=1e-6)
+        models, tau = build_dual_mcmc_models(settings), 1e-6
+    json.dumps(settings)
+    generator_model, energy_model, _ = models
+    assert [model.config.num_classes for model in models] == [2, 2, 2]
+    assert list(generator_model.config.class_prior) == list(energy_model.config.class_prior) == [0.25, 0.75]
+    assert list(generator_model.config.class_names) == list(energy_model.config.id2label.values()) == ["cat", "dog"]
+    assert energy_model.config.energy_temperature == tau
+    assert energy_model.eval()(torch.randn(B, *energy_model.sample_shape), 0, class_labels=1).logits.shape == (B, 2)
+
+
+def test_presets_without_classes_name_none():
+    for settings in (ddaebm_model_settings("digits"), dual_mcmc_model_settings("digits")):
+        for part in ("generator", "energy", "inference"):
+            assert not any("class" in key or key == "id2label" for key in settings[part])
+
+
+def test_preset_with_an_energy_without_class_scores():
+    overrides = {"energy": {"class_scores": False}}
+    models = build_dual_mcmc_models(dual_mcmc_model_settings("digits", overrides=overrides, num_classes=2))
+    assert models[1].class_scores is None and models[0].class_embedding is not None
+
+
+def test_presets_refuse():
+    with pytest.raises(ValueError, match="energy_temperature must be"):
+        dual_mcmc_model_settings("digits", num_classes=2)
+    with pytest.raises(ValueError, match="num_classes must be the same in all networks, got 3 of the generator and 2"):
+        ddaebm_model_settings("digits", num_classes=2, overrides={"generator": {"num_classes": 3}})
+    with pytest.raises(ValueError, match="class_prior must have one entry"):
+        ddaebm_model_settings("digits", num_classes=3, class_prior=[1.0])
