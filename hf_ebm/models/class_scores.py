@@ -151,7 +151,24 @@ class ClassScores(nn.Linear):
 
 
 def register_image_classifier(config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel]) -> None:
-    """Make `AutoModelForImageClassification` and ``pipeline("image-classification")`` load this energy."""
-    AutoModelForImageClassification.register(config_class, model_class)
+    """Make `AutoModelForImageClassification` and ``pipeline("image-classification")`` load this energy.
+
+    They load a `model_class`; one without class scores is a `ValueError`.
+    """
+
+    def from_pretrained(_cls: type, name: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded = model_class.from_pretrained(name, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.class_scores is None:
+            raise ValueError(
+                f"{name} must be an energy with class scores to classify images, got num_classes="
+                f"{model.config.num_classes}, class_scores={model.config.class_scores}; train one with classes, or "
+                "load it with AutoModel for its energies."
+            )
+        return loaded
+
+    members = {"from_pretrained": classmethod(from_pretrained), "__module__": model_class.__module__}
+    classifier = type(model_class.__name__, (model_class,), members)
+    AutoModelForImageClassification.register(config_class, classifier)
     # Its pipeline compares the class's name with these, and logs an error if it is not there.
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[config_class.model_type] = model_class.__name__

@@ -300,6 +300,13 @@ def test_image_classification(make, tmp_path, caplog):
     assert "not supported" not in caplog.text
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_classes": K, "class_scores": False}])
+def test_image_classification_needs_class_scores(settings, tmp_path):
+    unet(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must be an energy with class scores to classify images, got num_classes"):
+        pipeline("image-classification", model=str(tmp_path))
+
+
 # --- invalid input --------------------------------------------------------------------------------------------------
 
 
