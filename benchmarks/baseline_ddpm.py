@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_ebm.hub.model_card import SETTINGS
+from hf_ebm.models.class_labels import CLASS_SETTINGS
 from hf_ebm.models.presets import ddaebm_model_settings
 from hf_ebm.models.unet import build_unet
 from hf_ebm.models.unet_generator import UNetGeneratorModel
@@ -105,7 +106,7 @@ def make_model_settings(settings: DDPMSettings) -> dict[str, Any]:
     known = inspect.signature(UNetGeneratorModel.__init__).parameters.values()
     unet = {parameter.name: parameter.default for parameter in known if parameter.name != "self"}
     unet.update(parts["generator"])
-    for name in ("latent_dim", "num_timesteps"):  # it has no latent, and another number of steps
+    for name in ("latent_dim", "num_timesteps", *CLASS_SETTINGS):  # no latent, no classes, other steps
         unet.pop(name)
     unet["time_embedding_dim"] = unet.pop("embedding_dim") or 4 * unet["base_channels"]
     return {"unet": unet}

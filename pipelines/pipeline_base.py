@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -39,7 +41,7 @@ from hf_ebm.scoring.inputs import images_to_tensor
 from hf_ebm.scoring.statistics import ScoreOutput, compute_energies, score_samples
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.torch_utils import execution_device, no_grad
-from hf_ebm.utils.validation import check_count
+from hf_ebm.utils.validation import check_count, is_number
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 KEEP_DTYPES = object()  # the dtype with which `from_pipe` calls `to` where none was given
@@ -86,6 +88,14 @@ class Trajectory:
     energies: Tensor
     points: list[str]
     acceptance_rate: float | None = None
+
+
+def randn_uniform(number: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    """Uniform numbers in [0, 1), shape (number,), one of each generator of a list."""
+    if isinstance(generator, list):
+        return torch.stack([torch.rand((), generator=one, device=one.device).cpu() for one in generator])
+    device = "cpu" if generator is None else generator.device
+    return torch.rand(number, generator=generator, device=device).cpu()
 
 
 class EBMPipeline(PathlessConfig, DiffusionPipeline):
@@ -415,6 +425,68 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         allowed = OUTPUT_TYPES[0 if len(self.sample_shape) == 3 else 1 :]  # vectors make no PIL images
         if output_type not in allowed:
             raise ValueError(f"output_type must be one of {allowed} for this model, got {output_type!r}.")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, their numbers as text where they have none; empty for a model without classes."""
+        config = self.generator_model.config
+        names = getattr(config, "class_names", None)
+        return list(names or map(str, range(getattr(config, "num_classes", 0))))
+
+    def resolve_class_labels(self, class_labels: Any, batch_size: int, generator: Any) -> tuple[Tensor | None, int]:
+        """The label of each sample, shape (B,), and the batch size; None for a model without classes.
+
+        Args:
+            class_labels: A number or name, or a sequence of them, which sets the batch size; None = sampled from the
+                class frequencies of the training set.
+            batch_size: For a single label, or none.
+            generator: Random number generator, or a list with one per sample.
+
+        Raises:
+            ValueError: If there is no such class, or the model has no classes.
+        """
+        names = self.class_names
+        if not names:
+            if class_labels is not None:
+                raise ValueError(
+                    f"class_labels must be None: this model has no classes; got {class_labels!r}. Train one with "
+                    "class_conditional=true."
+                )
+            return None, batch_size
+        if class_labels is None:
+            self.check_common_inputs(batch_size, generator, "latent")
+            prior = getattr(self.generator_model.config, "class_prior", None) or [1.0 / len(names)] * len(names)
+            each = generator if isinstance(generator, list) else None
+            uniform = randn_uniform(batch_size, each or generator)
+            labels = torch.searchsorted(torch.tensor(prior).cumsum(0), uniform).clamp(max=len(names) - 1)
+            return labels.to(self._execution_device), batch_size
+        if isinstance(class_labels, Tensor | np.ndarray):
+            class_labels = class_labels.tolist()
+        many = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
+        given = list(class_labels) if many else [class_labels] * batch_size
+        numbers = {name: number for number, name in enumerate(names)}
+        found = [numbers.get(label, label) if isinstance(label, str) else label for label in given]
+        wrong = [
+            label
+            for label in found
+            if isinstance(label, bool | str) or not isinstance(label, int) or not 0 <= label < len(names)
+        ]
+        if wrong or not found:
+            raise ValueError(
+                f"class_labels must be numbers from 0 to {len(names) - 1} or names among {names}, got "
+                f"{wrong[0] if wrong else given!r}."
+            )
+        return torch.tensor(found, device=self._execution_device), len(found)
+
+    def check_guidance(self, guidance_scale: Any, labels: Tensor | None) -> None:
+        """Raise a `ValueError` for a guidance scale that cannot be used."""
+        if not is_number(guidance_scale) or not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale!r}; 1.0 is no guidance.")
+        if guidance_scale != 1.0 and labels is None:
+            raise ValueError(
+                f"guidance_scale must be 1.0 for a model without classes, got {guidance_scale}; train one with "
+                "class_conditional=true."
+            )
 
     def call_copy(self) -> Self:
         """A shallow copy for one call: the schedulers are copied, all else is shared.

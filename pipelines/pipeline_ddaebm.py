@@ -9,7 +9,7 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain
+from hf_ebm.losses.conditional import guided_energy
 from hf_ebm.models.energy import EnergyOutput
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.models.mlp_energy import MLPEnergyModel
@@ -159,6 +160,8 @@ of the first images, the curve shows how the energy falls."""
         return_dict: bool = True,
         num_correction_steps: int = 0,
         correction_step_size: float = 0.1,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        guidance_scale: float = 1.0,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
@@ -175,6 +178,9 @@ of the first images, the curve shows how the energy falls."""
             num_correction_steps: Langevin steps after each denoising step on the conditional energy
                 ``E(x_t, t) - log q(x_next | x_t)``; 0 = none.
             correction_step_size: Their step size, in units of the denoising posterior's standard deviation.
+            class_labels: Class of each sample of a class-conditional model: a number or name, or a sequence of them,
+                which then sets the batch size; None = sampled from the class frequencies of the training set.
+            guidance_scale: s of ``G_null + s (G_y - G_null)``, a heuristic; 1 = no guidance, which costs nothing.
             callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each step. Its
                 ``pipe`` is a shallow copy of this pipeline with the call's own scheduler; ``pipe._interrupt = True``
                 ends the loop after the step.
@@ -186,9 +192,11 @@ of the first images, the curve shows how the energy falls."""
         Raises:
             ValueError: If an argument cannot be done.
         """
+        labels, batch_size = self.resolve_class_labels(class_labels, batch_size, generator)
         self.check_inputs(
             batch_size, generator, output_type, num_inference_steps, num_correction_steps, correction_step_size
         )
+        self.check_guidance(guidance_scale, labels)
         names = self.callback_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
         generator_model = in_eval(self.generator_model)
         energy_model = eval_copy(self.energy_model) if num_correction_steps else None
@@ -206,7 +214,11 @@ of the first images, the curve shows how the energy falls."""
         for step, t in enumerate(self.until_interrupted(self.scheduler.timesteps)):
             # 1. predict the clean sample with a random latent
             z = draw((batch_size, latent_dim))
-            (x0_pred,) = generator_model(channels_last_on_cpu(x), t, z, return_dict=False)
+            (x0_pred,) = generator_model(channels_last_on_cpu(x), t, z, labels, return_dict=False)
+            if guidance_scale != 1.0:
+                (x0_null,) = generator_model(channels_last_on_cpu(x), t, z, return_dict=False)
+                x0_pred = x0_null + guidance_scale * (x0_pred - x0_null)
+                x0_pred = x0_pred.clamp(-1.0, 1.0) if len(self.sample_shape) == 3 else x0_pred
 
             # 2. draw x_t ~ q(x_t | x_next, x0_pred)
             x_next = x
@@ -214,7 +226,8 @@ of the first images, the curve shows how the energy falls."""
 
             # 3. optional: Langevin steps on E(x_t, t) - log q(x_next | x_t)
             if energy_model is not None:
-                x = self.correct(x, x_next, t, num_correction_steps, correction_step_size, generator, energy_model)
+                options = (num_correction_steps, correction_step_size, generator, energy_model)
+                x = self.correct(x, x_next, t, *options, labels, guidance_scale)
 
             if callback_on_step_end is not None:
                 tensors = {"x": x, "x0_pred": x0_pred}
@@ -238,16 +251,23 @@ of the first images, the curve shows how the energy falls."""
         relative_step_size: float,
         generator: Any,
         energy_model: Any = None,
+        labels: Tensor | None = None,
+        guidance_scale: float = 1.0,
     ) -> Tensor:
         """`num_steps` Langevin steps at noise ``step_size`` on ``E(x_t, t) - log q(x_next | x_t)``, from `x`.
 
-        `energy_model` is an `eval_copy` of the pipeline's; None makes one.
+        `energy_model` is an `eval_copy` of the pipeline's; None makes one. With labels E is ``E + s (E_y - E)``.
         """
         frozen = eval_copy(self.energy_model) if energy_model is None else energy_model
         device, dtype = execution_device(frozen), frozen.dtype
 
         def energy_fn(x_t: Tensor, t: Tensor) -> EnergyOutput:
-            return EnergyOutput(energy=frozen(x_t.to(device, dtype), t.to(device)).energy.to(x_t.device))
+            output = frozen(x_t.to(device, dtype), t.to(device))
+            energy = output.energy
+            if labels is not None and output.logits is not None:
+                tau = frozen.config.energy_temperature
+                energy = guided_energy(energy, output.logits, labels.to(device), tau, guidance_scale)
+            return EnergyOutput(energy=energy.to(x_t.device))
 
         timesteps = torch.full((x.shape[0],), int(t), device=x.device)
         coefficients = self.coefficients

@@ -207,6 +207,13 @@ class RunSettings:
     num_toy_samples: int = 100_000
     num_workers: int = 0
 
+    # labels
+    class_conditional: bool = False  # train networks that take a class label
+    label_column: str | None = None  # None: the only one of type ClassLabel
+    pseudo_labels: int = 0  # label by so many clusters of the training images, where there are no labels
+    label_dropout: float = 0.1  # share of labels dropped, which trains the null class and the marginal energy
+    classification_weight: float = 1.0  # of the cross entropy of p(y | x_t) on real samples
+
     # models
     preset: str = "digits"  # hf_ebm.models.presets, or dual_mcmc_presets
     models: dict[str, dict] = dataclasses.field(default_factory=dict)  # changes to it, by part: generator, energy, ...
@@ -265,7 +272,15 @@ class RunSettings:
                 f"gradients would train one of them against an outdated other; got {self.gradient_accumulation_steps}. "
                 "Use a larger batch_size, or more processes."
             )
-        self.check_at_least(0, "padding", "num_workers", "sample_every", "checkpoint_every", "seed")
+        self.check_at_least(0, "padding", "num_workers", "sample_every", "checkpoint_every", "seed", "pseudo_labels")
+        self.check_not_negative("classification_weight")
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}.")
+        if self.pseudo_labels == 1 or (self.pseudo_labels and self.class_conditional):
+            raise ValueError(
+                "pseudo_labels must be 0 or at least 2, and 0 with class_conditional=true, which uses the data set's "
+                f"own labels; got {self.pseudo_labels}."
+            )
         self.check_at_least(1, "num_grid_samples", "num_toy_samples")
         self.check_positive("energy_learning_rate", "generator_learning_rate", "loss_limit")
         self.check_not_negative("final_learning_rate")

@@ -27,6 +27,8 @@ def why_no_cuda_graph(settings: RunSettings, accelerator: Accelerator) -> str | 
         return f"it needs a CUDA GPU, and this run is on {accelerator.device.type!r}"
     if accelerator.num_processes > 1:
         return f"it needs one process, and there are {accelerator.num_processes}"
+    if settings.class_conditional or settings.pseudo_labels:
+        return "a step with labels is not recorded"
     if settings.mixed_precision == "fp16":
         return "mixed_precision=fp16 decides from step to step whether to update; bf16 does not"
     return None

@@ -18,7 +18,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hf_ebm.data.loading import Classes
 from hf_ebm.diffusion import SPACINGS, DiffusionCoefficients, per_sample, vp_times
+from hf_ebm.losses.conditional import classification_term, drop_labels
 from hf_ebm.losses.ddaebm import (
     adversarial_term,
     energy_gradient,
@@ -141,9 +143,13 @@ class Samples(NamedTuple):
     z: Tensor  # (B, latent_dim), of the prior
     x_fake: Tensor  # q(x_t | x_next, G(x_next, t, z))
     x0_psi: Tensor  # G(x_next, t, z_psi)
+    labels: Tensor | None = None  # y (B,), without dropout, in a run with classes
+    y: Tensor | None = None  # the same after label dropout; -1 = dropped
 
 
-def train_step(x: Tensor, step: int, state: TrainState, settings: DDAEBMSettings) -> dict[str, Tensor]:
+def train_step(
+    x: Tensor, step: int, state: TrainState, settings: DDAEBMSettings, labels: Tensor | None = None
+) -> dict[str, Tensor]:
     """One iteration: the energy, then generator and inference model together; returns the terms of the losses.
 
     Generator and inference model do not change while the energy does, so their forward pass is shared by both updates.
@@ -153,13 +159,14 @@ def train_step(x: Tensor, step: int, state: TrainState, settings: DDAEBMSettings
         step: Iterations done before this one; lazy R1 counts by it.
         state: Models, optimizers and coefficients.
         settings: The run's settings.
+        labels: Class of each sample, shape (B,), -1 = none; None in a run without classes.
     """
-    samples = draw_samples(x, state, settings)
+    samples = draw_samples(x, state, settings, labels)
     terms = energy_update(samples, step, state, settings)
     return {**terms, **generator_update(samples, state, settings)}
 
 
-def draw_samples(x: Tensor, state: TrainState, settings: DDAEBMSettings) -> Samples:
+def draw_samples(x: Tensor, state: TrainState, settings: DDAEBMSettings, labels: Tensor | None = None) -> Samples:
     """Diffuse clean samples, infer latents and generate; prior and posterior z pass the generator as one batch."""
     q, batch_size = state.coefficients, x.shape[0]
 
@@ -171,34 +178,52 @@ def draw_samples(x: Tensor, state: TrainState, settings: DDAEBMSettings) -> Samp
     if settings.coupled_noise:
         noise, target = q.posterior_noise(x_t, x, x_next, t), q.posterior_mean(x, x_next, t)
 
+    # y: the labels, some of them dropped
+    y = None if labels is None else drop_labels(labels, settings.label_dropout)
+
     # z_psi ~ q_psi(z | x_t, x_next), z ~ N(0, I); x0_pred = G(x_next, t, z); x_fake ~ q(x_t | x_next, x0_pred)
-    mean, logvar = state.inference_model(x_t, x_next, t, return_dict=False)
+    mean, logvar = state.inference_model(x_t, x_next, t, *given(y), return_dict=False)
     z = torch.randn_like(mean)
     if settings.reconstruction_latent == "posterior":
         z_psi = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         both = state.generator_model(
-            torch.cat([x_next, x_next]), torch.cat([t, t]), torch.cat([z, z_psi]), return_dict=False
+            torch.cat([x_next, x_next]), torch.cat([t, t]), torch.cat([z, z_psi]), *given(y, 2), return_dict=False
         )[0]
         x0_pred, x0_psi = both.float().chunk(2)
     else:
-        x0_pred = x0_psi = state.generator_model(x_next, t, z, return_dict=False)[0].float()
+        x0_pred = x0_psi = state.generator_model(x_next, t, z, *given(y), return_dict=False)[0].float()
     x_fake = q.posterior_sample(x0_pred, x_next, t, noise, settings.noise_at_t0)
-    return Samples(t, x_t, x_next, target, mean, logvar, z, x_fake, x0_psi)
+    return Samples(t, x_t, x_next, target, mean, logvar, z, x_fake, x0_psi, labels, y)
+
+
+def given(y: Tensor | None, repeats: int = 1) -> tuple[Tensor, ...]:
+    """Labels as a network's last argument, for a batch `repeats` times as large; nothing in a run without classes."""
+    return () if y is None else (y.repeat(repeats),)
 
 
 def energy_update(samples: Samples, step: int, state: TrainState, settings: DDAEBMSettings) -> dict[str, Tensor]:
-    """Descend ``mean E(x_t, t) - mean E(x_fake, t) + r1/2 mean ||grad [-E(x_t, t) + log q(x_next | x_t)]||^2``."""
+    """Descend ``mean E(x_t, t) - mean E(x_fake, t) + r1/2 mean ||grad [-E(x_t, t) + log q(x_next | x_t)]||^2``.
+
+    With classes E is that of the samples' labels, and the cross entropy of p(y | x_t) is added.
+    """
     t, x_t, x_next, x_fake = samples.t, samples.x_t, samples.x_next, samples.x_fake.detach()
     penalised = step % settings.r1_interval == 0
     x_real = x_t.detach().requires_grad_(penalised)
     if penalised:  # two calls: the double backward goes through the real half only, and torch.compile has none
         energy_forward = state.energy_model.forward if settings.compile else state.energy_model
-        energy_real = energy_forward(x_real, t).energy
-        energy_fake = state.energy_model(x_fake, t).energy
+        real = energy_forward(x_real, t, *given(samples.y))
+        energy_real, logits = real.energy, getattr(real, "logits", None)
+        energy_fake = state.energy_model(x_fake, t, *given(samples.y)).energy
     else:
-        energies = state.energy_model(torch.cat([x_real, x_fake]), torch.cat([t, t])).energy
-        energy_real, energy_fake = energies.chunk(2)
+        both = state.energy_model(torch.cat([x_real, x_fake]), torch.cat([t, t]), *given(samples.y, 2))
+        energy_real, energy_fake = both.energy.chunk(2)
+        logits = getattr(both, "logits", None)
+        logits = None if logits is None else logits.chunk(2)[0]
     loss = energy_loss(energy_real, energy_fake)
+    terms = {}
+    if samples.labels is not None and logits is not None:
+        terms["classification"] = classification_term(logits, samples.labels)
+        loss = loss + settings.classification_weight * terms["classification"]
     if settings.energy_magnitude_weight:
         loss = loss + settings.energy_magnitude_weight * energy_magnitude_term(energy_real, energy_fake)
     penalty = torch.zeros((), device=x_t.device)
@@ -207,7 +232,8 @@ def energy_update(samples: Samples, step: int, state: TrainState, settings: DDAE
         weight = settings.r1_interval * state.r1_weight[t]
         penalty = gradient_penalty_from_gradient(energy_gradient(energy_real, x_real), weight, grad_log_q)
     update(state.accelerator, state.energy_optimizer, loss + penalty, state.energy_model.parameters(), settings)
-    return {"energy_real": energy_real.mean(), "energy_fake": energy_fake.mean(), "gradient_penalty": penalty}
+    means = {"energy_real": energy_real.mean(), "energy_fake": energy_fake.mean()}
+    return {**means, "gradient_penalty": penalty, **terms}
 
 
 def generator_update(samples: Samples, state: TrainState, settings: DDAEBMSettings) -> dict[str, Tensor]:
@@ -216,9 +242,9 @@ def generator_update(samples: Samples, state: TrainState, settings: DDAEBMSettin
     t, x_next, x_fake = samples.t, samples.x_next, samples.x_fake
     energy_model = accelerator.unwrap_model(state.energy_model).requires_grad_(False)
     with accelerator.autocast():
-        energy_fake = energy_model(x_fake, t).energy
+        energy_fake = energy_model(x_fake, t, *given(samples.y)).energy
     adversarial = adversarial_term(energy_fake, q.log_q_step(x_next, x_fake, t))
-    latent = latent_term(samples.z, *state.inference_model(x_fake, x_next, t, return_dict=False))
+    latent = latent_term(samples.z, *state.inference_model(x_fake, x_next, t, *given(samples.y), return_dict=False))
     kl = kl_term(samples.mean, samples.logvar)
     reconstruction = reconstruct(samples.target, q.posterior_mean(samples.x0_psi, x_next, t), t, state, settings)
     loss = settings.adversarial_weight * adversarial + settings.latent_weight * latent
@@ -252,10 +278,16 @@ def reconstruction_log_variance(coefficients: DiffusionCoefficients, min_varianc
     return log_variance.maximum(lowest)
 
 
-def make_model_settings(settings: DDAEBMSettings) -> dict[str, Any]:
-    """The arguments of the three networks."""
+def make_model_settings(settings: DDAEBMSettings, classes: Classes | None = None) -> dict[str, Any]:
+    """The arguments of the three networks, with these classes or unconditional."""
     chain = {"beta_min": settings.beta_min, "beta_max": settings.beta_max, "spacing": settings.spacing}
-    return ddaebm_model_settings(settings.preset, settings.num_timesteps, settings.latent_dim, settings.models, chain)
+    arguments = (settings.preset, settings.num_timesteps, settings.latent_dim, settings.models, chain)
+    if classes is None:
+        return ddaebm_model_settings(*arguments)
+    parts = ddaebm_model_settings(*arguments, len(classes.prior), classes.prior, classes.names)
+    if classes.centres is not None:
+        parts["energy"]["pseudo_label_centres"] = classes.centres
+    return parts
 
 
 def make_train_state(
@@ -314,6 +346,7 @@ METHOD = Method(
     make_pipeline=make_pipeline,
     shown_terms=("energy_real", "energy_fake", "kl"),
     step_kind=lambda step, settings: step % settings.r1_interval == 0,
+    takes_labels=True,
 )
 
 

@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 
 from hf_ebm.data.image_files import words_of
 from hf_ebm.data.image_processor import EBMImageProcessor
-from hf_ebm.data.loading import describe_change, load_training_data
+from hf_ebm.data.loading import Classes, classes_of, cluster, describe_change, load_training_data
 from hf_ebm.hub.model_card import write_card
 from hf_ebm.training.checkpointing import (
     Position,
@@ -159,8 +159,11 @@ def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int, 
     )
 
 
-def endless_batches(loader: Any, position: Position) -> Iterator[Tensor]:
-    """Yield batches indefinitely from `position`, advancing it; a resumed run gets the same ones."""
+def endless_batches(loader: Any, position: Position) -> Iterator[tuple[Tensor, ...]]:
+    """Yield batches of samples, or of samples and labels, indefinitely from `position`, advancing it.
+
+    A resumed run gets the same ones.
+    """
     if len(loader) == 0:
         raise ValueError(
             "the data loader has no batch, so there is nothing to train on; use a smaller batch_size, fewer processes "
@@ -169,9 +172,9 @@ def endless_batches(loader: Any, position: Position) -> Iterator[Tensor]:
     while True:
         loader.set_epoch(position.epoch)
         done = position.batch
-        for (batch,) in skip_first_batches(loader, done) if done else loader:
+        for batch in skip_first_batches(loader, done) if done else loader:
             position.batch += 1
-            yield batch
+            yield tuple(batch)
         position.epoch, position.batch = position.epoch + 1, 0
 
 
@@ -250,11 +253,13 @@ class Method:
 
     Attributes:
         name: Shown on the progress bar; the card's template is ``<name>.md``.
-        make_model_settings: ``settings -> model settings``, which a checkpoint remembers.
+        make_model_settings: ``settings -> model settings``, which a checkpoint remembers. With `takes_labels` it has
+            a second argument, the `hf_ebm.data.loading.Classes`, which is given in a run with classes.
         build_models: ``model settings -> networks``; the first `num_averaged` get the EMA.
         make_train_state: ``(settings, accelerator, models, steps_per_epoch) -> (state, learning-rate schedules)``; the
             state has ``models``, the prepared networks.
-        train_step: ``(x, step, state, settings) -> terms``, all updates of one iteration.
+        train_step: ``(x, step, state, settings) -> terms``, all updates of one iteration. With `takes_labels` it has
+            a fifth argument, the labels (B,), which is given in a run with classes.
         make_pipeline: ``(networks, settings) -> pipeline`` around the networks that `build_models` returned. Their
             forward passes keep the run's mixed precision, so pipelines compute in it; saved weights are float32.
         shown_terms: Terms on the progress bar.
@@ -267,10 +272,11 @@ class Method:
         sample_shape: ``(networks, model settings) -> shape of one sample``, which the data are brought to.
         save_samples: ``(pipeline, folder, step, settings) -> path``, as `run_folder.save_samples`.
         write_card: ``folder -> None``, the model card of the finished run; None: it gets none, and cannot be pushed.
+        takes_labels: Whether it trains class-conditional networks.
     """
 
     name: str
-    make_model_settings: Callable[[Any], dict[str, Any]]
+    make_model_settings: Callable[..., dict[str, Any]]
     build_models: Callable[[dict[str, Any]], tuple[Any, ...]]
     make_train_state: Callable[..., tuple[Any, list[Any]]]
     train_step: Callable[..., dict[str, Tensor]]
@@ -284,6 +290,7 @@ class Method:
     sample_shape: Callable[..., tuple[int, ...]] = lambda models, model_settings: models[0].sample_shape
     save_samples: Callable[..., Path] = save_samples
     write_card: Callable[[Path], Any] | None = write_card
+    takes_labels: bool = False
 
 
 def prepare_models(models: Sequence[nn.Module], settings: RunSettings) -> None:
@@ -380,14 +387,14 @@ class Run:
             for model in self.models:
                 model.train()
 
-    def next_batch(self, batches: Iterator[Tensor]) -> Tensor:
-        """The next batch as the settings say, shape (B, ...).
+    def next_batch(self, batches: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The next batch as the settings say: samples, shape (B, ...), and in a run with classes labels, shape (B,).
 
         Raises:
             ValueError: If a sample cannot be read; a checkpoint keeps what this start has learned.
         """
         try:
-            x = next(batches)
+            x, *labels = next(batches)
         except ValueError as error:
             # with several processes the others wait for this one, so that no checkpoint can be written
             if self.accelerator.num_processes > 1 or self.progress.step == self.start_step:
@@ -399,7 +406,9 @@ class Run:
             ) from error
         if self.settings.horizontal_flip:
             x = random_flip(x)
-        return x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x
+        if self.settings.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x, *labels
 
     def log(self, terms: dict[str, float]) -> None:
         """One line of ``metrics.jsonl``, and the trackers' entry."""
@@ -471,8 +480,8 @@ def train(run: Run, interruption: Interruption) -> None:
     )
     with bar:
         while progress.step < settings.max_steps:
-            x = run.next_batch(batches)
-            losses = train_step(x, progress.step, run.state, settings)
+            x, *labels = run.next_batch(batches)
+            losses = train_step(x, progress.step, run.state, settings, *labels)
             spent, asked = torch.tensor([run.seconds, float(interruption.asked)], device=accelerator.device)
             terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
             # the same on all processes, so that they stop at one step
@@ -516,7 +525,15 @@ def run_training(method: Method, settings: Any) -> Path:
 
 def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Path) -> Path:
     """See `run_training`."""
-    model_settings = method.make_model_settings(settings)
+    dataset, classes = None, list[Classes]()
+    if settings.class_conditional or settings.pseudo_labels:
+        if not method.takes_labels:
+            raise ValueError(
+                f"class_conditional must be false and pseudo_labels 0: {method.name} trains without labels."
+            )
+        shape = method.sample_shape(method.build_models(method.make_model_settings(settings)), {})
+        dataset, *classes = load_labelled_data(settings, shape)
+    model_settings = method.make_model_settings(settings, *classes)
     checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
     set_seed(settings.seed)
     models = method.build_models(model_settings)
@@ -532,7 +549,7 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
             push_run(settings, output_dir)
         return output_dir
     check_writable("output_dir", output_dir, is_folder=True)
-    loader = open_data(settings, method.sample_shape(models, model_settings), accelerator)
+    loader = open_data(settings, method.sample_shape(models, model_settings), accelerator, dataset)
 
     prepare_models(models, settings)
     state, schedules = method.make_train_state(settings, accelerator, models, len(loader))
@@ -580,9 +597,9 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     return output_dir
 
 
-def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Accelerator) -> Any:
-    """The prepared loader of the training data; a message reports if images are resized or converted."""
-    dataset = load_training_data(
+def load_data(settings: Any, sample_shape: tuple[int, ...]) -> Any:
+    """The training data of the settings."""
+    return load_training_data(
         settings.dataset,
         sample_shape,
         split=settings.dataset_split,
@@ -592,7 +609,25 @@ def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Acceler
         image_processor=EBMImageProcessor.for_model(sample_shape, settings.padding),
         num_samples=settings.num_toy_samples,
         seed=settings.seed,
+        with_labels=settings.class_conditional,
+        label_column=settings.label_column,
     )
+
+
+def load_labelled_data(settings: Any, sample_shape: tuple[int, ...]) -> tuple[Any, Classes]:
+    """The training data with labels, or with pseudo-labels, and their classes."""
+    dataset = load_data(settings, sample_shape)
+    if settings.pseudo_labels:
+        return cluster(dataset, settings.pseudo_labels, settings.seed)
+    return dataset, classes_of(dataset)
+
+
+def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Accelerator, dataset: Any = None) -> Any:
+    """The prepared loader of the training data; a message reports if images are resized or converted.
+
+    `dataset` is loaded if it is None.
+    """
+    dataset = load_data(settings, sample_shape) if dataset is None else dataset
     if change := describe_change(dataset):
         accelerator.print(f"note: {change}. The models take what their settings say (preset, models, padding).")
     loader = make_loader(

@@ -29,6 +29,7 @@ from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_files import is_gray, open_image
 from hf_ebm.data.image_folder import list_files, load_image_folder, splits_of
 from hf_ebm.data.image_processor import EBMImageProcessor, to_model_range
+from hf_ebm.data.pseudo_labels import assign_labels, class_frequencies, fit_centres
 from hf_ebm.data.splits import split_dict, split_ranges
 from hf_ebm.data.toy import TOY_NAMES, sample_toy
 from hf_ebm.hub.model_card import public_name
@@ -220,14 +221,22 @@ def column_images(column: Any) -> list[Any]:
     return images
 
 
+MOST_CLUSTERED = 20_000  # samples from which pseudo-labels are determined
 MOST_HASHED = 10_000  # images of a data set that its fingerprint reads
 
 
 class HubImages(Dataset):
-    """Images of a `datasets.Dataset` as float tensors in [-1, 1], shape (C, H, W); decoded when asked for."""
+    """Images of a `datasets.Dataset` as float tensors in [-1, 1], shape (C, H, W), decoded when they are read.
 
-    def __init__(self, dataset: Any, column: str, image_processor: EBMImageProcessor) -> None:
+    With `label_column` an item is an image and its label.
+    """
+
+    def __init__(
+        self, dataset: Any, column: str, image_processor: EBMImageProcessor, label_column: str | None = None
+    ) -> None:
         self.dataset, self.column, self.image_processor = undecoded(dataset, column), column, image_processor
+        self.label_column = label_column
+        self.labels = None if label_column is None else torch.tensor(dataset[label_column][:])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -236,14 +245,90 @@ class HubImages(Dataset):
         """An image of the data set, unprepared."""
         return open_image(self.dataset[index][self.column])
 
-    def __getitem__(self, index: int) -> tuple[Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         try:
-            return (self.image_processor.prepare(self.image(index))[0],)
+            x = self.image_processor.prepare(self.image(index))[0]
+            return (x,) if self.labels is None else (x, self.labels[index])
         except ValueError as error:
             source = self.dataset[index][self.column]
             path = source.get("path") if isinstance(source, dict) else None
             name = f"image {index} of column {self.column!r}" + (f" ({path})" if path else "")
             raise ValueError(f"{name} {error}; repair it, or remove it from the data set.") from error
+
+
+def find_label_column(dataset: Any, column: str | None = None) -> str:
+    """The column of class labels of a `datasets.Dataset`: the named one, or the only one of type ClassLabel.
+
+    Raises:
+        ValueError: If there is no such column, or there are several.
+    """
+    from datasets import ClassLabel
+
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    if column is not None and column not in found:
+        raise ValueError(
+            f"label_column {column!r} must be a column of type ClassLabel; the data set has {found or 'none'} among "
+            f"{dataset.column_names}. Cast it with dataset.class_encode_column({column!r})."
+        )
+    if column is None and len(found) != 1:
+        raise ValueError(
+            f"the data set must have one column of type ClassLabel, or label_column must name one; it has "
+            f"{found or 'none'} among {dataset.column_names}. Without labels, set pseudo_labels=20, say."
+        )
+    return column or found[0]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a training set.
+
+    Attributes:
+        prior: Frequency of each class, from which labels are sampled.
+        names: Name of each class; None = they are clusters.
+        centres: Centres of the clusters (`hf_ebm.data.pseudo_labels`); None = the classes are labels.
+    """
+
+    prior: list[float]
+    names: list[str] | None = None
+    centres: list[list[float]] | None = None
+
+
+def classes_of(dataset: Any) -> Classes:
+    """The classes of a `load_training_data` set that was loaded with labels."""
+    if isinstance(dataset, HubImages):
+        names = dataset.dataset.features[dataset.label_column].names
+        labels: Any = dataset.labels
+        return Classes(class_frequencies(labels, len(names)), list(names))
+    labels = dataset.tensors[1]
+    names = [str(digit) for digit in range(10)]
+    return Classes(class_frequencies(labels, len(names)), names)
+
+
+class PseudoLabelled(Dataset):
+    """A data set whose samples are labelled with their nearest centre."""
+
+    def __init__(self, dataset: Any, centres: list[list[float]]) -> None:
+        self.dataset, self.centres = dataset, centres
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x = self.dataset[index][0]
+        return x, assign_labels(x[None], self.centres)[0]
+
+
+def cluster(dataset: Any, num_clusters: int, seed: int) -> tuple[PseudoLabelled, Classes]:
+    """Label a data set by k-means clusters, which at most `MOST_CLUSTERED` of its samples determine.
+
+    Raises:
+        ValueError: If there are fewer different samples than clusters.
+    """
+    rows = draw_rows(len(dataset), MOST_CLUSTERED, seed)
+    samples = torch.stack([dataset[row][0] for row in rows])
+    centres = fit_centres(samples, num_clusters, seed)
+    prior = class_frequencies(assign_labels(samples, centres), num_clusters)
+    return PseudoLabelled(dataset, centres), Classes(prior, None, centres)
 
 
 def describe_change(dataset: Dataset) -> str | None:
@@ -297,8 +382,10 @@ def load_training_data(
     image_processor: EBMImageProcessor | None = None,
     num_samples: int = 100_000,
     seed: int = 0,
+    with_labels: bool = False,
+    label_column: str | None = None,
 ) -> Dataset:
-    """Training samples as a map-style data set of 1-tuples of tensors, images in [-1, 1].
+    """Training samples as a map-style data set of tuples of tensors: images in [-1, 1], and on request their labels.
 
     Args:
         name: ``"digits"``, a 2-D set, a Hub id, or a local folder.
@@ -310,6 +397,8 @@ def load_training_data(
         image_processor: Preparation of images; None = one of the models' size without padding.
         num_samples: Points drawn of a 2-D set.
         seed: Seed of that draw.
+        with_labels: Whether to load labels.
+        label_column: Column with the labels; None = the only one of type ClassLabel.
 
     Raises:
         ValueError: If the data set is missing, empty, lacks the column, or its samples do not fit `sample_shape`.
@@ -324,13 +413,16 @@ def load_training_data(
                 f"dataset {name!r} has samples of shape {tuple(samples.shape[1:])}, but the models take "
                 f"{tuple(sample_shape)}; set preset={'digits' if name == 'digits' else 'toy'}, or the models' sizes."
             )
-        return TensorDataset(samples)
+        if with_labels and name != "digits":
+            raise ValueError(f"dataset {name!r} has no labels; set pseudo_labels=20, say, or class_conditional=false.")
+        return TensorDataset(samples, load_digits(split)[1]) if with_labels else TensorDataset(samples)
     if len(sample_shape) != 3:
         raise ValueError(f"dataset {name!r} holds images, but the models take vectors of shape {tuple(sample_shape)}.")
     dataset = load_hub_dataset(name, split, config_name, revision)
     column = find_image_column(dataset, image_column)
     processor = image_processor or EBMImageProcessor(sample_shape[1], sample_shape[0])
-    images = HubImages(dataset, column, processor)
+    labels = find_label_column(dataset, label_column) if with_labels else None
+    images = HubImages(dataset, column, processor, labels)
     images[0]  # a broken first image shall stop the run now, not after the networks are built
     return images
 

@@ -25,7 +25,7 @@ def save_png(path, pixels, **options):
 def test_an_upload_of_the_models_size_is_taken_pixel_for_pixel(tmp_path):
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     given = read_upload(save_png(tmp_path / "a.png", pixels), GRAY)
-    assert torch.equal(given.x[0, 0], torch.from_numpy(pixels).float() / 255)
+    torch.testing.assert_close(given.x[0, 0], torch.from_numpy(pixels).float() / 255, rtol=0, atol=1e-7)
     assert given.changes == ""
 
 

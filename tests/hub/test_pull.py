@@ -44,10 +44,10 @@ from transformers import AutoModel
 pipe = hf_ebm.EnergyScoringPipeline.from_pretrained(repo, variant="fp16", torch_dtype=torch.float16, cache_dir=cache)
 energy = AutoModel.from_pretrained(repo, subfolder="energy_model")
 generator = hf_ebm.UNetGeneratorModel.from_pretrained(repo, subfolder="generator_model", variant="fp16")
-x = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
+x = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
 result = [
     pipe.calibration.num_samples, str(pipe.energy_model.dtype), pipe(x).p_values is not None,
-    energy(x).energy.tolist(), type(energy).__module__, str(energy.dtype), type(generator).__name__,
+    energy(2 * x - 1).energy.tolist(), type(energy).__module__, str(energy.dtype), type(generator).__name__,
 ]
 """
     number, dtype, has_p, found, module, full, name = client(code, repo=repo, cache=str(tmp_path / "half"))

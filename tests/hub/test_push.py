@@ -36,7 +36,8 @@ def test_a_push_is_one_commit_of_everything_readers_need(hub, client, folder, re
         "generator_model/diffusion_pytorch_model.safetensors", "inference_model/config.json",
         "inference_model/diffusion_pytorch_model.safetensors", "energy_model/hf_ebm.models.unet_energy.py",
         "generator_model/hf_ebm.models.unet_generator.py", "inference_model/hf_ebm.models.pair_inference.py",
-        "scheduler/hf_ebm.schedulers.scheduling_ddaebm.py",
+        "scheduler/hf_ebm.schedulers.scheduling_ddaebm.py", "image_processor/preprocessor_config.json",
+        "image_processor/hf_ebm.data.image_processor.py",
     }  # fmt: skip
     for name, data in files.items():
         assert str(folder.parent).encode() not in data, f"{name} names a folder of this machine"

@@ -19,7 +19,7 @@ from hf_ebm.likelihood.dequantization import log_z_on_grid
         (gaussian(2, 0.6), GaussianBase.fit_diagonal, {"num_temperatures": 80}),
         (gaussian(8, 0.3), GaussianBase.fit_diagonal, {"num_temperatures": 100}),
         (gaussian(64, 0.8, count=16_000), GaussianBase.fit_full, {"num_temperatures": 50, "num_steps": 2}),
-        (mixture(2), GaussianBase.fit_diagonal, {"num_temperatures": 60, "schedule": "linear"}),
+        (mixture(2), GaussianBase.fit_diagonal, {"num_temperatures": 60}),
         (mixture(8), GaussianBase.fit_full, {"num_temperatures": 40, "scheduler": HMCScheduler(num_leapfrog_steps=2)}),
         (
             mixture(64, count=16_000),

@@ -5,13 +5,13 @@ import re
 import pytest
 import torch
 
-X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
+X = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
 PUSH = "from hf_ebm.hub.upload import push_folder; result = str(push_folder(folder, repo, **options))"
 PULL = """
 import torch
 import hf_ebm
 pipe = getattr(hf_ebm, kind).from_pretrained(repo, **options)
-result = pipe.score(torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)).energies.tolist()
+result = pipe.score(torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)).energies.tolist()
 """
 
 

@@ -11,7 +11,7 @@ from hf_ebm.training import cuda_graph
 from hf_ebm.training.train_ddaebm import METHOD
 
 GPU = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
-SETTINGS = {"mixed_precision": "bf16"}
+SETTINGS = {"mixed_precision": "bf16", "class_conditional": False, "pseudo_labels": 0}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ SETTINGS = {"mixed_precision": "bf16"}
         ({"device": torch.device("cpu")}, {}, "it needs a CUDA GPU, and this run is on 'cpu'"),
         ({"num_processes": 2}, {}, "it needs one process, and there are 2"),
         ({}, {"mixed_precision": "fp16"}, "mixed_precision=fp16"),
+        ({}, {"class_conditional": True}, "a step with labels is not recorded"),
     ],
 )
 def test_where_it_can_be_used(accelerator, settings, reason):

@@ -25,7 +25,7 @@ def test_every_process_needs_a_batch():
     with pytest.raises(ValueError, match=message):
         make_loader(dataset(40), 30, seed=0, num_workers=0, num_processes=2)
     loader = of_two_processes(make_loader(dataset(60), 30, seed=0, num_workers=0, num_processes=2))
-    assert len(loader) == 1 and next(endless_batches(loader, Position())).shape == (30, 1)
+    assert len(loader) == 1 and next(endless_batches(loader, Position()))[0].shape == (30, 1)
 
 
 def test_a_run_counts_its_processes(script, tmp_path):
