@@ -12,7 +12,7 @@ def test_a_pull_fetches_what_is_needed_and_then_needs_no_network(hub, client, fo
     networks = {f"{name}/config.json" for name in ("energy_model", "generator_model", "inference_model")}
     scoring = {
         "model_index.json", "energy_model/config.json", "energy_model/preprocessor_config.json",
-        "energy_model/model.safetensors", "scheduler/scheduler_config.json",
+        "energy_model/model.safetensors", "scheduler/scheduler_config.json", "image_processor/preprocessor_config.json",
     }  # fmt: skip
     generating = {
         "generator_model/diffusion_pytorch_model.safetensors", "inference_model/diffusion_pytorch_model.safetensors",
