@@ -111,7 +111,7 @@ class BenchmarkData:
         )
 
     def ood_aurocs(self, pipeline: Any, limit: int) -> dict[str, float]:
-        """AUROC of the energy of held-out images against each kind of odd image made from them."""
+        """AUROC of the energy of held-out images against each synthetic OOD set made from them."""
         images = self.held_out_images(limit)
 
         def energies(images: Tensor) -> Tensor:

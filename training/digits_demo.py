@@ -65,7 +65,7 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
 
     classes = torch.bincount(classifier(samples).argmax(dim=1), minlength=10)
     held_out = pipeline.score(to_unit_range(test_images)).energies
-    odd = {
+    ood = {
         name: pipeline.score(to_unit_range(make(test_images, torch.Generator().manual_seed(seed)))).energies
         for name, make in SYNTHETIC_OOD.items()
     }
@@ -78,12 +78,12 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
             "num_samples": len(samples),
             "num_reference": len(test_images),
         },
-        "auroc": {name: auroc(held_out, energies) for name, energies in odd.items()},
+        "auroc": {name: auroc(held_out, energies) for name, energies in ood.items()},
         "samples_per_class": classes.tolist(),
         "protocol": "score: the energy; in distribution: the 360 held-out digits; OOD images: made from them",
         "seed": seed,
     }
-    return metrics, held_out, odd
+    return metrics, held_out, ood
 
 
 def evaluate_chains(pipeline: Any, folder: Path, seed: int = 0) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def run(method: str, arguments: Sequence[str]) -> None:
         raise SystemExit(code)
     pipeline = load_pipeline(str(folder))
     pipeline.set_progress_bar_config(disable=True)
-    metrics, held_out, odd = evaluate_digits(pipeline)
+    metrics, held_out, ood = evaluate_digits(pipeline)
     extra = ""
     if "reconstruct" in pipeline.tasks:
         chains = evaluate_chains(pipeline, folder)
@@ -230,7 +230,7 @@ def run(method: str, arguments: Sequence[str]) -> None:
         metrics.update(chains)
         extra = "chains.png, reconstructions.png, "
     title = "Energies of held-out digits and of OOD images"
-    plot_energy_histograms(held_out, odd, folder / "ood.png", title, pipeline.temperature)
+    plot_energy_histograms(held_out, ood, folder / "ood.png", title, pipeline.temperature)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     write_card(folder)
     print(format_table(metrics))

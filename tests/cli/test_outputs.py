@@ -62,8 +62,8 @@ def files(folder):
 def test_an_output_whose_parent_is_a_file(ended, no_work, tmp_path, command):
     (tmp_path / "file").write_text("mine")
     before = files(tmp_path)
-    code, told = ended(command, tmp_path / "file" / "x" / "out")
-    assert code == 2 and f"output {tmp_path}/file/x/out" in told and f"{tmp_path}/file is a file" in told
+    code, said = ended(command, tmp_path / "file" / "x" / "out")
+    assert code == 2 and f"output {tmp_path}/file/x/out" in said and f"{tmp_path}/file is a file" in said
     assert files(tmp_path) == before
 
 
@@ -72,17 +72,17 @@ def test_an_output_of_the_other_kind(ended, no_work, tmp_path, command):
     (tmp_path / "out").write_text("mine")
     (tmp_path / "out.png").mkdir()
     before = files(tmp_path)
-    code, told = ended(command, tmp_path / "out")
-    assert code == 2 and "output" in told
-    assert "must be a file, and" in told if command == "sample" else "must be a folder, and" in told
+    code, said = ended(command, tmp_path / "out")
+    assert code == 2 and "output" in said
+    assert "must be a file, and" in said if command == "sample" else "must be a folder, and" in said
     assert files(tmp_path) == before
 
 
 @with_output
 def test_an_output_under_a_link_to_nothing(ended, no_work, tmp_path, command):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    code, told = ended(command, tmp_path / "link" / "out")
-    assert code == 2 and f"{tmp_path}/link is a link to nothing; remove it" in told
+    code, said = ended(command, tmp_path / "link" / "out")
+    assert code == 2 and f"{tmp_path}/link is a link to nothing; remove it" in said
     assert not (tmp_path / "gone").exists()
 
 
@@ -94,8 +94,8 @@ def test_an_output_that_the_system_refuses(ended, no_work, tmp_path, command, re
 
     monkeypatch.setattr("hf_ebm.utils.files.TemporaryFile", refuse)
     before = files(tmp_path)
-    code, told = ended(command, tmp_path / "new" / "out")
-    assert code == 2 and f"cannot be written: {os.strerror(reason)}" in told and told.startswith("hf-ebm: error: ")
+    code, said = ended(command, tmp_path / "new" / "out")
+    assert code == 2 and f"cannot be written: {os.strerror(reason)}" in said and said.startswith("hf-ebm: error: ")
     assert files(tmp_path) == before
 
 
@@ -114,9 +114,9 @@ def full_disk():
 def test_a_disk_that_fills_up_leaves_no_part_of_a_file(ended, folder, tmp_path, command):
     output = tmp_path / "new" / "out"
     with full_disk():
-        code, told = ended(command, output)
+        code, said = ended(command, output)
     written = Path(folder) / "calibration.json" if command == "calibrate" else output
-    assert code == 1 and told.startswith(f"hf-ebm: error: {written}") and "cannot be written: File too large" in told
+    assert code == 1 and said.startswith(f"hf-ebm: error: {written}") and "cannot be written: File too large" in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and "tmp" in path.name.split(".")]
     assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file() and path.stat().st_size]
 
@@ -130,8 +130,8 @@ def test_records_of_one_evaluation_are_replaced_together(ended, tmp_path, monkey
     output.mkdir()
     for name in ("ood.json", "roc.png", "histograms.png"):
         (output / name).write_text("old")
-    code, told = ended("eval-ood", output)
-    assert code == 1 and told == f"hf-ebm: error: {output}/histograms.png cannot be written: No space left on device"
+    code, said = ended("eval-ood", output)
+    assert code == 1 and said == f"hf-ebm: error: {output}/histograms.png cannot be written: No space left on device"
     assert set(files(output).values()) == {b"old"} and len(files(output)) == 3
 
 
@@ -167,8 +167,8 @@ def test_a_standard_output_that_takes_no_more(folder, tmp_path, capsys, monkeypa
     except SystemExit as end:
         ended = end.code
     assert ended == code
-    told = capsys.readouterr().err
-    assert ("hf-ebm: error: the standard output cannot be written: No space left" in told) == (code == 1)
+    said = capsys.readouterr().err
+    assert ("hf-ebm: error: the standard output cannot be written: No space left" in said) == (code == 1)
 
 
 def test_json_of_an_evaluation_is_whole(folder, tmp_path):

@@ -47,11 +47,11 @@ def test_parts(text, parts):
 
 
 def test_paths_are_taken_as_they_are_and_shown_by_their_last_part(tmp_path):
-    odd = tmp_path / "a:b@c"
-    odd.mkdir()
-    assert DatasetName.parse(str(odd)) == DatasetName(str(odd))
-    named = DatasetName.parse(f"{odd}@test")
-    assert (named.name, named.split) == (str(odd), "test") and named.public == "a:b@c@test"
+    unusual = tmp_path / "a:b@c"
+    unusual.mkdir()
+    assert DatasetName.parse(str(unusual)) == DatasetName(str(unusual))
+    named = DatasetName.parse(f"{unusual}@test")
+    assert (named.name, named.split) == (str(unusual), "test") and named.public == "a:b@c@test"
 
 
 @pytest.mark.parametrize("text", ["a@", ":b", "a:", "@x", "digits:large"])

@@ -109,9 +109,9 @@ def test_a_port_taken_during_loading_is_the_same_error(tiny_pipeline, tmp_path, 
         with pytest.raises(SystemExit) as end:
             main(["demo", "--model", str(tmp_path / "model"), "--port", port])
     signal.signal(signal.SIGTERM, before)
-    told = capsys.readouterr().err.splitlines()
-    last = told[-1]
-    assert f"loading {tmp_path / 'model'} and the page ..." in told  # for who would wait in silence
+    said = capsys.readouterr().err.splitlines()
+    last = said[-1]
+    assert f"loading {tmp_path / 'model'} and the page ..." in said  # for who would wait in silence
     assert end.value.code == 2 and last.startswith(f"hf-ebm: error: --port {port} of 127.0.0.1 cannot be listened on")
     assert last.endswith("choose another --port.") and "GRADIO" not in last
 

@@ -146,7 +146,7 @@ def test_nothing_is_made_for_a_model_that_is_not_there(hub, tmp_path):
 @pytest.mark.parametrize("private", [False, True])
 def test_a_private_models_space_reports_that_it_needs_a_token(hub, client, private):
     hub.repositories["alice/model"].private = private
-    told = client("""
+    printed = client("""
 import logging
 import hf_ebm.demo.push as push
 result = []
@@ -154,8 +154,8 @@ push.logger.handlers = [logging.Handler()]
 push.logger.handlers[0].emit = lambda record: result.append(record.getMessage())
 push.push_space("alice/model", "alice/space")
 """)
-    assert [text.partition(",")[0] for text in told] == (["alice/model is private"] if private else [])
-    assert all("secret HF_TOKEN" in text for text in told)
+    assert [text.partition(",")[0] for text in printed] == (["alice/model is private"] if private else [])
+    assert all("secret HF_TOKEN" in text for text in printed)
     assert hub.repositories["alice/space"].private == private
 
 

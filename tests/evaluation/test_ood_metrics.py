@@ -56,7 +56,7 @@ def test_the_interval_is_scipys_bootstrap_of_scikit_learns_metrics():
         method="percentile",
         random_state=np.random.default_rng(4),
     ).confidence_interval
-    fast = with_intervals(inside, {"odd": ood}, num_resamples=25, seed=4)["odd"]
+    fast = with_intervals(inside, {"ood": ood}, num_resamples=25, seed=4)["ood"]
     np.testing.assert_allclose([fast[name]["low"] for name in METRICS], slow.low, rtol=1e-12)
     np.testing.assert_allclose([fast[name]["high"] for name in METRICS], slow.high, rtol=1e-12)
 
@@ -84,7 +84,7 @@ def correlated(seed, number=150):
 def test_paired_intervals_are_an_independent_bootstrap_of_pairs():
     """The same quantiles as a loop over resampled pairs by scikit-learn, up to the bootstrap's own noise."""
     inside, ood = correlated(0)
-    row = with_intervals(inside, {"odd": ood}, ["odd"], num_resamples=4000)["odd"]
+    row = with_intervals(inside, {"ood": ood}, ["ood"], num_resamples=4000)["ood"]
     random, found = np.random.default_rng(1), []
     for _ in range(4000):
         pairs = random.integers(0, len(inside), len(inside))
@@ -93,7 +93,7 @@ def test_paired_intervals_are_an_independent_bootstrap_of_pairs():
     width = row["auroc"]["high"] - row["auroc"]["low"]
     low, high = np.quantile(found, [0.025, 0.975])
     assert abs(row["auroc"]["low"] - low) < 0.1 * width and abs(row["auroc"]["high"] - high) < 0.1 * width
-    apart = with_intervals(inside, {"odd": ood}, num_resamples=4000)["odd"]["auroc"]
+    apart = with_intervals(inside, {"ood": ood}, num_resamples=4000)["ood"]["auroc"]
     assert width < 0.6 * (apart["high"] - apart["low"])
 
 
@@ -103,8 +103,8 @@ def test_paired_intervals_cover_the_truth_and_independent_ones_of_pairs_are_too_
     for seed in range(number):
         inside, ood = correlated(seed, 100)
         for paired in hits:
-            names = ["odd"] if paired else []
-            row = with_intervals(inside, {"odd": ood}, names, 200, confidence=0.8, seed=seed)["odd"]["auroc"]
+            names = ["ood"] if paired else []
+            row = with_intervals(inside, {"ood": ood}, names, 200, confidence=0.8, seed=seed)["ood"]["auroc"]
             hits[paired] += row["low"] <= truth <= row["high"]
     error = (0.8 * 0.2 / number) ** 0.5
     assert abs(hits[True] / number - 0.8) < 3 * error + 0.02  # the percentile bootstrap's own error at n = 100
@@ -137,10 +137,10 @@ def test_scores_without_a_rank_are_an_error(bad):
 
 def test_mistakes():
     with pytest.raises(ValueError, match="at least 10"):
-        with_intervals(torch.zeros(3), {"odd": torch.zeros(20)})
+        with_intervals(torch.zeros(3), {"ood": torch.zeros(20)})
     for value in ("nan", "inf"):
         with pytest.raises(ValueError, match="OOD scores hold 1 NaN or infinite"):
-            with_intervals(torch.randn(20), {"odd": torch.tensor([float(value), *range(19)])})
+            with_intervals(torch.randn(20), {"ood": torch.tensor([float(value), *range(19)])})
     with pytest.raises(ValueError, match="one OOD set at least"):
         with_intervals(torch.randn(20), {})
 

@@ -204,10 +204,10 @@ def test_cards_contain_nothing_of_this_machine(tmp_path):
 
 
 def test_paths_are_rewritten_wherever_they_are(tmp_path):
-    for name in ("a/odd", "b/odd"):
+    for name in ("a/ood", "b/ood"):
         (tmp_path / name).mkdir(parents=True)
-    found = {"sets": [{f"{tmp_path}/a/odd": 1, f"{tmp_path}/b/odd": 2}], "model": str(tmp_path), "text": "x/" * 2000}
-    assert public_values(found) == {"sets": [{"odd": 1, "odd (2)": 2}], "model": tmp_path.name, "text": found["text"]}
+    found = {"sets": [{f"{tmp_path}/a/ood": 1, f"{tmp_path}/b/ood": 2}], "model": str(tmp_path), "text": "x/" * 2000}
+    assert public_values(found) == {"sets": [{"ood": 1, "ood (2)": 2}], "model": tmp_path.name, "text": found["text"]}
     assert public_values({"a": "user/photos", "n": 3, "o": None}) == {"a": "user/photos", "n": 3, "o": None}
 
 

@@ -10,7 +10,7 @@ from loopback_hub.client import ClientError
 from loopback_hub.transfers import contents, energies, pull, push
 from run_records import METRICS, OOD, evaluation
 
-TOLD = """
+WARNINGS = """
 import hf_ebm.hub.upload as push, logging
 result = []
 handler = logging.Handler()
@@ -180,8 +180,8 @@ def test_only_files_that_hf_ebm_writes_are_pushed_and_the_others_are_named(hub, 
     before = hub.repositories[repo].files()
     add_foreign_files(folder)
     mine = contents(folder)
-    (told,) = client(TOLD, folder=str(folder), repo=repo, options={})
-    assert told.startswith("not pushed") and told.endswith(
+    (said,) = client(WARNINGS, folder=str(folder), repo=repo, options={})
+    assert said.startswith("not pushed") and said.endswith(
         "notes.json, patient_scan.png, scores.jsonl, secrets.env, energy_model/notes.json, "
         "energy_model/optimizer.safetensors"
     )
@@ -230,15 +230,15 @@ def test_the_card_states_the_licence_that_was_given_or_none(hub, client, folder,
         return yaml.safe_load(files["README.md"].decode().split("---\n")[1]), yaml.safe_load(files["settings.yaml"])
 
     settings = yaml.safe_load((folder / "settings.yaml").read_text())
-    assert client(TOLD, folder=str(folder), repo=repo, options={}) == [] and pushed()[0]["license"] == "mit"
+    assert client(WARNINGS, folder=str(folder), repo=repo, options={}) == [] and pushed()[0]["license"] == "mit"
     other = {"license": "other", "license_name": "celeba-research"}
-    assert client(TOLD, folder=str(folder), repo=repo, options=other) == []
+    assert client(WARNINGS, folder=str(folder), repo=repo, options=other) == []
     for found in pushed():
         assert {key: found[key] for key in other} == other
     del settings["license"]
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
-    (told,) = client(TOLD, folder=str(folder), repo=repo, options={})
-    assert told.startswith("the model card states no licence") and "hf-ebm push --license ID" in told
+    (said,) = client(WARNINGS, folder=str(folder), repo=repo, options={})
+    assert said.startswith("the model card states no licence") and "hf-ebm push --license ID" in said
     assert not {"license", "license_name"} & {key for found in pushed() for key in found}
     assert b"apache" not in hub.repositories[repo].files()["README.md"].lower()
     before = hub.repositories[repo].branches["main"]
@@ -251,8 +251,8 @@ def test_the_card_states_the_licence_that_was_given_or_none(hub, client, folder,
 def test_a_card_of_ones_own_takes_a_licence_that_is_given(hub, client, folder, repo):
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text(re.sub("<!-- .* -->\n", "", card).replace("license: mit\n", ""))
-    (told,) = client(TOLD, folder=str(folder), repo=repo, options={})
-    assert "states no licence" in told
+    (said,) = client(WARNINGS, folder=str(folder), repo=repo, options={})
+    assert "states no licence" in said
     options = ["--license", "cc-by-nc-4.0"]
     client(PRINTED, folder=str(folder), repo=repo, options=options)
     assert b"license: cc-by-nc-4.0" in hub.repositories[repo].files()["README.md"]

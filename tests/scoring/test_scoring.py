@@ -66,9 +66,9 @@ def test_synthetic_ood_images():
     made = {name: make(images, generator) for name, make in synthetic_ood.SYNTHETIC_OOD.items()}
     names = {"rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise"}
     assert set(made) == names
-    for name, odd in made.items():
-        assert odd.shape == images.shape and odd.abs().max() <= 1, name
-        assert not torch.allclose(odd, images), name
+    for name, ood in made.items():
+        assert ood.shape == images.shape and ood.abs().max() <= 1, name
+        assert not torch.allclose(ood, images), name
     assert_close(made["inverted"], -images)
     assert_close(made["rotated"][0, 0], torch.rot90(images[0, 0]))
     assert_close(made["shuffled"].flatten(1).sort(1)[0], images.flatten(1).sort(1)[0])
@@ -92,8 +92,8 @@ def test_density_is_the_normalised_boltzmann_weight():
 def test_plots_are_written(tmp_path):
     from hf_ebm import MLPEnergyConfig, MLPEnergyModel
 
-    odd = {"a": torch.randn(50) + 5, "b": torch.full((9,), 1e6)}
-    plot_energy_histograms(torch.randn(50), odd, tmp_path / "o.png", "title")
+    ood = {"a": torch.randn(50) + 5, "b": torch.full((9,), 1e6)}
+    plot_energy_histograms(torch.randn(50), ood, tmp_path / "o.png", "title")
     plot_2d(torch.randn(100, 2), MLPEnergyModel(MLPEnergyConfig()), torch.randn(10, 2), tmp_path / "p" / "d.png")
     for path in (tmp_path / "o.png", tmp_path / "p" / "d.png"):
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
