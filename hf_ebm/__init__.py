@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 EXPORTS = {  # class -> its module. Of our classes, saved pipelines may name these and no others
     "AnnealedLangevinScheduler": "hf_ebm.schedulers.scheduling_annealed_langevin",
+    "ComposedEnergyConfig": "hf_ebm.models.composed_energy",
+    "ComposedEnergyModel": "hf_ebm.models.composed_energy",
     "ConvInferenceModel": "hf_ebm.models.conv_inference",
     "DDAEBMPipeline": "hf_ebm.pipelines.pipeline_ddaebm",
     "DDAEBMScheduler": "hf_ebm.schedulers.scheduling_ddaebm",
@@ -44,6 +46,8 @@ __all__ = ["__version__", *sorted(EXPORTS)]
 if TYPE_CHECKING:
     from hf_ebm.data.image_processor import EBMImageProcessor as EBMImageProcessor
     from hf_ebm.diffusion import DiffusionCoefficients as DiffusionCoefficients
+    from hf_ebm.models.composed_energy import ComposedEnergyConfig as ComposedEnergyConfig
+    from hf_ebm.models.composed_energy import ComposedEnergyModel as ComposedEnergyModel
     from hf_ebm.models.conv_inference import ConvInferenceModel as ConvInferenceModel
     from hf_ebm.models.mlp_energy import MLPEnergyConfig as MLPEnergyConfig
     from hf_ebm.models.mlp_energy import MLPEnergyModel as MLPEnergyModel

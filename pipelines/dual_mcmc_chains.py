@@ -128,6 +128,11 @@ class DualMCMCMoves(EBMPipeline):
     def x_chain_steps(self, num_inference_steps: int | None) -> int:
         """The number of updates of the x-chain; 0 with a warning if the pipeline lacks a component it needs."""
         num_steps = self.count_steps("num_inference_steps", num_inference_steps, "scheduler")
+        if num_steps and getattr(self.energy_model, "needs_rejection", False) and not self.scheduler.rejects:
+            raise ValueError(
+                f"scheduler must reject proposals for an energy with bounds, got {type(self.scheduler).__name__}; use "
+                "MALA or HMC, such as MALAScheduler.from_config(pipe.scheduler.config)."
+            )
         missing = [name for name in ("scheduler", "energy_model") if getattr(self, name) is None]
         is_asked_for = num_steps > 0 or (num_inference_steps is None and self.scheduler is None)
         if not (missing and is_asked_for):

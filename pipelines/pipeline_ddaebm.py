@@ -143,6 +143,11 @@ of the first images, the curve shows how the energy falls."""
         check_count("num_correction_steps", num_correction_steps, 0)
         if num_correction_steps and self.energy_model is None:
             raise ValueError("num_correction_steps > 0 needs energy_model, and this pipeline was loaded without one.")
+        if num_correction_steps and getattr(self.energy_model, "needs_rejection", False):
+            raise ValueError(
+                "num_correction_steps must be 0 for an energy with bounds: the correction's Langevin steps do not "
+                "reject; compose it without negative weights and bounds."
+            )
         if num_correction_steps and steps not in (None, all_steps := self.scheduler.config.num_train_timesteps):
             raise ValueError(
                 f"num_correction_steps > 0 needs all {all_steps} denoising steps, whose conditional energies it "

@@ -43,6 +43,7 @@ LIBRARIES = ("diffusers", "transformers")  # whose components are loaded, beside
 CONFIGS = ("config.json", "scheduler_config.json")  # of networks and schedulers
 IMAGE_PROCESSOR = "preprocessor_config.json"
 COMPONENT_CLASSES = (ModelMixin, SchedulerMixin, PreTrainedModel, BaseImageProcessor)
+COMPOSITION = '"model_type": "hf_ebm_composed_energy"'  # in a config that names other energies
 CODE_FILE = "pipeline.py"
 COMMENT = "# For diffusers' trust_remote_code=True: hf-ebm, which must be installed, has the code.\n"
 
@@ -221,8 +222,12 @@ def check_classes(index: dict[str, Any], components: Collection[str]) -> None:
 
 
 def is_network(folder: Path) -> bool:
-    """Whether a component's folder is a network's: a scheduler has another config file, and no weights."""
-    return (folder / "config.json").is_file()
+    """Whether a component's folder is a network's: a scheduler has another config file, and no weights.
+
+    A composed energy has a config only, which names its parts.
+    """
+    path = folder / "config.json"
+    return path.is_file() and COMPOSITION not in path.read_text(encoding="utf-8")
 
 
 def check_weights(folder: Path, components: Collection[str], variant: str | None) -> None:

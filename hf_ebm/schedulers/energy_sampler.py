@@ -70,6 +70,7 @@ class EnergySampler(PathlessConfig, SchedulerMixin, ConfigMixin):
 
     order = 1
     init_noise_sigma = 1.0
+    rejects = False  # whether proposals are accepted or rejected by their energy, which may be infinite
 
     def setup(self, num_train_timesteps: int, step_size: float, noise_std: float | None) -> None:
         """Check the settings all samplers have; called by each ``__init__``.

@@ -34,6 +34,7 @@ class HMCScheduler(EnergySampler):
         num_leapfrog_steps: L >= 1, gradients per update.
     """
 
+    rejects = True
     state: ChainState | None
     momentum: Tensor
     kinetic: Tensor

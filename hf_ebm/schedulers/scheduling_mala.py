@@ -49,6 +49,7 @@ class MALAScheduler(EnergySampler):
         noise_std: n > 0; None = `step_size`, the chain of ``exp(-E)``.
     """
 
+    rejects = True
     state: ChainState | None
     noise: Tensor
 
