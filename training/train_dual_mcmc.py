@@ -21,7 +21,14 @@ from torch.optim.swa_utils import update_bn
 
 from hf_ebm.langevin import ChainDivergedError, energy_grad, langevin_chain
 from hf_ebm.losses.ddaebm import energy_magnitude_term
-from hf_ebm.losses.dual_mcmc import energy_loss, generator_loss, inference_loss, posterior_energy, squared_error
+from hf_ebm.losses.dual_mcmc import (
+    energy_loss,
+    generator_loss,
+    inference_loss,
+    noised_samples,
+    posterior_energy,
+    squared_error,
+)
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
 from hf_ebm.models.latent_generator import frozen_running_statistics
 from hf_ebm.pipelines.pipeline_dual_mcmc import DualMCMCPipeline
@@ -45,6 +52,8 @@ class DualMCMCSettings(RunSettings):
     x_step_size: float = 0.5  # CelebA: 0.3
     x_noise_std: float = 0.001
     energy_negatives: str = "second_chain"  # of the updated generator; "first_chain": reuse it; "generator": no chain
+    noised_negatives: float = 0.0  # share of them that are chains from noised training samples instead; ours
+    noised_negatives_max_std: float = 1.5  # the noise's standard deviation is uniform between 0 and this
 
     # the z-chain on the generator's posterior
     z_num_steps: int = 10
@@ -74,7 +83,9 @@ class DualMCMCSettings(RunSettings):
         self.check_at_least(0, "x_num_steps", "z_num_steps")
         for name in ("x_step_size", "x_noise_std", "z_step_size", "z_noise_std"):
             check_size(name, getattr(self, name))
-        self.check_positive("likelihood_std")
+        self.check_positive("likelihood_std", "noised_negatives_max_std")
+        if not 0.0 <= self.noised_negatives <= 1.0:
+            raise ValueError(f"noised_negatives must be a share in [0, 1], got {self.noised_negatives}.")
         self.check_not_negative("recon_weight", "sample_weight", "latent_weight", "energy_magnitude_weight")
         self.check_not_negative("weight_decay")
         self.check_positive("learning_rate_decay", "energy_gap_limit", "inference_learning_rate")
@@ -178,6 +189,10 @@ def energy_update(x: Tensor, samples: Samples, state: TrainState, settings: Dual
             negatives = generator_model(samples.z, return_dict=False)[0]
         if settings.energy_negatives == "second_chain":
             negatives = x_chain(negatives, state, settings)
+    if number := round(settings.noised_negatives * len(x)):
+        std = settings.noised_negatives_max_std * torch.rand(number, device=x.device)
+        starts = noised_samples(x[:number], std, torch.randn_like(x[:number]))
+        negatives = torch.cat([negatives[number:], x_chain(starts, state, settings).to(negatives.dtype)])
     energies = state.energy_model(torch.cat([x, negatives.to(x.dtype)])).energy
     energy_data, energy_revised = energies.chunk(2)
     loss = energy_loss(energy_data, energy_revised, settings.temperature)

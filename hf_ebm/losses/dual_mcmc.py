@@ -87,3 +87,17 @@ def inference_loss(
         latent_weight: Weight of the second part; the published code has 0.1.
     """
     return latent_nll(z_revised, mean, logvar) + latent_weight * latent_nll(z, mean_gen, logvar_gen)
+
+
+def noised_samples(x: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+    """``x + std noise``, images clamped to [-1, 1], shape of `x`: starts of chains far from the data.
+
+    A generator that samples well gives the energy no negatives far from the data, where it then learns nothing.
+
+    Args:
+        x: Training samples, shape (B, ...).
+        std: Standard deviation of each one's noise, shape (B,).
+        noise: Standard normal, shape of `x`.
+    """
+    noised = x + std.reshape(-1, *[1] * (x.ndim - 1)) * noise
+    return noised.clamp(-1.0, 1.0) if x.ndim == 4 else noised

@@ -10,7 +10,14 @@ from torch.distributions import Independent, Normal
 from torch.testing import assert_close
 
 from hf_ebm.langevin import energy_grad, langevin_step
-from hf_ebm.losses.dual_mcmc import energy_loss, generator_loss, inference_loss, latent_nll, posterior_energy
+from hf_ebm.losses.dual_mcmc import (
+    energy_loss,
+    generator_loss,
+    inference_loss,
+    latent_nll,
+    noised_samples,
+    posterior_energy,
+)
 
 PATH = Path(__file__).parents[1] / "reference" / "dual_mcmc.safetensors"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -96,3 +103,10 @@ def test_latent_nll_is_the_normal_density():
     z, mean, logvar = torch.randn(3, 7, 4)
     expected = -Independent(Normal(mean, (0.5 * logvar).exp()), 1).log_prob(z).mean()
     assert_close(latent_nll(z, mean, logvar) + 2.0 * torch.log(torch.tensor(2 * torch.pi)), expected)
+
+
+def test_noised_samples_have_their_own_noise_and_images_stay_in_range():
+    x, noise = torch.zeros(4, 1, 3, 3), torch.ones(4, 1, 3, 3)
+    std = torch.tensor([0.0, 0.5, 1.0, 3.0])
+    assert_close(noised_samples(x, std, noise)[:, 0, 0, 0], torch.tensor([0.0, 0.5, 1.0, 1.0]))
+    assert_close(noised_samples(torch.zeros(4, 2), std, torch.ones(4, 2))[:, 0], std)

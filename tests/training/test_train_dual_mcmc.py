@@ -92,6 +92,10 @@ def literal_step(x, models, s):
         x_revised = generator(z).sample.detach()
     if s.energy_negatives == "second_chain":
         x_revised = x_chain(x_revised)
+    if s.noised_negatives:  # half of the negatives are chains from noised data
+        std = 1.5 * torch.rand(batch // 2)
+        noised = (x[: batch // 2] + std[:, None, None, None] * torch.randn(batch // 2, *x.shape[1:])).clamp(-1, 1)
+        x_revised = torch.cat([x_revised[batch // 2 :], x_chain(noised)])
     energies = energy(torch.cat([x, x_revised])).energy
     optimizers[1].zero_grad()
     loss = energies[:batch].mean() - energies[batch:].mean()
@@ -108,8 +112,9 @@ def literal_step(x, models, s):
         {"z_start": "noise", "recon_weight": 0.3, "sample_weight": 7.0, "latent_weight": 0.5},
         {"energy_negatives": "first_chain", "energy_magnitude_weight": 40.0},
         {"energy_negatives": "generator", "x_num_steps": 0, "z_num_steps": 0},
+        {"energy_negatives": "first_chain", "noised_negatives": 0.5},
     ],
-    ids=["published", "noise-weights", "first-chain-magnitude", "no-chains"],
+    ids=["published", "noise-weights", "first-chain-magnitude", "no-chains", "noised-negatives"],
 )
 def test_the_step_is_the_published_one(changes):
     """Same noise, same weights: after an iteration all three networks agree with the written-out version."""
@@ -263,6 +268,8 @@ def test_trained_without_a_chain_it_samples_without_one(tmp_path):
         ({"recon_weight": float("nan")}, "recon_weight must be >= 0"),
         ({"weight_decay": float("inf")}, "weight_decay must be >= 0"),
         ({"x_num_steps": -1}, "x_num_steps"),
+        ({"noised_negatives": 1.5}, r"noised_negatives must be a share in \[0, 1\]"),
+        ({"noised_negatives_max_std": 0.0}, "noised_negatives_max_std"),
         ({"z_start": "data"}, "z_start"),
         ({"energy_negatives": "none"}, "energy_negatives"),
         ({"learning_rate_schedule": "linear"}, "learning_rate_schedule"),
