@@ -30,6 +30,12 @@ def add_parser(commands: Any) -> None:
         help="denoising steps, or updates of the Langevin chain on images (0 = only the generator); default: as in "
         "training",
     )
+    parser.add_argument(
+        "--class",
+        dest="class_label",
+        help="number or name of the class to sample, of a model trained with classes; default: all, by their frequency",
+    )
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 = no guidance (default: %(default)s)")
     add_seed_option(parser, "the random numbers")
     parser.add_argument(
         "--output", type=path_option, default=Path("samples.png"), help="image file of the grid (default: %(default)s)"
@@ -52,7 +58,15 @@ def run(options: argparse.Namespace) -> None:
     device = find_device(options.device)
     pipeline = load_image_generator(options.model).to(device)
     generator = torch.Generator().manual_seed(options.seed)
-    images = pipeline(options.num_images, options.num_inference_steps, generator=generator).images
+    by_class: dict[str, Any] = {}
+    if options.class_label is not None or options.guidance_scale != 1.0:
+        names = getattr(pipeline, "class_names", [])
+        if not names or not hasattr(pipeline, "check_guidance"):
+            raise ValueError(f"--class and --guidance-scale: --model {options.model} was trained without classes.")
+        label = options.class_label
+        label = int(label) if label is not None and label not in names and label.isdecimal() else label
+        by_class = {"class_labels": label, "guidance_scale": options.guidance_scale}
+    images = pipeline(options.num_images, options.num_inference_steps, generator=generator, **by_class).images
     columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
     with whole_file(options.output) as file:
         save_grid(images, file, options.num_images // columns, scale=max(1, 64 // images[0].width))
