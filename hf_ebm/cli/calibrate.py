@@ -137,11 +137,13 @@ def run(options: argparse.Namespace) -> None:
         }
         print(to_json(record, indent=2))
         return
-    others = "other images that it was trained on" if trained_on else "other images like them"
+    others = "other training images" if trained_on else "other in-distribution images"
     print(
-        f"{options.score} above {threshold:.6g} is flagged as OOD: {num_flagged} of the {len(images)} images of "
-        f"{shown}, and {100 * calibration.expected_fpr(options.score):.3g} % of {others}, on average over "
-        "calibration sets"
+        f"{options.score} above {threshold:.6g} is flagged as OOD: {num_flagged} of the {len(images)} images of {shown}"
+    )
+    print(
+        f"expected for {others}: {100 * calibration.expected_fpr(options.score):.3g} %, the average over calibration "
+        "sets"
     )
     if SCORES[options.score].needs_fitting:
         print(

@@ -72,7 +72,8 @@ def plot_energy_histograms(
         axis.set_xscale("log")
         axis.legend(frameon=False, fontsize=8)
         axis.set_yticks([])
-    figure.supxlabel("energy / T in nats, shifted so that all are positive (low = likely)", fontsize=9)
+    unit = "energy in nats" if temperature == 1.0 else "energy / T in nats"
+    figure.supxlabel(f"{unit}, shifted so that all are positive (low = likely)", fontsize=9)
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -44,7 +44,7 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     assert Calibration.load(folder).reference == expected.reference
     printed, notes = capsys.readouterr()
     assert f"energy above {expected.threshold('energy'):.6g} is flagged as OOD: 4 of the 50 images" in printed
-    assert "and 9.8 % of other images like them, on average over calibration sets" in printed
+    assert "expected for other in-distribution images: 9.8 %, the average over calibration sets" in printed
     assert f"updated {card} (the model card)" in printed and "note:" not in notes
 
 
@@ -59,7 +59,7 @@ def test_calibrating_on_the_training_split_warns_and_card_and_page_report_it(fol
         main(["calibrate", "--model", folder, "--dataset", "digits", "--split", split, "--num-images", "40"])
         printed = capsys.readouterr()
         assert ("split train of digits has images that the model was trained on" in printed.err) is warns
-        assert f"% of other images {'that it was trained on' if warns else 'like them'}" in printed.out
+        assert f"expected for other {'training' if warns else 'in-distribution'} images" in printed.out
         calibration, text = Calibration.load(folder), " ".join(card.read_text().split())
         assert calibration.trained_on is warns
         assert ("40 held-out" in text) is not warns and ("some of which the model was trained on" in text) is warns
