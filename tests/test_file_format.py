@@ -7,6 +7,7 @@ import pytest
 GOLDEN = {
     "hf_ebm.data.image_processor": ["EBMImageProcessor"],
     "hf_ebm.models.conv_inference": ["ConvInferenceModel"],
+    "hf_ebm.models.composed_energy": ["ComposedEnergyModel"],
     "hf_ebm.models.mlp_energy": ["MLPEnergyModel"],
     "hf_ebm.models.mlp_generator": ["MLPGeneratorModel"],
     "hf_ebm.models.mlp_inference": ["MLPInferenceModel"],
