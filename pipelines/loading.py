@@ -34,7 +34,10 @@ def load_pipeline(model: str) -> Any:
     name = read_index(model_folder(model, ()) / INDEX)["_class_name"]
     if name not in hf_ebm.__all__:
         raise ValueError(f"--model {model} holds a {name}, which is no pipeline of hf-ebm.")
-    return getattr(hf_ebm, name).from_pretrained(model)
+    pipeline = getattr(hf_ebm, name).from_pretrained(model)
+    if pipeline.image_processor is None:
+        pipeline.image_processor = hf_ebm.EBMImageProcessor.for_model(pipeline.sample_shape)
+    return pipeline
 
 
 def load_image_generator(model: str) -> Any:

@@ -160,6 +160,8 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         trusted = trusted or (kwargs.get("custom_pipeline") is None and holds_own_code(folder, index, components))
         pipeline = super().from_pretrained(folder, trust_remote_code=trusted, **kwargs)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        if index.get("image_processor") == [None, None]:  # it was left out, not saved before there was one
+            pipeline.image_processor = kwargs.get("image_processor")
         return pipeline
 
     @classmethod

@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print a table of each of ``--metrics``; write ``ood.json`` with all metrics and the protocol, and two plots."""
-    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm import EBMImageProcessor, EnergyScoringPipeline
     from hf_ebm.data.loading import DatasetName
     from hf_ebm.evaluation import ood as evaluation
     from hf_ebm.evaluation.ood import METRICS
@@ -92,7 +92,8 @@ def run(options: argparse.Namespace) -> None:
     if options.resamples < 1:
         raise ValueError(f"--resamples must be >= 1, got {options.resamples}.")
 
-    loading = (options.image_column, options.max_images, options.seed, pipeline.image_processor)
+    processor: Any = pipeline.image_processor or EBMImageProcessor.for_model(shape)
+    loading = (options.image_column, options.max_images, options.seed, processor)
     (train, train_source), (test, test_source) = evaluation.load_train_and_test(options.id, shape, *loading)
     names = list(SYNTHETIC_OOD) if options.ood is None else [expand_home(name) for name in options.ood.split(",")]
     sets = {evaluation.IN_DISTRIBUTION: test}
@@ -127,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
         "in_distribution": test_source,
         "ood_sets": sources,
         "statistics_and_baselines": train_source,
-        "preprocessing": pipeline.image_processor.describe(),
+        "preprocessing": processor.describe(),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
         "autoencoder": autoencoder,
         "metrics": METRICS,

@@ -257,7 +257,7 @@ def evaluate_samples(
     for name, number in (("batch_size", batch_size), ("num_seeds", num_seeds)):
         check_count(name, number, 1)
     check_seed("seed", seed)
-    image_processor = pipeline.image_processor
+    image_processor: Any = pipeline.image_processor or EBMImageProcessor.for_model(shape)
     preparation = image_processor.describe()
     loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress_bar": progress_bar}
     loading["image_processor"] = image_processor
