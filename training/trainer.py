@@ -533,6 +533,11 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
             )
         shape = method.sample_shape(method.build_models(method.make_model_settings(settings)), {})
         dataset, *classes = load_labelled_data(settings, shape)
+        if settings.classification_weight == 0:
+            accelerator.print(
+                "note: with classification_weight=0 the classes' energies have free offsets, so that neither the "
+                "marginal energy nor p(y | x) means anything."
+            )
     model_settings = method.make_model_settings(settings, *classes)
     checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
     set_seed(settings.seed)

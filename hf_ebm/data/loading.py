@@ -308,7 +308,7 @@ class PseudoLabelled(Dataset):
     """A data set whose samples are labelled with their nearest centre."""
 
     def __init__(self, dataset: Any, centres: list[list[float]]) -> None:
-        self.dataset, self.centres = dataset, centres
+        self.dataset, self.centres = dataset, torch.tensor(centres)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -336,6 +336,8 @@ def describe_change(dataset: Dataset) -> str | None:
 
     None where that has the size and the colours that the model takes.
     """
+    if isinstance(dataset, PseudoLabelled):
+        dataset = dataset.dataset
     if not isinstance(dataset, HubImages):
         return None
     image, processor = dataset.image(0), dataset.image_processor
@@ -405,7 +407,8 @@ def load_training_data(
     """
     if name in EMBEDDED_NAMES:
         if name == "digits":
-            samples = to_model_range(load_digits(split)[0])
+            samples, labels = load_digits(split)
+            samples = to_model_range(samples)
         else:
             samples = sample_toy(name, num_samples, torch.Generator().manual_seed(seed))
         if tuple(samples.shape[1:]) != tuple(sample_shape):
@@ -415,14 +418,13 @@ def load_training_data(
             )
         if with_labels and name != "digits":
             raise ValueError(f"dataset {name!r} has no labels; set pseudo_labels=20, say, or class_conditional=false.")
-        return TensorDataset(samples, load_digits(split)[1]) if with_labels else TensorDataset(samples)
+        return TensorDataset(samples, labels) if with_labels else TensorDataset(samples)
     if len(sample_shape) != 3:
         raise ValueError(f"dataset {name!r} holds images, but the models take vectors of shape {tuple(sample_shape)}.")
     dataset = load_hub_dataset(name, split, config_name, revision)
     column = find_image_column(dataset, image_column)
     processor = image_processor or EBMImageProcessor(sample_shape[1], sample_shape[0])
-    labels = find_label_column(dataset, label_column) if with_labels else None
-    images = HubImages(dataset, column, processor, labels)
+    images = HubImages(dataset, column, processor, find_label_column(dataset, label_column) if with_labels else None)
     images[0]  # a broken first image shall stop the run now, not after the networks are built
     return images
 

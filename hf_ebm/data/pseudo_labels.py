@@ -53,7 +53,7 @@ def fit_centres(samples: Tensor, num_clusters: int, seed: int = 0) -> list[list[
     return centres.round(DECIMALS).astype(float).tolist()
 
 
-def assign_labels(samples: Tensor, centres: Sequence[Sequence[float]]) -> Tensor:
+def assign_labels(samples: Tensor, centres: Sequence[Sequence[float]] | Tensor) -> Tensor:
     """The number of each sample's nearest centre, shape (N, ...) -> (N,), int64.
 
     Args:
@@ -63,7 +63,7 @@ def assign_labels(samples: Tensor, centres: Sequence[Sequence[float]]) -> Tensor
     Raises:
         ValueError: If samples and centres differ in size.
     """
-    pixels, points = _flattened(samples), torch.tensor(centres, dtype=torch.float32, device=samples.device)
+    pixels, points = _flattened(samples), torch.as_tensor(centres, dtype=torch.float32, device=samples.device)
     if points.ndim != 2 or pixels.shape[1] != points.shape[1]:
         raise ValueError(
             f"samples must have as many values as the centres of the pseudo-labels, {points.shape[-1]}, got "

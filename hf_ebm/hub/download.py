@@ -224,10 +224,13 @@ def check_classes(index: dict[str, Any], components: Collection[str]) -> None:
 def is_network(folder: Path) -> bool:
     """Whether a component's folder is a network's: a scheduler has another config file, and no weights.
 
-    A composed energy has a config only, which names its parts.
+    A composed energy has a config only, which names its parts, and no file of another kind beside it.
     """
     path = folder / "config.json"
-    return path.is_file() and COMPOSITION not in path.read_text(encoding="utf-8")
+    if not path.is_file():
+        return False
+    has_config_only = all(other.suffix in (".json", ".py") for other in folder.iterdir())
+    return not (has_config_only and COMPOSITION in path.read_text(encoding="utf-8"))
 
 
 def check_weights(folder: Path, components: Collection[str], variant: str | None) -> None:

@@ -242,7 +242,9 @@ class ComposedEnergyModel(EnergyModel):
             raise ValueError(f"{pretrained_model_name_or_path} holds no composition of energies.")
         dtype = {"dtype": kwargs["dtype"]} if kwargs.get("dtype") is not None else {}
         parts = [
-            AutoModel.from_pretrained(fetch_network(part["name"], {"revision": part["revision"]}), **dtype)
+            AutoModel.from_pretrained(
+                fetch_network(part["name"], {"revision": part["revision"]}), use_safetensors=True, **dtype
+            )
             for part in config.parts
         ]
         for part, description in zip(parts, config.parts, strict=True):

@@ -120,12 +120,13 @@ def test_resumed_equals_uninterrupted(tmp_path):
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_clusters_replace_labels(tmp_path):
-    settings = {**QUICK, "pseudo_labels": 4, "models": SMALL, "max_steps": 2}
+def test_clusters_replace_labels(tmp_path, capsys):
+    settings = {**QUICK, "pseudo_labels": 4, "models": SMALL, "max_steps": 2, "classification_weight": 0.0}
     folder = train(DDAEBMSettings(output_dir=str(tmp_path / "clusters"), **settings))
     config = DDAEBMPipeline.from_pretrained(folder).energy_model.config
     assert config.num_classes == 4 and len(config.pseudo_label_centres) == 4
     assert sum(config.class_prior) == pytest.approx(1.0)
+    assert "note: with classification_weight=0" in capsys.readouterr().out
 
 
 def test_labels_of_an_image_folder_are_its_class_folders(tmp_path):

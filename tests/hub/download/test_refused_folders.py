@@ -127,3 +127,13 @@ def test_a_component_that_is_a_pipeline_or_is_not_there(folder):
         (folder / name / config).unlink()
         with pytest.raises(ValueError, match=f"{folder} lacks '{name}', which its index names"):
             DDAEBMPipeline.from_pretrained(folder)
+
+
+def test_a_config_that_claims_to_be_a_composition_hides_no_weights(folder):
+    """Only a folder without any file of weights counts as a composition of other energies."""
+    (folder / "energy_model" / "model.safetensors").rename(folder / "energy_model" / "pytorch_model.bin")
+    config = folder / "energy_model" / "config.json"
+    values = {**json.loads(config.read_text()), "model_type": "hf_ebm_composed_energy"}
+    config.write_text(json.dumps(values, indent=2))
+    with pytest.raises(ValueError, match="holds no safetensors of 'energy_model'"):
+        DDAEBMPipeline.from_pretrained(folder)
