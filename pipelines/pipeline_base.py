@@ -363,11 +363,12 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_watched: int = 3,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
     ) -> Trajectory:
         """Sample as `__call__`, and keep the states and energies after each step.
 
         Args:
-            batch_size, num_inference_steps, generator: As for sampling.
+            batch_size, num_inference_steps, generator, class_labels: As for sampling.
             num_watched: Samples whose states are kept.
         """
         states, energies = [], []
@@ -382,6 +383,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             generator=generator,
             output_type="latent",
             callback_on_step_end=watch,
+            **({} if class_labels is None else {"class_labels": class_labels}),
         ).images
         points = [f"step {step}" for step in range(1, len(states) + 1)]
         return Trajectory(samples, torch.stack(states), torch.stack(energies), points)
@@ -431,7 +433,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, their numbers as text where they have none; empty for a model without classes."""
-        config = self.generator_model.config
+        config = getattr(getattr(self, "generator_model", None), "config", None)
         names = getattr(config, "class_names", None)
         return list(names or map(str, range(getattr(config, "num_classes", 0))))
 

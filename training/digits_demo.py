@@ -57,13 +57,15 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
     There are as many samples as training images, so that the real-vs-real distance (training against held-out images)
     is comparable.
     """
-    train_images, test_images = (to_model_range(load_digits(split)[0]) for split in ("train", "test"))
+    (train_images, train_labels), (test_images, test_labels) = map(load_digits, ("train", "test"))
+    train_images, test_images = to_model_range(train_images), to_model_range(test_images)
     generator = torch.Generator().manual_seed(seed)
-    samples = pipeline(batch_size=len(train_images), generator=generator, output_type="latent").images.clamp(-1.0, 1.0)
-    samples = samples.cpu()
+    # with labels, the training set's: as many samples of each digit
+    number = {"class_labels": train_labels} if is_of_digits(pipeline) else {"batch_size": len(train_images)}
+    samples = pipeline(**number, generator=generator, output_type="latent").images.clamp(-1.0, 1.0).cpu()
     classifier = load_digit_classifier()
 
-    classes = torch.bincount(classifier(samples).argmax(dim=1), minlength=10)
+    found = classifier(samples).argmax(dim=1)
     held_out = pipeline.score(to_unit_range(test_images)).energies
     ood = {
         name: pipeline.score(to_unit_range(make(test_images, torch.Generator().manual_seed(seed)))).energies
@@ -79,11 +81,37 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
             "num_reference": len(test_images),
         },
         "auroc": {name: auroc(held_out, energies) for name, energies in ood.items()},
-        "samples_per_class": classes.tolist(),
+        "samples_per_class": torch.bincount(found, minlength=10).tolist(),
         "protocol": "score: the energy; in distribution: the 360 held-out digits; OOD images: made from them",
         "seed": seed,
     }
+    if is_of_digits(pipeline):
+        metrics["samples_of_their_class"] = (found == train_labels).float().mean().item()
+        metrics["classification"] = evaluate_classes(pipeline.energy_model, test_images, test_labels)
     return metrics, held_out, ood
+
+
+def is_of_digits(pipeline: Any) -> bool:
+    """Whether the classes of a pipeline are the ten digits, and not clusters."""
+    return list(pipeline.generator_model.config.get("class_names") or ()) == [str(digit) for digit in range(10)]
+
+
+def evaluate_classes(energy_model: Any, images: Tensor, labels: Tensor) -> dict[str, float] | None:
+    """Accuracy and calibration error of p(y | x) on `images` (B, 1, 8, 8) in [-1, 1] with `labels` (B,).
+
+    None for an energy without class scores.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    with torch.no_grad():
+        logits = energy_model(images.to(energy_model.device)).logits
+    if logits is None:
+        return None
+    probabilities = logits.cpu().softmax(dim=1)
+    return {
+        "accuracy": (probabilities.argmax(dim=1) == labels).float().mean().item(),
+        "calibration_error": multiclass_calibration_error(probabilities, labels, num_classes=10, n_bins=15).item(),
+    }
 
 
 def evaluate_chains(pipeline: Any, folder: Path, seed: int = 0) -> dict[str, Any]:
@@ -139,6 +167,13 @@ def format_table(metrics: dict[str, Any]) -> str:
         lines.append(f"  a draw of the inference model  {mse['inference_model']:8.4f}")
         lines.append(f"  its mean                       {mse['inference_mean']:8.4f}")
         lines.append(f"  after {mse['num_steps']} steps of the z-chain  {mse['z_chain']:8.4f}")
+    if (share := metrics.get("samples_of_their_class")) is not None:
+        lines.append("class-conditional samples, by a classifier trained apart")
+        lines.append(f"  share of the class asked for   {share:8.4f}")
+    if found := metrics.get("classification"):
+        lines.append("classification of held-out digits by p(y | x)")
+        lines.append(f"  accuracy                       {found['accuracy']:8.4f}")
+        lines.append(f"  expected calibration error     {found['calibration_error']:8.4f}")
     lines.append("samples per class 0..9: " + " ".join(map(str, metrics["samples_per_class"])))
     return "\n".join(lines)
 

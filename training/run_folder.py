@@ -53,6 +53,7 @@ COMPONENTS = (
     "image_processor",
 )
 FILES = (*(name for name in RECORDS if name != SETTINGS), CODE_FILE)  # the index first: see `remove_run`
+MAX_CLASS_ROWS, MIN_CLASS_COLUMNS = 20, 4  # of the sample grid of a class-conditional model
 SETTINGS_OF_A_RUN = frozenset({"output_dir", "dataset", "max_steps", "batch_size"})  # what its settings.yaml has
 SAMPLES = re.compile(r"^step_\d+\.png$")
 TENSORBOARD_FILES = re.compile(r"^(events\.out\.tfevents\..+|hparams\.yml)$")
@@ -229,7 +230,8 @@ def remove_leftovers(output_dir: Path) -> None:
 def save_samples(pipeline: Any, folder: Path, step: int, settings: RunSettings) -> Path:
     """Save samples of `pipeline` from fixed noise: a grid of images, or a plot of 2-D points and density.
 
-    The points of an embedded 2-D data set are shown beside.
+    The grid of a class-conditional model has a row for each class. The points of an embedded 2-D data set are shown
+    beside.
     """
     pipeline.set_progress_bar_config(disable=True)
     path, dataset = sample_path(folder, step), settings.dataset
@@ -240,8 +242,19 @@ def save_samples(pipeline: Any, folder: Path, step: int, settings: RunSettings) 
             data = sample_toy(dataset, 10_000, torch.Generator().manual_seed(0)) if dataset in TOY_NAMES else None
             plot_2d(points, pipeline.energy_model, data, path)
         return path
-    save_square_grid(pipeline(batch_size=settings.num_grid_samples, generator=generator).images, path)
+    if num_classes := len(pipeline.class_names):
+        save_class_grid(pipeline, path, min(num_classes, MAX_CLASS_ROWS), settings.num_grid_samples, generator)
+    else:
+        save_square_grid(pipeline(batch_size=settings.num_grid_samples, generator=generator).images, path)
     return path
+
+
+def save_class_grid(pipeline: Any, path: Path, num_rows: int, num_samples: int, generator: torch.Generator) -> None:
+    """Save samples as a grid with a row for each of the first classes, of about `num_samples` in all."""
+    num_columns = max(MIN_CLASS_COLUMNS, num_samples // num_rows)
+    labels = [label for label in range(num_rows) for _ in range(num_columns)]
+    images = pipeline(class_labels=labels, generator=generator).images
+    save_grid(images, path, num_columns, scale=max(1, 64 // images[0].width))
 
 
 def log_samples(accelerator: Accelerator, path: Path, step: int) -> None:

@@ -47,6 +47,7 @@ then after small steps with a little noise, which usually improve it. Images unl
 are reconstructed poorly."""
 INTERPOLATE = """Interpolate between two images through images that the model generates in between. Both ends
 come from the model as well: reconstructions of your images, or samples from a seed where you upload none."""
+ALL_CLASSES = "all, as often as in the training data"
 EXAMPLES = "Examples: three samples of the model, one inverted, one shuffled, noise"
 
 
@@ -123,6 +124,8 @@ def generate_tab(model: DemoModel, reference: verdict.Reference) -> None:
     with gr.Row():
         with gr.Column(scale=2):
             number = gr.Slider(1, limits.MAX_IMAGES, 8, step=1, label="Images")
+            classes = [(ALL_CLASSES, None), *((name, name) for name in model.pipeline.class_names)]
+            class_name = gr.Dropdown(classes, value=None, label="Class", visible=len(classes) > 1)
             sampler = gr.Dropdown(samplers, value=samplers[0], label="Sampler", info="the sampling algorithm")
             smallest = min(generation.step_limits(model, name)[0] for name in samplers)
             steps = gr.Slider(
@@ -139,8 +142,8 @@ def generate_tab(model: DemoModel, reference: verdict.Reference) -> None:
             figure = make_figure("Intermediate samples and their energy")
             summary = gr.Markdown()
 
-    def generate(number: Any, sampler: Any, steps: Any, seed: Any) -> tuple[Any, Any, str]:
-        generated = generation.generate(model, number, sampler, steps, seed)
+    def generate(number: Any, class_name: Any, sampler: Any, steps: Any, seed: Any) -> tuple[Any, Any, str]:
+        generated = generation.generate(model, number, sampler, steps, seed, class_name)
         first, last = (float(generated.energies[point].mean()) for point in (0, -1))
         text = f"Mean energy: **{last:#.4g}**."
         if len(generated.energies) > 1:
@@ -164,7 +167,7 @@ def generate_tab(model: DemoModel, reference: verdict.Reference) -> None:
         low, default, high = generation.step_limits(model, sampler)
         return gr.update(value=default, interactive=low < high, info=about_steps(low, high))
 
-    inputs, outputs = [number, sampler, steps, seed], [images, figure, summary]
+    inputs, outputs = [number, class_name, sampler, steps, seed], [images, figure, summary]
     sampler.change(with_page_errors(fit_steps), sampler, steps, api_visibility="private", queue=False)
     on_click(button, generate, inputs, outputs)
     next_seed = others.click(

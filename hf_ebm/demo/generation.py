@@ -54,19 +54,24 @@ def step_limits(model: DemoModel, sampler: str) -> tuple[int, int, int]:
     return low, min(default, high), high
 
 
-def generate(model: DemoModel, num_images: Any, sampler: Any, num_steps: Any, seed: Any) -> Generation:
-    """Generate images with the named sampler.
+def generate(
+    model: DemoModel, num_images: Any, sampler: Any, num_steps: Any, seed: Any, class_name: Any = None
+) -> Generation:
+    """Generate images with the named sampler, of one class or, with None, of all.
 
     Raises:
-        ValueError: If a number is out of its range, or the sampler is unknown; it names the field.
+        ValueError: If a number is out of its range, or the sampler or class is unknown; it names the field.
     """
     num_images = check_whole_number("The number of images", num_images, 1, MAX_IMAGES)
     seed = check_whole_number("The seed", seed, 0, MAX_SEED)
     if sampler not in list(samplers_of(model)):
         raise ValueError(f"The sampler must be one of {list(samplers_of(model))}, got {sampler!r}.")
+    if class_name is not None and class_name not in model.pipeline.class_names:
+        raise ValueError(f"The class must be one of {model.pipeline.class_names}, got {class_name!r}.")
     low, _, high = step_limits(model, sampler)
     num_steps = check_whole_number("The number of steps", num_steps, low, high)
     pipeline = with_sampler(model, sampler)
-    found = pipeline.trajectory(num_images, num_steps, torch.Generator().manual_seed(seed), NUM_WATCHED)
+    by_class = {} if class_name is None else {"class_labels": class_name}
+    found = pipeline.trajectory(num_images, num_steps, torch.Generator().manual_seed(seed), NUM_WATCHED, **by_class)
     images = to_unit_range(found.samples.float().cpu())
     return Generation(images, found.states, found.energies, found.points, found.acceptance_rate)

@@ -258,9 +258,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def evaluation_results(
-    metrics: dict[str, Any], dataset: str, evaluation: dict[str, Any], ood: dict[str, Any]
+    metrics: dict[str, Any],
+    dataset: str,
+    evaluation: dict[str, Any],
+    ood: dict[str, Any],
+    generation: str = "unconditional-image-generation",
 ) -> list[EvalResult]:
-    """Metrics of a run (``metrics.json``) in the Hub's model-index form.
+    """Metrics of a run (``metrics.json``) in the Hub's model-index form; those of samples have the task `generation`.
 
     Those of `evaluation` (``evaluate.json``) and `ood` (``ood.json``) stand in for the same ones of `metrics`.
     """
@@ -276,7 +280,7 @@ def evaluation_results(
             metric_value=value,
         )
 
-    results, generation = [], "unconditional-image-generation"
+    results = []
     if evaluation:
         reference, extractor = (evaluation["protocol"][key] for key in ("reference", "feature_extractor"))
         for name, values in evaluation["metrics"].items():
@@ -287,6 +291,8 @@ def evaluation_results(
     elif frechet := metrics.get("frechet_distance"):
         shown = f"Frechet distance ({frechet['feature_extractor']})"
         results.append(result(generation, dataset, "frechet_distance", shown, frechet["samples"]))
+    if found := metrics.get("classification"):
+        results.append(result("image-classification", dataset, "accuracy", "accuracy of p(y | x)", found["accuracy"]))
     auroc = metrics.get("auroc", {})
     if ood:
         rows = ood["metrics"][ood["protocol"]["scores"]["of_the_model"][0]]
@@ -366,6 +372,25 @@ def card_templates() -> dict[str, str]:
     return {name: f"{module.removeprefix(start)}.md" for name, module in EXPORTS.items() if module.startswith(start)}
 
 
+def read_classes(folder: Path) -> dict[str, Any]:
+    """The classes of a pipeline's models, from their configs; empty for an unconditional one.
+
+    Returns:
+        ``number``; ``names``, empty for clusters of the training images; ``are_clusters``; ``has_scores``, whether the
+        energy depends on the class.
+    """
+    generator, energy = (read_json(folder / name / "config.json") for name in ("generator_model", "energy_model"))
+    number = generator.get("num_classes") or energy.get("num_classes") or 0
+    if not number:
+        return {}
+    return {
+        "number": number,
+        "names": generator.get("class_names") or [],
+        "are_clusters": energy.get("pseudo_label_centres") is not None,
+        "has_scores": bool(energy.get("num_classes")) and energy.get("class_scores", True),
+    }
+
+
 def knows_its_run(folder: Path) -> bool:
     """Whether a pipeline folder has more than its pipeline: a run's settings, summary or metrics, or a card."""
     return any((folder / name).is_file() for name in (SETTINGS, SUMMARY, "metrics.json", CARD))
@@ -396,7 +421,9 @@ def render_card(
     metrics, evaluation, ood, summary = (
         public_values(read_json(folder / name)) for name in ("metrics.json", "evaluate.json", "ood.json", SUMMARY)
     )
-    results = evaluation_results(metrics, settings.get("dataset", "unknown"), evaluation, ood)
+    classes = read_classes(folder)
+    generation = "class-conditional-image-generation" if classes else "unconditional-image-generation"
+    results = evaluation_results(metrics, settings.get("dataset", "unknown"), evaluation, ood, generation)
     title = (repo_id or folder.resolve().name).split("/")[-1]
     own = folder / CARD
     if own.is_file() and GENERATED not in own.read_text(encoding="utf-8"):
@@ -413,8 +440,8 @@ def render_card(
         license=settings.get("license"),
         license_name=settings.get("license_name"),
         library_name="hf-ebm",
-        pipeline_tag="unconditional-image-generation",
-        tags=["energy-based-model", "out-of-distribution-detection", "diffusers"],
+        pipeline_tag=None if classes else generation,  # the Hub has no task of class-conditional generation
+        tags=["energy-based-model", "out-of-distribution-detection", "diffusers", *([generation] if classes else [])],
         datasets=[dataset] if "/" in dataset else None,
         model_name=title if results else None,
         eval_results=results or None,
@@ -438,6 +465,7 @@ def render_card(
             unused=("license", "license_name", *(() if is_of_vectors else ("num_toy_samples",))),
             license=settings.get("license_name") or settings.get("license"),
             metrics=metrics,
+            classes=classes,
             counted=counted,
             duration=duration,
             toy=is_of_vectors,

@@ -1,5 +1,7 @@
 """Training with labels: what a run learns from them, samples, saves and resumes."""
 
+import json
+
 import datasets
 import numpy as np
 import PIL.Image
@@ -9,6 +11,11 @@ from transformers import AutoModelForImageClassification
 
 from hf_ebm import DDAEBMPipeline, EnergyScoringPipeline
 from hf_ebm.data.digits import load_digits
+from hf_ebm.demo.demo_models import DemoModel
+from hf_ebm.demo.generation import generate
+from hf_ebm.hub.model_card import render_card
+from hf_ebm.pipelines.loading import load_pipeline
+from hf_ebm.training.digits_demo import evaluate_digits, format_table
 from hf_ebm.training.train_ddaebm import DDAEBMSettings, train
 from hf_ebm.training.train_dual_mcmc import DualMCMCSettings
 from hf_ebm.training.train_dual_mcmc import train as train_dual_mcmc
@@ -59,6 +66,38 @@ def test_an_energy_with_labels_classifies_samples_and_scores(run):
     assert EnergyScoringPipeline.from_pretrained(run).energy_model.config.num_classes == 10
     text = (run / "metrics.jsonl").read_text()
     assert '"classification"' in text
+
+
+def test_a_grid_has_a_row_for_each_class_and_the_card_describes_them(run):
+    with PIL.Image.open(run / "samples.png") as grid:
+        width, height = grid.size
+    assert height == 10 * (64 + 2 * 4) and width == 4 * (64 + 2 * 4)  # 10 rows, at least 4 columns
+    card = (run / "README.md").read_text()
+    assert "class-conditional, with 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)" in card
+    assert "class-conditional-image-generation" in card and "unconditional-image-generation" not in card
+    assert ".energy_model(2 * samples - 1).logits" in card
+
+
+def test_the_demo_measures_classes_and_the_page_generates_one(run):
+    pipe = load_pipeline(str(run))
+    pipe.set_progress_bar_config(disable=True)
+    metrics, _, _ = evaluate_digits(pipe)
+    assert 0.1 < metrics["classification"]["accuracy"] <= 1.0
+    assert 0.0 <= metrics["classification"]["calibration_error"] <= 1.0
+    assert 0.0 <= metrics["samples_of_their_class"] <= 1.0
+    assert "share of the class asked for" in format_table(metrics)
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    card = render_card(run)
+    assert any(one.metric_name == "accuracy of p(y | x)" for one in card.data.eval_results)
+    assert "are of their class for a classifier trained separately" in card.text
+    (run / "metrics.json").unlink()
+
+    model = DemoModel("digits", pipe, EnergyScoringPipeline.from_pipe(pipe))
+    drawn = generate(model, 3, "DDAEBM (its own)", 4, 7, "3")
+    alone = pipe(class_labels=[3] * 3, generator=torch.Generator().manual_seed(7), output_type="pt").images
+    assert torch.allclose(drawn.images, alone)
+    with pytest.raises(ValueError, match=r"The class must be one of \['0', .*\], got 'x'"):
+        generate(model, 3, "DDAEBM (its own)", 4, 7, "x")
 
 
 def test_class_labels_are_numbers_names_or_the_prior(run):
