@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.diffusion import DiffusionCoefficients
-from hf_ebm.langevin import conditional_energy_grad, langevin_chain
+from hf_ebm.langevin import conditional_energy_grad, langevin_chain, run_chain
 from hf_ebm.losses.conditional import guided_energy
 from hf_ebm.models.energy import EnergyOutput
 from hf_ebm.models.eval_copy import eval_copy, in_eval
@@ -31,6 +31,7 @@ from hf_ebm.models.unet_energy import UNetEnergyModel
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
 from hf_ebm.schedulers.denoising_contract import contract_violation
+from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 from hf_ebm.scoring.statistics import compute_denoising_error
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
@@ -133,6 +134,7 @@ of the first images, the curve shows how the energy falls."""
         num_inference_steps: int | None,
         num_correction_steps: int,
         correction_step_size: float,
+        correction_scheduler: Any = None,
     ) -> None:
         """Raise a `ValueError` that names the argument, before any work is done."""
         self.check_common_inputs(batch_size, generator, output_type)
@@ -143,10 +145,16 @@ of the first images, the curve shows how the energy falls."""
         check_count("num_correction_steps", num_correction_steps, 0)
         if num_correction_steps and self.energy_model is None:
             raise ValueError("num_correction_steps > 0 needs energy_model, and this pipeline was loaded without one.")
-        if num_correction_steps and getattr(self.energy_model, "needs_rejection", False):
+        if correction_scheduler is not None and not isinstance(correction_scheduler, EnergySampler):
             raise ValueError(
-                "num_correction_steps must be 0 for an energy with bounds: the correction's Langevin steps do not "
-                "reject; compose it without negative weights and bounds."
+                "correction_scheduler must be a sampler of hf_ebm.schedulers such as MALAScheduler(), or None for "
+                f"Langevin steps, got {type(correction_scheduler).__name__}."
+            )
+        rejects = getattr(correction_scheduler, "rejects", False)
+        if num_correction_steps and getattr(self.energy_model, "needs_rejection", False) and not rejects:
+            raise ValueError(
+                "correction_scheduler must be MALA or HMC for an energy with bounds, whose proposals outside are "
+                f"rejected, got {type(correction_scheduler).__name__}; give correction_scheduler=MALAScheduler()."
             )
         if num_correction_steps and steps not in (None, all_steps := self.scheduler.config.num_train_timesteps):
             raise ValueError(
@@ -165,6 +173,7 @@ of the first images, the curve shows how the energy falls."""
         return_dict: bool = True,
         num_correction_steps: int = 0,
         correction_step_size: float = 0.1,
+        correction_scheduler: EnergySampler | None = None,
         class_labels: int | str | Sequence[int | str] | Tensor | None = None,
         guidance_scale: float = 1.0,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
@@ -180,9 +189,13 @@ of the first images, the curve shows how the energy falls."""
                 (B, C, H, W)); vector data: ``"np"`` or ``"pt"``, (B, D). ``"latent"``: the last state as it is, a
                 float32 tensor in the models' own range [-1, 1], not clamped.
             return_dict: Whether to return an `ImagePipelineOutput` or a tuple.
-            num_correction_steps: Langevin steps after each denoising step on the conditional energy
-                ``E(x_t, t) - log q(x_next | x_t)``; 0 = none.
+            num_correction_steps: MCMC steps after each denoising step on the conditional energy
+                ``E(x_t, t) - log q(x_next | x_t)``; 0 = none. With a composed energy E is the composition, and the
+                transition enters once.
             correction_step_size: Their step size, in units of the denoising posterior's standard deviation.
+            correction_scheduler: Their sampler, such as ``MALAScheduler()``, with `correction_step_size` in place of
+                its own step size and noise; None = Langevin steps. An energy with bounds needs one that rejects
+                proposals, and bounds wide enough for noisy states.
             class_labels: Class of each sample of a class-conditional model: a number or name, or a sequence of them,
                 which then sets the batch size; None = sampled from the class frequencies of the training set.
             guidance_scale: s of ``G_null + s (G_y - G_null)``, a heuristic; 1 = no guidance, which costs nothing.
@@ -199,7 +212,13 @@ of the first images, the curve shows how the energy falls."""
         """
         labels, batch_size = self.resolve_class_labels(class_labels, batch_size, generator)
         self.check_inputs(
-            batch_size, generator, output_type, num_inference_steps, num_correction_steps, correction_step_size
+            batch_size,
+            generator,
+            output_type,
+            num_inference_steps,
+            num_correction_steps,
+            correction_step_size,
+            correction_scheduler,
         )
         self.check_guidance(guidance_scale, labels)
         names = self.callback_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -229,10 +248,10 @@ of the first images, the curve shows how the energy falls."""
             x_next = x
             x = self.scheduler.step(x0_pred, t, x_next, return_dict=False, **step_kwargs)[0].to(x_next.dtype)
 
-            # 3. optional: Langevin steps on E(x_t, t) - log q(x_next | x_t)
+            # 3. optional: MCMC steps on E(x_t, t) - log q(x_next | x_t)
             if energy_model is not None:
                 options = (num_correction_steps, correction_step_size, generator, energy_model)
-                x = self.correct(x, x_next, t, *options, labels, guidance_scale)
+                x = self.correct(x, x_next, t, *options, labels, guidance_scale, correction_scheduler)
 
             if callback_on_step_end is not None:
                 tensors = {"x": x, "x0_pred": x0_pred}
@@ -258,10 +277,12 @@ of the first images, the curve shows how the energy falls."""
         energy_model: Any = None,
         labels: Tensor | None = None,
         guidance_scale: float = 1.0,
+        scheduler: EnergySampler | None = None,
     ) -> Tensor:
-        """`num_steps` Langevin steps at noise ``step_size`` on ``E(x_t, t) - log q(x_next | x_t)``, from `x`.
+        """`num_steps` MCMC steps at noise ``step_size`` on ``E(x_t, t) - log q(x_next | x_t)``, from `x`.
 
         `energy_model` is an `eval_copy` of the pipeline's; None makes one. With labels E is ``E + s (E_y - E)``.
+        `scheduler` is the sampler; None = Langevin.
         """
         frozen = eval_copy(self.energy_model) if energy_model is None else energy_model
         device, dtype = execution_device(frozen), frozen.dtype
@@ -275,15 +296,18 @@ of the first images, the curve shows how the energy falls."""
             return EnergyOutput(energy=energy.to(x_t.device))
 
         timesteps = torch.full((x.shape[0],), int(t), device=x.device)
-        coefficients = self.coefficients
-        posterior_std = (0.5 * coefficients.posterior_log_variance[int(t)]).exp().item()
-        return langevin_chain(
-            x,
-            conditional_energy_grad(energy_fn, x_next, timesteps, coefficients.to(x.device)),
-            num_steps,
-            relative_step_size * posterior_std,
-            generator=generator,
-        )
+        q = self.coefficients
+        step_size = relative_step_size * (0.5 * q.posterior_log_variance[int(t)]).exp().item()
+        q = q.to(x.device)
+        if scheduler is None:
+            grad_fn = conditional_energy_grad(energy_fn, x_next, timesteps, q)
+            return langevin_chain(x, grad_fn, num_steps, step_size, generator=generator)
+
+        def conditional_energy(x_t: Tensor) -> Tensor:
+            return energy_fn(x_t, timesteps).energy - q.log_q_step(x_next, x_t, timesteps)
+
+        sampler = type(scheduler).from_config(scheduler.config, step_size=step_size, noise_std=None)
+        return run_chain(sampler, conditional_energy, x, num_steps, generator).sample
 
     @property
     def step_range(self) -> tuple[int, int, int | None]:

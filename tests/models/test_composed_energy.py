@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModel
 
-from hf_ebm import ComposedEnergyModel, LangevinScheduler, MALAScheduler, MLPEnergyConfig, MLPEnergyModel
+from hf_ebm import ComposedEnergyModel, HMCScheduler, LangevinScheduler, MALAScheduler, MLPEnergyConfig, MLPEnergyModel
 from hf_ebm.langevin import energy_grad, run_chain
 from hf_ebm.models.energy import EnergyOutput
 from hf_ebm.scoring.statistics import score_samples
@@ -142,8 +142,43 @@ def test_a_pipeline_corrects_samples_by_a_composition(tiny_pipeline):
         images = pipe(64, generator=torch.Generator().manual_seed(0), output_type="latent", **options).images
         return images[..., :4].mean()
 
-    assert left(num_correction_steps=10, correction_step_size=0.5) > left() + 0.1
+    steps = {"num_correction_steps": 10, "correction_step_size": 0.5}
+    assert left(**steps) > left() + 0.1
+    assert left(**steps, correction_scheduler=MALAScheduler()) > left() + 0.1
+    assert left(**steps, correction_scheduler=HMCScheduler()) > left() + 0.1
+    with pytest.raises(ValueError, match=r"correction_scheduler must be a sampler .* got DDAEBMScheduler"):
+        pipe(2, **steps, correction_scheduler=pipe.scheduler)
     assert pipe.score(torch.rand(3, 1, 8, 8)).energies.shape == (3,)
+
+
+def test_correction_within_bounds_needs_a_sampler_that_rejects(tiny_pipeline):
+    from hf_ebm import DDAEBMPipeline
+
+    bounded = ComposedEnergyModel([tiny_pipeline.energy_model], bounds=(-6.0, 6.0))
+    pipe = DDAEBMPipeline(**{**tiny_pipeline.components, "energy_model": bounded})
+    pipe.set_progress_bar_config(disable=True)
+    for scheduler in (None, LangevinScheduler()):
+        with pytest.raises(ValueError, match="correction_scheduler must be MALA or HMC for an energy with bounds"):
+            pipe(2, num_correction_steps=1, correction_scheduler=scheduler)
+    images = pipe(8, num_correction_steps=5, correction_scheduler=MALAScheduler(), output_type="latent").images
+    assert images.isfinite().all() and images.abs().max() <= 6.0
+
+
+def test_correction_by_mala_follows_the_conditional_density(tiny_pipeline):
+    """With E = x^2/2 per pixel the conditional density of a denoising step is a known Gaussian."""
+    from hf_ebm import DDAEBMPipeline
+
+    composed = ComposedEnergyModel(
+        [lambda x, t: x.square().flatten(1).sum(1) / 2, tiny_pipeline.energy_model], weights=[1.0, 0.0]
+    )
+    pipe = DDAEBMPipeline(**{**tiny_pipeline.components, "energy_model": composed})
+    t, seed = 1, torch.Generator().manual_seed(0)
+    beta = pipe.coefficients.betas[t + 1]
+    x_next = torch.full((256, 1, 8, 8), 0.7)
+    x = pipe.correct(torch.zeros_like(x_next), x_next, t, 100, 0.5, seed, scheduler=MALAScheduler())
+    precision = 1 + (1 - beta) / beta
+    assert_close(x.mean(), (1 - beta).sqrt() / beta * 0.7 / precision, atol=0.02, rtol=0)
+    assert_close(x.var(), 1 / precision, atol=0.02, rtol=0)
 
 
 def test_a_pipeline_is_saved_with_its_composition(tiny_pipeline, tmp_path):
