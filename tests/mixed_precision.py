@@ -10,8 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_ebm.training import run_folder, trainer
-from hf_ebm.training.config import RunSettings
+from hf_ebm.training import trainer
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -57,15 +56,3 @@ def record_dtypes(monkeypatch):
 
     monkeypatch.setattr(trainer, "make_train_step", make)
     return record
-
-
-def push_nowhere(monkeypatch):
-    """Make ``push_every_checkpoint`` save the pipeline and upload nothing; the folders' files, one list a push."""
-    pushed = []
-
-    def push_folder(folder, *_args, **_named):
-        pushed.append(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
-
-    monkeypatch.setattr(RunSettings, "check_hub", lambda settings: None)
-    monkeypatch.setattr(run_folder, "push_folder", push_folder)
-    return pushed

@@ -183,8 +183,8 @@ NOT_LEARNED_FROM = frozenset(
     {
         "output_dir", "overwrite_output_dir", "num_workers", "max_steps", "max_runtime_seconds", "loss_limit",
         "compile", "channels_last", "cuda_graph", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
-        "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "push_every_checkpoint", "hub_model_id",
-        "hub_private", "license", "license_name",
+        "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "hub_model_id", "hub_private", "license",
+        "license_name",
     }
 )  # fmt: skip  # settings that do not change what is learned
 
@@ -250,7 +250,6 @@ class RunSettings:
 
     # Hub; the token is that of `hf auth login` or HF_TOKEN, never a setting
     push_to_hub: bool = False  # pipeline, card, images, metrics when max_steps is reached, in one commit
-    push_every_checkpoint: bool = False  # to the branch "checkpoints"; other processes wait for it, 6 hours at most
     hub_model_id: str | None = None  # "user/name"; None: the folder's name, in the account of the token
     hub_private: bool | None = None  # of a new repository; None: as the account's default
     license: str | None = None  # of the weights, on the model card: an id of the Hub such as "mit"; None: none stated
@@ -310,7 +309,7 @@ class RunSettings:
 
     def check_hub(self) -> None:
         """Raise a `ValueError` if the run is to push and could not: no login, an impossible id, another visibility."""
-        if not (self.push_to_hub or self.push_every_checkpoint):
+        if not self.push_to_hub:
             return
         check_repo_id("hub_model_id", self.repo_id)
         if get_token() is None:

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,6 @@ from hf_ebm.utils.files import whole_file
 from hf_ebm.utils.validation import counted
 
 METRICS = "metrics.jsonl"
-CHECKPOINT_BRANCH = "checkpoints"  # of the repository that a run pushes to
 TEMPORARY_PIPELINE = ".tmp_pipeline"
 FOLDERS = ("checkpoints", "samples", "logs", "wandb")
 COMPONENTS = (
@@ -367,23 +366,3 @@ def push_run(settings: RunSettings, output_dir: Path) -> None:
         again += {None: "", True: " --private", False: " --no-private"}[settings.hub_private]
         raise PushError(f"{error} The run is whole in {output_dir}; `{again}` pushes it.") from error
     print(f"{output_dir}/ is on the Hub: {where_it_is(commit)}")
-
-
-def push_checkpoint(pipeline: Any, settings: RunSettings, output_dir: Path, step: int) -> None:
-    """Push the pipeline of a checkpoint to the branch `CHECKPOINT_BRANCH`; a failure is a warning only."""
-    try:
-        with TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            pipeline.save_pretrained(folder)
-            for name in (SETTINGS, "metrics.jsonl"):
-                shutil.copyfile(output_dir / name, folder / name)
-            push_folder(
-                folder,
-                settings.repo_id,
-                private=settings.hub_private,
-                revision=CHECKPOINT_BRANCH,
-                commit_message=f"Checkpoint at step {step}",
-            )
-    except Exception as error:  # a full disk, a card, the Hub: no reason to lose the training
-        reason = error.__cause__ or error
-        print(f"warning: training continues, but the checkpoint of step {step} is not on the Hub: {reason}")

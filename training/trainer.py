@@ -63,7 +63,6 @@ from hf_ebm.training.run_folder import (
     is_finished,
     log_samples,
     only_run,
-    push_checkpoint,
     push_run,
     save_samples,
     start_run,
@@ -86,7 +85,7 @@ UNSUPPORTED = {  # variables that `accelerate launch` sets, and what each asks f
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
-PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait so long for the first, which draws samples and uploads
+PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait so long for the first, which saves samples and checkpoints
 
 
 def check_launch_environment() -> None:
@@ -432,7 +431,7 @@ class Run:
         log_samples(self.accelerator, grid, step)
 
     def checkpoint(self) -> None:
-        """A checkpoint of the present step, and its push if the settings ask for it; called by all processes.
+        """A checkpoint of the present step; called by all processes.
 
         Raises:
             TrainingDivergedError: If a weight is not finite.
@@ -451,9 +450,6 @@ class Run:
         }
         folder = self.output_dir / "checkpoints"
         save_checkpoint(self.accelerator, folder, progress.step, facts, settings.checkpoints_total_limit)
-        if settings.push_every_checkpoint and self.accelerator.is_main_process:
-            with self.averaged_pipeline() as pipeline:
-                push_checkpoint(pipeline, settings, self.output_dir, progress.step)
 
     def finish(self) -> None:
         """Write the last checkpoint, if missing, and the pipeline; called by all processes."""
@@ -515,7 +511,7 @@ def run_training(method: Method, settings: Any) -> Path:
         TrainingDivergedError: If a loss or a weight is not finite, or a loss explodes.
     """
     settings.check_hub()
-    if method.write_card is None and (settings.push_to_hub or settings.push_every_checkpoint):
+    if method.write_card is None and settings.push_to_hub:
         raise ValueError(f"push_to_hub must be false: a {method.name} run has no model card and stays local.")
     output_dir = Path(settings.output_dir)
     accelerator = make_accelerator(settings.mixed_precision, settings.trackers, output_dir)

@@ -221,7 +221,6 @@ PRIVATE_SETTINGS = (
     "push_to_hub",
     "hub_model_id",
     "hub_private",
-    "push_every_checkpoint",
 )
 
 

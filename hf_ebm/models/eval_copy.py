@@ -7,8 +7,6 @@ itself, every other thread that uses it would see the change.
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -32,24 +30,20 @@ def eval_copy(model: M) -> M:
     Weights that are computed from others (spectral norm) are computed once, when the copy is made.
     A copy of a compiled model runs eagerly.
 
-    Hooks are copied too. Those that accelerate installs (CPU offload, autocast) act on the modules
-    of the copy, so the weights that they move are the copy's. Those of diffusers (group offloading,
-    layerwise casting) may move the weights of other modules than their own: under these the copy
-    holds the same parameters, neither frozen nor safe to move from several threads.
+    The hooks that accelerate installs (CPU offload, autocast) are copied, and act on the copy's weights.
 
     Args:
         model: The network, in any mode. It is not changed.
+
+    Raises:
+        ValueError: If it has hooks of diffusers (group offloading, layerwise casting), which hold on to the original.
     """
-    copies: dict[int, Any] = {}
-    if any(_has_diffusers_hook(module) for module in model.modules()):
-        copies = {id(parameter): parameter for parameter in model.parameters()}
-    return _copy(model, copies)
-
-
-def _has_diffusers_hook(module: nn.Module) -> bool:
-    """Whether `module` has a hook of diffusers. Pipelines leave empty registries behind."""
-    registry = vars(module).get("_diffusers_hook")
-    return registry is not None and bool(registry.hooks)
+    if any(getattr(vars(module).get("_diffusers_hook"), "hooks", None) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} must not use diffusers' group offloading or layerwise casting; offload it with "
+            "enable_model_cpu_offload or enable_sequential_cpu_offload, or load it in another dtype."
+        )
+    return _copy(model, {})
 
 
 def _copy(module: Any, copies: dict[int, Any]) -> Any:
@@ -66,8 +60,7 @@ def _copy(module: Any, copies: dict[int, Any]) -> Any:
     vars(copied)["_modules"] = {
         name: None if child is None else _copy(child, copies) for name, child in module._modules.items()
     }
-    hooked = any("_hf_hook" in vars(part) or _has_diffusers_hook(part) for part in module.modules())
-    if parametrize.is_parametrized(module) and not hooked:
+    if parametrize.is_parametrized(module) and not any("_hf_hook" in vars(part) for part in module.modules()):
         # Hooks of offloading load the tensors that a weight is computed from in each forward.
         for name, parametrization in copied._modules.pop("parametrizations").items():
             copied._parameters[name] = nn.Parameter(parametrization(), requires_grad=False)
@@ -90,20 +83,6 @@ def _rebind(value: Any, old: nn.Module, new: nn.Module) -> Any:
     if isinstance(value, MethodType) and value.__self__ is old:
         return MethodType(value.__func__, new)
     if isinstance(value, functools.partial) and value.args and value.args[0] is old:
-        function = value.func
-        if inspect.isfunction(function) and "function_reference" in function.__code__.co_freevars:
-            hook = inspect.getclosurevars(function).nonlocals["function_reference"]
-            function = _diffusers_forward(hook, _rebind(hook.forward, old, new))
-        bound = functools.partial(function, new, *value.args[1:], **value.keywords)
+        bound = functools.partial(value.func, new, *value.args[1:], **value.keywords)
         return functools.update_wrapper(bound, value)
     return value
-
-
-def _diffusers_forward(hook: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A hooked ``forward`` as in `diffusers.hooks.HookRegistry`, which closes over the original's."""
-
-    def new_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = hook.pre_forward(module, *args, **kwargs)
-        return hook.post_forward(module, forward(*args, **kwargs))
-
-    return new_forward

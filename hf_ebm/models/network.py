@@ -56,8 +56,7 @@ class Network(PathlessConfig, ModelMixin, ConfigMixin):
         """The config as JSON; that of an unconditional network has no settings of classes."""
         values = json.loads(super().to_json_string())
         if not values.get("num_classes"):
-            for name in CLASS_SETTINGS:
-                values.pop(name, None)
+            values = {name: value for name, value in values.items() if name not in CLASS_SETTINGS}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(

@@ -30,22 +30,18 @@ def execution_device(model: nn.Module) -> torch.device:
     """The device that a network computes on, which under offloading is not the one that holds its parameters.
 
     With ``enable_model_cpu_offload`` the parameters wait on the CPU, with ``enable_sequential_cpu_offload`` and some
-    device maps they are on ``meta``, and accelerate's hooks, on the network or in it, name the device. diffusers' group
-    offloading has hooks of its own.
+    device maps they are on ``meta``, and accelerate's hooks, on the network or in it, name the device.
     """
     first = next(model.parameters(), None)
     device = torch.device(getattr(model, "device", "cpu")) if first is None else first.device
     if "_hf_hook" not in vars(model) and (device.type != "cpu" or not torch.accelerator.is_available()):
         return device  # no hook can be inside, and going through all modules takes time
     for module in model.modules():
-        hook, registry = vars(module).get("_hf_hook"), vars(module).get("_diffusers_hook")
+        hook = vars(module).get("_hf_hook")
         for one in getattr(hook, "hooks", (hook,)):  # a SequentialHook has several
             named = getattr(one, "execution_device", None)
             if named is not None:
                 return torch.device(named)
-        group = None if registry is None else registry.get_hook("group_offloading")
-        if group is not None:
-            return torch.device(group.config.onload_device)
     return device
 
 

@@ -201,23 +201,6 @@ def test_a_pipeline_of_a_folder_with_foreign_files_pushes_none_of_them(hub, clie
         assert {"samples.png", "metrics.json", "settings.yaml"} <= files.keys()
 
 
-def test_a_checkpoint_pushes_the_run_without_paths(hub, client, folder, repo):
-    add_foreign_files(folder)
-    code = """
-import hf_ebm
-from hf_ebm.training.run_folder import CHECKPOINT_BRANCH, push_checkpoint
-from hf_ebm.training.config import RunSettings
-from pathlib import Path
-pipe = hf_ebm.DDAEBMPipeline.from_pretrained(folder)
-push_checkpoint(pipe, RunSettings(output_dir=folder, hub_model_id=repo), Path(folder), 5)
-result = CHECKPOINT_BRANCH
-"""
-    branch = client(code, folder=str(folder), repo=repo)
-    files = hub.repositories[repo].files(branch)
-    check_nothing_foreign(files)
-    assert b"license: mit" in files["README.md"] and "samples.png" not in files
-
-
 def test_a_file_that_is_no_json_is_named(client, folder, repo):
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step')
     with pytest.raises(ClientError, match=r"metrics\.jsonl is not valid JSON .* delete it"):

@@ -40,11 +40,11 @@ def test_other_cards_run_as_printed(hub, client, folder, repo, tmp_path, tiny_du
 
 
 def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_path):
-    """Training pushes at its end and at checkpoints; a fresh process with an empty cache runs the card as printed."""
+    """Training pushes at its end; a fresh process with an empty cache runs the card as printed."""
     settings = [
         "batch_size=8", "max_steps=2", "checkpoint_every=1", "num_grid_samples=4", "models.unet.base_channels=8",
         "models.generator.latent_dim=4", "models.inference.block_out_channels=[8,16]", f"output_dir={tmp_path / 'run'}",
-        "push_to_hub=true", f"hub_model_id={repo}", "push_every_checkpoint=true",
+        "push_to_hub=true", f"hub_model_id={repo}",
     ]  # fmt: skip
     train = "from hf_ebm.training.train_ddaebm import main; main(settings)"
     hub.fail("POST .*/commit/main", "status", status=503)
@@ -53,8 +53,6 @@ def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_p
     ):
         client(train, settings=settings)
     assert len(hub.repositories[repo].history["main"]) == 1  # nothing of it, but the run is whole
-    messages = [hub.repositories[repo].commits[sha].message for sha in hub.repositories[repo].history["checkpoints"]]
-    assert messages[1:] == ["Checkpoint at step 1", "Checkpoint at step 2"]
     client(train, settings=[*settings, "resume=latest"])  # a finished run is pushed, too
     assert len(hub.repositories[repo].history["main"]) == 2
     arguments = ["push", "--model", str(tmp_path / "run"), "--repo-id", repo]
@@ -72,7 +70,7 @@ def test_train_push_pull_sample_score_and_read_the_card(hub, client, repo, tmp_p
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1] == "(16, 1, 8, 8) (16,) DDAEBMPipeline UNetEnergyModel"
+    assert done.stdout.splitlines()[-1] == "(4, 1, 8, 8) (16,) DDAEBMPipeline UNetEnergyModel"
 
 
 def test_a_run_that_could_not_push_does_not_start(hub, client, tmp_path):

@@ -14,19 +14,17 @@ NETWORKS = {
     "ddaebm": {"UNetGeneratorModel", "UNetEnergyModel", "PairInferenceModel"},
     "dual_mcmc": {"ResNetGeneratorModel", "ResNetEnergyModel", "ConvInferenceModel"},
 }
-CHANGES = {"sample_every": 1, "checkpoint_every": 2, "push_every_checkpoint": True, "checkpoints_total_limit": None}
+CHANGES = {"sample_every": 1, "checkpoint_every": 2, "checkpoints_total_limit": None}
 
 
 @pytest.mark.parametrize("precision", DTYPES)
 def test_every_step_computes_in_it(tmp_path, script, monkeypatch, precision):
-    """Through sample grids, checkpoints, their pushes and a resume, which is bit-exact; saved weights are float32."""
+    """Through sample grids, checkpoints and a resume, which is bit-exact; saved weights are float32."""
     monkeypatch.setattr(trainer, "Accelerator", mixed_precision.HalfOnCPU)
-    pushed = mixed_precision.push_nowhere(monkeypatch)
     record = mixed_precision.record_dtypes(monkeypatch)
     everywhere = {step: {name: {DTYPES[precision]} for name in NETWORKS[script.name]} for step in range(4)}
     whole = script.train(tmp_path / "whole", mixed_precision=precision, **CHANGES)
     assert record == everywhere
-    assert len(pushed) == 2 and all("model_index.json" in files for files in pushed)
     assert len(list((whole / "samples").iterdir())) == 4
 
     save_checkpoint = trainer.save_checkpoint
@@ -51,7 +49,6 @@ def test_every_step_computes_in_it(tmp_path, script, monkeypatch, precision):
 def test_every_step_of_two_processes_computes_in_it(tmp_path, script, monkeypatch):
     """In fp16, which has a scaler beside what bf16 has."""
     monkeypatch.setattr(trainer, "Accelerator", mixed_precision.HalfOnCPU)
-    mixed_precision.push_nowhere(monkeypatch)
     record = mixed_precision.record_dtypes(monkeypatch)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
 

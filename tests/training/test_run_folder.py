@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hf_ebm
 from hf_ebm.hub.model_card import GENERATED
 from hf_ebm.training.config import make_settings
-from hf_ebm.training.run_folder import push_checkpoint, remove_run
+from hf_ebm.training.run_folder import remove_run
 from hf_ebm.training.trainer import make_accelerator
 
 
@@ -316,15 +316,6 @@ def raise_no_space(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_checkpoint_that_cannot_be_pushed_is_a_warning(tmp_path, script, capsys):
-    class Broken:
-        def save_pretrained(self, folder):
-            raise RuntimeError("no room")
-
-    push_checkpoint(Broken(), script.settings(tmp_path), tmp_path, 3)
-    assert "the checkpoint of step 3 is not on the Hub: no room" in capsys.readouterr().out
-
-
-def test_processes_wait_for_an_upload(tmp_path):
+def test_processes_wait_for_the_first(tmp_path):
     accelerator = make_accelerator("no", (), tmp_path)
     assert accelerator.init_handler.timeout.total_seconds() >= 6 * 3600
