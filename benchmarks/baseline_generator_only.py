@@ -41,6 +41,7 @@ METHOD = dataclasses.replace(
     train_step=train_step,
     shown_terms=("reconstruction", "inference"),
     write_card=None,
+    takes_labels=False,
 )
 
 

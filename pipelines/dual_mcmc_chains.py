@@ -8,6 +8,13 @@ own modes do not change. The chains' states are float32 whatever the networks' d
 small steps are not lost; they are not clamped. The methods run the schedulers of the pipeline they
 are called on, so tasks call them on a copy of it (`EBMPipeline.call_copy`).
 
+With classes every sample has a label y, and the chains are those of ``g(z, y)``, ``q(z | x, y)`` and, where
+the energy has class scores, ``E(x, y)``. Guidance extrapolates from "no label" by a scale s. For the
+generator this is a heuristic. The x-chain's energy is then that of ``p(x) p(y | x)^s``:
+
+    generate:  g(z) + s (g(z, y) - g(z))        images clamped to [-1, 1]
+    revise:    E(x) + s (E(x, y) - E(x))
+
 Paths between latents are lines or great circles. Almost all latents of ``N(0, I)`` have about the
 norm ``sqrt(Z)``. The middle of a line between two has a far smaller one, which the generator has not
 seen in training; a great circle keeps the norm. Source: White 2016, "Sampling Generative Networks".
@@ -26,11 +33,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_ebm.langevin import ChainResult, run_chain
+from hf_ebm.losses.conditional import guided_energy
 from hf_ebm.losses.dual_mcmc import posterior_energy, squared_error
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.scoring.inputs import images_to_tensor
+from hf_ebm.scoring.statistics import most_likely_labels
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
 from hf_ebm.utils.validation import check_count
 
@@ -79,11 +88,13 @@ class DualMCMCOutput(BaseOutput):
         images: PIL images, an array (B, H, W, C) or a tensor (B, C, H, W) in [0, 1]; vectors (B, D);
             ``"latent"``: the float32 state, not clamped.
         latents: The z that the images were generated from, before the x-chain, shape (B, Z).
-        energies: On request, ``E`` of the start and of the state after each update of the x-chain, (num_steps + 1, B).
+        energies: On request, ``E`` of the start and of the state after each update of the x-chain, (num_steps + 1, B);
+            with classes that of the sample's label, guided as the chain is.
         squared_errors: On request, the reconstruction's mean squared error per pixel, on the scale of [-1, 1], at the
             start and after each update of the z-chain, (num_steps + 1, B).
         diagnostics: On request, what the chain's sampler reported, as in `hf_ebm.langevin.ChainResult`: the z-chain's
             where images were reconstructed, the x-chain's elsewhere.
+        class_labels: The label of each image, shape (B,), of a model with classes.
     """
 
     images: Any
@@ -91,6 +102,7 @@ class DualMCMCOutput(BaseOutput):
     energies: Tensor | None = None
     squared_errors: Tensor | None = None
     diagnostics: dict[str, Tensor] | None = None
+    class_labels: Tensor | None = None
 
 
 def repeat_rows(values: Tensor, like: Tensor) -> Tensor:
@@ -200,15 +212,77 @@ class DualMCMCMoves(EBMPipeline):
         """Images of any kind as a float32 tensor in [-1, 1] on the pipeline's device, (B, C, H, W); vectors (B, D)."""
         return images_to_tensor(images, self.sample_shape, self.image_processor).to(self._execution_device)
 
-    def generator_fn(self) -> Callable[[Tensor], Tensor]:
-        """``z -> g(z)`` in float32, shape (B, Z) -> (B, ...), as for sampling."""
+    def generator_fn(self, labels: Tensor | None = None, guidance_scale: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """``z -> g(z, y)`` in float32, shape (B, Z) -> (B, ...), as for sampling, guided with a scale other than 1."""
         generator_model = self.generator_model.for_sampling()
         device, dtype = execution_device(generator_model), generator_model.dtype
-        return lambda z: generator_model(z.to(device, dtype)).sample.to(z.device, torch.float32)
 
-    def generate(self, z: Tensor) -> Tensor:
-        """``g(z)`` in float32, shape (B, Z) -> (B, ...)."""
-        return self.generator_fn()(z)
+        def generate(z: Tensor) -> Tensor:
+            sent = z.to(device, dtype)
+            if labels is None:
+                return generator_model(sent).sample.to(z.device, torch.float32)
+            x = generator_model(sent, repeat_rows(labels, z).to(device)).sample
+            if guidance_scale != 1.0:
+                x_null = generator_model(sent).sample
+                x = x_null + guidance_scale * (x - x_null)
+                x = x.clamp(-1.0, 1.0) if x.ndim == 4 else x
+            return x.to(z.device, torch.float32)
+
+        return generate
+
+    def generate(self, z: Tensor, labels: Tensor | None = None, guidance_scale: float = 1.0) -> Tensor:
+        """``g(z)``, or with labels (B,) ``g(z, y)``, in float32, shape (B, Z) -> (B, ...)."""
+        return self.generator_fn(labels, guidance_scale)(z)
+
+    def given_labels(self, class_labels: Any, batch_size: int, generator: Any = None) -> Tensor | None:
+        """As `resolve_class_labels`, for a batch whose size is known: a `ValueError` for another number of labels."""
+        labels, number = self.resolve_class_labels(class_labels, batch_size, generator)
+        if number != batch_size:
+            raise ValueError(
+                f"class_labels must be one label, or one for each of the {batch_size} samples, got {number}; give as "
+                "many."
+            )
+        return labels
+
+    def labels_of(
+        self, x: Tensor, class_labels: Any = None, z: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor | None:
+        """The label of each image of `x`, shape (B,): those given, or the most likely ones; None without classes.
+
+        Where the energy has class scores, that is the maximum of p(y | x), and where the classes are clusters, the
+        nearest centre. Otherwise, and where a part of the images is unknown, each label is tried: the most likely is
+        the one under which generator and inference model explain the known pixels best. It has the smallest
+        ``posterior_energy`` of the mean of ``q(z | x, y)``, which costs a forward pass of both per class.
+
+        Args:
+            x: Shape (B, ...).
+            class_labels: As for sampling; None = the most likely ones.
+            z: Latents of `x`, shape (B, Z), in place of the means.
+            mask: Where true, pixels are unknown.
+
+        Raises:
+            ValueError: If the given labels are of another number than the images, or no labels of this model.
+        """
+        if class_labels is not None or not self.class_names:
+            return self.given_labels(class_labels, len(x))
+        num_classes = len(self.class_names)
+        if mask is None and (labels := most_likely_labels(self.energy_model, x, num_classes)) is not None:
+            return labels
+        energies = []
+        for label in range(num_classes):
+            labels = torch.full((len(x),), label, device=x.device)
+            z_label = self.posterior(x, labels)[0] if z is None else z
+            explained = self.explain(x, labels, mask)
+            energies.append(posterior_energy(explained, z_label, x, self.generator_model.config.likelihood_std))
+        return torch.stack(energies).argmin(dim=0)
+
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of ``q(z | x)``, or with labels (B,) of ``q(z | x, y)``, float32, each (B, Z)."""
+        inference_model = in_eval(self.inference_model)
+        device = execution_device(inference_model)
+        given = () if labels is None else (labels.to(device),)
+        inferred = inference_model(x.to(device, inference_model.dtype), *given)
+        return inferred.mean.to(x.device, torch.float32), inferred.logvar.to(x.device, torch.float32)
 
     def infer(
         self,
@@ -219,15 +293,14 @@ class DualMCMCMoves(EBMPipeline):
         output_squared_errors: bool = False,
         output_diagnostics: bool = False,
         mask: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> ChainResult:
         """Latents of `x`: a sample of ``q(z | x)``, or its mean, revised by the z-chain."""
-        inference_model = in_eval(self.inference_model)
-        inferred = inference_model(x.to(execution_device(inference_model), inference_model.dtype))
-        z, logvar = (part.to(x.device, torch.float32) for part in (inferred.mean, inferred.logvar))
+        z, logvar = self.posterior(x, labels)
         if sample_latents:
             noise = randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
             z = z + (0.5 * logvar).exp() * noise
-        return self.revise_latents(z, x, num_steps, generator, output_squared_errors, output_diagnostics, mask)
+        return self.revise_latents(z, x, num_steps, generator, output_squared_errors, output_diagnostics, mask, labels)
 
     def revise(
         self,
@@ -239,8 +312,10 @@ class DualMCMCMoves(EBMPipeline):
         after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
         known: Callable[[Tensor], Tensor] | None = None,
         watch: Callable[[Tensor], None] = lambda x: None,
+        labels: Tensor | None = None,
+        guidance_scale: float = 1.0,
     ) -> ChainResult:
-        """The x-chain: `num_steps` updates on the energy, from `x`.
+        """The x-chain: `num_steps` updates on the energy, of the labels where it has class scores, from `x`.
 
         With `output_energies`, `watch` gets the start and the state after each update.
 
@@ -254,7 +329,12 @@ class DualMCMCMoves(EBMPipeline):
 
         def energy_fn(x: Tensor) -> Tensor:
             sent = (x if known is None else known(x)).to(device, dtype)
-            return energy_model(channels_last_on_cpu(sent)).energy.to(x.device)
+            output = energy_model(channels_last_on_cpu(sent))
+            energy, logits = output.energy, getattr(output, "logits", None)
+            if labels is not None and logits is not None:
+                y, tau = repeat_rows(labels, x).to(device), energy_model.config.energy_temperature
+                energy = guided_energy(energy, logits, y, tau, guidance_scale)
+            return energy.to(x.device)
 
         def observe(x: Tensor) -> Tensor:
             watch(x)
@@ -272,6 +352,16 @@ class DualMCMCMoves(EBMPipeline):
             progress_bar=self.until_interrupted,
         )
 
+    def explain(self, x: Tensor, labels: Tensor | None, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """``z -> g(z, y)``, with the pixels of `x` where `mask` is true, which so have no error."""
+        generate = self.generator_fn(labels)
+
+        def explained(z: Tensor) -> Tensor:
+            recon = generate(z)
+            return recon if mask is None else torch.where(repeat_rows(mask, z), repeat_rows(x, z), recon)
+
+        return explained
+
     def revise_latents(
         self,
         z: Tensor,
@@ -281,17 +371,13 @@ class DualMCMCMoves(EBMPipeline):
         output_squared_errors: bool = False,
         output_diagnostics: bool = False,
         mask: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> ChainResult:
-        """The z-chain: `num_steps` updates on the generator's posterior given `x`, from `z`.
+        """The z-chain: `num_steps` updates on the generator's posterior given `x`, with classes and `labels`, from `z`.
 
         With `mask`, pixels where it is true are unknown and have no error.
         """
-
-        generate = self.generator_fn()
-
-        def explained(z: Tensor) -> Tensor:
-            recon = generate(z)
-            return recon if mask is None else torch.where(repeat_rows(mask, z), repeat_rows(x, z), recon)
+        explained = self.explain(x, labels, mask)
 
         def energy_fn(z: Tensor) -> Tensor:
             return posterior_energy(explained, z, repeat_rows(x, z), self.generator_model.config.likelihood_std)

@@ -21,7 +21,7 @@ from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import conditional_energy_grad, langevin_chain, run_chain
 from hf_ebm.losses.conditional import guided_energy
-from hf_ebm.models.energy import EnergyOutput
+from hf_ebm.models.energy import EnergyOutput, energy_of
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.models.mlp_energy import MLPEnergyModel
 from hf_ebm.models.mlp_generator import MLPGeneratorModel
@@ -33,7 +33,7 @@ from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
 from hf_ebm.schedulers.denoising_contract import contract_violation
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.statistics import compute_denoising_error
+from hf_ebm.scoring.statistics import compute_denoising_error, most_likely_labels
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
 from hf_ebm.utils.validation import check_count, check_positive
 
@@ -304,7 +304,7 @@ of the first images, the curve shows how the energy falls."""
             return langevin_chain(x, grad_fn, num_steps, step_size, generator=generator)
 
         def conditional_energy(x_t: Tensor) -> Tensor:
-            return energy_fn(x_t, timesteps).energy - q.log_q_step(x_next, x_t, timesteps)
+            return energy_of(energy_fn, x_t, timesteps) - q.log_q_step(x_next, x_t, timesteps)
 
         sampler = type(scheduler).from_config(scheduler.config, step_size=step_size, noise_std=None)
         return run_chain(sampler, conditional_energy, x, num_steps, generator).sample
@@ -322,14 +322,23 @@ of the first images, the curve shows how the energy falls."""
 
     @classmethod
     def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
-        """By the generator's clean images of noisy ones: `hf_ebm.scoring.statistics.compute_denoising_error`."""
+        """By the generator's clean images of noisy ones: `hf_ebm.scoring.statistics.compute_denoising_error`.
+
+        With classes they are those of the most likely label, or without class scores of the label with the least error.
+        """
         generator_model, scheduler = components["generator_model"], components["scheduler"]
         num_levels = getattr(components["energy_model"].config, "num_timesteps", 1)
         has_chain = scheduler is not None and scheduler.config.get("prediction_type") == "sample" and num_levels > 1
         if generator_model is None or not has_chain:
             return None
         q = DDAEBMScheduler.from_config(scheduler.config).coefficients
-        return lambda x: compute_denoising_error(generator_model, x, q, seed=seed)
+        num_classes = getattr(generator_model.config, "num_classes", 0)
+
+        def error(x: Tensor) -> Tensor:
+            labels = most_likely_labels(components["energy_model"], x, num_classes)
+            return compute_denoising_error(generator_model, x, q, seed=seed, class_labels=labels)
+
+        return error
 
     @property
     def coefficients(self) -> DiffusionCoefficients:

@@ -12,7 +12,7 @@ Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +36,7 @@ from hf_ebm.schedulers.scheduling_mala import MALAScheduler
 from hf_ebm.schedulers.scheduling_preconditioned_langevin import PreconditionedLangevinScheduler
 from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler
 from hf_ebm.scoring.inputs import mask_to_tensor
-from hf_ebm.scoring.statistics import compute_reconstruction_error
+from hf_ebm.scoring.statistics import compute_reconstruction_error, most_likely_labels
 from hf_ebm.utils.validation import check_count
 
 
@@ -52,6 +52,9 @@ class DualMCMCPipeline(DualMCMCMoves):
       tensor in the models' own range [-1, 1], not clamped.
     - ``return_dict``: whether to return a `DualMCMCOutput` or a tuple with the images.
     - ``sample_latents``: whether an image's latents are a sample of ``q(z | x)``, as in the paper, or its mean.
+    - ``class_labels``, of a model with classes: the number or name of a class, or one per sample. None = a sample's is
+      drawn from the class frequencies of the training set, and a given image's is the most likely one: by
+      ``p(y | x)`` where the energy has class scores, otherwise as in `DualMCMCMoves.labels_of`.
 
     Without `energy_model` or `scheduler` the x-chain is left out, with a logged warning: samples are the generator's.
     All raise a `ValueError` that names the argument that cannot be done, or says where a chain diverged
@@ -117,6 +120,15 @@ curve shows how the energy falls."""
                 f"inference_model has {inference_model.config.latent_dim} latent dimensions and generator_model "
                 f"{latent_dim}; build both for one latent_dim."
             )
+        num_classes = getattr(generator_model.config, "num_classes", 0)
+        for name, model in (("energy_model", energy_model), ("inference_model", inference_model)):
+            found = num_classes if model is None else getattr(model.config, "num_classes", 0)
+            marginal = name == "energy_model" and not (found and num_classes)  # which needs no labels
+            if found != num_classes and not marginal:
+                raise ValueError(
+                    f"{name} has num_classes={found} and generator_model {num_classes}; build both for the same "
+                    "classes."
+                )
         self.register_modules(
             generator_model=generator_model,
             scheduler=scheduler,
@@ -144,16 +156,23 @@ curve shows how the energy falls."""
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_watched: int = 3,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
     ) -> Trajectory:
-        """As for every pipeline; the points are the generator's samples and those after each update of the x-chain."""
+        """As for every pipeline; the points are the generator's samples and those after each update of the x-chain.
+
+        With class scores the energies are those of the samples' labels.
+        """
         num_steps = self.x_chain_steps(num_inference_steps)
         states: list[Tensor] = []
 
         def watch(x: Tensor) -> None:
             states.append(x[:num_watched].float().cpu())
 
-        start = self.generate(self.draw_latents(batch_size, generator))
-        chain = self.revise(start, num_steps, generator, output_energies=True, output_diagnostics=True, watch=watch)
+        labels, batch_size = self.resolve_class_labels(class_labels, batch_size, generator)
+        start = self.generate(self.draw_latents(batch_size, generator), labels)
+        chain = self.revise(
+            start, num_steps, generator, output_energies=True, output_diagnostics=True, watch=watch, labels=labels
+        )
         assert chain.profile is not None  # the energies
         rates = (chain.diagnostics or {}).get("acceptance_rate")
         points = ["start", *(f"step {step}" for step in range(1, len(states)))]
@@ -162,10 +181,11 @@ curve shows how the energy falls."""
 
     @classmethod
     def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
-        """By the z-chain: `hf_ebm.scoring.statistics.compute_reconstruction_error`."""
+        """By the z-chain, under the most likely label: `hf_ebm.scoring.statistics.compute_reconstruction_error`."""
         generator_model, inference_model, scheduler = (components[name] for name in cls.reconstruction_components)
         if None in (generator_model, inference_model, scheduler):
             return None
+        num_classes = getattr(generator_model.config, "num_classes", 0)
 
         @functools.cache
         def make_pipe() -> DualMCMCPipeline:
@@ -173,7 +193,11 @@ curve shows how the energy falls."""
             pipe.set_progress_bar_config(disable=True)
             return pipe
 
-        return lambda x: compute_reconstruction_error(make_pipe(), x, seed)
+        def error(x: Tensor) -> Tensor:
+            labels = most_likely_labels(components["energy_model"], x, num_classes)
+            return compute_reconstruction_error(make_pipe(), x, seed, labels)
+
+        return error
 
     @task
     def __call__(
@@ -186,6 +210,8 @@ curve shows how the energy falls."""
         return_dict: bool = True,
         output_energies: bool = False,
         output_diagnostics: bool = False,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        guidance_scale: float = 1.0,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> DualMCMCOutput | tuple[Any]:
@@ -198,6 +224,9 @@ curve shows how the energy falls."""
             generator, output_type, return_dict: See the class.
             output_energies: Whether to return the energies along the chain; costs a forward per update.
             output_diagnostics: Whether to return what the sampler reports.
+            class_labels: See the class; a sequence sets the batch size.
+            guidance_scale: s of ``g(z) + s (g(z, y) - g(z))``, a heuristic, and of ``E(x) + s (E(x, y) - E(x))`` in the
+                x-chain of an energy with class scores; 1 = no guidance, which costs nothing.
             callback_on_step_end: ``f(pipe, step, timestep, tensors) -> tensors or None``, after each gradient. Its
                 ``x`` is where the next one is taken: the chain's state, or with MALA and HMC a proposal. Its
                 ``pipe`` is a shallow copy of this pipeline with the call's own schedulers; ``pipe._interrupt = True``
@@ -207,7 +236,9 @@ curve shows how the energy falls."""
         Returns:
             `DualMCMCOutput` with ``images`` and ``latents``.
         """
+        labels, batch_size = self.resolve_class_labels(class_labels, batch_size, generator)
         self.check_common_inputs(batch_size, generator, output_type)
+        self.check_guidance(guidance_scale, labels)
         num_steps = self.x_chain_steps(num_inference_steps)
         if output_energies:
             self.check_has("energy_model", "output_energies")
@@ -218,13 +249,13 @@ curve shows how the energy falls."""
             z = self.draw_latents(batch_size, generator)
         else:
             z = self.check_latents("latents", latents, batch_size)
-        x = self.generate(z)
+        x = self.generate(z, labels, guidance_scale)
 
         # 2. revise the samples by the x-chain
-        chain = self.revise(x, num_steps, generator, output_energies, output_diagnostics, after_step)
-        return self.finish(
-            chain.sample, output_type, return_dict, z, energies=chain.profile, diagnostics=chain.diagnostics
-        )
+        by_class: dict[str, Any] = {"labels": labels, "guidance_scale": guidance_scale}
+        chain = self.revise(x, num_steps, generator, output_energies, output_diagnostics, after_step, **by_class)
+        found = {"energies": chain.profile, "diagnostics": chain.diagnostics, "class_labels": labels}
+        return self.finish(chain.sample, output_type, return_dict, z, **found)
 
     @task
     def reconstruct(
@@ -238,6 +269,7 @@ curve shows how the energy falls."""
         return_dict: bool = True,
         output_squared_errors: bool = False,
         output_diagnostics: bool = False,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
     ) -> DualMCMCOutput | tuple[Any]:
         """Infer the latents of images, revise them by the z-chain, and generate from them.
 
@@ -248,6 +280,7 @@ curve shows how the energy falls."""
             sample_latents, generator, output_type, return_dict: See the class.
             output_squared_errors: Whether to return the errors along the chain; costs a forward per update.
             output_diagnostics: Whether to return what the z-chain's sampler reports.
+            class_labels: See the class.
 
         Returns:
             `DualMCMCOutput` with the reconstructions as ``images`` and their ``latents``.
@@ -256,16 +289,18 @@ curve shows how the energy falls."""
         self.check_common_inputs(x.shape[0], generator, output_type)
         num_steps = self.z_chain_steps("num_inference_steps", num_inference_steps)
 
+        wanted = (output_squared_errors, output_diagnostics)
         if latents is None:
             self.check_has("inference_model", "reconstruct without latents")
-            chain = self.infer(x, num_steps, sample_latents, generator, output_squared_errors, output_diagnostics)
+            labels = self.labels_of(x, class_labels)
+            chain = self.infer(x, num_steps, sample_latents, generator, *wanted, labels=labels)
         else:
             z = self.check_latents("latents", latents, x.shape[0])
-            chain = self.revise_latents(z, x, num_steps, generator, output_squared_errors, output_diagnostics)
-        x = self.generate(chain.sample)
-        return self.finish(
-            x, output_type, return_dict, chain.sample, squared_errors=chain.profile, diagnostics=chain.diagnostics
-        )
+            labels = self.labels_of(x, class_labels, z)
+            chain = self.revise_latents(z, x, num_steps, generator, *wanted, labels=labels)
+        x = self.generate(chain.sample, labels)
+        found = {"squared_errors": chain.profile, "diagnostics": chain.diagnostics, "class_labels": labels}
+        return self.finish(x, output_type, return_dict, chain.sample, **found)
 
     @task
     def interpolate(
@@ -280,6 +315,7 @@ curve shows how the energy falls."""
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
     ) -> DualMCMCOutput | tuple[Any]:
         """Generate along paths of latents, from each of `a` to its partner in `b`, both ends included.
 
@@ -293,6 +329,8 @@ curve shows how the energy falls."""
             path: ``"spherical"``, which keeps the latents' norm (Gaussian latents lie on a sphere), or ``"linear"``.
             sample_latents, output_type, return_dict: See the class.
             generator: Random number generator, or a list with one per pair.
+            class_labels: See the class: one per pair, of all its frames. None = each frame has the label of the nearer
+                end, and those of latents are one sampled label per pair.
 
         Returns:
             `DualMCMCOutput` with ``images`` and ``latents`` of B * num_frames frames, one pair after the other.
@@ -312,18 +350,28 @@ curve shows how the energy falls."""
             self.check_has("inference_model", "interpolate between images")
             latent_steps = self.z_chain_steps("latent_inference_steps", latent_inference_steps)
 
-        # 1. the latents of both ends, and those on the path between them
+        # 1. the labels and latents of both ends, and the latents on the path between them
+        of_latents = None
+        if class_labels is not None or a_is_latents or b_is_latents:
+            of_latents = self.given_labels(class_labels, len(start), generator)
+        is_given = class_labels is not None
+        start_labels = of_latents if is_given or a_is_latents else self.labels_of(start)
+        end_labels = of_latents if is_given or b_is_latents else self.labels_of(end)
         if not a_is_latents:
-            start = self.infer(start, latent_steps, sample_latents, generator).sample
+            start = self.infer(start, latent_steps, sample_latents, generator, labels=start_labels).sample
         if not b_is_latents:
-            end = self.infer(end, latent_steps, sample_latents, generator).sample
+            end = self.infer(end, latent_steps, sample_latents, generator, labels=end_labels).sample
         z = PATHS[path](start, end, torch.linspace(0.0, 1.0, num_frames, device=start.device)).flatten(0, 1)
+        labels = None
+        if start_labels is not None and end_labels is not None:
+            is_start = torch.arange(num_frames, device=start.device) < (num_frames + 1) // 2
+            labels = torch.where(is_start, start_labels[:, None], end_labels[:, None]).flatten()
 
         # 2. generate, and revise each frame by the x-chain
         if isinstance(generator, list):
             generator = [one for one in generator for _ in range(num_frames)]
-        chain = self.revise(self.generate(z), num_steps, generator)
-        return self.finish(chain.sample, output_type, return_dict, z)
+        chain = self.revise(self.generate(z, labels), num_steps, generator, labels=labels)
+        return self.finish(chain.sample, output_type, return_dict, z, class_labels=labels)
 
     @task
     def inpaint(
@@ -338,6 +386,7 @@ curve shows how the energy falls."""
         return_dict: bool = True,
         output_energies: bool = False,
         output_diagnostics: bool = False,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
     ) -> DualMCMCOutput | tuple[Any]:
         """Fill in the masked part of images: from latents that explain the rest, then by the x-chain on it only.
 
@@ -353,6 +402,8 @@ curve shows how the energy falls."""
             sample_latents, generator, output_type, return_dict: See the class.
             output_energies: Whether to return the energies along the x-chain; costs a forward per update.
             output_diagnostics: Whether to return what the x-chain's sampler reports.
+            class_labels: See the class. The most likely label is the one that explains the known pixels best; without
+                an inference model labels are sampled.
 
         Returns:
             `DualMCMCOutput` with ``images``, equal to the given ones where the mask is 0.
@@ -371,20 +422,23 @@ curve shows how the energy falls."""
 
         # 1. latents that explain the known pixels
         if self.inference_model is None:
+            labels = self.given_labels(class_labels, x.shape[0], generator)
             z = self.draw_latents(x.shape[0], generator)
         else:
             gray = x.masked_fill(unknown, 0.0)
-            z = self.infer(gray, latent_steps, sample_latents, generator, mask=unknown).sample
+            labels = self.labels_of(gray, class_labels, mask=unknown)
+            z = self.infer(gray, latent_steps, sample_latents, generator, mask=unknown, labels=labels).sample
 
         # 2. the x-chain on the unknown pixels, the others put back after each step
         def known(x_filled: Tensor) -> Tensor:
             return torch.where(repeat_rows(unknown, x_filled), x_filled, repeat_rows(x, x_filled))
 
-        start = known(self.generate(z))
-        chain = self.revise(start, num_steps, generator, output_energies, output_diagnostics, known=known)
-        return self.finish(
-            chain.sample, output_type, return_dict, z, energies=chain.profile, diagnostics=chain.diagnostics
+        start = known(self.generate(z, labels))
+        chain = self.revise(
+            start, num_steps, generator, output_energies, output_diagnostics, known=known, labels=labels
         )
+        found = {"energies": chain.profile, "diagnostics": chain.diagnostics, "class_labels": labels}
+        return self.finish(chain.sample, output_type, return_dict, z, **found)
 
     def load_end(self, name: str, value: Any) -> tuple[Tensor, bool]:
         """One end of `interpolate`: latents (B, latent_dim) and True, or images and False.

@@ -19,7 +19,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
+from hf_ebm.data.loading import Classes
 from hf_ebm.langevin import ChainDivergedError, energy_grad, langevin_chain
+from hf_ebm.losses.conditional import classification_term, drop_labels
 from hf_ebm.losses.ddaebm import energy_magnitude_term
 from hf_ebm.losses.dual_mcmc import (
     energy_loss,
@@ -67,6 +69,7 @@ class DualMCMCSettings(RunSettings):
     sample_weight: float = 50.0  # CelebA: 70
     latent_weight: float = 0.1
     energy_magnitude_weight: float = 0.0  # times mean E(x)^2 + mean E(x_revised)^2, in units of temperature; ours
+    class_scores: bool = False  # with classes: whether the energy depends on the label and has p(y | x)
 
     # optimisation
     generator_learning_rate: float = 3e-4
@@ -126,9 +129,13 @@ class Samples(NamedTuple):
     x_gen: Tensor  # g(z)
     x_revised: Tensor  # the x-chain from x_gen
     z_revised: Tensor  # the z-chain from z_inferred ~ q(z | x)
+    labels: Tensor | None = None  # y (B,), without dropout, in a run with classes
+    y: Tensor | None = None  # the same after label dropout; -1 = dropped
 
 
-def train_step(x: Tensor, step: int, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
+def train_step(
+    x: Tensor, step: int, state: TrainState, settings: DualMCMCSettings, labels: Tensor | None = None
+) -> dict[str, Tensor]:
     """One iteration in the published order: generator, inference model, energy; returns the terms of the losses.
 
     The inference model does not change before its own update, so one forward pass on the data starts the z-chain and
@@ -139,28 +146,30 @@ def train_step(x: Tensor, step: int, state: TrainState, settings: DualMCMCSettin
         step: Iterations done before this one; not used.
         state: Models and optimizers.
         settings: The run's settings.
+        labels: Class of each sample, shape (B,), -1 = none; None in a run without classes.
     """
-    samples = draw_samples(x, state, settings)
+    samples = draw_samples(x, state, settings, labels)
     terms = generator_update(x, samples, state, settings)
     terms |= inference_update(samples, state, settings)
     return {**energy_update(x, samples, state, settings), **terms}
 
 
-def draw_samples(x: Tensor, state: TrainState, settings: DualMCMCSettings) -> Samples:
-    """Generate and infer, then revise both by their chains."""
-    mean, logvar = state.inference_model(x, return_dict=False)
+def draw_samples(x: Tensor, state: TrainState, settings: DualMCMCSettings, labels: Tensor | None = None) -> Samples:
+    """Generate and infer, then revise both by their chains; with classes, under the labels, some of them dropped."""
+    y = None if labels is None else drop_labels(labels, settings.label_dropout)
+    mean, logvar = state.inference_model(x, y, return_dict=False)
     z = torch.randn_like(mean)
-    x_gen = state.generator_model(z, return_dict=False)[0]
-    x_revised = x_chain(x_gen.detach(), state, settings)
+    x_gen = state.generator_model(z, y, return_dict=False)[0]
+    x_revised = x_chain(x_gen.detach(), state, settings, y)
     noise = torch.randn_like(mean)
     z_start = mean.detach() + (0.5 * logvar.detach()).exp() * noise if settings.z_start == "inference" else noise
-    z_revised = z_chain(z_start, x, state, settings)
-    return Samples(mean, logvar, z, x_gen, x_revised, z_revised)
+    z_revised = z_chain(z_start, x, state, settings, y)
+    return Samples(mean, logvar, z, x_gen, x_revised, z_revised, labels, y)
 
 
 def generator_update(x: Tensor, samples: Samples, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
     """Eq. 10: descend ``recon_weight mean ||g(z_revised) - x||^2 + sample_weight mean ||g(z) - x_revised||^2``."""
-    recon = state.generator_model(samples.z_revised, return_dict=False)[0]
+    recon = state.generator_model(samples.z_revised, samples.y, return_dict=False)[0]
     x_gen, x_revised = samples.x_gen, samples.x_revised
     loss = generator_loss(recon, x, x_gen, x_revised, settings.recon_weight, settings.sample_weight)
     update(state.accelerator, state.generator_optimizer, loss, state.generator_model.parameters(), settings)
@@ -172,7 +181,7 @@ def generator_update(x: Tensor, samples: Samples, state: TrainState, settings: D
 
 def inference_update(samples: Samples, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
     """Eq. 15: descend ``NLL(z_revised; q(. | x)) + latent_weight NLL(z; q(. | x_revised))``."""
-    mean_gen, logvar_gen = state.inference_model(samples.x_revised, return_dict=False)
+    mean_gen, logvar_gen = state.inference_model(samples.x_revised, samples.y, return_dict=False)
     loss = inference_loss(
         samples.z_revised, samples.mean, samples.logvar, samples.z, mean_gen, logvar_gen, settings.latent_weight
     )
@@ -181,21 +190,29 @@ def inference_update(samples: Samples, state: TrainState, settings: DualMCMCSett
 
 
 def energy_update(x: Tensor, samples: Samples, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
-    """Eq. 7: descend ``(mean E(x) - mean E(x_revised)) / temperature``, the x-chain run again from the updated g(z)."""
-    accelerator, negatives = state.accelerator, samples.x_revised
+    """Eq. 7: descend ``(mean E(x) - mean E(x_revised)) / temperature``, the x-chain run again from the updated g(z).
+
+    With class scores E is that of the samples' labels, and the cross entropy of p(y | x) is added.
+    """
+    accelerator, negatives, y = state.accelerator, samples.x_revised, samples.y
     if settings.energy_negatives != "first_chain":
         generator_model = accelerator.unwrap_model(state.generator_model)
         with torch.no_grad(), frozen_running_statistics(generator_model), accelerator.autocast():
-            negatives = generator_model(samples.z, return_dict=False)[0]
+            negatives = generator_model(samples.z, y, return_dict=False)[0]
         if settings.energy_negatives == "second_chain":
-            negatives = x_chain(negatives, state, settings)
+            negatives = x_chain(negatives, state, settings, y)
     if number := round(settings.noised_negatives * len(x)):
         std = settings.noised_negatives_max_std * torch.rand(number, device=x.device)
         starts = noised_samples(x[:number], std, torch.randn_like(x[:number]))
-        negatives = torch.cat([negatives[number:], x_chain(starts, state, settings).to(negatives.dtype)])
-    energies = state.energy_model(torch.cat([x, negatives.to(x.dtype)])).energy
-    energy_data, energy_revised = energies.chunk(2)
+        noised = x_chain(starts, state, settings, None if y is None else y[:number])
+        negatives = torch.cat([noised.to(negatives.dtype), negatives[number:]])  # each with the label of its row
+    both = state.energy_model(torch.cat([x, negatives.to(x.dtype)]), class_labels=None if y is None else y.repeat(2))
+    energy_data, energy_revised = both.energy.chunk(2)
     loss = energy_loss(energy_data, energy_revised, settings.temperature)
+    terms = {}
+    if samples.labels is not None and both.logits is not None:
+        terms["classification"] = classification_term(both.logits.chunk(2)[0], samples.labels)
+        loss = loss + settings.classification_weight * terms["classification"]
     if settings.energy_magnitude_weight:
         magnitude = energy_magnitude_term(energy_data, energy_revised)
         loss = loss + settings.energy_magnitude_weight * magnitude / settings.temperature
@@ -204,16 +221,17 @@ def energy_update(x: Tensor, samples: Samples, state: TrainState, settings: Dual
         "energy_data": energy_data.mean(),
         "energy_revised": energy_revised.mean(),
         "energy_gap": energy_data.mean() - energy_revised.mean(),
+        **terms,
     }
 
 
-def x_chain(x: Tensor, state: TrainState, settings: DualMCMCSettings) -> Tensor:
-    """The x-chain (Eq. 3) on the unwrapped, frozen energy from `x`, shape of `x`."""
+def x_chain(x: Tensor, state: TrainState, settings: DualMCMCSettings, y: Tensor | None = None) -> Tensor:
+    """The x-chain (Eq. 3) on the unwrapped, frozen energy, with classes of the labels `y`, from `x`, shape of `x`."""
     energy_model = state.accelerator.unwrap_model(state.energy_model)
 
     def energy(x: Tensor) -> Tensor:
         with state.accelerator.autocast():
-            return energy_model(x).energy
+            return energy_model(x, class_labels=y).energy
 
     with diverging("x"), energy_model.chain():
         return langevin_chain(
@@ -225,13 +243,16 @@ def x_chain(x: Tensor, state: TrainState, settings: DualMCMCSettings) -> Tensor:
         )
 
 
-def z_chain(z: Tensor, x: Tensor, state: TrainState, settings: DualMCMCSettings) -> Tensor:
-    """The z-chain (Eq. 6) on the posterior of the unwrapped generator from `z`, shape of `z`."""
+def z_chain(z: Tensor, x: Tensor, state: TrainState, settings: DualMCMCSettings, y: Tensor | None = None) -> Tensor:
+    """The z-chain (Eq. 6) on the posterior of the unwrapped generator given `x`, with classes also the labels `y`.
+
+    It starts at `z` and returns its end, shape of `z`.
+    """
     generator_model = state.accelerator.unwrap_model(state.generator_model)
 
     def generate(z: Tensor) -> Tensor:
         with state.accelerator.autocast():
-            return generator_model(z, return_dict=False)[0]
+            return generator_model(z, y, return_dict=False)[0]
 
     with diverging("z"), generator_model.z_chain():
         return langevin_chain(
@@ -254,10 +275,19 @@ def diverging(name: str) -> Iterator[None]:
         ) from error
 
 
-def make_model_settings(settings: DualMCMCSettings) -> dict[str, Any]:
-    """The arguments of the three networks."""
+def make_model_settings(settings: DualMCMCSettings, classes: Classes | None = None) -> dict[str, Any]:
+    """The arguments of the three networks, with these classes or unconditional."""
     generator = {"likelihood_std": settings.likelihood_std, **settings.models.get("generator", {})}
-    return dual_mcmc_model_settings(settings.preset, settings.latent_dim, {**settings.models, "generator": generator})
+    models = {**settings.models, "generator": generator}
+    if classes is None:
+        return dual_mcmc_model_settings(settings.preset, settings.latent_dim, models)
+    models["energy"] = {"class_scores": settings.class_scores, **models.get("energy", {})}
+    number, prior, names = len(classes.prior), classes.prior, classes.names
+    temperature = settings.temperature
+    parts = dual_mcmc_model_settings(settings.preset, settings.latent_dim, models, number, prior, names, temperature)
+    if classes.centres is not None:
+        parts["energy"]["pseudo_label_centres"] = classes.centres
+    return parts
 
 
 def make_train_state(
@@ -291,11 +321,19 @@ def make_schedule(
 
 @torch.no_grad()
 def refresh_statistics(generator_model: Any, energy_model: Any) -> None:
-    """Refresh running statistics and singular values for averaged weights."""
-    random = torch.Generator(generator_model.device).manual_seed(0)
+    """Refresh running statistics, with classes under labels as frequent as in the data, and singular values."""
+    random, device = torch.Generator(generator_model.device).manual_seed(0), generator_model.device
     shape = (256, generator_model.config.latent_dim)
-    latents = [torch.randn(shape, generator=random, device=generator_model.device) for _ in range(16)]
+    latents = [torch.randn(shape, generator=random, device=device) for _ in range(16)]
+    prior = torch.tensor(generator_model.config.class_prior or [1.0], device=device)
+
+    def add_labels(_: Any, latents: tuple[Tensor]) -> tuple[Tensor, ...]:
+        return *latents, torch.multinomial(prior, len(latents[0]), replacement=True, generator=random)
+
+    hooks = [generator_model.register_forward_pre_hook(add_labels)] if generator_model.config.num_classes else []
     update_bn(latents, generator_model)
+    for hook in hooks:
+        hook.remove()
     refresh_singular_values(energy_model)
 
 
@@ -327,6 +365,7 @@ METHOD = Method(
     train_step=train_step,
     make_pipeline=make_pipeline,
     shown_terms=("energy_data", "energy_revised", "reconstruction"),
+    takes_labels=True,
     term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
     when_diverged="a smaller x_step_size and x_noise_std (z_step_size and z_noise_std), or smaller learning rates",
     refresh_statistics=refresh_statistics,

@@ -527,17 +527,20 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
             raise ValueError(
                 f"class_conditional must be false and pseudo_labels 0: {method.name} trains without labels."
             )
-        shape = method.sample_shape(method.build_models(method.make_model_settings(settings)), {})
+        unconditional = method.make_model_settings(settings)
+        with torch.device("meta"):  # for the shape only: without memory and initialisation
+            shape = method.sample_shape(method.build_models(unconditional), unconditional)
         dataset, *classes = load_labelled_data(settings, shape)
-        if settings.classification_weight == 0:
-            accelerator.print(
-                "note: with classification_weight=0 the classes' energies have free offsets, so that neither the "
-                "marginal energy nor p(y | x) means anything."
-            )
     model_settings = method.make_model_settings(settings, *classes)
     checkpoint = find_checkpoint(settings.resume, output_dir / "checkpoints") if settings.resume else None
     set_seed(settings.seed)
     models = method.build_models(model_settings)
+    has_scores = any(getattr(model, "class_scores", None) is not None for model in models)
+    if has_scores and settings.classification_weight == 0:
+        accelerator.print(
+            "note: with classification_weight=0 the classes' energies have free offsets, so that neither the "
+            "marginal energy nor p(y | x) means anything."
+        )
     for model in models:
         if hasattr(model.config, "padding"):  # an energy of images, whose image processor pads as well
             model.config.padding = settings.padding

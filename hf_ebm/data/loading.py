@@ -228,7 +228,7 @@ MOST_HASHED = 10_000  # images of a data set that its fingerprint reads
 class HubImages(Dataset):
     """Images of a `datasets.Dataset` as float tensors in [-1, 1], shape (C, H, W), decoded when they are read.
 
-    With `label_column` an item is an image and its label.
+    With `label_column` an item is an image and its label; -1 is that of an image without one (None).
     """
 
     def __init__(
@@ -236,7 +236,9 @@ class HubImages(Dataset):
     ) -> None:
         self.dataset, self.column, self.image_processor = undecoded(dataset, column), column, image_processor
         self.label_column = label_column
-        self.labels = None if label_column is None else torch.tensor(dataset[label_column][:])
+        self.labels: Tensor | None = None
+        if label_column is not None:
+            self.labels = torch.tensor([-1 if label is None else label for label in dataset[label_column][:]])
 
     def __len__(self) -> int:
         return len(self.dataset)

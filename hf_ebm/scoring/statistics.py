@@ -30,6 +30,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from hf_ebm.data.image_processor import to_unit_range
+from hf_ebm.data.pseudo_labels import assign_labels
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import energy_grad
 from hf_ebm.models.energy import EnergyModel, energy_of
@@ -182,6 +183,33 @@ def compute_all_energies(
     return torch.stack(columns, dim=1)
 
 
+@torch.no_grad()
+def most_likely_labels(energy_model: Any, x: Tensor, num_classes: int, batch_size: int = 256) -> Tensor | None:
+    """The most likely label of each sample by p(y | x), shape (N,), int64, on the device of `x`.
+
+    Where an energy without class scores was trained on clusters, it is the number of the nearest centre.
+
+    Args:
+        energy_model: The energy, or None.
+        x: Samples in the model's own range, shape (N, ...), on any device.
+        num_classes: Number of labels of the model that is to be given them.
+        batch_size: Samples per forward pass.
+
+    Returns:
+        None if the energy has no such labels.
+    """
+    config: Any = getattr(energy_model, "config", None)
+    if not num_classes or getattr(config, "num_classes", 0) != num_classes:
+        return None
+    if not config.class_scores:
+        return None if config.pseudo_label_centres is None else assign_labels(x, config.pseudo_label_centres)
+    energy_model, device, parts = in_eval(energy_model), execution_device(energy_model), []
+    for part in x.split(batch_size):
+        logits = energy_model(channels_last_on_cpu(send(part, device, energy_model.dtype))).logits
+        parts.append(logits.argmax(dim=1))
+    return torch.cat(parts).to(x.device)
+
+
 def compute_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
     """``||grad_x E(x, 0)||``, shape (N,), float32, where the model computes."""
     frozen, device, parts = eval_copy(energy_model), execution_device(energy_model), []
@@ -208,18 +236,24 @@ def compute_compressed_size(x: Tensor) -> Tensor:
     return torch.tensor(sizes)
 
 
-def compute_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0) -> Tensor:
+def compute_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0, class_labels: Tensor | None = None) -> Tensor:
     """Mean squared error per pixel of each sample's revised reconstruction, shape (N,), float32, on the CPU.
 
     Args:
         pipe: A `DualMCMCPipeline`.
         x: Samples in the models' range, shape (N, ...).
         seed: Of the chains' noise, the same for each sample, so that its error depends on nothing but itself.
+        class_labels: Of the samples, shape (N,); None = those that the pipeline finds most likely.
     """
     generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
     images = to_unit_range(x) if x.ndim == 4 else x
     recon = pipe.reconstruct(
-        images, sample_latents=False, generator=generators, output_type="latent", output_squared_errors=True
+        images,
+        sample_latents=False,
+        generator=generators,
+        output_type="latent",
+        output_squared_errors=True,
+        class_labels=class_labels,
     )
     return recon.squared_errors[-1].float().cpu()
 
@@ -231,6 +265,7 @@ def compute_denoising_error(
     coefficients: DiffusionCoefficients,
     num_draws: int = NUM_DENOISING_DRAWS,
     seed: int = 0,
+    class_labels: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error per pixel of a DDAEBM's clean images from ``x_1 ~ q(x_1 | x)``, shape (N,), on the CPU.
 
@@ -240,16 +275,24 @@ def compute_denoising_error(
         coefficients: The chain it was trained on.
         num_draws: Noises and latents to average over; all samples get the same ones.
         seed: Of those.
+        class_labels: Of the samples, for a generator with classes, shape (N,); None = for each sample the label with
+            the smallest error.
     """
+    num_classes = getattr(generator_model.config, "num_classes", 0)
+    if num_classes and class_labels is None:
+        each = (torch.full((len(x),), label) for label in range(num_classes))
+        of_labels = [compute_denoising_error(generator_model, x, coefficients, num_draws, seed, y) for y in each]
+        return torch.stack(of_labels).amin(dim=0)
     generator_model = in_eval(generator_model)
     q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
     x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
     device, dtype, errors = execution_device(generator_model), generator_model.dtype, torch.zeros(len(x))
+    given = () if class_labels is None else (class_labels.to(device),)
     for _ in range(num_draws):
         noise = torch.randn(1, *x.shape[1:], generator=random)
         z = torch.randn(1, generator_model.config.latent_dim, generator=random)
         x_1 = q.q_sample(x, first, noise.expand(x.shape)).to(device=device, dtype=dtype)
-        clean = generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype)).sample
+        clean = generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype), *given).sample
         errors += (clean.float().cpu() - x).square().flatten(1).mean(dim=1)
     return errors / num_draws
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import (
+    classes_of,
     describe_change,
     draw_rows,
     fingerprint,
@@ -237,3 +238,13 @@ def test_a_fingerprint_reads_no_more_images_than_stated(tmp_path, monkeypatch):
         for name, pixels in (("a", [1, 2, 3, 4, 5]), ("b", [1, 9, 3, 9, 5]), ("c", [1, 2, 9, 4, 5]))
     ]
     assert found[0] == found[1] != found[2]
+
+
+def test_samples_without_a_label_have_the_label_minus_one(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": pictures(4), "label": [1, None, 0, 1]}
+    (tmp_path / "p").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "p" / "train.parquet")
+    loaded = load_training_data(str(tmp_path / "p"), (3, 8, 8), with_labels=True)
+    assert [int(loaded[index][1]) for index in range(4)] == [1, -1, 0, 1]
+    assert classes_of(loaded).prior == pytest.approx([1 / 3, 2 / 3])

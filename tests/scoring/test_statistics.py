@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_ebm import DiffusionCoefficients
+from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DiffusionCoefficients
 from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
+from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.scoring.statistics import (
     compute_all_energies,
     compute_compressed_size,
+    compute_denoising_error,
     compute_gradient_norm,
+    most_likely_labels,
     statistics_of_batches,
 )
 
@@ -73,3 +76,44 @@ def test_a_batch_is_read_when_the_next_one_is_under_way():
     assert list(statistics_of_batches(iter("abc"), compute)) == [(batch, {"energy": batch}) for batch in "abc"]
     assert events == ["begin a", "begin b", "read a", "begin c", "read b", "read c"]
     assert list(statistics_of_batches([], compute)) == []
+
+
+def models_with_classes(num_classes=3, **energy):
+    torch.manual_seed(0)
+    generator_model, energy_model, _ = build_ddaebm_models(
+        ddaebm_model_settings("toy", overrides={"energy": energy}, num_classes=num_classes)
+    )
+    generator_model.class_embedding.weight.data *= 3.0
+    return generator_model.eval(), energy_model.eval()
+
+
+def test_the_most_likely_label():
+    _, model = models_with_classes()
+    x = 3 * torch.randn(20, 2)
+    torch.nn.init.normal_(model.class_scores.weight)
+    found = most_likely_labels(model.train(), x, 3, batch_size=6)
+    assert torch.equal(found, model(x).logits.argmax(dim=1)) and len(found.unique()) > 1 and model.training
+    assert most_likely_labels(model, x, 2) is most_likely_labels(model, x, 0) is most_likely_labels(None, x, 3) is None
+    assert most_likely_labels(models_with_classes(class_scores=False)[1], x, 3) is None
+    centres = torch.randn(3, 2)
+    _, model = models_with_classes(class_scores=False, pseudo_label_centres=centres.tolist())
+    assert torch.equal(most_likely_labels(model, x, 3), torch.cdist(x, centres).argmin(dim=1))
+
+
+def test_a_ddaebm_reconstructs_under_the_most_likely_label():
+    """Where the energy has no class scores, under the label with the smallest error; never under the null class."""
+    generator_model, energy_model = models_with_classes()
+    torch.nn.init.normal_(energy_model.class_scores.weight)
+    scheduler, x = DDAEBMScheduler(), torch.randn(12, 2)
+    q = scheduler.coefficients
+    all_labels = [torch.full((12,), y) for y in (-1, 0, 1, 2)]
+    null, *each = (compute_denoising_error(generator_model, x, q, class_labels=y) for y in all_labels)
+    each = torch.stack(each)
+    labels = energy_model(x).logits.argmax(dim=1)
+    components = {"generator_model": generator_model, "scheduler": scheduler, "energy_model": energy_model}
+    found = DDAEBMPipeline.make_reconstruction_error(components, 0)(x)
+    assert_close(found, each.gather(0, labels[None])[0])
+    assert not torch.isclose(found, null).any()
+    components["energy_model"] = models_with_classes(class_scores=False)[1]
+    assert_close(DDAEBMPipeline.make_reconstruction_error(components, 0)(x), each.amin(dim=0))
+    assert (found > each.amin(dim=0)).any()

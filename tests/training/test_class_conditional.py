@@ -1,5 +1,6 @@
 """Training with labels: what a run learns from them, samples, saves and resumes."""
 
+import dataclasses
 import json
 
 import datasets
@@ -16,9 +17,8 @@ from hf_ebm.demo.generation import generate
 from hf_ebm.hub.model_card import render_card
 from hf_ebm.pipelines.loading import load_pipeline
 from hf_ebm.training.digits_demo import evaluate_digits, format_table
-from hf_ebm.training.train_ddaebm import DDAEBMSettings, train
-from hf_ebm.training.train_dual_mcmc import DualMCMCSettings
-from hf_ebm.training.train_dual_mcmc import train as train_dual_mcmc
+from hf_ebm.training.train_ddaebm import METHOD, DDAEBMSettings, train
+from hf_ebm.training.trainer import run_training
 
 QUICK = {"sample_every": 0, "checkpoint_every": 0, "num_grid_samples": 4, "log_every": 1, "batch_size": 32}
 SMALL = {"unet": {"base_channels": 16}, "inference": {"block_out_channels": [4, 8]}}
@@ -210,6 +210,8 @@ def test_a_data_set_without_labels(tmp_path):
             train(DDAEBMSettings(output_dir=str(tmp_path / "run"), **settings, **options))
 
 
-def test_dual_mcmc_teaching_refuses_labels_for_now(tmp_path):
-    with pytest.raises(ValueError, match="dual_mcmc trains without labels"):
-        train_dual_mcmc(DualMCMCSettings(output_dir=str(tmp_path / "run"), class_conditional=True))
+@pytest.mark.parametrize("labels", [{"class_conditional": True}, {"pseudo_labels": 4}])
+def test_a_method_that_takes_no_labels_refuses_them(tmp_path, labels):
+    method = dataclasses.replace(METHOD, takes_labels=False)
+    with pytest.raises(ValueError, match="ddaebm trains without labels"):
+        run_training(method, DDAEBMSettings(output_dir=str(tmp_path / "run"), **labels))

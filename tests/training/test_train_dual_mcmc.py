@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from hf_ebm import DualMCMCPipeline
 from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_processor import to_model_range
+from hf_ebm.data.loading import Classes
 from hf_ebm.evaluation.sample_metrics import auroc
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models
 from hf_ebm.training.config import make_settings
@@ -39,9 +40,24 @@ def settings(**changes):
     return make_settings(DualMCMCSettings, {**TINY, **changes})
 
 
-def literal_step(x, models, s):
-    """One iteration written out from the paper's Eq. 3, 6, 7, 10 and 15, with gradients by `backward` only."""
+def literal_step(x, models, s, labels=None):
+    """One iteration written out from the paper's Eq. 3, 6, 7, 10 and 15, with gradients by `backward` only.
+
+    With labels, some of which are dropped, the energy is ``E(x) - tau log p(y | x)``, and ``E(x)`` where there is none.
+    """
     generator, energy, inference = models
+    tau, y = (s.x_noise_std / s.x_step_size) ** 2, None
+    if labels is not None:
+        y = labels.clone()
+        y[torch.rand(len(x)) < s.label_dropout] = -1
+
+    def energies_of(x, y):
+        out = energy(x)
+        if y is None or out.logits is None:
+            return out.energy
+        log_p = out.logits.log_softmax(1)
+        return torch.stack([e if k < 0 else e - tau * row[k] for e, row, k in zip(out.energy, log_p, y, strict=True)])
+
     adam = lambda model, rate, decay: torch.optim.Adam(  # noqa: E731
         model.parameters(), lr=rate, betas=(0.0, 0.9), weight_decay=decay
     )
@@ -52,55 +68,60 @@ def literal_step(x, models, s):
     ]
     batch = len(x)
 
-    def x_chain(start):
+    def x_chain(start, y=y):
         energy.eval()
         x = start.detach()
         for _ in range(s.x_num_steps):
             noise = torch.randn_like(x)
             x.requires_grad_(True)
-            (grad,) = torch.autograd.grad(energy(x).energy.sum(), x)
+            (grad,) = torch.autograd.grad(energies_of(x, y).sum(), x)
             x = (x - s.x_step_size**2 / 2 * grad + s.x_noise_std * noise).detach()
         energy.train()
         return x
 
-    mean, logvar = inference(x, return_dict=False)
+    mean, logvar = inference(x, y, return_dict=False)
     z = torch.randn_like(mean)
-    x_gen = generator(z).sample
+    x_gen = generator(z, y).sample
     x_revised = x_chain(x_gen)
     noise = torch.randn_like(mean)
     z_revised = noise if s.z_start == "noise" else (mean + torch.exp(logvar / 2) * noise).detach()
     for _ in range(s.z_num_steps):
         noise = torch.randn_like(z_revised)
         z_revised.requires_grad_(True)
-        error = ((generator(z_revised).sample - x) ** 2).sum() / s.likelihood_std**2
+        error = ((generator(z_revised, y).sample - x) ** 2).sum() / s.likelihood_std**2
         (grad,) = torch.autograd.grad(error + (z_revised**2).sum() / 2, z_revised)
         z_revised = (z_revised - s.z_step_size**2 / 2 * grad + s.z_noise_std * noise).detach()
 
-    loss = s.recon_weight * ((generator(z_revised).sample - x) ** 2).sum() / batch
+    loss = s.recon_weight * ((generator(z_revised, y).sample - x) ** 2).sum() / batch
     loss = loss + s.sample_weight * ((x_gen - x_revised) ** 2).sum() / batch
     optimizers[0].zero_grad()
     loss.backward()
     optimizers[0].step()
 
-    mean_gen, logvar_gen = inference(x_revised, return_dict=False)
+    mean_gen, logvar_gen = inference(x_revised, y, return_dict=False)
     nll = lambda z, m, v: (v / 2 + (z - m) ** 2 / (2 * torch.exp(v))).sum() / batch  # noqa: E731
     optimizers[2].zero_grad()
     (nll(z_revised, mean, logvar) + s.latent_weight * nll(z, mean_gen, logvar_gen)).backward()
     optimizers[2].step()
 
     if s.energy_negatives != "first_chain":
-        x_revised = generator(z).sample.detach()
+        x_revised = generator(z, y).sample.detach()
     if s.energy_negatives == "second_chain":
         x_revised = x_chain(x_revised)
     if s.noised_negatives:  # half of the negatives are chains from noised data
         std = 1.5 * torch.rand(batch // 2)
         noised = (x[: batch // 2] + std[:, None, None, None] * torch.randn(batch // 2, *x.shape[1:])).clamp(-1, 1)
-        x_revised = torch.cat([x_revised[batch // 2 :], x_chain(noised)])
-    energies = energy(torch.cat([x, x_revised])).energy
+        x_revised[: batch // 2] = x_chain(noised, None if y is None else y[: batch // 2])
+    energies = energies_of(torch.cat([x, x_revised]), None if y is None else torch.cat([y, y]))
     optimizers[1].zero_grad()
     loss = energies[:batch].mean() - energies[batch:].mean()
     squares = (energies[:batch] ** 2).mean() + (energies[batch:] ** 2).mean()
-    ((loss + s.energy_magnitude_weight * squares) / (s.x_noise_std / s.x_step_size) ** 2).backward()
+    loss = (loss + s.energy_magnitude_weight * squares) / tau
+    if labels is not None and energy.class_scores is not None:
+        logits = energy.eval()(x).logits  # without a further power iteration
+        given = labels >= 0
+        loss = loss - s.classification_weight * logits.log_softmax(1)[given, labels[given]].mean()
+    loss.backward()
     optimizers[1].step()
     return optimizers
 
@@ -113,22 +134,33 @@ def literal_step(x, models, s):
         {"energy_negatives": "first_chain", "energy_magnitude_weight": 40.0},
         {"energy_negatives": "generator", "x_num_steps": 0, "z_num_steps": 0},
         {"energy_negatives": "first_chain", "noised_negatives": 0.5},
+        {"class_conditional": True, "label_dropout": 0.4},
+        {
+            "class_conditional": True,
+            "label_dropout": 0.4,
+            "class_scores": True,
+            "classification_weight": 3.0,
+            "noised_negatives": 0.5,
+            "x_step_size": 3.0,
+            "x_noise_std": 3.0,  # temperature 1: the class scores are as large as the energy
+        },
     ],
-    ids=["published", "noise-weights", "first-chain-magnitude", "no-chains", "noised-negatives"],
+    ids=["published", "noise-weights", "first-chain-magnitude", "no-chains", "noised-negatives", "labels", "scores"],
 )
 def test_the_step_is_the_published_one(changes):
     """Same noise, same weights: after an iteration all three networks agree with the written-out version."""
     s = settings(**{"x_noise_std": 0.01, "x_step_size": 0.7, **changes})
-    models = build_dual_mcmc_models(make_model_settings(s))
+    labels = torch.tensor([3, 1, -1, 9, 0, 3, 7, 2]) if s.class_conditional else None
+    models = build_dual_mcmc_models(make_model_settings(s, None if labels is None else Classes([0.1] * 10)))
     prepare_models(models, s)
     literal = copy.deepcopy(models)
     before = [parameter.clone() for model in models for parameter in model.parameters()]
     state, _ = make_train_state(s, Accelerator(cpu=True), models, steps_per_epoch=1)
     x = to_model_range(load_digits("train")[0][:8])
     torch.manual_seed(1)
-    train_step(x, 0, state, s)
+    train_step(x, 0, state, s, labels)
     torch.manual_seed(1)
-    literal_optimizers = literal_step(x, literal, s)
+    literal_optimizers = literal_step(x, literal, s, labels)
     # with beta_1 = 0 Adam's first moment is the gradient itself: it sees a wrong factor, which the update does not
     for index, name in enumerate(("generator", "energy", "inference")):
         optimizer, other = getattr(state, f"{name}_optimizer"), literal_optimizers[index]
