@@ -20,7 +20,7 @@ from torch import Tensor
 from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_processor import to_model_range, to_unit_range
 from hf_ebm.evaluation.feature_extractors import NAME, load_digit_classifier
-from hf_ebm.evaluation.plots import plot_chain_profiles, plot_energy_histograms, save_grid
+from hf_ebm.evaluation.plots import plot_chain_profiles, plot_score_histograms, save_grid
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
 from hf_ebm.hub.download import INDEX
@@ -264,8 +264,7 @@ def run(method: str, arguments: Sequence[str]) -> None:
         metrics["frechet_distance"]["generator_alone"] = chains.pop("generator_alone")
         metrics.update(chains)
         extra = "chains.png, reconstructions.png, "
-    title = "Energies of held-out digits and of OOD images"
-    plot_energy_histograms(held_out, ood, folder / "ood.png", title, pipeline.temperature)
+    plot_score_histograms({"energy": {"in_distribution": held_out, **ood}}, folder / "ood.png")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     write_card(folder)
     print(format_table(metrics))

@@ -60,6 +60,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print a table of each of ``--metrics``; write ``ood.json`` with all metrics and the protocol, and two plots."""
+    import torch
+
     from hf_ebm import EBMImageProcessor, EnergyScoringPipeline
     from hf_ebm.data.loading import DatasetName
     from hf_ebm.evaluation import ood as evaluation
@@ -100,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     sources: dict[str, Any] = {}
     for name in names:
         if name in SYNTHETIC_OOD:
-            sets |= evaluation.make_ood_sets(test, [name], options.seed)
+            sets[name] = SYNTHETIC_OOD[name](test, torch.Generator().manual_seed(options.seed))
             sources[name] = {"made_from": "the in-distribution images", "num_images": len(test)}
             continue
         if "/" not in name and not Path(name).exists() and (near := did_you_mean(name, SYNTHETIC_OOD, "")):

@@ -4,10 +4,10 @@
     AUPR out    average precision with OOD samples as positives; AUPR in: in-distribution ones, scores negated
     FPR95       share of in-distribution samples flagged as OOD at the threshold that detects 95 % of the OOD ones
 
-AUROC and AUPR are scikit-learn's, which has no FPR95. Confidence intervals are scipy's percentile
-bootstrap. A synthetic OOD image is resampled together with the in-distribution image that it was made
-from (a paired bootstrap), images of other data sets independently. The metrics of many resamples are
-computed at once, from one sort of each, because scikit-learn takes one resample per call.
+AUROC and AUPR are as in scikit-learn, which takes one resample per call: here ranks give those of many.
+Confidence intervals are scipy's percentile bootstrap. A synthetic OOD image is resampled together with
+the in-distribution image that it was made from (a paired bootstrap), images of other data sets
+independently.
 
 A model's scores are compared with simple baselines fitted on training images. Each statistic is
 computed once per set, for all scores that use it.
@@ -26,7 +26,6 @@ from torch import Tensor
 from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.data.loading import DatasetName, draw_rows, load_named
 from hf_ebm.data.splits import share_rows, split_sizes
-from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
 from hf_ebm.hub.model_card import show_interval
 from hf_ebm.scoring.scores import SCORES, Moments
 from hf_ebm.utils.logging import ProgressBar, no_bar
@@ -44,26 +43,6 @@ NUM_RESAMPLES = 1000
 VALUES_AT_A_TIME = 4_000_000  # scores of all resamples that are sorted together: 32 MB an array
 
 
-def ood_metrics(in_distribution: np.ndarray, ood: np.ndarray) -> dict[str, float]:
-    """AUROC, AUPR both ways and FPR95 of scores that are larger for OOD samples, from arrays (N,) and (M,).
-
-    Raises:
-        ValueError: If a set is empty or a score is NaN.
-    """
-    check_scores("in_distribution", in_distribution)
-    check_scores("ood", ood)
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    scores = np.concatenate([in_distribution, ood])
-    labels = np.concatenate([np.zeros(len(in_distribution)), np.ones(len(ood))])
-    return {
-        "auroc": float(roc_auc_score(labels, scores)),
-        "aupr_out": float(average_precision_score(labels, scores)),
-        "aupr_in": float(average_precision_score(1 - labels, -scores)),
-        "fpr95": float(fpr95(in_distribution, ood)),
-    }
-
-
 def fpr95(in_distribution: np.ndarray, ood: np.ndarray) -> np.ndarray:
     """Share of in-distribution scores (..., N) at or above the value that 95 % of the OOD ones (..., M) reach."""
     k = ood.shape[-1] // 20  # so many OOD scores may stay below
@@ -71,34 +50,21 @@ def fpr95(in_distribution: np.ndarray, ood: np.ndarray) -> np.ndarray:
     return (in_distribution >= threshold).mean(axis=-1)
 
 
-def ood_metrics_of_rows(in_distribution: np.ndarray, ood: np.ndarray) -> np.ndarray:
-    """The same four metrics of each row, shape (4, ...), in the order of `METRICS`, of scores (..., N) and (..., M)."""
-    num_in, num_ood = in_distribution.shape[-1], ood.shape[-1]
-    number = num_in + num_ood
+def ood_metrics(in_distribution: np.ndarray, ood: np.ndarray) -> np.ndarray:
+    """The `METRICS` in their order, shape (4, ...), of each row of scores (..., N) and (..., M), none of them NaN."""
+    from scipy.stats import rankdata
+
+    n, m = in_distribution.shape[-1], ood.shape[-1]
     scores = np.concatenate([in_distribution, ood], axis=-1)
-    order = np.argsort(scores, axis=-1)
-    scores = np.take_along_axis(scores, order, axis=-1)
-    is_ood = order >= num_in
-    ood_so_far = np.cumsum(is_ood, axis=-1)
-
-    # first and last place of the group of equal scores that each place belongs to
-    places = np.broadcast_to(np.arange(number), scores.shape)
-    differs = scores[..., 1:] != scores[..., :-1]
-    edge = np.ones((*scores.shape[:-1], 1), dtype=bool)
-    first = np.maximum.accumulate(np.where(np.concatenate([edge, differs], axis=-1), places, 0), axis=-1)
-    last_or_end = np.where(np.concatenate([differs, edge], axis=-1), places, number)
-    last = np.minimum.accumulate(last_or_end[..., ::-1], axis=-1)[..., ::-1]
-
-    ood_below = np.take_along_axis(np.concatenate([0 * ood_so_far[..., :1], ood_so_far], axis=-1), first, axis=-1)
-    in_below = first - ood_below
-    in_up_to = last + 1 - np.take_along_axis(ood_so_far, last, axis=-1)
-    precision_out = (num_ood - ood_below) / (number - first)  # of flagging as OOD at this score and above
-    precision_in = in_up_to / (last + 1)  # of accepting at this score and below
+    mean, low = (rankdata(scores, ties, axis=-1) for ties in ("average", "min"))
+    high = 2 * mean - low  # a group of equal scores has consecutive ranks
+    precision_out = (m + 1 - rankdata(ood, "min", axis=-1)) / (n + m + 1 - low[..., n:])  # flagging this and above
+    precision_in = rankdata(in_distribution, "max", axis=-1) / high[..., :n]  # accepting this score and below
     return np.stack(
         [
-            (is_ood * 0.5 * (in_below + in_up_to)).sum(axis=-1) / (num_in * num_ood),
-            (is_ood * precision_out).sum(axis=-1) / num_ood,
-            (~is_ood * precision_in).sum(axis=-1) / num_in,
+            (mean[..., n:] - rankdata(ood, axis=-1)).mean(axis=-1) / n,  # in-distribution scores below, Mann-Whitney
+            precision_out.mean(axis=-1),
+            precision_in.mean(axis=-1),
             fpr95(in_distribution, ood),
         ]
     )
@@ -151,10 +117,12 @@ def with_intervals(
             )
     unpaired = [name for name in ood if name not in paired]
 
+    def with_mean(found: list[np.ndarray]) -> np.ndarray:
+        return np.stack([*found, np.mean(found, axis=0)])
+
     def metrics_of(inside_places: np.ndarray, *ood_places: np.ndarray, axis: int = -1) -> np.ndarray:
         places = dict.fromkeys(paired, inside_places) | dict(zip(unpaired, ood_places, strict=True))
-        found = [ood_metrics_of_rows(inside[inside_places], scores[places[name]]) for name, scores in ood.items()]
-        return np.stack([*found, np.mean(found, axis=0)])
+        return with_mean([ood_metrics(inside[inside_places], scores[places[name]]) for name, scores in ood.items()])
 
     interval = bootstrap(
         [np.arange(len(inside)), *(np.arange(len(ood[name])) for name in unpaired)],
@@ -167,27 +135,12 @@ def with_intervals(
         method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    values = [ood_metrics(inside, scores) for scores in ood.values()]
-    values.append({metric: float(np.mean([row[metric] for row in values])) for metric in METRICS})
+    values = with_mean([ood_metrics(inside, scores) for scores in ood.values()])
+    columns = {"value": values, "low": interval.low, "high": interval.high}
     return {
-        name: {
-            metric: {"value": values[i][metric], "low": float(interval.low[i, j]), "high": float(interval.high[i, j])}
-            for j, metric in enumerate(METRICS)
-        }
+        name: {metric: {key: float(x[i, j]) for key, x in columns.items()} for j, metric in enumerate(METRICS)}
         for i, name in enumerate((*ood, MEAN))
     }
-
-
-def check_scores(name: str, scores: Any) -> None:
-    """Raise a `ValueError` if an array or tensor of scores is empty or holds NaN: neither has a rank."""
-    values = np.asarray(scores)
-    if values.size == 0:
-        raise ValueError(f"{name} must hold at least one score, got none.")
-    if bad := int(np.isnan(values).sum()):
-        raise ValueError(
-            f"{name} holds {bad} NaN among {values.size} scores, which cannot be ranked; check the model's weights and "
-            "these images for values that are not finite."
-        )
 
 
 def checked_scores(kind: str, scores: Tensor) -> np.ndarray:
@@ -208,7 +161,7 @@ Scorer = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [-1, 1] -> scores 
 MAX_EPOCHS = 1000  # of the autoencoder; 1,000 digits took 229
 MAX_BASELINE_DIMS = 20_000  # a covariance of 3.2 GB
 METRIC_NAMES = {"auroc": "AUROC", "aupr_out": "AUPR out", "aupr_in": "AUPR in", "fpr95": "FPR95"}
-TABLE_WIDTH, COLUMN_WIDTH = 120, 22  # of the printed table
+TABLE_WIDTH = 120  # of the printed table
 IN_DISTRIBUTION = "in_distribution"  # the name of the in-distribution set
 
 
@@ -272,18 +225,6 @@ def fit_baselines(
         "autoencoder": lambda images: error(images, coder.predict),
     }
     return scorers, {"epochs": coder.n_iter_, "converged": coder.n_iter_ < max_epochs}
-
-
-def make_ood_sets(images: Tensor, names: list[str], seed: int = 0) -> dict[str, Tensor]:
-    """Synthetic OOD sets made from in-distribution images, by name.
-
-    Raises:
-        ValueError: If a name is unknown.
-    """
-    unknown = sorted(set(names) - set(SYNTHETIC_OOD))
-    if unknown:
-        raise ValueError(f"OOD sets must be among {sorted(SYNTHETIC_OOD)} or data sets, got {unknown}.")
-    return {name: SYNTHETIC_OOD[name](images, torch.Generator().manual_seed(seed)) for name in names}
 
 
 def load_images(
@@ -377,20 +318,16 @@ def format_table(table: Mapping[str, Any], metric: str = "auroc") -> str:
 
     Lines are at most `TABLE_WIDTH` long. Columns that do not fit beside the others come below them.
     """
-    columns = list(next(iter(table.values())))
-    number = TABLE_WIDTH // COLUMN_WIDTH - 1
-    blocks = []
-    for start in range(0, len(columns), number):
-        shown = columns[start : start + number]
-        heading = f"{METRIC_NAMES[metric]} [95 % interval]"[: COLUMN_WIDTH - 1]
-        lines = [heading.ljust(COLUMN_WIDTH) + "".join(name[:20].rjust(COLUMN_WIDTH) for name in shown)]
-        for scorer, rows in table.items():
-            cells = []
-            for name in shown:
-                cells.append(show_interval(rows[name][metric]))
-            lines.append(scorer.ljust(COLUMN_WIDTH) + "".join(cell.rjust(COLUMN_WIDTH) for cell in cells))
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    import pandas as pd
+
+    frame = pd.DataFrame.from_dict(
+        {scorer: [show_interval(row[metric]) for row in rows.values()] for scorer, rows in table.items()},
+        orient="index",
+        columns=[name[:20] for name in next(iter(table.values()))],
+    )
+    frame.columns.name = f"{METRIC_NAMES[metric]} [95 % interval]"
+    lines = frame.to_string(line_width=TABLE_WIDTH).splitlines()
+    return "\n".join(line.rstrip(" \\") for line in lines)  # pandas ends those that continue below with a backslash
 
 
 def evaluate_ood(

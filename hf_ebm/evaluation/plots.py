@@ -30,51 +30,8 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plot_energy_histograms(
-    in_distribution: Tensor, ood: Mapping[str, Tensor], path: Path, title: str, temperature: float = 1.0
-) -> None:
-    """Histogram of the energies of held-out data against each OOD set, one panel each, on a common axis.
-
-    Args:
-        in_distribution: Energies of held-out data, shape (N,).
-        ood: Energies by the name of the OOD set, each of shape (M,).
-        path: The PNG file to write.
-        title: Above all panels.
-        temperature: Of the model ``exp(-E / temperature)``; energies are shown divided by it, in nats.
-    """
-    in_distribution = in_distribution / temperature
-    ood = {name: energies / temperature for name, energies in ood.items()}
-    num_columns = 4 if len(ood) > 6 else 3
-    num_rows = -(-len(ood) // num_columns)
-    figure = new_figure(10.2, 2.2 * num_rows + 0.5)
-    everything = torch.cat([in_distribution, *ood.values()])
-    # energies of OOD sets may be very large: the axis is logarithmic from the lowest energy on
-    low, high = in_distribution.quantile(torch.tensor([0.25, 0.75], dtype=in_distribution.dtype)).tolist()
-    start = high - low or 1.0
-    offset = everything.min() - start
-    edges = np.geomspace(start, float(everything.max() - offset) * 1.01, 50)
-    axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
-    for index, axis in enumerate(axes.flat):
-        if index >= len(ood):
-            axis.set_axis_off()
-            continue
-        name, energies = list(ood.items())[index]
-        for values, label, colour in ((in_distribution, "held-out", "#0b6e99"), (energies, name, "#d1495b")):
-            shifted = (values - offset).numpy()
-            axis.hist(
-                shifted,
-                bins=edges,
-                alpha=0.65,
-                color=colour,
-                label=label,
-                weights=np.full(len(shifted), 1 / len(shifted)),
-            )
-        axis.set_xscale("log")
-        axis.legend(frameon=False, fontsize=8)
-        axis.set_yticks([])
-    unit = "energy in nats" if temperature == 1.0 else "energy / T in nats"
-    figure.supxlabel(f"{unit}, shifted so that all are positive (low = likely)", fontsize=9)
-    figure.suptitle(title, fontsize=11)
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG file, whose folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -113,8 +70,7 @@ def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
     figure.supylabel("OOD images detected", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=names_in_row, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def histogram_ticks(lowest: float, highest: float) -> list[float]:
@@ -168,8 +124,7 @@ def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path
         axis.set_title(ood_set.replace("_", " "), fontsize=9)
     figure.supxlabel("score, in standard deviations of the in-distribution scores", fontsize=9)
     figure.suptitle("in distribution (blue) and out of distribution (red)", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def plot_chain_profiles(energies: Tensor, squared_errors: Tensor, path: Path) -> None:
@@ -194,8 +149,7 @@ def plot_chain_profiles(energies: Tensor, squared_errors: Tensor, path: Path) ->
         axis.set(xlabel="updates", ylabel=label)
         axis.set_title(title, fontsize=10)
         axis.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def density_on_grid(energy_model: Any, limit: float, resolution: int) -> np.ndarray:
@@ -227,8 +181,7 @@ def plot_2d(samples: Tensor, energy_model: Any, data: Tensor | None, path: Path,
     axes[-1].set_title("density exp(-E(x, 0))", fontsize=10)
     for axis in axes:
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def save_grid(images: list[PIL.Image.Image], path: Path, num_columns: int, scale: int = 1) -> None:

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor, nn
 
 from hf_ebm.evaluation.feature_extractors import FeatureStatistics
-from hf_ebm.evaluation.ood import check_scores
 
 KERNEL_SUBSETS = 100
 KERNEL_SUBSET_SIZE = 1000
@@ -151,8 +150,13 @@ def auroc(in_distribution: Tensor, out_of_distribution: Tensor) -> float:
     Raises:
         ValueError: If a set is empty or a score is NaN.
     """
-    check_scores("in_distribution", in_distribution)
-    check_scores("out_of_distribution", out_of_distribution)
+    for name, scores in (("in_distribution", in_distribution), ("out_of_distribution", out_of_distribution)):
+        bad = int(scores.isnan().sum())
+        if bad or not len(scores):
+            raise ValueError(
+                f"{name} must hold scores and no NaN, got {len(scores)} with {bad} NaN; check the "
+                "model's weights and these images for values that are not finite."
+            )
     from sklearn.metrics import roc_auc_score
 
     labels = [0] * len(in_distribution) + [1] * len(out_of_distribution)

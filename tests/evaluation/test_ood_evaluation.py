@@ -9,7 +9,7 @@ import torch
 from hf_ebm import EnergyScoringPipeline
 from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_processor import to_model_range, to_unit_range
-from hf_ebm.evaluation.ood import evaluate_ood, fit_baselines, format_table, load_images, make_ood_sets, score_sets
+from hf_ebm.evaluation.ood import evaluate_ood, fit_baselines, format_table, load_images, score_sets
 from hf_ebm.evaluation.plots import histogram_ticks, new_figure, plot_roc, plot_score_histograms
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD, blurred, shuffled_patches
 from hf_ebm.scoring.scores import Moments
@@ -36,7 +36,7 @@ def test_blurred_keeps_constants_and_smooths():
 def found():
     train, test = to_model_range(load_digits("train")[0])[:400], to_model_range(load_digits("test")[0])[:60]
     scorers = {**fit_baselines(train)[0], "constant": lambda x: torch.arange(len(x)) % 7.0}
-    sets = {"in_distribution": test, **make_ood_sets(test, ["noise", "inverted"])}
+    sets = {"in_distribution": test, **{name: SYNTHETIC_OOD[name](test) for name in ("noise", "inverted")}}
     scores = {name: {key: scorer(images) for key, images in sets.items()} for name, scorer in scorers.items()}
     return evaluate_ood(scores, ["noise", "inverted"], num_resamples=20), scores
 
@@ -140,12 +140,6 @@ def test_each_part_shows_its_progress(tiny_pipeline):
 def test_baselines_refuse_what_does_not_fit_in_memory():
     with pytest.raises(ValueError, match=r"30,000.*--no-baselines"):
         fit_baselines(torch.zeros(12, 3, 100, 100))
-
-
-def test_mistakes():
-    with pytest.raises(ValueError, match="mosaics"):
-        make_ood_sets(torch.zeros(4, 1, 8, 8), ["mosaics"])
-    assert set(make_ood_sets(torch.zeros(4, 1, 8, 8), list(SYNTHETIC_OOD))) == set(SYNTHETIC_OOD)
 
 
 @pytest.mark.parametrize("metric", ["auroc", "fpr95"])

@@ -8,7 +8,7 @@ from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.evaluation import synthetic_ood
 from hf_ebm.evaluation.feature_extractors import load_digit_classifier
-from hf_ebm.evaluation.plots import density_on_grid, plot_2d, plot_energy_histograms
+from hf_ebm.evaluation.plots import density_on_grid, plot_2d
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance
 
 
@@ -33,9 +33,9 @@ def test_auroc_is_the_probability_of_a_right_order():
 @pytest.mark.parametrize("bad", [torch.tensor([]), torch.tensor([1.0, float("nan")])], ids=["empty", "nan"])
 def test_auroc_of_scores_without_a_rank_is_an_error(bad):
     good = torch.randn(5)
-    with pytest.raises(ValueError, match=r"in_distribution (must hold|holds 1 NaN among 2)"):
+    with pytest.raises(ValueError, match=r"in_distribution must hold scores .*got (0 with 0|2 with 1) NaN"):
         auroc(bad, good)
-    with pytest.raises(ValueError, match=r"out_of_distribution (must hold|holds 1 NaN among 2)"):
+    with pytest.raises(ValueError, match="out_of_distribution must hold scores"):
         auroc(good, bad)
 
 
@@ -92,11 +92,9 @@ def test_density_is_the_normalised_boltzmann_weight():
 def test_plots_are_written(tmp_path):
     from hf_ebm import MLPEnergyConfig, MLPEnergyModel
 
-    ood = {"a": torch.randn(50) + 5, "b": torch.full((9,), 1e6)}
-    plot_energy_histograms(torch.randn(50), ood, tmp_path / "o.png", "title")
     plot_2d(torch.randn(100, 2), MLPEnergyModel(MLPEnergyConfig()), torch.randn(10, 2), tmp_path / "p" / "d.png")
-    for path in (tmp_path / "o.png", tmp_path / "p" / "d.png"):
-        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+    path = tmp_path / "p" / "d.png"
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
 
 def test_mode_metrics_on_perfect_and_broken_samples():
