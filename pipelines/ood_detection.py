@@ -5,6 +5,8 @@ import hf_ebm.pipelines.ood_detection                     # registers the task
 
 detect = pipeline("ood-detection", model="outputs/ddaebm-digits/energy_model")
 detect("digit.png")                                       # {"energy": ...}, low = likely
+
+With ``calibration=FOLDER`` it gives the same scores and p-values as `EnergyScoringPipeline`.
 """
 
 from __future__ import annotations
@@ -12,22 +14,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_ebm.data.loading import column_images, is_column
-from hf_ebm.models.eval_copy import in_eval
 from hf_ebm.scoring.calibration import Calibration
-from hf_ebm.scoring.statistics import check_not_nan
+from hf_ebm.scoring.scores import SCORES
+from hf_ebm.scoring.statistics import check_not_nan, make_statistics_function
 
 TASK = "ood-detection"
 
 
 class OODDetectionPipeline(Pipeline):
-    """Energies of images (PIL images, paths or URLs), and with ``calibration=`` their p-values and decisions.
+    """Energies of images (PIL images, paths or URLs), and with ``calibration=`` their scores, p-values and decisions.
 
-    ``calibration`` is a `Calibration`, or the folder that `EnergyScoringPipeline.save_pretrained` wrote.
+    ``calibration`` is a `Calibration`, or the folder that `EnergyScoringPipeline.save_pretrained` wrote. ``score`` is
+    one that needs the energy only; the default is ``density`` with a calibration that has it, else ``energy``.
     """
 
     _load_processor = False
@@ -42,32 +44,50 @@ class OODDetectionPipeline(Pipeline):
         return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, *args, **kwargs)
 
     def _sanitize_parameters(
-        self, calibration: Any = None, **kwargs: Any
+        self, calibration: Any = None, score: str | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if kwargs:
-            raise ValueError(f"{TASK} takes no argument {sorted(kwargs)}; it knows calibration=...")
+            raise ValueError(f"{TASK} takes no argument {sorted(kwargs)}; it knows calibration=... and score=...")
         if isinstance(calibration, str | Path):
             folder, calibration = calibration, Calibration.load(calibration)
             if calibration is None:
                 raise ValueError(f"calibration: {folder} holds no calibration.json; make one with pipe.calibrate(...).")
-        return {}, {}, {} if calibration is None else {"calibration": calibration}
+        if score is None and calibration is not None:
+            score = calibration.default_score
+        if score not in (None, "energy"):
+            if score not in SCORES or calibration is None:
+                raise ValueError(f"score must be one of {list(SCORES)}, with calibration=..., got {score!r}.")
+            calibration.check_has(score)
+            if impossible := {*SCORES[score].statistics} & {"energies", "reconstruction_error"}:
+                raise ValueError(
+                    f"score {score!r} cannot be computed from the energy alone, it needs {sorted(impossible)}; use "
+                    "EnergyScoringPipeline."
+                )
+        options = {name: value for name, value in (("calibration", calibration), ("score", score)) if value is not None}
+        return {}, options, options
 
     def preprocess(self, image: Any) -> Any:
         """An image, as `hf_ebm.data.image_files.open_image` takes it, as ``pixel_values``, shape (1, C, S, S)."""
         return self.image_processor(image, return_tensors="pt").to(self.dtype)
 
-    def _forward(self, model_inputs: Any) -> Any:
-        with torch.no_grad():
-            return in_eval(self.model)(**model_inputs)
+    def _forward(self, model_inputs: Any, calibration: Calibration | None = None, score: str = "energy") -> Any:
+        names = {"energy", *SCORES[score].statistics}
+        x = model_inputs["pixel_values"]
+        compute = make_statistics_function(self.model, names, 0 if calibration is None else calibration.seed)
+        return compute(x)
 
-    def postprocess(self, model_outputs: Any, calibration: Calibration | None = None) -> dict[str, Any]:
-        """``{"energy": E}``, and with a calibration also ``p_value`` and ``is_ood``."""
-        energy = model_outputs.energy.float().cpu()
-        check_not_nan("energy", energy)
-        result: dict[str, Any] = {"energy": energy.item()}
+    def postprocess(
+        self, model_outputs: Any, calibration: Calibration | None = None, score: str = "energy"
+    ) -> dict[str, Any]:
+        """``{"energy": E}``, and with a calibration also ``score``, ``p_value`` and ``is_ood``."""
+        statistics = {name: values.cpu() for name, values in model_outputs.items()}
+        for name, values in statistics.items():
+            check_not_nan(name, values)
+        result: dict[str, Any] = {"energy": statistics["energy"].item()}
         if calibration is not None:
-            p_value = calibration.p_values("energy", energy).item()
-            result |= {"p_value": p_value, "is_ood": p_value <= calibration.target_fpr}
+            value = SCORES[score].function(statistics, calibration.fitted)
+            p_value = calibration.p_values(score, value).item()
+            result |= {"score": value.item(), "p_value": p_value, "is_ood": p_value <= calibration.target_fpr}
         return result
 
 

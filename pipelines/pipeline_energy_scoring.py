@@ -26,9 +26,9 @@ from hf_ebm.models.energy import EnergyModel, check_energy_model
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.calibration import FILE_NAME, Calibration, how_to_calibrate
+from hf_ebm.scoring.calibration import FILE_NAME, REFERENCE_FILE, Calibration, how_to_calibrate
 from hf_ebm.scoring.inputs import sample_batches
-from hf_ebm.scoring.scores import SCORES
+from hf_ebm.scoring.scores import SCORES, Fitted
 from hf_ebm.scoring.statistics import (
     check_not_nan,
     make_statistics_function,
@@ -55,12 +55,15 @@ class EnergyScoringOutput(BaseOutput):
         scores: The chosen score, larger = more out of distribution, float64.
         p_values: Conformal p-values, in (0, 1], small = out of distribution; None before a calibration.
         is_ood: Whether ``p_values <= target_fpr``; None before a calibration.
+        contributions: With a density score, a sentence per image: the statistic that is farthest from in-distribution
+            images, and on which side.
     """
 
     energies: Tensor
     scores: Tensor
     p_values: Tensor | None = None
     is_ood: Tensor | None = None
+    contributions: list[str] | None = None
 
 
 class EnergyScoringPipeline(EBMPipeline):
@@ -78,7 +81,7 @@ class EnergyScoringPipeline(EBMPipeline):
     method_name = "an energy for scoring"
     model_cpu_offload_seq = "inference_model->generator_model->energy_model"
     _loads_any = True
-    _extra_files = (FILE_NAME,)
+    _extra_files = (FILE_NAME, REFERENCE_FILE)
     _optional_components = ["scheduler", *RECONSTRUCTION, "image_processor"]  # noqa: RUF012 (diffusers' own form)
 
     def __init__(
@@ -222,7 +225,7 @@ class EnergyScoringPipeline(EBMPipeline):
     def __call__(
         self,
         images: Any,
-        score: str = "energy",
+        score: str | None = None,
         batch_size: int = 256,
         image_column: str | None = None,
         num_workers: int = 0,
@@ -234,7 +237,8 @@ class EnergyScoringPipeline(EBMPipeline):
             images: PIL images, arrays, or tensors in [0, 1]; paths or URLs, one or a list; or a `datasets.Dataset` or
                 streaming `IterableDataset`, which is read batch by batch. All are prepared by the image processor, as
                 in training; which files are opened is in `hf_ebm.data.image_files`.
-            score: A name of `hf_ebm.scoring.scores.SCORES`; larger = more out of distribution.
+            score: A name of `hf_ebm.scoring.scores.SCORES`; larger = more out of distribution. None = `default_score`:
+                ``density`` once it is calibrated, else ``energy``.
             batch_size: Images in memory at a time; it does not change a score.
             image_column: Of a data set; None = its only image column.
             num_workers: Processes that open and prepare the next batches meanwhile; 0 = none. Not for streaming sets.
@@ -243,15 +247,18 @@ class EnergyScoringPipeline(EBMPipeline):
         Raises:
             ValueError: If an image cannot be read or does not fit, or the score cannot be computed.
         """
+        score = self.default_score if score is None else score
         self.check_score(score)
         statistics = self.compute_statistics(images, self.needed(score), batch_size, image_column, num_workers)
         output = self.judge(statistics, score)
+        if SCORES[score].is_density and self.calibration is not None:
+            output.contributions = self.calibration.fitted.neighbours(SCORES[score].statistics).explain(statistics)
         return output if return_dict else output.to_tuple()
 
-    @staticmethod
-    def needed(score: str) -> set[str]:
-        """The statistics that `judge` needs for a score."""
-        return {*SCORES[score].statistics, "energy"}
+    def needed(self, *scores: str) -> set[str]:
+        """The statistics that `judge` needs for these scores; vectors have no compressed size."""
+        names = {"energy", *(name for score in scores for name in SCORES[score].statistics)}
+        return names if len(self.sample_shape) == 3 else names - {"compressed_size"}
 
     def judge(self, statistics: dict[str, Tensor], score: str, ids: Sequence[Any] | None = None) -> EnergyScoringOutput:
         """The score of samples from their statistics, and once calibrated its p-values and decisions.
@@ -266,22 +273,27 @@ class EnergyScoringPipeline(EBMPipeline):
         """
         for name, values in statistics.items():
             check_not_nan(name, values, ids)
-        scores = SCORES[score].function(statistics, {} if self.calibration is None else self.calibration.statistics)
+        scores = SCORES[score].function(statistics, Fitted() if self.calibration is None else self.calibration.fitted)
         check_not_nan(f"score {score!r}", scores, ids)
         if self.calibration is None:
             return EnergyScoringOutput(statistics["energy"], scores)
         p_values = self.calibration.p_values(score, scores)
         return EnergyScoringOutput(statistics["energy"], scores, p_values, p_values <= self.calibration.target_fpr)
 
-    def threshold(self, score: str = "energy") -> float:
-        """The largest score that is not flagged as OOD.
+    @property
+    def default_score(self) -> str:
+        """The score that is used where none is named: ``density`` once it is calibrated, else ``energy``."""
+        return "energy" if self.calibration is None else self.calibration.default_score
+
+    def threshold(self, score: str | None = None) -> float:
+        """The largest score that is not flagged as OOD; None = of the `default_score`.
 
         Raises:
             ValueError: If nothing was calibrated yet, or not this score.
         """
         if self.calibration is None:
             raise ValueError("there is no threshold before a calibration: call pipe.calibrate(held_out) first.")
-        return self.calibration.threshold(score)
+        return self.calibration.threshold(self.default_score if score is None else score)
 
     def calibrate(
         self,
@@ -291,6 +303,7 @@ class EnergyScoringPipeline(EBMPipeline):
         image_column: str | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        reference: Any = None,
     ) -> Calibration:
         """Fit statistics and thresholds of all available scores on held-out in-distribution data.
 
@@ -307,16 +320,23 @@ class EnergyScoringPipeline(EBMPipeline):
                 ``1 / target_fpr - 1`` images, and twice as many for the scores with fitted statistics, which are left
                 out with a warning otherwise.
             seed: Seed of the split, and of the noise in the statistics.
+            reference: Further in-distribution images, with which the density scores compare, as `images`; at most 2,000
+                are kept. The training images are the natural choice. None = a random half of `images`.
 
         Raises:
             ValueError: If there are too few images for `target_fpr`, one cannot be read, or an energy is NaN.
         """
         check_fraction("target_fpr", target_fpr)
         seed = check_seed("seed", seed)
-        needed = {statistic for name in self.available_scores for statistic in SCORES[name].statistics}
-        statistics = self.compute_statistics(images, needed, batch_size, image_column, num_workers, seed)
+        statistics = self.compute_statistics(
+            images, self.needed(*self.available_scores), batch_size, image_column, num_workers, seed
+        )
+        of_reference = None
+        if reference is not None:
+            names = self.needed(*(name for name in self.available_scores if SCORES[name].is_density))
+            of_reference = self.compute_statistics(reference, names, batch_size, image_column, num_workers, seed)
         preprocessing = "as given" if self.image_processor is None else self.image_processor.describe()
-        self.calibration = Calibration.fit(statistics, target_fpr, seed, preprocessing)
+        self.calibration = Calibration.fit(statistics, target_fpr, seed, preprocessing, of_reference)
         return self.calibration
 
     def compute_statistics(

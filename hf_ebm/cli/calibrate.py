@@ -23,7 +23,8 @@ def add_parser(commands: Any) -> None:
         description="Fit the statistics and thresholds of all scores that the model allows, and write them into\n"
         "the run folder as calibration.json, which score, the demo and the model card read. Scores with\n"
         "fitted statistics (multiscale, typicality, complexity, combined) fit them on a random half of\n"
-        "the images and calibrate on the other half.",
+        "the images and calibrate on the other half. The density scores compare with training images\n"
+        "where the model was trained on another split of the data set, else with that half.",
         epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
     )
     add_comparison_options(parser, hub=False)
@@ -36,7 +37,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--split", help="of the data set, where --dataset names none (default: test)")
     parser.add_argument(
-        "--score", choices=SCORE_NAMES, default="energy", help="score whose threshold is printed (default: %(default)s)"
+        "--score", choices=SCORE_NAMES, help="score whose threshold is printed (default: density, else energy)"
     )
     parser.add_argument(
         "--target-fpr",
@@ -77,8 +78,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.data.loading import DatasetName, describe_change, draw_rows, load_named
     from hf_ebm.data.splits import share_rows, split_sizes
     from hf_ebm.hub.model_card import refresh_card
-    from hf_ebm.scoring.calibration import FILE_NAME
-    from hf_ebm.scoring.scores import SCORES
+    from hf_ebm.scoring.calibration import FILE_NAME, MAX_DENSITY_REFERENCE
     from hf_ebm.utils.files import to_json
     from hf_ebm.utils.logging import DELAY
     from hf_ebm.utils.torch_utils import find_device
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     shape = pipeline.sample_shape
     if len(shape) != 3:
         raise ValueError(f"--model {options.model} scores vectors; use pipe.calibrate(held_out) from Python.")
-    if options.score not in pipeline.available_scores:
+    if options.score is not None and options.score not in pipeline.available_scores:
         raise ValueError(f"--score: this model allows {pipeline.available_scores}, got {options.score!r}.")
     dataset: Any
     dataset, source = load_named(named, shape, split, options.image_column, pipeline.image_processor)
@@ -113,42 +113,47 @@ def run(options: argparse.Namespace) -> None:
     rows = draw_rows(len(dataset), options.num_images, options.seed)
     images = to_unit_range(torch.stack([dataset[row][0] for row in rows]))
 
-    calibration = pipeline.calibrate(images, options.target_fpr, seed=options.seed)
+    reference, of_reference = None, None
+    if trained_split is not None and not trained_on:  # the density scores compare with images that were trained on
+        training: Any
+        training, reference_source = load_named(
+            named.of_split(trained_split), shape, trained_split, options.image_column, pipeline.image_processor
+        )
+        rows = draw_rows(len(training), MAX_DENSITY_REFERENCE, options.seed)
+        reference = to_unit_range(torch.stack([training[row][0] for row in rows]))
+        of_reference = f"{reference_source['dataset']}, split {reference_source['split']}"
+    calibration = pipeline.calibrate(images, options.target_fpr, seed=options.seed, reference=reference)
     shown = f"{source['dataset']}, split {source['split']}"
-    calibration = dataclasses.replace(calibration, trained_on=trained_on, dataset=shown)
-    calibration.check_has(options.score)
+    calibration = dataclasses.replace(calibration, trained_on=trained_on, dataset=shown, reference_dataset=of_reference)
+    score = calibration.default_score if options.score is None else options.score
+    calibration.check_has(score)
     calibration.save(folder)
     refreshed = refresh_card(folder)
-    num_flagged = int(pipeline(images, score=options.score).is_ood.sum())
-    threshold = calibration.threshold(options.score)
+    num_flagged = int(pipeline(images, score=score).is_ood.sum())
+    threshold = calibration.threshold(score)
     if options.json:
         record = {
             "model": options.model,
             **source,
             "num_images": len(images),
             "target_fpr": options.target_fpr,
-            "score": options.score,
+            "score": score,
             "threshold": threshold,
             "called_odd": num_flagged,
-            "num_fitted": calibration.num_fitted if SCORES[options.score].needs_fitting else 0,
-            "num_calibrated": calibration.num_calibrated(options.score),
-            "expected_fpr": calibration.expected_fpr(options.score),
+            "num_fitted": len(images) - calibration.num_calibrated(score),
+            "num_calibrated": calibration.num_calibrated(score),
+            "expected_fpr": calibration.expected_fpr(score),
             "calibrated_scores": sorted(calibration.reference),
         }
         print(to_json(record, indent=2))
         return
     others = "other training images" if trained_on else "other in-distribution images"
-    print(
-        f"{options.score} above {threshold:.6g} is flagged as OOD: {num_flagged} of the {len(images)} images of {shown}"
-    )
-    print(
-        f"expected for {others}: {100 * calibration.expected_fpr(options.score):.3g} %, the average over calibration "
-        "sets"
-    )
-    if SCORES[options.score].needs_fitting:
+    print(f"{score} above {threshold:.6g} is flagged as OOD: {num_flagged} of the {len(images)} images of {shown}")
+    print(f"expected for {others}: {100 * calibration.expected_fpr(score):.3g} %, the average over calibration sets")
+    if calibration.num_calibrated(score) < len(images):
         print(
             f"(a random {calibration.num_fitted} of the images fitted its statistics, the other "
-            f"{calibration.num_calibrated(options.score)} calibrated it)"
+            f"{calibration.num_calibrated(score)} calibrated it)"
         )
     print(f"wrote {folder / FILE_NAME} (thresholds of {', '.join(sorted(calibration.reference))})")
     if refreshed:

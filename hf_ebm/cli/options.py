@@ -7,7 +7,18 @@ import argparse
 from hf_ebm.utils.files import path_text
 from hf_ebm.utils.validation import MAX_NUMPY_SEED, MAX_SEED, check_seed
 
-SCORE_NAMES = ("energy", "gradient_norm", "multiscale", "typicality", "complexity", "reconstruction", "combined")
+SCORE_NAMES = (
+    "energy",
+    "gradient_norm",
+    "multiscale",
+    "typicality",
+    "complexity",
+    "reconstruction",
+    "combined",
+    "density_fast",
+    "density",
+    "density_full",
+)
 CARD_REFRESHED = "updated {}/README.md (the model card)"
 
 

@@ -57,8 +57,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--score",
         choices=SCORE_NAMES,
-        default="energy",
-        help="larger = more out of distribution (default: %(default)s); multiscale needs a model with noise levels, "
+        help="larger = more out of distribution (default: density of a calibrated model, else energy); multiscale "
+        "needs a model with noise levels, "
         "reconstruction and combined one with its generator, all but energy, gradient_norm and reconstruction a "
         "calibrated one",
     )
@@ -138,7 +138,8 @@ def score_files(options: argparse.Namespace) -> None:
     from hf_ebm.utils.logging import passing_bar
     from hf_ebm.utils.torch_utils import find_device
 
-    needs_reconstruction = "reconstruction_error" in SCORES[options.score].statistics
+    asked = options.score
+    needs_reconstruction = asked is not None and "reconstruction_error" in SCORES[asked].statistics
     device = find_device(options.device or "cpu")
     pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
     pipeline.to(device)
@@ -148,9 +149,10 @@ def score_files(options: argparse.Namespace) -> None:
             f"model {options.model} was not calibrated, so no image can be flagged as OOD: "
             f"{how_to_calibrate(options.model)}."
         )
-    pipeline.check_score(options.score)
+    score = pipeline.default_score if asked is None else asked
+    pipeline.check_score(score)
     files, rows, unreadable = [], [], []
-    compute = pipeline.make_statistics_function(pipeline.needed(options.score))
+    compute = pipeline.make_statistics_function(pipeline.needed(score))
     batches = batches_of(options, pipeline)
     shown = passing_bar(unit="batch")(batches, total=math.ceil(len(options.images) / options.batch_size))
     for batch, statistics in statistics_of_batches(shown, lambda batch: compute(batch.x) if batch.ids else {}):
@@ -161,7 +163,7 @@ def score_files(options: argparse.Namespace) -> None:
         if batch.ids:
             names = [options.images[place] for place in batch.ids]
             files += names
-            rows += rows_of(pipeline.judge(statistics, options.score, names))
+            rows += rows_of(pipeline.judge(statistics, score, names))
     if pipeline.calibration is None and not options.json:
         how = how_to_calibrate(options.model)
         print(f"hf-ebm: no p-values and verdicts without a calibration: {how}", file=sys.stderr)
@@ -171,9 +173,9 @@ def score_files(options: argparse.Namespace) -> None:
         errors = {name: {"error": reason} for name, reason in unreadable}
         print(to_json({**dict(zip(files, rows, strict=True)), **errors}))
         return
-    has_other_score = options.score != "energy"
+    has_other_score = score != "energy"
     shows_verdict = has_other_score or pipeline.calibration is not None
-    other = f"  {options.score:>20}" if has_other_score else ""
+    other = f"  {score:>20}" if has_other_score else ""
     verdicts = f"  {'p_value':>8}  {'is_ood':>6}" if shows_verdict else ""
     print(f"{'energy':>14}{other}{verdicts}  file")
     for image, row in zip(files, rows, strict=True):

@@ -184,7 +184,7 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
         with gr.Column(scale=2):
             upload = make_upload_field("Your image", height=240)
             gr.Examples([[path] for path in examples], upload, label=EXAMPLES)
-            score = gr.Dropdown(scores, value="energy", label="Score", info="what is compared")
+            score = gr.Dropdown(scores, value=model.scorer.default_score, label="Score", info="what is compared")
             button = gr.Button("Check this image", variant="primary")
         with gr.Column(scale=3):
             text = gr.Markdown(elem_classes="answer")

@@ -11,7 +11,7 @@ import torch
 from hf_ebm.hub.model_card import SETTINGS, SUMMARY, public_name, read_json, read_settings
 from hf_ebm.pipelines.loading import load_pipeline, model_folder
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
-from hf_ebm.scoring.calibration import FILE_NAME, Calibration
+from hf_ebm.scoring.calibration import FILE_NAME, REFERENCE_FILE, Calibration
 from hf_ebm.utils.torch_utils import find_device
 
 
@@ -56,7 +56,7 @@ def load_demo_model(model: str, device: str | None = None) -> DemoModel:
         if getattr(pipeline, needed) is None:
             raise ValueError(f"--model {model} has no {needed}, which the demo uses; push the model with it.")
     pipeline.to(where)
-    folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY, FILE_NAME))
+    folder = model_folder(model, (), extra_files=(SETTINGS, SUMMARY, FILE_NAME, REFERENCE_FILE))
     scorer = EnergyScoringPipeline.from_pipe(pipeline)
     scorer.calibration = Calibration.load(folder)
     for one in (pipeline, scorer):

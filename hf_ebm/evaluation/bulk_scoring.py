@@ -24,7 +24,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +85,7 @@ class ScoringSettings:
     revision: str | None = None
     image_column: str | None = None  # None: the only one
     id_column: str | None = None  # None: the paths of an image folder, else the row numbers
-    score: str = "energy"
+    score: str | None = None  # None: the pipeline's default, density of a calibrated model, else energy
     batch_size: int = 256  # per process
     shard_size: int = 10_000  # rows per file: a kill loses at most one shard per process
     num_workers: int = field(default_factory=default_num_workers)  # of each process that scores
@@ -147,7 +147,7 @@ def model_fingerprint(pipeline: EnergyScoringPipeline) -> str:
             decisive = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
             digest.update(f"{name} {json.dumps(decisive, default=str, sort_keys=True)}".encode())
     if pipeline.calibration is not None:
-        digest.update(json.dumps(asdict(pipeline.calibration), sort_keys=True).encode())
+        digest.update(json.dumps(pipeline.calibration.to_dict(), sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
@@ -231,7 +231,9 @@ def score_rows(
         ValueError: If the score cannot be computed, the folder holds something else, no image fits, or one is
             unreadable and ``on_error`` is "stop". Shards that were written stay.
     """
-    pipeline.check_score(settings.score)
+    score = pipeline.default_score if settings.score is None else settings.score
+    settings = replace(settings, score=score)
+    pipeline.check_score(score)
     device = accelerator.device if settings.device is None else find_device(settings.device)
     if settings.device is None and device.type == "cpu":
         device = torch.device("cpu")  # not the "cpu:0" of several processes: weights copied there round differently
@@ -300,7 +302,8 @@ def score_shards(
     size = settings.shard_size
     ends = [(shard * size, min((shard + 1) * size, len(rows))) for shard in shards]
     spans = [span for start, stop in ends for span in spans_of(start, stop, settings.batch_size)]
-    compute = pipeline.make_statistics_function(pipeline.needed(settings.score))
+    score = pipeline.default_score if settings.score is None else settings.score
+    compute = pipeline.make_statistics_function(pipeline.needed(score))
     prepared = prepared_batches(rows, spans, pipeline.sample_shape, pipeline.image_processor, settings.num_workers)
     batches = statistics_of_batches(prepared, lambda batch: compute(batch.x) if batch.ids else {})
     id_type = pa.string() if isinstance(rows.read(0, 1)[0][0], str) else pa.int64()
@@ -318,7 +321,7 @@ def score_shards(
                     )
                 unreadable += batch.unreadable
                 if batch.ids:
-                    tables.append(as_table(batch.ids, pipeline.judge(statistics, settings.score, batch.ids), schema))
+                    tables.append(as_table(batch.ids, pipeline.judge(statistics, score, batch.ids), schema))
                 progress.update(len(batch.ids) + len(batch.unreadable))
                 if batch.stop == stop:
                     break

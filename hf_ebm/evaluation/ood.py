@@ -27,7 +27,8 @@ from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.data.loading import DatasetName, draw_rows, load_named
 from hf_ebm.data.splits import share_rows, split_sizes
 from hf_ebm.hub.model_card import show_interval
-from hf_ebm.scoring.scores import SCORES, Moments
+from hf_ebm.scoring.calibration import MAX_DENSITY_REFERENCE
+from hf_ebm.scoring.scores import FULL, SCORES, Fitted, Moments
 from hf_ebm.utils.logging import ProgressBar, no_bar
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
 
@@ -300,17 +301,20 @@ def score_sets(
         seed: Seed of the noise in the statistics.
         progress_bar: Wraps the sets.
     """
-    needed = {statistic for name in names for statistic in SCORES[name].statistics}
-    standardised = {statistic for name in names if SCORES[name].needs_fitting for statistic in SCORES[name].statistics}
+    fitted_scores = [name for name in names if SCORES[name].needs_fitting]
+    needed, of_fitted = pipeline.needed(*names), pipeline.needed(*fitted_scores) if fitted_scores else set()
 
     def statistics(images: Tensor, statistics: set[str]) -> dict[str, Tensor]:
         return pipeline.compute_statistics(to_unit_range(images) if images.ndim == 4 else images, statistics, seed=seed)
 
-    of_train = statistics(train_images, standardised) if standardised else {}
-    scales = {name: Moments.of(values, name) for name, values in of_train.items()}
+    of_train = statistics(train_images, of_fitted) if of_fitted else {}
+    standardised = {m for name in fitted_scores if not SCORES[name].is_density for m in SCORES[name].statistics}
+    moments = {name: Moments.of(of_train[name], name) for name in standardised}
+    reference = {name: values[:MAX_DENSITY_REFERENCE] for name, values in of_train.items() if name in FULL}
+    fitted = Fitted(moments, reference)
     shown = progress_bar(sets.items(), desc="scoring the sets", total=len(sets))
     found = {name: statistics(images, needed) for name, images in shown}
-    return {name: {key: SCORES[name].function(found[key], scales) for key in sets} for name in names}
+    return {name: {key: SCORES[name].function(found[key], fitted) for key in sets} for name in names}
 
 
 def format_table(table: Mapping[str, Any], metric: str = "auroc") -> str:

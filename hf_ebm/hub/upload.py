@@ -80,6 +80,7 @@ FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does
     "evaluate.json",
     "ood.json",
     "calibration.json",
+    "calibration.safetensors",
     *IMAGE_FILES,
 )
 RECORDS = (INDEX, SETTINGS, SUMMARY, CARD, "metrics.jsonl", *FACTS_ABOUT_WEIGHTS)  # at the top of a pipeline folder

@@ -12,30 +12,38 @@ positive rate varies around it, with a standard deviation of about sqrt(a (1 - a
 
 The formula needs a score function that does not depend on the calibration samples. Scores with fitted statistics
 therefore split the held-out samples: a random half fits the statistics, the other half calibrates. All other scores
-calibrate on all of them.
+calibrate on all of them. The density scores compare with reference samples: with given ones, such as training images,
+they calibrate on all held-out samples, else on the second half, and the first half is their reference.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.scores import SCORE_WORDS, SCORES, Moments
+from hf_ebm.scoring.density import NearestNeighbours
+from hf_ebm.scoring.scores import FULL, SCORE_WORDS, SCORES, Fitted, Moments, Score
 from hf_ebm.scoring.statistics import check_not_nan
 from hf_ebm.utils.files import expand_home, whole_file
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed, is_integer, is_number
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "calibration.json"
-FORMAT_VERSION = 2  # 1, without a version in the file: statistics of the calibration samples themselves
+REFERENCE_FILE = "calibration.safetensors"
+FORMAT_VERSION = 3  # 1, without a version in the file: statistics of the calibration samples themselves; 2: no density
+MAX_DENSITY_REFERENCE = 2000  # samples
 MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
 
 
@@ -59,6 +67,11 @@ class Calibration:
         dataset: Where the samples are from, such as ``"digits, split test"``; None = not known.
         num_fitted: Samples that fitted the statistics and calibrated none of the scores that use them. 0 in files of
             earlier versions, where all samples did both, so that the rate of these scores is approximate.
+        density_reference: Statistics of the reference samples of the density scores, at most `MAX_DENSITY_REFERENCE`
+            of them; saved as ``calibration.safetensors``.
+        has_own_reference: Whether these are other samples than the held-out ones, such as training images.
+        reference_dataset: Where they are from, as `dataset`.
+        reference_hash: SHA-256 of the saved file; None = there is none.
     """
 
     target_fpr: float
@@ -70,10 +83,19 @@ class Calibration:
     trained_on: bool | None = None
     dataset: str | None = None
     num_fitted: int = 0
+    density_reference: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    has_own_reference: bool = False
+    reference_dataset: str | None = None
+    reference_hash: str | None = field(default=None, compare=False)
 
     @classmethod
     def fit(
-        cls, statistics: Mapping[str, Tensor], target_fpr: float, seed: int = 0, preprocessing: str = ""
+        cls,
+        statistics: Mapping[str, Tensor],
+        target_fpr: float,
+        seed: int = 0,
+        preprocessing: str = "",
+        reference: Mapping[str, Tensor] | None = None,
     ) -> Calibration:
         """Fit mean and standard deviation of the statistics, and calibrate every score that they allow.
 
@@ -85,6 +107,8 @@ class Calibration:
             target_fpr: False positive rate, in (0, 1).
             seed: Seed of the split, and of the noise in the statistics.
             preprocessing: A description of the preprocessing.
+            reference: Statistics of other in-distribution samples, with which the density scores compare; None = the
+                half of the samples that fits the other statistics.
 
         Raises:
             ValueError: If there are too few samples for `target_fpr`, or a score is not finite.
@@ -100,9 +124,19 @@ class Calibration:
             )
         order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
         fitting, calibrating = order[: number // 2], order[number // 2 :]
-        possible = {name: score for name, score in SCORES.items() if set(score.statistics) <= set(statistics)}
+        density_reference = draw_reference(statistics, fitting if reference is None else None, reference, seed)
+        possible = {name: score for name, score in SCORES.items() if is_possible(score, statistics)}
         for name, score in list(possible.items()):
-            if not score.needs_fitting:
+            if score.is_density:
+                names = [m for m in score.statistics if m in density_reference]
+                try:
+                    if reference is None and number < needed_samples(target_fpr):
+                        raise ValueError(f"half of the {number} samples are its reference; give reference=.")
+                    NearestNeighbours.fit(density_reference, names)
+                except ValueError as error:
+                    logger.warning("score %r is left out: %s", name, error)
+                    del possible[name]
+            if not score.needs_fitting or score.is_density:
                 continue
             half = {m: statistics[m][fitting] for m in score.statistics if m != "energy"}
             flat = [m for m, values in half.items() if bool((values == values[:1]).all())]
@@ -119,19 +153,47 @@ class Calibration:
                     *(name, len(fitting), flat[0]),
                 )
                 del possible[name]
-        standardised = {name for score in possible.values() if score.needs_fitting for name in score.statistics}
-        fitted = {name: Moments.of(statistics[name][fitting], name) for name in sorted(standardised)}
-        reference = {}
+        standardised = {
+            name
+            for score in possible.values()
+            if score.needs_fitting and not score.is_density
+            for name in score.statistics
+        }
+        moments = {name: Moments.of(statistics[name][fitting], name) for name in sorted(standardised)}
+        has_density = any(score.is_density for score in possible.values())
+        fitted = Fitted(moments, density_reference)
+        has_own = reference is not None
+        ordered = {}
         for name, score in possible.items():
-            rows = calibrating if score.needs_fitting else slice(None)
-            scores = score.function({m: statistics[m][rows] for m in score.statistics}, fitted)
-            reference[name] = order_statistics(name, scores, target_fpr)
-        num_fitted = len(fitting) if fitted else 0
-        return cls(target_fpr, number, seed, fitted, reference, preprocessing, num_fitted=num_fitted)
+            rows = calibrating if score.needs_fitting and not (score.is_density and has_own) else slice(None)
+            scores = score.function({m: statistics[m][rows] for m in score.statistics if m in statistics}, fitted)
+            ordered[name] = order_statistics(name, scores, target_fpr)
+        return cls(
+            target_fpr,
+            number,
+            seed,
+            moments,
+            ordered,
+            preprocessing,
+            num_fitted=len(fitting) if moments or (has_density and not has_own) else 0,
+            density_reference=density_reference if has_density else {},
+            has_own_reference=has_own and has_density,
+        )
+
+    @functools.cached_property
+    def fitted(self) -> Fitted:
+        """What the scores know of in-distribution data."""
+        return Fitted(self.statistics, self.density_reference)
+
+    @property
+    def default_score(self) -> str:
+        """``density``, or ``energy`` where that was not calibrated."""
+        return "density" if "density" in self.reference else "energy"
 
     def num_calibrated(self, score: str) -> int:
         """Number n of samples whose scores are the calibration scores of `score`."""
-        return self.num_samples - (self.num_fitted if SCORES[score].needs_fitting else 0)
+        on_all = not SCORES[score].needs_fitting or (SCORES[score].is_density and self.has_own_reference)
+        return self.num_samples - (0 if on_all else self.num_fitted)
 
     def scores_with_statistics(self) -> list[str]:
         """Names of the calibrated scores that use `statistics`."""
@@ -195,10 +257,27 @@ class Calibration:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``calibration.json``, whole or not at all."""
-        with whole_file(Path(expand_home(folder)) / FILE_NAME) as temporary:
-            text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self), "scores": self.describe_scores()})
+        """Write ``calibration.json``, and ``calibration.safetensors`` with the reference of the density scores."""
+        folder = Path(expand_home(folder))
+        if self.density_reference:
+            with whole_file(folder / REFERENCE_FILE) as temporary:
+                temporary.write_bytes(self._reference_bytes)
+        with whole_file(folder / FILE_NAME) as temporary:
+            text = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict(), "scores": self.describe_scores()})
             temporary.write_text(text, encoding="utf-8")
+        if not self.density_reference:
+            (folder / REFERENCE_FILE).unlink(missing_ok=True)
+
+    @functools.cached_property
+    def _reference_bytes(self) -> bytes:
+        return safetensors.torch.save({name: values.contiguous() for name, values in self.density_reference.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON file holds: of the reference of the density scores only the hash."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "density_reference"}
+        values["statistics"] = {name: asdict(moments) for name, moments in self.statistics.items()}
+        digest = hashlib.sha256(self._reference_bytes).hexdigest() if self.density_reference else None
+        return {**values, "reference_hash": digest}
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration | None:
@@ -211,7 +290,10 @@ class Calibration:
         if not path.is_file():
             return None
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            loaded = cls.from_json(path.read_text(encoding="utf-8"))
+            if loaded.reference_hash is None:
+                return loaded
+            return dataclasses.replace(loaded, density_reference=read_reference(path.parent, loaded.reference_hash))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path} cannot be used: {error} Calibrate again ({how_to_calibrate()}), or delete it for scores "
@@ -238,7 +320,7 @@ class Calibration:
                 "hf-ebm."
             )
         values.pop("scores", None)
-        known = [item.name for item in fields(cls)]
+        known = [item.name for item in fields(cls) if item.name != "density_reference"]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"it has unknown keys {unknown}; known are {known}.")
         required = ("target_fpr", "num_samples", "seed", "statistics", "reference")
@@ -251,6 +333,8 @@ class Calibration:
             raise ValueError(f"seed must be a whole number, got {values['seed']!r}.")
         if values.get("trained_on") not in (True, False, None):
             raise ValueError(f"trained_on must be true, false or null, got {values['trained_on']!r}.")
+        if unknown_scores := sorted(set(values["reference"]) - set(SCORES)):
+            raise ValueError(f"reference has unknown scores {unknown_scores}; known are {list(SCORES)}.")
         for name in ("statistics", "reference"):
             if not isinstance(values[name], dict):
                 raise ValueError(f"{name} must be an object, got {values[name]!r}.")
@@ -266,6 +350,46 @@ class Calibration:
                     raise ValueError(f"{key} of {name!r} must be a list of finite numbers, got {numbers!r}.")
         values["statistics"] = {name: Moments(**found) for name, found in values["statistics"].items()}
         return cls(**values)
+
+
+def is_possible(score: Score, statistics: Collection[str]) -> bool:
+    """Whether a score can be computed from these statistics; a density score of vectors has no compressed size."""
+    optional = {"compressed_size"} if score.is_density else set()
+    return {*score.statistics} - optional <= {*statistics}
+
+
+def draw_reference(
+    statistics: Mapping[str, Tensor], rows: Tensor | None, reference: Mapping[str, Tensor] | None, seed: int
+) -> dict[str, Tensor]:
+    """Statistics of the density scores' reference: `rows` of the held-out samples, or those of other samples.
+
+    At most `MAX_DENSITY_REFERENCE`, selected with the seed.
+    """
+    names = [name for name in FULL if name in statistics]
+    if reference is not None and (missing := [name for name in names if name not in reference]):
+        raise ValueError(f"reference must have the statistics {names}, got {sorted(reference)} without {missing}.")
+    given = statistics if reference is None else reference
+    found = {name: given[name] if rows is None else given[name][rows] for name in names}
+    number = len(next(iter(found.values()), ()))
+    if number > MAX_DENSITY_REFERENCE:
+        kept = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:MAX_DENSITY_REFERENCE]
+        found = {name: values[kept] for name, values in found.items()}
+    return found
+
+
+def read_reference(folder: Path, expected_hash: str) -> dict[str, Tensor]:
+    """The reference of the density scores beside a ``calibration.json``.
+
+    Raises:
+        ValueError: If it is missing, damaged, or of another calibration.
+    """
+    path = folder / REFERENCE_FILE
+    if not path.is_file():
+        raise ValueError(f"the file {REFERENCE_FILE} beside it is missing.")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected_hash:
+        raise ValueError(f"the file {REFERENCE_FILE} beside it is damaged or of another calibration.")
+    return safetensors.torch.load(content)
 
 
 def needed_scores(target_fpr: float) -> int:

@@ -10,6 +10,12 @@ that they have on in-distribution data (`Moments`):
     complexity      (E(x, 0) - m) / s - (L(x) - m_L) / s_L            after Serra et al., ICLR 2020
     reconstruction  mean squared error of the model's reconstruction
     combined        (E(x, 0) - m) / s + (error - m_e) / s_e           ours
+    density         distance to 5 in-distribution samples by E(x, t) and ||grad_x E(x, t)|| of all t, and L(x);
+                    density_fast without the gradients, density_full with the reconstruction error as well:
+                    see `hf_ebm.scoring.density`
+
+Costs, in forward passes of the energy for T noise levels: energy, typicality, complexity 1; gradient_norm 3; multiscale
+and density_fast T; density 3 T, with a backward pass as two; those with a reconstruction the passes of the generator.
 
 Serra et al. subtract the bits L of a lossless compressor from -log2 p; an unnormalised energy has no such unit, so both
 are standardised instead. `SCORE_WORDS` describes the scores in model cards and in the demo.
@@ -18,10 +24,12 @@ are standardised instead. `SCORE_WORDS` describes the scores in model cards and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from hf_ebm.scoring.density import NearestNeighbours
 
 Statistics = Mapping[str, Tensor]  # of N samples by name, each (N,) or (N, T)
 
@@ -54,41 +62,72 @@ class Moments:
         return (values.double() - mean) / std
 
 
-def energy_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
+@dataclass(frozen=True)
+class Fitted:
+    """What scores know of in-distribution data.
+
+    Attributes:
+        moments: Of each statistic that a score standardises.
+        reference: Statistics of the reference samples of the density scores, each (R,) or (R, T).
+    """
+
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
+    _neighbours: dict[tuple[str, ...], NearestNeighbours] = field(default_factory=dict, repr=False, compare=False)
+
+    def neighbours(self, names: tuple[str, ...]) -> NearestNeighbours:
+        """The reference in the space of the named statistics, of those that it has."""
+        if names not in self._neighbours:
+            there = [name for name in names if name in self.reference]
+            self._neighbours[names] = NearestNeighbours.fit(self.reference, there)
+        return self._neighbours[names]
+
+
+def energy_score(statistics: Statistics, fitted: Fitted) -> Tensor:
     """``E(x, 0)``, shape (N,)."""
     return statistics["energy"].double()
 
 
-def gradient_norm_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
+def gradient_norm_score(statistics: Statistics, fitted: Fitted) -> Tensor:
     """``||grad_x E(x, 0)||``, shape (N,)."""
     return statistics["gradient_norm"].double()
 
 
-def reconstruction_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
+def reconstruction_score(statistics: Statistics, fitted: Fitted) -> Tensor:
     """Mean squared error per pixel of the revised reconstruction, shape (N,)."""
     return statistics["reconstruction_error"].double()
 
 
-def multiscale_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
+def multiscale_score(statistics: Statistics, fitted: Fitted) -> Tensor:
     """Mean over t of the standardised ``E(x_t, t)``, shape (N,)."""
-    return moments["energies"].standardise(statistics["energies"]).mean(dim=1)
+    return fitted.moments["energies"].standardise(statistics["energies"]).mean(dim=1)
 
 
-def typicality_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
+def typicality_score(statistics: Statistics, fitted: Fitted) -> Tensor:
     """Distance of the energy from its in-distribution mean, shape (N,): too low is atypical as well."""
-    return (statistics["energy"].double() - moments["energy"].mean[0]).abs()
+    return (statistics["energy"].double() - fitted.moments["energy"].mean[0]).abs()
 
 
-def complexity_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
+def complexity_score(statistics: Statistics, fitted: Fitted) -> Tensor:
     """Standardised energy minus standardised compressed size, shape (N,)."""
-    sizes = moments["compressed_size"].standardise(statistics["compressed_size"])
-    return moments["energy"].standardise(statistics["energy"]) - sizes
+    sizes = fitted.moments["compressed_size"].standardise(statistics["compressed_size"])
+    return fitted.moments["energy"].standardise(statistics["energy"]) - sizes
 
 
-def combined_score(statistics: Statistics, moments: Mapping[str, Moments]) -> Tensor:
+def combined_score(statistics: Statistics, fitted: Fitted) -> Tensor:
     """Standardised energy plus standardised reconstruction error, shape (N,)."""
-    errors = moments["reconstruction_error"].standardise(statistics["reconstruction_error"])
-    return moments["energy"].standardise(statistics["energy"]) + errors
+    errors = fitted.moments["reconstruction_error"].standardise(statistics["reconstruction_error"])
+    return fitted.moments["energy"].standardise(statistics["energy"]) + errors
+
+
+FAST = ("clean_energies", "compressed_size")
+DENSITY = ("clean_energies", "gradient_norms", "compressed_size")
+FULL = (*DENSITY, "reconstruction_error")
+
+
+def density_score(names: tuple[str, ...]) -> Callable[[Statistics, Fitted], Tensor]:
+    """The mean distance to the nearest reference samples by the named statistics, see `hf_ebm.scoring.density`."""
+    return lambda statistics, fitted: fitted.neighbours(names).distance(statistics)
 
 
 @dataclass(frozen=True)
@@ -96,14 +135,17 @@ class Score:
     """A score and its components.
 
     Attributes:
-        function: ``(statistics, moments) -> scores``, shape (N,), float64.
-        statistics: Names of the statistics it is computed from.
+        function: ``(statistics, fitted) -> scores``, shape (N,), float64.
+        statistics: Names of the statistics it is computed from; a density score of vectors leaves out their compressed
+            size.
         needs_fitting: Whether it can be computed only after a calibration.
+        is_density: Whether it compares with reference samples.
     """
 
-    function: Callable[[Statistics, Mapping[str, Moments]], Tensor]
+    function: Callable[[Statistics, Fitted], Tensor]
     statistics: tuple[str, ...]
     needs_fitting: bool = False
+    is_density: bool = False
 
 
 SCORES: dict[str, Score] = {
@@ -114,6 +156,9 @@ SCORES: dict[str, Score] = {
     "complexity": Score(complexity_score, ("energy", "compressed_size"), needs_fitting=True),
     "reconstruction": Score(reconstruction_score, ("reconstruction_error",)),
     "combined": Score(combined_score, ("energy", "reconstruction_error"), needs_fitting=True),
+    "density_fast": Score(density_score(FAST), FAST, needs_fitting=True, is_density=True),
+    "density": Score(density_score(DENSITY), DENSITY, needs_fitting=True, is_density=True),
+    "density_full": Score(density_score(FULL), FULL, needs_fitting=True, is_density=True),
 }
 
 
@@ -125,4 +170,7 @@ SCORE_WORDS = {
     "complexity": "energy corrected for the compressed size",
     "reconstruction": "reconstruction error",
     "combined": "energy and reconstruction error, standardised and summed",
+    "density_fast": "distance to in-distribution images by energies of all noise levels and compressed size, two-sided",
+    "density": "distance to in-distribution images by energies, gradient norms and compressed size, two-sided",
+    "density_full": "as density, with the reconstruction error",
 }

@@ -1,8 +1,10 @@
 """Statistics of a sample that any energy model gives, which `hf_ebm.scoring.scores` combines into OOD scores.
 
     energy                E(x, 0), an unnormalised negative log density, low = likely
-    energies              E(x_t, t) at all noise levels
+    energies              E(x_t, t) at all noise levels, x_t noised by one fixed noise
     gradient_norm         ||grad_x E(x, 0)||
+    clean_energies        E(x, t) at all noise levels, of x itself
+    gradient_norms        ||grad_x E(x, t)|| at all noise levels, of x itself
     compressed_size       bits of the image as a lossless PNG
     reconstruction_error  mean squared error of the model's reconstruction
 
@@ -18,6 +20,7 @@ samples of its batch nor on its position or process.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +35,7 @@ from torch import Tensor
 from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.data.pseudo_labels import assign_labels
 from hf_ebm.diffusion import DiffusionCoefficients
-from hf_ebm.langevin import energy_grad
+from hf_ebm.langevin import energy_and_grad, energy_grad
 from hf_ebm.models.energy import EnergyModel, energy_of
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device, send
@@ -156,7 +159,13 @@ def make_statistics_function(
     if reconstruction_error is not None:
         functions["reconstruction_error"] = reconstruction_error
     chosen = {name: function for name, function in functions.items() if name in names}  # a GPU's first
-    return lambda x: {name: function(x) for name, function in chosen.items()}
+    levels = {"clean_energies", "gradient_norms"} & {*names}
+
+    def compute(x: Tensor) -> dict[str, Tensor]:
+        found = {name: function(x) for name, function in chosen.items()}
+        return {**found, **(compute_clean_energies(model, x, "gradient_norms" in levels, len(x)) if levels else {})}
+
+    return compute
 
 
 def compute_all_energies(
@@ -208,6 +217,34 @@ def most_likely_labels(energy_model: Any, x: Tensor, num_classes: int, batch_siz
         logits = energy_model(channels_last_on_cpu(send(part, device, energy_model.dtype))).logits
         parts.append(logits.argmax(dim=1))
     return torch.cat(parts).to(x.device)
+
+
+def compute_clean_energies(
+    energy_model: Any, x: Tensor, with_gradient_norms: bool = False, batch_size: int = 256
+) -> dict[str, Tensor]:
+    """``E(x, t)`` of every noise level at the same x, and the norms of their gradients, from one pass for both.
+
+    Args:
+        energy_model: An energy; one without noise levels gives T = 1.
+        x: Samples in the model's range, shape (N, ...).
+        with_gradient_norms: Whether to compute the norms.
+        batch_size: Samples per forward pass.
+
+    Returns:
+        ``clean_energies`` and, if asked for, ``gradient_norms``, each of shape (N, T), float32, where the model is.
+    """
+    levels = range(getattr(energy_model.config, "num_timesteps", 1))
+    if not with_gradient_norms:
+        columns = [energies_on_device(energy_model, x, t, batch_size) for t in levels]
+        return {"clean_energies": torch.stack(columns, dim=1)}
+    frozen, device = eval_copy(energy_model), execution_device(energy_model)
+    energies, norms = [], []
+    for part in x.split(batch_size):
+        part = channels_last_on_cpu(send(part, device, energy_model.dtype))
+        pairs = [energy_and_grad(functools.partial(energy_of, frozen, timestep=t), part) for t in levels]
+        energies.append(torch.stack([energy.float() for energy, _ in pairs], dim=1))
+        norms.append(torch.stack([grad.float().flatten(1).norm(dim=1) for _, grad in pairs], dim=1))
+    return {"clean_energies": torch.cat(energies), "gradient_norms": torch.cat(norms)}
 
 
 def compute_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:

@@ -33,13 +33,13 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     assert (record["num_images"], record["dataset"], record["split"]) == (360, "digits", "test")
     assert "Calibrated on 360 in-distribution" in card.read_text() and saved.trained_on is None  # not in the settings
 
-    main([*arguments, "--json"])
+    main([*arguments, "--score", "energy", "--json"])
     record, text = json.loads(capsys.readouterr().out), card.read_text()
     assert record["called_odd"] == 35  # of 360 the k-th largest has p = (1 + k) / 361
     assert "at most" not in text[text.index("## Threshold") : text.index("```python", text.index("## Threshold"))]
     assert "| 360 | 9.97 % |" in text and "| 180 | 9.94 % |" in text and "A random 180 of the samples fitted" in text
 
-    main([*arguments, "--num-images", "50", "--seed", "3"])
+    main([*arguments, "--score", "energy", "--num-images", "50", "--seed", "3"])
     expected = scorer.calibrate(digits[draw_rows(360, 50, 3)], target_fpr=0.1, seed=3)
     assert Calibration.load(folder).reference == expected.reference
     printed, notes = capsys.readouterr()

@@ -93,10 +93,13 @@ def test_score_shows_the_energy_once(folder, tmp_path, capsys):
     main(["score", "--model", folder, path])
     head, cells = (line.split() for line in capsys.readouterr().out.splitlines())
     found = scorer(path)
-    assert head == ["energy", "p_value", "is_ood", "file"] and cells[3] == path
+    assert head == ["energy", "density", "p_value", "is_ood", "file"] and cells[4] == path
     assert float(cells[0]) == pytest.approx(found.energies.item(), rel=1e-4)
-    assert float(cells[1]) == pytest.approx(found.p_values.item(), abs=1e-4)
-    assert cells[2] == ("yes" if found.is_ood else "no")
+    assert float(cells[1]) == pytest.approx(found.scores.item(), rel=1e-3)
+    assert float(cells[2]) == pytest.approx(found.p_values.item(), abs=1e-4)
+    assert cells[3] == ("yes" if found.is_ood else "no")
+    main(["score", "--model", folder, "--score", "energy", path])
+    assert capsys.readouterr().out.split()[:4] == ["energy", "p_value", "is_ood", "file"]
     main(["score", "--model", folder, "--score", "gradient_norm", path])
     assert capsys.readouterr().out.split()[:2] == ["energy", "gradient_norm"]
 

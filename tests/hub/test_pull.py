@@ -103,7 +103,7 @@ pipe.calibrate(images, target_fpr=0.1).save(folder)
     names = {"repo": repo, "cache": cache}
     calibrated, messages = client(OFFLINE_SCORER, **names, options={"local_files_only": True})
     assert not calibrated and len(messages) == 1 and not hub.log
-    assert "without calibration.json; a run with the network" in messages[0]
+    assert "without calibration.json, calibration.safetensors; a run with the network" in messages[0]
     facts = ("model_index.json", "settings.yaml", "train_summary.json")
     _, messages = client(OFFLINE_FACTS, **names, names=facts)
     assert len(messages) == 1 and "model_index" not in messages[0]  # which is there

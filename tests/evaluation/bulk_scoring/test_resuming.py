@@ -27,7 +27,7 @@ def test_another_manifest_or_a_foreign_folder_is_refused(settings, tmp_path, sco
     run(settings())
     for changes, message in (
         ({"shard_size": 40}, "shard_size: 50 there, 40 now"),
-        ({"score": "gradient_norm"}, "score: 'energy' there"),
+        ({"score": "gradient_norm"}, "score: 'density' there"),
         ({"split": "train"}, "dataset_fingerprint: .*split: 'test' there, 'train' now"),
     ):
         with pytest.raises(ValueError, match=message):

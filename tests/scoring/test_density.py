@@ -1,0 +1,153 @@
+"""The density scores: closed forms, both sides, exact p-values, the file of the reference."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_ebm import EnergyScoringPipeline
+from hf_ebm.data.digits import load_digits
+from hf_ebm.scoring.calibration import FILE_NAME, REFERENCE_FILE, Calibration
+from hf_ebm.scoring.density import NUM_NEIGHBOURS, NearestNeighbours
+from hf_ebm.scoring.statistics import compute_clean_energies, compute_energies, compute_gradient_norm
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def statistics_of(number, random, shift=0.0):
+    """Positive energies and norms at two noise levels, and sizes."""
+    return {
+        "energy": torch.randn(number, generator=random),
+        "clean_energies": (3.0 + torch.randn(number, 2, generator=random) / 3 + shift).exp(),
+        "gradient_norms": torch.randn(number, 2, generator=random).exp(),
+        "compressed_size": 100.0 + torch.randn(number, generator=random),
+    }
+
+
+def test_the_distance_is_the_mean_to_the_nearest_neighbours():
+    reference, sample = torch.randn(50, generator=seeded()), torch.tensor([0.3, -4.0])
+    found = NearestNeighbours.fit({"clean_energies": reference}, ["clean_energies"]).distance(
+        {"clean_energies": sample}
+    )
+    distances = (sample[:, None].double() - reference.double()).abs() / reference.double().std()
+    assert_close(found, distances.sort(dim=1).values[:, :NUM_NEIGHBOURS].mean(dim=1))
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_it_grows_far_out_on_both_sides(positive):
+    values = torch.randn(200, 3, generator=seeded()) / 3
+    reference = (values + 3.0).exp() if positive else values  # logarithms, or as they are
+    neighbours = NearestNeighbours.fit({"clean_energies": reference}, ["clean_energies"])
+    middle = reference.median(dim=0).values
+    scale = torch.tensor([1.0, 4.0, 16.0, 64.0, 256.0])[:, None] * reference.std()
+    for side in (1.0, -1.0):
+        distance = neighbours.distance({"clean_energies": middle + side * scale})
+        assert (distance.diff() > 0).all()
+    assert neighbours.distance({"clean_energies": middle[None]}) < neighbours.distance(
+        {"clean_energies": reference}
+    ).quantile(0.9)
+
+
+def test_explanations_name_the_statistic_and_the_side():
+    neighbours = NearestNeighbours.fit(statistics_of(200, seeded()), ["clean_energies", "compressed_size"])
+    odd = {name: values[:2].clone() for name, values in statistics_of(5, seeded(1)).items()}
+    odd["clean_energies"][0, 1] = 1e-3
+    odd["compressed_size"][1] = 500.0
+    assert neighbours.explain(odd) == [
+        "the energy at t = 1 is lower than for 100 % of the reference samples: unusually simple",
+        "the compressed size is higher than for 100 % of the reference samples: unusually complex",
+    ]
+
+
+@pytest.mark.parametrize("own_reference", [False, True])
+@pytest.mark.parametrize(("number", "target"), [(50, 0.1), (200, 0.05)])
+def test_p_values_are_exact_on_average_over_calibration_sets(number, target, own_reference):
+    """P(p <= a) = floor(a (n + 1)) / (n + 1), by simulation, with the half as reference or with other samples."""
+    random, flagged, sets, new = seeded(), 0.0, 60, 400
+    for seed in range(sets):
+        reference = statistics_of(100, random) if own_reference else None
+        fitted = Calibration.fit(statistics_of(number, random), target, seed, reference=reference)
+        samples = statistics_of(new, random)
+        scores = fitted.fitted.neighbours(("clean_energies", "gradient_norms", "compressed_size")).distance(samples)
+        flagged += float((fitted.p_values("density", scores) <= target).double().mean()) / sets
+    n = fitted.num_calibrated("density")
+    assert n == (number if own_reference else number - number // 2)
+    expected = math.floor(target * (n + 1) + 1e-9) / (n + 1)
+    assert fitted.expected_fpr("density") == expected
+    spread = math.sqrt(target * (1 - target) * (1 / n + 1 / new) / sets)  # over calibration sets and new samples
+    assert abs(flagged - expected) < 3.5 * spread
+
+
+def test_energies_and_gradient_norms_share_a_pass(tiny_pipeline):
+    x = torch.rand(5, 1, 8, 8, generator=seeded()) * 2 - 1
+    energy, found = tiny_pipeline.energy_model, compute_clean_energies(tiny_pipeline.energy_model, x, True, 2)
+    assert found["clean_energies"].shape == found["gradient_norms"].shape == (5, 4)
+    for t in range(4):
+        assert_close(found["clean_energies"][:, t], compute_energies(energy, x, t))
+    assert_close(found["gradient_norms"][:, 0], compute_gradient_norm(energy, x))
+    assert_close(compute_clean_energies(energy, x)["clean_energies"], found["clean_energies"])
+
+
+@pytest.fixture
+def scorer(tiny_pipeline):
+    pipe = EnergyScoringPipeline.from_pipe(tiny_pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_calibrated_pipeline_scores_explains_saves_and_loads(scorer, tmp_path):
+    train, test = load_digits("train")[0][:60], load_digits("test")[0]
+    scorer.calibrate(test[:40], target_fpr=0.1, reference=train)
+    assert {"density_fast", "density", "density_full"} <= set(scorer.calibration.reference)
+    assert scorer.calibration.num_calibrated("density") == 40  # all: the reference are other images
+    result = scorer(test[40:50], score="density")
+    assert result.contributions is not None and all(
+        " of the reference samples" in text for text in result.contributions
+    )
+    assert torch.equal(scorer(test[40:50]).scores, result.scores)  # the default
+    assert scorer(test[40:42], score="energy").contributions is None
+    scorer.save_pretrained(tmp_path)
+    loaded = EnergyScoringPipeline.from_pretrained(tmp_path, load_reconstruction=True)
+    again = loaded(test[40:50], score="density", batch_size=3)
+    assert_close(again.scores, result.scores, rtol=1e-4, atol=1e-5)
+    assert torch.equal(again.p_values, result.p_values) and again.contributions == result.contributions
+
+
+def test_a_reference_that_is_missing_or_changed_is_named(scorer, tmp_path):
+    scorer.calibrate(load_digits("test")[0][:60], target_fpr=0.1)
+    scorer.calibration.save(tmp_path)
+    assert Calibration.load(tmp_path).density_reference.keys() == scorer.calibration.density_reference.keys()
+    content = bytearray((tmp_path / REFERENCE_FILE).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / REFERENCE_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{FILE_NAME} cannot be used.*damaged or of another calibration"):
+        Calibration.load(tmp_path)
+    (tmp_path / REFERENCE_FILE).unlink()
+    with pytest.raises(ValueError, match=r"calibration\.safetensors beside it is missing"):
+        Calibration.load(tmp_path)
+
+
+def test_bad_references(caplog):
+    random = seeded()
+    few = Calibration.fit(statistics_of(40, random), 0.1, reference=statistics_of(NUM_NEIGHBOURS, random))
+    assert "density" not in few.reference and "must have more than 5 samples" in caplog.text
+    constant = {**statistics_of(40, random), "compressed_size": torch.ones(40)}
+    caplog.clear()
+    assert "density" not in Calibration.fit(constant, 0.1).reference
+    assert "got one the compressed size for all" in caplog.text
+    with pytest.raises(ValueError, match=r"reference must have the statistics .* without \['compressed_size'\]"):
+        Calibration.fit(
+            statistics_of(40, random),
+            0.1,
+            reference={name: values for name, values in statistics_of(9, random).items() if name != "compressed_size"},
+        )
+    with pytest.raises(ValueError, match="finite statistics"):
+        NearestNeighbours.fit({"clean_energies": torch.full((9,), torch.nan)}, ["clean_energies"])
+
+
+def test_vectors_have_no_compressed_size():
+    statistics = {name: values for name, values in statistics_of(40, seeded()).items() if name != "compressed_size"}
+    assert "density" in Calibration.fit(statistics, 0.1).reference
