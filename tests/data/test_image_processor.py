@@ -1,13 +1,12 @@
 """EBMImageProcessor: every kind of input gives the same pixel values, and saved processors load, old ones too."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from fresh_process import run_in_fresh_process
 from torch.testing import assert_close
 from transformers import AutoImageProcessor
 
@@ -99,9 +98,8 @@ def test_energies_are_registered_by_one_import(tmp_path, module):
         (tmp_path / config.__name__ / "preprocessor_config.json").write_text('{"size": 8, "num_channels": 1}')
     code = f"import sys, transformers, {module}\nload = transformers.AutoImageProcessor.from_pretrained\n"
     code += "print(*(type(load(folder)).__name__ for folder in sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *(str(tmp_path / config.__name__) for config in configs)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["EBMImageProcessor"] * 2
+    out = run_in_fresh_process(code, *(str(tmp_path / config.__name__) for config in configs))
+    assert out.splitlines()[-1].split() == ["EBMImageProcessor"] * 2
 
 
 @pytest.mark.parametrize(

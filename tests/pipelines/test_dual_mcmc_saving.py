@@ -1,12 +1,11 @@
 """Saving and loading DualMCMCPipeline: equal results in a new process, files, variants, shared components."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import torch
 from dual_mcmc_chains import MASK, SAMPLERS, seeded
+from fresh_process import run_in_fresh_process
 
 from hf_ebm import DualMCMCPipeline
 
@@ -32,7 +31,7 @@ def test_same_results_in_a_fresh_process_with_any_sampler(tiny_dual_mcmc_pipelin
         "torch.save([*found, pipe.score(found[0]).energies], sys.argv[1] + '/out.pt')"
     )
     names = [sampler.__name__ for sampler, _ in pairs]
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), *names], check=True)
+    run_in_fresh_process(code, str(tmp_path), *names)
     found = torch.load(tmp_path / "out.pt")
     assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 

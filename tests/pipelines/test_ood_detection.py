@@ -1,13 +1,12 @@
 """transformers.pipeline("ood-detection"), AutoModel and EnergyScoringPipeline give the same energies."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from fresh_process import run_in_fresh_process
 from torch.testing import assert_close
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
@@ -94,8 +93,7 @@ def test_a_fresh_process_needs_one_import(scorer, pictures, tmp_path):
         "detect = transformers.pipeline('ood-detection', model=sys.argv[1] + '/energy_model')\n"
         "print(json.dumps(detect(sys.argv[1] + '/digit.png')))\n"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
-    energy = json.loads(out.splitlines()[-1])["energy"]
+    energy = json.loads(run_in_fresh_process(code, str(tmp_path)).splitlines()[-1])["energy"]
     assert energy == pytest.approx(scorer(pictures[0]).energies.item(), rel=1e-4, abs=1e-4)
 
 

@@ -1,8 +1,6 @@
 """DDAEBMPipeline: the diffusers pipeline contract, sampling, scoring, and clear errors."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -10,6 +8,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from fresh_process import run_in_fresh_process
 from torch.testing import assert_close
 
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, EnergyScoringPipeline, MALAScheduler
@@ -87,7 +86,7 @@ def test_same_images_in_a_fresh_process(tiny_pipeline, tmp_path):
         "x = pipe(batch_size=2, generator=torch.Generator().manual_seed(5), output_type='pt').images\n"
         "torch.save((x, pipe.score(x).energies), sys.argv[2])"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(tmp_path / "out.pt")], check=True)
+    run_in_fresh_process(code, str(tmp_path), str(tmp_path / "out.pt"))
     images, energies = torch.load(tmp_path / "out.pt")
     assert torch.equal(images, expected)
     assert torch.equal(energies, tiny_pipeline.score(expected).energies)

@@ -1,15 +1,19 @@
 """Recorded costs of a run: memory and time, across resumes."""
 
+import inspect
 import json
 import subprocess
 import sys
 
+from hf_ebm.training.trainer import peak_memory
+
 
 def test_peak_memory_is_not_that_of_the_parent():
     held = b"1" * 900_000_000
-    code = "import torch; from hf_ebm.training.trainer import peak_memory; print(peak_memory(torch.device('cpu')))"
+    code = "from __future__ import annotations\nimport sys, types\nfrom pathlib import Path\n"  # no seconds for torch
+    code += inspect.getsource(peak_memory) + "print(peak_memory(types.SimpleNamespace(type='cpu')))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 50e6 < int(out.stdout) < len(held)
+    assert 5e6 < int(out.stdout) < len(held)
 
 
 def test_peak_memory_is_written_and_kept_over_resumes(tmp_path, script):

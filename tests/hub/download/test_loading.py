@@ -1,12 +1,11 @@
 """Loading and saving pipeline folders: by every class that can, from a clone, a subfolder or a variant."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from fresh_process import run_in_fresh_process
 from transformers import AutoModel
 
 from hf_ebm import (
@@ -91,5 +90,4 @@ def test_auto_model_knows_an_energy_after_its_import(folder):
         "from transformers import AutoModel\n"
         f"print(type(AutoModel.from_pretrained({str(folder)!r}, subfolder='energy_model')) is UNetEnergyModel)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.stdout.strip() == "True", found.stderr[-2000:]
+    assert run_in_fresh_process(code).splitlines()[-1] == "True"
