@@ -30,19 +30,15 @@ def eval_copy(model: M) -> M:
     Weights that are computed from others (spectral norm) are computed once, when the copy is made.
     A copy of a compiled model runs eagerly.
 
-    The hooks that accelerate installs (CPU offload, autocast) are copied, and act on the copy's weights.
+    The hooks that accelerate installs (CPU offload, autocast) are copied, and act on the copy's weights. Those of
+    diffusers (layerwise casting, group offloading) hold on to the original: a network that has some is no copy, but
+    itself, put in eval mode.
 
     Args:
-        model: The network, in any mode. It is not changed.
-
-    Raises:
-        ValueError: If it has hooks of diffusers (group offloading, layerwise casting), which hold on to the original.
+        model: The network, in any mode. It is not changed, but for the mode of one with diffusers' hooks.
     """
     if any(getattr(vars(module).get("_diffusers_hook"), "hooks", None) for module in model.modules()):
-        raise ValueError(
-            f"{type(model).__name__} must not use diffusers' group offloading or layerwise casting; offload it with "
-            "enable_model_cpu_offload or enable_sequential_cpu_offload, or load it in another dtype."
-        )
+        return model.eval()
     return _copy(model, {})
 
 

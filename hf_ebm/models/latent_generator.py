@@ -34,6 +34,11 @@ class LatentGenerator:
         """An `eval_copy` with batch norm as in ``sampling_batch_norm``; running statistics never move."""
         model: Any = eval_copy(self)  # type: ignore[type-var]
         if self.config.sampling_batch_norm == "batch":
+            if model is self:
+                raise ValueError(
+                    "sampling_batch_norm must be 'running' with diffusers' layerwise casting or group offloading, got "
+                    "'batch'; load the model in another dtype, or offload it with enable_model_cpu_offload."
+                )
             model.train()
             for norm in batch_norms(model):
                 norm.track_running_stats = False
