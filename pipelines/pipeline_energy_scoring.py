@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -21,12 +22,13 @@ from torch import Tensor
 
 import hf_ebm
 from hf_ebm.data.image_processor import EBMImageProcessor
+from hf_ebm.data.loading import draw_rows
 from hf_ebm.hub.download import INDEX, read_index, wanted_components
 from hf_ebm.models.energy import EnergyModel, check_energy_model
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.calibration import FILE_NAME, REFERENCE_FILE, Calibration, how_to_calibrate
+from hf_ebm.scoring.calibration import FILE_NAME, MAX_DENSITY_REFERENCE, REFERENCE_FILE, Calibration, how_to_calibrate
 from hf_ebm.scoring.inputs import sample_batches
 from hf_ebm.scoring.scores import SCORES, Fitted
 from hf_ebm.scoring.statistics import (
@@ -333,6 +335,11 @@ class EnergyScoringPipeline(EBMPipeline):
         )
         of_reference = None
         if reference is not None:
+            if hasattr(reference, "__len__") and len(reference) > MAX_DENSITY_REFERENCE:
+                rows = draw_rows(len(reference), MAX_DENSITY_REFERENCE, seed)
+                is_array = isinstance(reference, Tensor | np.ndarray)
+                select = getattr(reference, "select", None)  # of a data set
+                reference = reference[rows] if is_array else select(rows) if select else [reference[i] for i in rows]
             names = self.needed(*(name for name in self.available_scores if SCORES[name].is_density))
             of_reference = self.compute_statistics(reference, names, batch_size, image_column, num_workers, seed)
         preprocessing = "as given" if self.image_processor is None else self.image_processor.describe()

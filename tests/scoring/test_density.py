@@ -116,6 +116,14 @@ def test_a_calibrated_pipeline_scores_explains_saves_and_loads(scorer, tmp_path)
     assert torch.equal(again.p_values, result.p_values) and again.contributions == result.contributions
 
 
+def test_of_a_large_reference_only_some_images_are_read(scorer, monkeypatch):
+    monkeypatch.setattr("hf_ebm.pipelines.pipeline_energy_scoring.MAX_DENSITY_REFERENCE", 30)
+    train, test = load_digits("train")[0][:60], load_digits("test")[0][:20]
+    for reference in (train, list(train), train.numpy()[:, 0]):
+        calibration = scorer.calibrate(test, target_fpr=0.1, reference=reference)
+        assert len(calibration.density_reference["compressed_size"]) == 30
+
+
 def test_a_reference_that_is_missing_or_changed_is_named(scorer, tmp_path):
     scorer.calibrate(load_digits("test")[0][:60], target_fpr=0.1)
     scorer.calibration.save(tmp_path)
