@@ -11,7 +11,7 @@ from image_classifier import classifier_extractor
 from torch import Tensor
 
 from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
-from hf_ebm.data.loading import draw_rows
+from hf_ebm.data.loading import draw_rows, load_named
 from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics, digits_extractor
 from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance_of_statistics
 from hf_ebm.evaluation.samples import RealImages
@@ -80,12 +80,11 @@ class BenchmarkData:
         dataset = dataset or data.dataset
         extractor = open_extractor(data, dataset, folder, device)
         processor = EBMImageProcessor(data.sample_shape[-1], data.sample_shape[0], data.padding)
-        loading: dict[str, Any] = {"image_column": None, "image_processor": processor, "batch_size": 1000}
-        return cls(
-            extractor,
-            RealImages.load(dataset, data.sample_shape, "test", **loading),
-            RealImages.load(dataset, data.sample_shape, "train", **loading),
+        test, train = (
+            RealImages(*load_named(dataset, data.sample_shape, split, None, processor), batch_size=1000)
+            for split in ("test", "train")
         )
+        return cls(extractor, test, train)
 
     def statistics(self, images: RealImages, limit: int | None = None) -> FeatureStatistics:
         """Of at most `limit` images of a split."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def load_labelled(
         ValueError: If the data set cannot be read or has no such column.
     """
     processor = EBMImageProcessor.for_model(sample_shape, padding)
-    loaded, _ = load_named(DatasetName.parse(dataset).of_split(split), sample_shape, split, None, processor)
+    loaded, _ = load_named(replace(DatasetName.parse(dataset), split=split), sample_shape, split, None, processor)
     rows: Any = loaded
     if label_column not in rows.dataset.column_names:
         raise ValueError(f"--label-column must be one of {rows.dataset.column_names}, got {label_column!r}.")

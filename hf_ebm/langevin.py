@@ -207,14 +207,13 @@ class ChainResult:
     """Where a chain ended, and what was asked for along it.
 
     Attributes:
-        sample: The end, shape (B, ...).
         profile: What ``observe`` said of the start and of the state after each update, shape (num_steps + 1, B).
         diagnostics: ``energy`` and ``grad_norm`` at each point where a gradient was taken (with MALA and HMC these are
             proposals), shape (num_evaluations, B); ``acceptance_rate`` of each proposal and ``swap_rate`` of each
             update, shape (num_steps,), where the sampler has them. No updates, no entries.
     """
 
-    sample: Tensor
+    sample: Tensor  # the end, shape (B, ...)
     profile: Tensor | None = None
     diagnostics: dict[str, Tensor] | None = None
 

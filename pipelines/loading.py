@@ -8,16 +8,7 @@ from typing import Any
 
 
 def model_folder(model: str, names: Collection[str] | None = None, extra_files: Collection[str] = ()) -> Path:
-    """The folder of a run, or of a Hub repository's files in the cache.
-
-    Args:
-        model: A run folder or a Hub id.
-        names: Components to fetch; None = all.
-        extra_files: Other files to fetch where they are there.
-
-    Raises:
-        ValueError: If it holds no pipeline.
-    """
+    """The folder of a run, or of a Hub repository's files in the cache."""
     from hf_ebm.hub.download import INDEX, download_pipeline, no_pipeline
 
     folder = Path(model) if Path(model).is_dir() else download_pipeline(model, names, extra_files=extra_files)
@@ -41,11 +32,7 @@ def load_pipeline(model: str) -> Any:
 
 
 def load_image_generator(model: str) -> Any:
-    """The generation pipeline of images in a run folder or Hub repository, without progress bars.
-
-    Raises:
-        ValueError: If it contains only an energy, or generates vectors.
-    """
+    """The generation pipeline of images in a run folder or Hub repository, without progress bars."""
     from hf_ebm import EnergyScoringPipeline
 
     pipeline = load_pipeline(model)

@@ -73,21 +73,13 @@ def task(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Samples and what the sampler passed through, in the models' own range and not clamped, as ``"latent"`` output.
+    """Samples and what the sampler passed through, in the models' own range and not clamped, as ``"latent"`` output."""
 
-    Attributes:
-        samples: Shape (N, ...).
-        states: Of the first samples, at each point of the trajectory, ending with `samples`, (K, M, ...), on the CPU.
-        energies: ``E(x, 0)`` of every sample at these points, low = likely, shape (K, N), on the CPU.
-        points: Names of the K points.
-        acceptance_rate: Share of accepted proposals, for samplers with proposals.
-    """
-
-    samples: Tensor
-    states: Tensor
-    energies: Tensor
-    points: list[str]
-    acceptance_rate: float | None = None
+    samples: Tensor  # shape (N, ...)
+    states: Tensor  # of the first samples, at each of K points, ending with `samples`, (K, M, ...), on the CPU
+    energies: Tensor  # ``E(x, 0)`` of every sample at these points, low = likely, shape (K, N), on the CPU
+    points: list[str]  # names of the K points
+    acceptance_rate: float | None = None  # share of accepted proposals, for samplers with proposals
 
 
 def randn_uniform(number: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
@@ -322,9 +314,6 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """Return `image_processor`, or with None one for the models of a pipeline; None for models of vectors.
 
         The default pads as the energy's config says, which training writes.
-
-        Raises:
-            ValueError: If it prepares images of another shape than the models take.
         """
         models = tuple(model for model in models if model is not None)
         if (sample_shape := getattr(models[0], "sample_shape", None)) is None:
@@ -445,9 +434,6 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
                 class frequencies of the training set.
             batch_size: For a single label, or none.
             generator: Random number generator, or a list with one per sample.
-
-        Raises:
-            ValueError: If there is no such class, or the model has no classes.
         """
         names = self.class_names
         if not names:
@@ -528,11 +514,7 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
             yield t
 
     def callback_names(self, callback: Any, names: list[str] | None) -> list[str]:
-        """Which tensors a ``callback_on_step_end`` gets: its own ``tensor_inputs`` if it is one of diffusers' objects.
-
-        Raises:
-            ValueError: If the loop has no tensor of such a name.
-        """
+        """Which tensors a ``callback_on_step_end`` gets: the ``tensor_inputs`` of one of diffusers' objects."""
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             names = callback.tensor_inputs
         names = ["x"] if names is None else names

@@ -33,17 +33,51 @@ from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
 from hf_ebm.schedulers.denoising_contract import contract_violation
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.statistics import compute_denoising_error, most_likely_labels
+from hf_ebm.scoring.statistics import most_likely_labels
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
 from hf_ebm.utils.validation import check_count, check_positive
 
 logger = logging.getLogger(__name__)
+NUM_DENOISING_DRAWS = 8  # of x_1 and latent for a DDAEBM's reconstruction error
 
 
 @functools.lru_cache
 def takes_generator(scheduler: Any) -> bool:
     """Whether the ``step`` of this class of schedulers draws noise."""
     return "generator" in inspect.signature(scheduler.step).parameters
+
+
+@torch.no_grad()
+def compute_denoising_error(
+    generator_model: Any,
+    x: Tensor,
+    coefficients: DiffusionCoefficients,
+    seed: int = 0,
+    class_labels: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error per pixel of the generator's clean images from ``x_1 ~ q(x_1 | x)``, shape (N,), on the CPU.
+
+    It is the mean over several noises and latents, given by `seed` and the same for all samples. With classes, and
+    without `class_labels` (N,), it is for each sample that of the label with the smallest error. OOD detection by the
+    reconstructions of a diffusion model is from Graham et al., CVPR workshops 2023, who use several noise levels.
+    """
+    num_classes = getattr(generator_model.config, "num_classes", 0)
+    if num_classes and class_labels is None:
+        each = (torch.full((len(x),), label) for label in range(num_classes))
+        of_labels = [compute_denoising_error(generator_model, x, coefficients, seed, y) for y in each]
+        return torch.stack(of_labels).amin(dim=0)
+    generator_model = in_eval(generator_model)
+    q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
+    x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
+    device, dtype, errors = execution_device(generator_model), generator_model.dtype, torch.zeros(len(x))
+    given = () if class_labels is None else (class_labels.to(device),)
+    for _ in range(NUM_DENOISING_DRAWS):
+        noise = torch.randn(1, *x.shape[1:], generator=random)
+        z = torch.randn(1, generator_model.config.latent_dim, generator=random)
+        x_1 = q.q_sample(x, first, noise.expand(x.shape)).to(device=device, dtype=dtype)
+        clean = generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype), *given).sample
+        errors += (clean.float().cpu() - x).square().flatten(1).mean(dim=1)
+    return errors / NUM_DENOISING_DRAWS
 
 
 class DDAEBMPipeline(EBMPipeline):
@@ -322,7 +356,7 @@ of the first images, the curve shows how the energy falls."""
 
     @classmethod
     def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
-        """By the generator's clean images of noisy ones: `hf_ebm.scoring.statistics.compute_denoising_error`.
+        """By the generator's clean images of noisy ones: `compute_denoising_error`.
 
         With classes they are those of the most likely label, or without class scores of the label with the least error.
         """
@@ -336,7 +370,7 @@ of the first images, the curve shows how the energy falls."""
 
         def error(x: Tensor) -> Tensor:
             labels = most_likely_labels(components["energy_model"], x, num_classes)
-            return compute_denoising_error(generator_model, x, q, seed=seed, class_labels=labels)
+            return compute_denoising_error(generator_model, x, q, seed, labels)
 
         return error
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_ebm.data.image_processor import EBMImageProcessor
+from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.models.conv_inference import ConvInferenceModel
 from hf_ebm.models.energy import check_energy_model
 from hf_ebm.models.mlp_energy import MLPEnergyModel
@@ -36,8 +36,27 @@ from hf_ebm.schedulers.scheduling_mala import MALAScheduler
 from hf_ebm.schedulers.scheduling_preconditioned_langevin import PreconditionedLangevinScheduler
 from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler
 from hf_ebm.scoring.inputs import mask_to_tensor
-from hf_ebm.scoring.statistics import compute_reconstruction_error, most_likely_labels
+from hf_ebm.scoring.statistics import most_likely_labels
 from hf_ebm.utils.validation import check_count
+
+
+def compute_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0, class_labels: Tensor | None = None) -> Tensor:
+    """Mean squared error per pixel of each sample's revised reconstruction g(z_revised), (N,), float32, on the CPU.
+
+    The chains' noise is given by `seed`, the same for each sample, so that its error depends on nothing but itself.
+    Without `class_labels` (N,) they are those that the pipeline finds most likely.
+    """
+    generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
+    images = to_unit_range(x) if x.ndim == 4 else x
+    recon: Any = pipe.reconstruct(
+        images,
+        sample_latents=False,
+        generator=generators,
+        output_type="latent",
+        output_squared_errors=True,
+        class_labels=class_labels,
+    )
+    return recon.squared_errors[-1].float().cpu()
 
 
 class DualMCMCPipeline(DualMCMCMoves):
@@ -181,7 +200,7 @@ curve shows how the energy falls."""
 
     @classmethod
     def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
-        """By the z-chain, under the most likely label: `hf_ebm.scoring.statistics.compute_reconstruction_error`."""
+        """By the z-chain, under the most likely label: `compute_reconstruction_error`."""
         generator_model, inference_model, scheduler = (components[name] for name in cls.reconstruction_components)
         if None in (generator_model, inference_model, scheduler):
             return None

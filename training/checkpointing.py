@@ -54,9 +54,6 @@ def save_checkpoint(
     """Save everything that `accelerator` knows, and the facts `state`, as ``folder/step_<step>``; by all processes.
 
     Only the newest `total_limit` checkpoints are kept; None = all.
-
-    Raises:
-        WriteError: If it cannot be written; what was written of it is removed.
     """
     target, temporary = folder / f"step_{step:08d}", folder / f"tmp_step_{step:08d}"
     try:
@@ -146,9 +143,6 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
     """Load everything that `accelerator` knows; called by all processes.
 
     The random states of all processes are read, so that each process detects the damage of any of them.
-
-    Raises:
-        ValueError: If the checkpoint is damaged.
     """
     num_processes = read_state(checkpoint)["num_processes"]
     try:
@@ -269,9 +263,6 @@ def resume_run(
 
     A checkpoint restores settings along with states: the hyper-parameters of the optimizers, the decay of the averages,
     the shape of the learning rates' schedules. Those of `settings` replace them. `schedules` are at their beginning.
-
-    Raises:
-        ValueError: If the checkpoint is damaged.
     """
     beginnings = [copy.deepcopy(schedule.state_dict()) for schedule in schedules]
     options = [optimizer_options(schedule.optimizer) for schedule in schedules]
@@ -376,13 +367,6 @@ def adopt_rate(schedule: Any, beginning: dict[str, Any], left: int, batch: int, 
 
     After a change the rate continues from its last value, or from the initial rate of the settings where that is new:
     a cosine anneals from there to its end.
-
-    Args:
-        schedule: A cosine, or a decay per epoch; it sets the rate of its optimizer.
-        beginning: The state of the schedule of the present settings, before a step.
-        left: Number of steps to do.
-        batch: Number of batches done in the present epoch, which the decay per epoch counts.
-        new_end: Whether ``final_learning_rate`` was changed: a cosine may rise to it then.
     """
     now, is_cosine, groups = schedule.state_dict(), "T_max" in beginning, schedule.optimizer.param_groups
     new_start = [*map(float, now["base_lrs"])] != [*map(float, beginning["base_lrs"])]

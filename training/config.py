@@ -96,11 +96,7 @@ def shipped_configs(default_config: str) -> list[Path]:
 
 
 def find_config(config: str, default_config: str) -> Path:
-    """The file `config`, or the script's shipped one of that name (with or without ``.yaml``).
-
-    Raises:
-        ValueError: If there is no such file.
-    """
+    """The file `config`, or the script's shipped one of that name (with or without ``.yaml``)."""
     path, shipped = Path(expand_home(config)), {path.stem: path for path in shipped_configs(default_config)}
     name = path.name.removesuffix(".yaml")
     if not path.is_file() and path.parent in (Path("."), Path("training/configs")) and name in shipped:

@@ -118,11 +118,6 @@ def launch(method: str, launcher: Sequence[str], arguments: Sequence[str]) -> in
 
     Ctrl-C, which the script gets too, is the script's to answer: this process waits for it. A SIGTERM, which the script
     does not get, is passed on and waited for as well: the script would continue training.
-
-    Args:
-        method: Whose script: ``hf_ebm.training.train_<method>``.
-        launcher: Options of ``accelerate launch``.
-        arguments: Of the script.
     """
     from accelerate.commands import launch as accelerate_launch
     from torch.distributed.elastic.multiprocessing.api import SignalException

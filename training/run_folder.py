@@ -354,11 +354,7 @@ def is_finished(output_dir: Path, step: int, with_card: bool) -> bool:
 
 
 def push_run(settings: RunSettings, output_dir: Path) -> None:
-    """Push a finished run, in one commit.
-
-    Raises:
-        PushError: If it failed; the run is whole in `output_dir`, and the message has the command to push it again.
-    """
+    """Push a finished run, in one commit."""
     try:
         commit = push_folder(output_dir, settings.repo_id, private=settings.hub_private)
     except PushError as error:

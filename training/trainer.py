@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import (
@@ -136,11 +137,7 @@ def make_accelerator(mixed_precision: str, trackers: tuple[str, ...], output_dir
 
 
 def make_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int, num_processes: int = 1) -> DataLoader:
-    """A shuffling loader of full batches of `batch_size` per process, in an order that only `seed` decides.
-
-    Raises:
-        ValueError: If the data set has fewer samples than one batch for each process.
-    """
+    """A shuffling loader of full batches of `batch_size` per process, in an order that only `seed` decides."""
     size = len(dataset)  # type: ignore[arg-type]
     if size < batch_size * num_processes:
         of_all = f" in each of {num_processes} processes, {batch_size * num_processes} in all" * (num_processes > 1)
@@ -207,19 +204,13 @@ def gather_terms(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held so far: on `device` if it is a GPU, else in RAM (0 on Windows)."""
+    """The most bytes that this process has held so far, on a GPU `device` or in RAM (without /proc: holds now)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return 0
     status = Path("/proc/self/status")
-    if status.is_file():  # on Linux; getrusage's figure starts at what the parent process held
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if status.is_file():  # on Linux
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return psutil.Process().memory_info().rss
 
 
 class MetricsFile:
@@ -387,11 +378,7 @@ class Run:
                 model.train()
 
     def next_batch(self, batches: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """The next batch as the settings say: samples, shape (B, ...), and in a run with classes labels, shape (B,).
-
-        Raises:
-            ValueError: If a sample cannot be read; a checkpoint keeps what this start has learned.
-        """
+        """The next batch as the settings say: samples, shape (B, ...), and in a run with classes labels, shape (B,)."""
         try:
             x, *labels = next(batches)
         except ValueError as error:
@@ -431,11 +418,7 @@ class Run:
         log_samples(self.accelerator, grid, step)
 
     def checkpoint(self) -> None:
-        """A checkpoint of the present step; called by all processes.
-
-        Raises:
-            TrainingDivergedError: If a weight is not finite.
-        """
+        """A checkpoint of the present step; called by all processes."""
         check_weights(self.models)  # before the good checkpoints make room for this one
         settings, progress = self.settings, self.progress
         facts = {

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_device_option
+from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options
 from hf_ebm.pipelines.loading import model_folder
 from hf_ebm.utils.files import check_writable, path_text
 
@@ -28,7 +28,6 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm calibrate --model outputs/ddaebm-digits --dataset digits --target-fpr 0.05",
     )
     add_comparison_options(parser, hub=False)
-    add_device_option(parser)
     parser.add_argument(
         "--dataset",
         required=True,
@@ -117,7 +116,11 @@ def run(options: argparse.Namespace) -> None:
     if trained_split is not None and not trained_on:  # the density scores compare with images that were trained on
         training: Any
         training, reference_source = load_named(
-            named.of_split(trained_split), shape, trained_split, options.image_column, pipeline.image_processor
+            dataclasses.replace(named, split=trained_split),
+            shape,
+            trained_split,
+            options.image_column,
+            pipeline.image_processor,
         )
         rows = draw_rows(len(training), MAX_DENSITY_REFERENCE, options.seed)
         reference = to_unit_range(torch.stack([training[row][0] for row in rows]))
@@ -139,7 +142,7 @@ def run(options: argparse.Namespace) -> None:
             "target_fpr": options.target_fpr,
             "score": score,
             "threshold": threshold,
-            "called_odd": num_flagged,
+            "flagged": num_flagged,
             "num_fitted": len(images) - calibration.num_calibrated(score),
             "num_calibrated": calibration.num_calibrated(score),
             "expected_fpr": calibration.expected_fpr(score),
@@ -161,12 +164,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def find_trained_split(source: dict[str, Any], folder: Path) -> str | None:
-    """Return the split that a run was trained on, by its settings; None for another data set.
-
-    Args:
-        source: See `hf_ebm.data.loading.load_named`.
-        folder: Of the run.
-    """
+    """Return the split that a run was trained on, by its settings; None for another data set."""
     from hf_ebm.hub.model_card import public_name, read_settings
 
     settings = read_settings(folder)

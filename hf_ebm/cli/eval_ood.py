@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_device_option
+from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options
 from hf_ebm.utils.files import check_writable, expand_home, path_option, path_text, whole_file
 
 OOD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
@@ -21,7 +21,6 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm eval-ood --model outputs/ddaebm-digits --id digits --ood noise,inverted,mixed",
     )
     add_comparison_options(parser)
-    add_device_option(parser)
     parser.add_argument(
         "--id",
         required=True,

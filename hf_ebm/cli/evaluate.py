@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options, add_device_option
+from hf_ebm.cli.options import CARD_REFRESHED, add_comparison_options
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
 
@@ -21,7 +21,6 @@ def add_parser(commands: Any) -> None:
         epilog="example: hf-ebm evaluate --model outputs/ddaebm-digits --dataset digits --output outputs/ddaebm-digits",
     )
     add_comparison_options(parser)
-    add_device_option(parser)
     parser.add_argument(
         "--dataset", required=True, type=path_text, help="digits, or a Hub id or a folder, name[:config][@split]"
     )

@@ -34,7 +34,7 @@ def check_images(images: Sequence[str]) -> None:
             raise ValueError(f"image {image} cannot be read: there is no such file.")
 
 
-def open_image(name: str) -> Any:
+def open_named(name: str) -> Any:
     """Open the PIL image in a file or at a URL; an unreadable one raises a `ValueError` with its name."""
     from hf_ebm.data.image_files import open_image
 

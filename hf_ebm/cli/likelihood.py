@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_ebm.cli.options import add_comparison_options, add_device_option
+from hf_ebm.cli.options import add_comparison_options
 from hf_ebm.pipelines.loading import load_pipeline
 from hf_ebm.utils.files import path_text
 
-BASES = ("uniform", "diagonal", "low_rank", "full")
+BASES = ("uniform", "diagonal", "full")
 FEW_EFFECTIVE = 3.0  # effective samples, below which a bound is reported as unreliable
 REVERSE_FROM = ("annealed", "generator", "data")
 
@@ -67,7 +67,6 @@ def add_parser(commands: Any) -> None:
         help="held-out samples to bracket log Z of each denoising step for, of models that have such steps (default: "
         "%(default)s)",
     )
-    add_device_option(parser)
     parser.set_defaults(run=run)
 
 

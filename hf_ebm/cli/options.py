@@ -35,13 +35,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int = MAX_SEED) -> None:
-    """Add ``--seed``.
-
-    Args:
-        parser: The command's parser.
-        seeded: What is seeded, for the help.
-        largest: The largest seed that all random number generators of the command take.
-    """
+    """``--seed`` of what is `seeded`, up to the `largest` that all random number generators of the command take."""
 
     def seed(text: str) -> int:
         try:
@@ -55,6 +49,7 @@ def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int =
 def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:
     """Add the options shared by calibrate, eval-ood, evaluate and likelihood."""
     add_model_option(parser, hub)
+    add_device_option(parser)
     parser.add_argument("--image-column", help="of the data sets; default: their only image column")
     add_seed_option(parser, "all random numbers", MAX_NUMPY_SEED)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

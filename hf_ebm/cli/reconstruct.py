@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.images import check_image_format, check_images, open_image
-from hf_ebm.cli.options import add_device_option, add_seed_option
+from hf_ebm.cli.images import check_image_format, check_images, open_named
+from hf_ebm.cli.options import add_device_option, add_model_option, add_seed_option
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
 
@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
         description="Infer the latents of images, revise them by Langevin steps, and decode them.",
         epilog="example: hf-ebm reconstruct --model outputs/dual-mcmc-digits digit.png --output again.png",
     )
-    parser.add_argument("--model", required=True, type=path_text, help="a run folder or a Hub id")
+    add_model_option(parser)
     parser.add_argument("images", nargs="+", type=path_text, help="image files or URLs, prepared as in training")
     add_device_option(parser)
     parser.add_argument("--num-inference-steps", type=int, help="steps of the z-chain; default: as in training")
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
             f"--model {options.model} holds a {type(pipeline).__name__}, which does not reconstruct images; use one of "
             "whose tasks, listed by hf-ebm info, is reconstruct."
         )
-    opened = [open_image(image) for image in options.images]
+    opened = [open_named(image) for image in options.images]
     images = pipeline.load_images(opened)
     report_changes(options.images, opened, pipeline.image_processor)
     inferred, revised = (

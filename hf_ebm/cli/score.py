@@ -85,11 +85,7 @@ def add_parser(commands: Any) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> ScoringSettings:
-    """The settings of a scoring run over a data set.
-
-    Raises:
-        ValueError: If one is out of its range, or the data set's name and an option differ.
-    """
+    """The settings of a scoring run over a data set."""
     from dataclasses import fields
 
     from hf_ebm.evaluation.bulk_scoring import ScoringSettings

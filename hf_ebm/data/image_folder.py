@@ -37,39 +37,23 @@ MOST_NAMED = 3  # files in a message
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file.
+    """An image file."""
 
-    Attributes:
-        parts: The folders below the data set's folder, and the file's name.
-        size: In bytes.
-    """
-
-    parts: tuple[str, ...]
-    size: int
+    parts: tuple[str, ...]  # the folders below the data set's folder, and the file's name
+    size: int  # in bytes
 
 
 @dataclass
 class FolderContent:
-    """The files of a folder at any depth.
+    """The files of a folder at any depth."""
 
-    Attributes:
-        images: The image files, sorted by name, folder by folder.
-        others: Files that are not images, sorted likewise.
-        broken: Links to nothing, sorted likewise.
-    """
-
-    images: list[ImageFile] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
+    images: list[ImageFile] = field(default_factory=list)  # the image files, sorted by name, folder by folder
+    others: list[str] = field(default_factory=list)  # files that are not images, sorted likewise
+    broken: list[str] = field(default_factory=list)  # links to nothing, sorted likewise
 
 
 def list_files(folder: str | Path) -> FolderContent:
-    """Find the files of a folder at any depth, through links; a link back to a folder around it is not entered.
-
-    Raises:
-        OSError: If a folder or a file cannot be read.
-        ValueError: If a name is not UTF-8.
-    """
+    """Find the files of a folder at any depth, through links; a link back to a folder around it is not entered."""
     found, extensions, root = FolderContent(), image_extensions(), Path(folder)
 
     def fail(error: OSError) -> None:
@@ -100,11 +84,7 @@ def list_files(folder: str | Path) -> FolderContent:
 
 
 def split_of_folders(images: Sequence[ImageFile]) -> dict[str, str]:
-    """The split of each top-level folder; empty if these folders are classes, or there are none.
-
-    Raises:
-        ValueError: If two folders are the same split, or images lie beside the folders of splits.
-    """
+    """The split of each top-level folder; empty if these folders are classes, or there are none."""
     folders = dict.fromkeys(image.parts[0] for image in images if len(image.parts) > 1)
     if not folders or not all(name.lower() in SPLIT_NAMES for name in folders):
         return {}
@@ -123,11 +103,7 @@ def split_of_folders(images: Sequence[ImageFile]) -> dict[str, str]:
 
 
 def splits_of(content: FolderContent) -> dict[str, list[ImageFile]]:
-    """The images of each split, by its name.
-
-    Raises:
-        ValueError: See `split_of_folders`.
-    """
+    """The images of each split, by its name."""
     folders = split_of_folders(content.images)
     if not folders:
         return {"train": content.images}
@@ -154,17 +130,9 @@ def check_content(content: FolderContent) -> None:
 def load_image_folder(folder: str, content: FolderContent, split: str) -> tuple[Any, str]:
     """The rows of a split, sorted by file name, and a description of what was found and loaded.
 
-    Args:
-        folder: The folder.
-        content: Its files, at least one of them an image.
-        split: A split, or slices of splits as `datasets` writes them: ``"train[:90%]"``, ``"train+test"``.
-
-    Returns:
-        A `datasets.Dataset` with the column ``image``, and ``label`` if every image is in a class folder, whose
-        fingerprint depends on names and sizes of the files but neither on the folder's place nor on dates.
-
-    Raises:
-        ValueError: If a file would be lost, or there is no such split.
+    A `datasets.Dataset` with the column ``image``, and ``label`` if every image is in a class folder. Its fingerprint
+    depends on names and sizes of the files but neither on the folder's place nor on dates. `split` may be slices of
+    splits as `datasets` writes them: ``"train[:90%]"``, ``"train+test"``.
     """
     import datasets
 

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,6 @@ def plain_path(folder: str) -> str:
 
     The links lie in `datasets`' cache, in a folder named by a hash of the files' paths, sizes and dates, which are what
     `datasets` recognises changed files by.
-
-    Raises:
-        OSError: If a file cannot be read, or the system allows no links.
     """
     import datasets
 
@@ -202,11 +199,7 @@ def is_column(images: Any) -> bool:
 
 
 def column_images(column: Any) -> list[Any]:
-    """The values of a `datasets` column (`is_column`), images as PIL images.
-
-    Raises:
-        ValueError: If an image cannot be read.
-    """
+    """The values of a `datasets` column (`is_column`), images as PIL images."""
     from datasets import Image
 
     source, name = column.source, column.column_name
@@ -259,11 +252,7 @@ class HubImages(Dataset):
 
 
 def find_label_column(dataset: Any, column: str | None = None) -> str:
-    """The column of class labels of a `datasets.Dataset`: the named one, or the only one of type ClassLabel.
-
-    Raises:
-        ValueError: If there is no such column, or there are several.
-    """
+    """The column of class labels of a `datasets.Dataset`: the named one, or the only one of type ClassLabel."""
     from datasets import ClassLabel
 
     found = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
@@ -282,17 +271,11 @@ def find_label_column(dataset: Any, column: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a training set.
+    """The classes of a training set."""
 
-    Attributes:
-        prior: Frequency of each class, from which labels are sampled.
-        names: Name of each class; None = they are clusters.
-        centres: Centres of the clusters (`hf_ebm.data.pseudo_labels`); None = the classes are labels.
-    """
-
-    prior: list[float]
-    names: list[str] | None = None
-    centres: list[list[float]] | None = None
+    prior: list[float]  # frequency of each class, from which labels are sampled
+    names: list[str] | None = None  # name of each class; None = they are clusters
+    centres: list[list[float]] | None = None  # of the clusters (`pseudo_labels`); None = the classes are labels
 
 
 def classes_of(dataset: Any) -> Classes:
@@ -321,11 +304,7 @@ class PseudoLabelled(Dataset):
 
 
 def cluster(dataset: Any, num_clusters: int, seed: int) -> tuple[PseudoLabelled, Classes]:
-    """Label a data set by k-means clusters, which at most `MOST_CLUSTERED` of its samples determine.
-
-    Raises:
-        ValueError: If there are fewer different samples than clusters.
-    """
+    """Label a data set by k-means clusters, which at most `MOST_CLUSTERED` of its samples determine."""
     rows = draw_rows(len(dataset), MOST_CLUSTERED, seed)
     samples = torch.stack([dataset[row][0] for row in rows])
     centres = fit_centres(samples, num_clusters, seed)
@@ -433,25 +412,15 @@ def load_training_data(
 
 @dataclass(frozen=True)
 class DatasetName:
-    """A data set that somebody named.
+    """A data set that somebody named."""
 
-    Attributes:
-        name: ``"digits"``, a 2-D set, a Hub id, or a folder.
-        config: Configuration of a Hub data set.
-        split: None = the command's own.
-    """
-
-    name: str
-    config: str | None = None
-    split: str | None = None
+    name: str  # ``"digits"``, a 2-D set, a Hub id, or a folder
+    config: str | None = None  # configuration of a Hub data set
+    split: str | None = None  # None = the command's own
 
     @classmethod
     def parse(cls, text: str) -> DatasetName:
-        """The parts of ``name[:config][@split]``; a path that exists is a name as it stands.
-
-        Raises:
-            ValueError: If a part is empty, or an embedded set is given a configuration.
-        """
+        """The parts of ``name[:config][@split]``; a path that exists is a name as it stands."""
         text = expand_home(text)
         if text and Path(text).exists():
             return cls(text)
@@ -464,18 +433,10 @@ class DatasetName:
         return cls(name, config or None, split or None)
 
     def choose_split(self, asked: str | None, default: str) -> str:
-        """The name's split, or the one that an option asks for, or the `default`.
-
-        Raises:
-            ValueError: If name and option say different ones.
-        """
+        """The name's split, or the one that an option asks for, or the `default`."""
         if self.split and asked and self.split != asked:
             raise ValueError(f"--split {asked} and the data set's name, {self.name}@{self.split}, differ; give one.")
         return self.split or asked or default
-
-    def of_split(self, split: str) -> DatasetName:
-        """Another split of the same data set."""
-        return replace(self, split=split)
 
     @property
     def public(self) -> str:
@@ -523,10 +484,9 @@ def load_named(
     try:
         loaded = load(split)
     except ValueError as error:
+        # a Hub that was not reached is not asked again
         no_more = named.split or named.name in EMBEDDED_NAMES or isinstance(error.__cause__, ConnectionError)
-        splits = (
-            [] if no_more else find_splits(named.name, named.config)
-        )  # a Hub that was not reached is not asked again
+        splits = [] if no_more else find_splits(named.name, named.config)
         if not splits or split in splits:
             raise
         if len(splits) > 1:

@@ -16,13 +16,7 @@ def split_sizes(dataset: Any) -> dict[str, int]:
 
 
 def share_rows(first: str, second: str, sizes: Mapping[str, int]) -> bool:
-    """Whether two splits have a row in common.
-
-    Args:
-        first: A split, as `datasets` writes them.
-        second: Another one.
-        sizes: Rows of each whole split; of one that it lacks, all slices count as the whole.
-    """
+    """Whether two splits have a row in common; of one whose size is not in `sizes`, all slices count as the whole."""
     return first == second or any(
         name == other and start < other_end and other_start < end
         for name, start, end in row_ranges(first, sizes)
@@ -39,11 +33,7 @@ def row_ranges(split: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int
 
 
 def split_ranges(split: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """The parts of a split as (name, first row, row after the last).
-
-    Raises:
-        ValueError: If `sizes` lacks one of its names, or it is not written as `datasets` writes splits.
-    """
+    """The parts of a split as (name, first row, row after the last)."""
     import datasets
 
     if split in sizes:  # whatever its name

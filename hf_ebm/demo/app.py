@@ -203,10 +203,10 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
 
     def check(path: str | None, score: Any) -> tuple[str, Any, Any, str]:
         given = read_upload(path, model.pipeline.image_processor)
-        found = verdict.judge(model, given.x, score)
-        figure = figures.score_histogram(references[score], found.score, score)
+        found, text = verdict.judge(model, given.x, score)
+        figure = figures.score_histogram(references[score], float(found.scores[0]), score)
         note = f"To fit the model, your image was {given.changes}." if given.changes else ""
-        return found.text, figure, to_pil(given.x)[0], note
+        return text, figure, to_pil(given.x)[0], note
 
     answer = [text, figure, seen, note]
     on_click(button, check, [upload, score], answer)

@@ -17,19 +17,12 @@ from hf_ebm.utils.torch_utils import find_device
 
 @dataclass(frozen=True)
 class DemoModel:
-    """A model of images.
+    """A model of images."""
 
-    Attributes:
-        name: Its Hub id or its folder's name.
-        pipeline: A generation pipeline, with an energy.
-        scorer: Scores by the same networks, calibrated if the repository has a ``calibration.json``.
-        subject: A description of the training data.
-    """
-
-    name: str
-    pipeline: Any
-    scorer: EnergyScoringPipeline
-    subject: str = "many images"
+    name: str  # its Hub id or its folder's name
+    pipeline: Any  # a generation pipeline, with an energy
+    scorer: EnergyScoringPipeline  # on the same networks, calibrated if the repository has a ``calibration.json``
+    subject: str = "many images"  # a description of the training data
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -38,15 +31,7 @@ class DemoModel:
 
 
 def load_demo_model(model: str, device: str | None = None) -> DemoModel:
-    """The model in a run folder or a Hub repository.
-
-    Args:
-        model: Which.
-        device: As torch names it; None = a GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: If it makes vectors, or has no energy or scheduler, or there is no such device.
-    """
+    """The model in a run folder or a Hub repository."""
     where = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline = load_pipeline(model)
     shape = pipeline.sample_shape

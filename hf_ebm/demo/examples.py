@@ -26,11 +26,6 @@ def write_examples(model: DemoModel, own_samples: Tensor, folder: Path) -> list[
 
     Three of its own samples, the likeliest by its energy; the first of them with black and white swapped, and with its
     pixels shuffled; noise.
-
-    Args:
-        model: The demo's.
-        own_samples: Samples of it, in [0, 1], shape (N, C, S, S), N >= 3.
-        folder: An existing folder to write into.
     """
     order = model.pipeline.score(own_samples).energies.argsort()[:NUM_OWN]
     own = own_samples[order] * 2.0 - 1.0

@@ -47,12 +47,7 @@ def shown_points(number: int) -> list[int]:
 
 
 def filmstrip(generation: Generation, reference: Reference | None = None) -> PIL.Image.Image:
-    """Plot the first samples' states, one row each, above the energies of all samples at all points.
-
-    Args:
-        generation: The samples.
-        reference: Energies of in-distribution images; their middle 90 % is shown as a band.
-    """
+    """Plot the first samples' states, one row each, above the energies of all samples at all points."""
     points = shown_points(len(generation.states))
     num_rows = generation.states.shape[1]
     cell = WIDTH / (len(points) + 0.6) if len(points) > 3 else WIDTH / 4.6

@@ -17,21 +17,13 @@ NUM_WATCHED = 3  # samples whose states are kept
 
 @dataclass(frozen=True)
 class Generation:
-    """Samples with the sampler's trajectory.
+    """Samples with the sampler's trajectory."""
 
-    Attributes:
-        images: In [0, 1], shape (N, C, S, S).
-        states: Of the first samples, at each point of the trajectory, in the models' range, (K, M, C, S, S).
-        energies: ``E(x, 0)`` of every sample at these points, low = likely, shape (K, N).
-        point_names: Of the K points.
-        acceptance_rate: Share of accepted proposals, for samplers with proposals.
-    """
-
-    images: Tensor
-    states: Tensor
-    energies: Tensor
-    point_names: list[str]
-    acceptance_rate: float | None = None
+    images: Tensor  # in [0, 1], shape (N, C, S, S)
+    states: Tensor  # of the first samples, at each point of the trajectory, in the models' range, (K, M, C, S, S)
+    energies: Tensor  # ``E(x, 0)`` of every sample at these points, low = likely, shape (K, N)
+    point_names: list[str]  # of the K points
+    acceptance_rate: float | None = None  # share of accepted proposals, for samplers with proposals
 
 
 def samplers_of(model: DemoModel) -> dict[str, Any]:
@@ -57,11 +49,7 @@ def step_limits(model: DemoModel, sampler: str) -> tuple[int, int, int]:
 def generate(
     model: DemoModel, num_images: Any, sampler: Any, num_steps: Any, seed: Any, class_name: Any = None
 ) -> Generation:
-    """Generate images with the named sampler, of one class or, with None, of all.
-
-    Raises:
-        ValueError: If a number is out of its range, or the sampler or class is unknown; it names the field.
-    """
+    """Generate images with the named sampler, of one class or, with None, of all."""
     num_images = check_whole_number("The number of images", num_images, 1, MAX_IMAGES)
     seed = check_whole_number("The seed", seed, 0, MAX_SEED)
     if sampler not in list(samplers_of(model)):

@@ -15,27 +15,16 @@ from hf_ebm.demo.uploads import read_upload
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An image and its two reconstructions; images in [0, 1], shape (1, C, S, S).
+    """An image and its two reconstructions; images in [0, 1], shape (1, C, S, S)."""
 
-    Attributes:
-        original: The image as the model takes it.
-        inferred: From the inferred latents.
-        revised: After the z-chain.
-        errors: Mean squared error per pixel at the start and after each update of the z-chain, (num_steps + 1,).
-    """
-
-    original: Tensor
-    inferred: Tensor
-    revised: Tensor
-    errors: Tensor
+    original: Tensor  # the image as the model takes it
+    inferred: Tensor  # from the inferred latents
+    revised: Tensor  # after the z-chain
+    errors: Tensor  # mean squared error per pixel at the start and after each update of the z-chain, (num_steps + 1,)
 
 
 def reconstruct(model: DemoModel, x: Tensor, num_steps: Any, seed: Any) -> Reconstruction:
-    """Reconstruct `x`, shape (1, C, S, S), from inferred latents and after `num_steps` z-chain updates of them.
-
-    Raises:
-        ValueError: If a number is out of its range; it names the field.
-    """
+    """Reconstruct `x`, shape (1, C, S, S), from inferred latents and after `num_steps` z-chain updates of them."""
     num_steps = check_whole_number("The number of steps", num_steps, 0, MAX_CHAIN_STEPS)
     generator = torch.Generator().manual_seed(check_whole_number("The seed", seed, 0, MAX_SEED))
     inferred = model.pipeline.reconstruct(x, 0, sample_latents=False, output_type="pt").images
@@ -51,9 +40,6 @@ def interpolate(
     """Return frames on the latent path between two images and their energies, (F, C, S, S) and (F,).
 
     Each end is the image in a file, or without one a sample from the seed.
-
-    Raises:
-        ValueError: If a number is out of its range or a file cannot be read; it names the field.
     """
     num_frames = check_whole_number("The number of frames", num_frames, 2, MAX_FRAMES)
     ends = [load_end(model, path_a, seed_a, "first"), load_end(model, path_b, seed_b, "second")]

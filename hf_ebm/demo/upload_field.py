@@ -15,11 +15,7 @@ from gradio.exceptions import Error
 
 
 def local_path(path: Any) -> str:
-    """Return `path` if it is a file that was uploaded here.
-
-    Raises:
-        gradio.exceptions.Error: If it is something else, such as a URL.
-    """
+    """Return `path` if it is a file that was uploaded here."""
     if not isinstance(path, str | Path) or not Path(path).is_file():
         raise Error("Upload the image file itself; links are not followed.", print_exception=False)
     return str(path)

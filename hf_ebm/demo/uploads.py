@@ -18,15 +18,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no format that runs a program
 
 @dataclass(frozen=True)
 class Upload:
-    """An uploaded image as the model takes it.
+    """An uploaded image as the model takes it."""
 
-    Attributes:
-        x: In [0, 1], shape (1, C, S, S).
-        changes: A description of the conversions; empty if there were none.
-    """
-
-    x: Tensor
-    changes: str
+    x: Tensor  # in [0, 1], shape (1, C, S, S)
+    changes: str  # a description of the conversions; empty if there were none
 
 
 def read_upload(path: str | None, image_processor: EBMImageProcessor, what: str = "image") -> Upload:
@@ -36,9 +31,6 @@ def read_upload(path: str | None, image_processor: EBMImageProcessor, what: str 
         path: The file, or None if nothing was chosen.
         image_processor: The pipeline's.
         what: The name of the field, for messages.
-
-    Raises:
-        ValueError: If there is no file, it is too large, or it is no readable image.
     """
     if not path:
         raise ValueError(f"Choose the {what} first: upload one, or select an example below.")

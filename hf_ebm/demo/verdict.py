@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.demo.demo_models import DemoModel
+from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput
 from hf_ebm.scoring.calibration import Calibration
 
 NUM_OWN_SAMPLES = 32  # for comparison without a calibration
@@ -26,36 +27,11 @@ CALIBRATED_ON = {
 
 @dataclass(frozen=True)
 class Reference:
-    """Scores to compare with.
+    """Scores to compare with."""
 
-    Attributes:
-        scores: Sorted, shape (N,).
-        name: A description of the images they come from.
-        threshold: Larger scores are flagged as OOD; None without a calibration.
-    """
-
-    scores: Tensor
-    name: str
-    threshold: float | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The result for one image.
-
-    Attributes:
-        energy: ``E(x, 0)``, low = likely.
-        score: The chosen score, larger = more out-of-distribution.
-        p_value: Share of in-distribution images with at least this score; None without a calibration.
-        is_ood: Whether it is flagged as OOD; None without a calibration.
-        text: A description of all these, Markdown.
-    """
-
-    energy: float
-    score: float
-    p_value: float | None
-    is_ood: bool | None
-    text: str
+    scores: Tensor  # sorted, shape (N,)
+    name: str  # a description of the images they come from
+    threshold: float | None  # larger scores are flagged as OOD; None without a calibration
 
 
 def available_scores(model: DemoModel) -> list[str]:
@@ -67,12 +43,7 @@ def available_scores(model: DemoModel) -> list[str]:
 
 
 def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
-    """Return the reference of each available score: the calibration's scores, or the energies of the model's samples.
-
-    Args:
-        model: The demo's.
-        own_samples: Samples of the model, in [0, 1], shape (N, C, S, S).
-    """
+    """Return the reference of each available score: the calibration's scores, or energies of the model's samples."""
     calibration = model.scorer.calibration
     if calibration is None:
         energies = model.pipeline.score(own_samples).energies.cpu().double().sort().values
@@ -87,16 +58,12 @@ def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
     }
 
 
-def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
-    """Score one image in [0, 1], shape (1, C, S, S).
-
-    Raises:
-        ValueError: If the score is not available.
-    """
+def judge(model: DemoModel, x: Tensor, score: Any) -> tuple[EnergyScoringOutput, str]:
+    """Score one image in [0, 1], shape (1, C, S, S); the second is a description of the result, Markdown."""
     if score not in available_scores(model):
         raise ValueError(f"The score must be one of {available_scores(model)}, got {score!r}.")
     result: Any = model.scorer(x, score=score)
-    energy, value = float(result.energies[0]), float(result.scores[0])
+    energy = float(result.energies[0])
     calibration = model.scorer.calibration
     if calibration is None:
         text = (
@@ -105,9 +72,9 @@ def judge(model: DemoModel, x: Tensor, score: Any) -> Verdict:
             "calibrated on held-out images (`hf-ebm calibrate`), pushed again if it is on the Hub, and this page "
             "restarted."
         )
-        return Verdict(energy, value, None, None, text)
+        return result, text
     p_value, is_ood = float(result.p_values[0]), bool(result.is_ood[0])
-    return Verdict(energy, value, p_value, is_ood, verdict_text(energy, p_value, is_ood, calibration, score))
+    return result, verdict_text(energy, p_value, is_ood, calibration, score)
 
 
 def verdict_text(energy: float, p_value: float, is_ood: bool, calibration: Calibration, score: str) -> str:

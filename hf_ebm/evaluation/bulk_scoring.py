@@ -117,9 +117,6 @@ def load_rows(settings: ScoringSettings) -> tuple[Rows, str]:
     """The rows of the settings' data set, and a hash of their images and ids.
 
     Images are hashed as in `hf_ebm.data.loading.fingerprint`, so a copy of a folder has the same hash.
-
-    Raises:
-        ValueError: If the data set or a column is missing, or the data set is empty.
     """
     if settings.dataset == "digits":
         samples = load_digits(str(settings.split))[0]
@@ -165,11 +162,7 @@ def make_manifest(
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether the folder holds a run with this manifest; False if it is new or empty.
-
-    Raises:
-        ValueError: If it holds anything else.
-    """
+    """Whether the folder holds a run with this manifest; False if it is new or empty."""
     path = folder / MANIFEST
     if not path.is_file():
         # a run that was killed in its first step may have left a temporary manifest

@@ -71,27 +71,16 @@ MAX_KEPT = 10_000
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Of N images with D features.
+    """Of N images with D features."""
 
-    Attributes:
-        total: Sum of the features, shape (D,), float64.
-        outer: Sum of their outer products, shape (D, D), float64.
-        num_images: N.
-        features: Of the first ``min(N, MAX_KEPT)`` images, shape (K, D), float32.
-    """
-
-    total: Tensor
-    outer: Tensor
-    num_images: int
-    features: Tensor
+    total: Tensor  # sum of the features, shape (D,), float64
+    outer: Tensor  # sum of their outer products, shape (D, D), float64
+    num_images: int  # N
+    features: Tensor  # of the first ``min(N, MAX_KEPT)`` images, shape (K, D), float32
 
     @classmethod
     def of(cls, batches: Iterable[Tensor], extractor: Callable[[Tensor], Tensor]) -> FeatureStatistics:
-        """Statistics of images that come in batches of shape (B, ...); `extractor` gives (B, D).
-
-        Raises:
-            ValueError: If there are no images, or a feature is not finite.
-        """
+        """Statistics of images that come in batches of shape (B, ...); `extractor` gives (B, D)."""
         total = outer = None
         number, num_kept, kept = 0, 0, []
         for batch in batches:
@@ -118,21 +107,13 @@ AS_BYTES = "rounded to 8 bits, gray repeated to RGB"
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Images -> features, with a description.
+    """Images -> features, with a description."""
 
-    Attributes:
-        name: As reported.
-        weights_sha256: Of all parameters and buffers, by name.
-        preprocessing: What is done to images in [-1, 1] before the network.
-        features: Images in [-1, 1], shape (B, C, H, W) -> features (B, D).
-        logits: Features -> logits of the standard Inception network, for its score; None for every other network.
-    """
-
-    name: str
-    weights_sha256: str
-    preprocessing: str
-    features: Callable[[Tensor], Tensor]
-    logits: Callable[[Tensor], Tensor] | None = None
+    name: str  # as reported
+    weights_sha256: str  # of all parameters and buffers, by name
+    preprocessing: str  # what is done to images in [-1, 1] before the network
+    features: Callable[[Tensor], Tensor]  # images in [-1, 1], shape (B, C, H, W) -> features (B, D)
+    logits: Callable[[Tensor], Tensor] | None = None  # features -> logits, of the standard Inception network only
 
     @property
     def is_standard_inception(self) -> bool:
@@ -141,19 +122,13 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features, shape (B, D), float32, on the CPU.
-
-        Raises:
-            ValueError: If they are not one row of finite numbers per image.
-        """
+        """Features, shape (B, D), float32, on the CPU."""
         features = self.features(images).float().cpu()
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
                 f"feature extractor {self.name} must give features of shape ({len(images)}, D) for {len(images)} "
                 f"images, got {tuple(features.shape)}; give a module with pooled output."
             )
-        if not torch.isfinite(features).all():
-            raise ValueError(f"feature extractor {self.name} gave features that are not finite; take another one.")
         return features
 
 
@@ -163,11 +138,7 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1], (B, 1 or 3, H, W), as 8-bit RGB, (B, 3, H, W), uint8.
-
-    Raises:
-        ValueError: If they have another number of channels.
-    """
+    """Images in [-1, 1], (B, 1 or 3, H, W), as 8-bit RGB, (B, 3, H, W), uint8."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"a network of RGB images takes 1 or 3 channels, got {images.shape[1]}; give a module.")
     return ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().expand(-1, 3, -1, -1)
@@ -182,12 +153,7 @@ def module_extractor(
 ) -> FeatureExtractor:
     """Any module that maps images in [-1, 1], (B, C, H, W), to features (B, D); put in eval mode.
 
-    Args:
-        module: Its weights are hashed.
-        name: As reported.
-        preprocessing: What `features` does to the images first.
-        features: The function, if it is not the module's forward.
-        device: Where it runs.
+    `features` is the function, if it is not the module's forward; `preprocessing` describes what it does first.
     """
     module.eval().to(device)
     function = features or module
@@ -210,12 +176,7 @@ def digits_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
 
 
 def inception_extractor(device: str | torch.device = "cpu") -> FeatureExtractor:
-    """The standard Inception network of FID (2048 features), by torchmetrics and torch-fidelity.
-
-    Raises:
-        ImportError: If torch-fidelity is not installed.
-        OSError: If its weights cannot be loaded.
-    """
+    """The standard Inception network of FID (2048 features), by torchmetrics and torch-fidelity."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
@@ -243,8 +204,6 @@ def transformers_extractor(name: str, device: str | torch.device = "cpu") -> Fea
     Features are the pooled output, or, where a model has none, the mean of the last hidden state over places. The same
     mean where the checkpoint holds no pooler (those of classifiers): the one that `AutoModel` makes up is random.
 
-    Raises:
-        ValueError: If it cannot be loaded, lacks weights other than the pooler's, or takes no images.
     """
     from transformers import AutoImageProcessor, AutoModel
 
@@ -264,12 +223,12 @@ def transformers_extractor(name: str, device: str | torch.device = "cpu") -> Fea
             "random; give a whole checkpoint."
         )
     model.eval().to(device)
-    forward, read = getattr(model, "get_image_features", model), mean_hidden_state if made_up else pool
+    forward = getattr(model, "get_image_features", model)
     loaded = {key: value for key, value in model.state_dict().items() if key not in made_up}
 
     def features(images: Tensor) -> Tensor:
         pixels = list(to_bytes(images.cpu()).permute(0, 2, 3, 1).numpy())
-        return read(forward(**processor(images=pixels, return_tensors="pt").to(device)), name)
+        return pool(forward(**processor(images=pixels, return_tensors="pt").to(device)), name, not made_up)
 
     preprocessing = f"{AS_BYTES}, then the model's own {type(processor).__name__}"
     pooled_by = ", mean of the hidden state" if made_up else ""
@@ -277,24 +236,11 @@ def transformers_extractor(name: str, device: str | torch.device = "cpu") -> Fea
     return FeatureExtractor(shown, hash_tensors(loaded), preprocessing, features)
 
 
-def pool(output: Any, name: str) -> Tensor:
-    """The pooled features in a transformers output, shape (B, D).
-
-    Raises:
-        ValueError: If it has neither a pooled output nor hidden states.
-    """
-    pooled = getattr(output, "pooler_output", None)
+def pool(output: Any, name: str, has_pooler: bool = True) -> Tensor:
+    """The pooled features in a transformers output, or the mean of its last hidden state over places, shape (B, D)."""
+    pooled = getattr(output, "pooler_output", None) if has_pooler else None
     if pooled is not None:
         return pooled.flatten(1)
-    return mean_hidden_state(output, name)
-
-
-def mean_hidden_state(output: Any, name: str) -> Tensor:
-    """The mean of the last hidden state over places in a transformers output, shape (B, D).
-
-    Raises:
-        ValueError: If it has no hidden states.
-    """
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None:
         raise ValueError(f"feature extractor {name!r} gives neither pooled features nor hidden states; take another.")
@@ -305,7 +251,7 @@ def load_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtr
     """The extractor of a name: ``"digits"``, ``"inception"``, or a transformers model's id or path.
 
     Raises:
-        ValueError: If it cannot be loaded, or is neither a folder nor written user/name and like one of the two names.
+        ValueError: If it cannot be loaded.
     """
     if name == "digits":
         return digits_extractor(device)

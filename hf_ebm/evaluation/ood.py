@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -271,7 +272,7 @@ def load_train_and_test(
     Raises:
         ValueError: As there, and if the other one has rows of "train".
     """
-    train = DatasetName.parse(name).of_split("train")
+    train = replace(DatasetName.parse(name), split="train")
     loaded, source = load_named(name, sample_shape, "test", image_column, image_processor)
     if share_rows(source["split"], "train", split_sizes(loaded)):
         raise ValueError(

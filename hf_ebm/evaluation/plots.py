@@ -39,9 +39,7 @@ def save(figure: Any, path: Path) -> None:
 def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
     """ROC curves of each scorer, one panel per OOD set, the false positive rate on a logarithmic axis.
 
-    Args:
-        scores: ``{scorer: {"in_distribution" or OOD set: scores (N,)}}``, larger = more out of distribution.
-        path: The PNG file to write.
+    `scores` are ``{scorer: {"in_distribution" or OOD set: scores (N,)}}``, larger = more out of distribution.
     """
     from matplotlib import rcParams
     from matplotlib.rcsetup import cycler
@@ -74,12 +72,7 @@ def plot_roc(scores: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
 
 
 def histogram_ticks(lowest: float, highest: float) -> list[float]:
-    """Where the axis of a histogram of scores has its ticks: `HISTOGRAM_TICKS`, or a narrower range's own.
-
-    Args:
-        lowest: Where the axis begins, in in-distribution standard deviations.
-        highest: Where it ends.
-    """
+    """Where the axis of a histogram of scores has its ticks: `HISTOGRAM_TICKS`, or a narrower range's own."""
     from matplotlib.ticker import MaxNLocator
 
     for ticks in (HISTOGRAM_TICKS, MaxNLocator(4).tick_values(lowest, highest)):
@@ -93,11 +86,7 @@ def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path
     """Histograms of scores: a row for each scorer, a column for each OOD set, in-distribution scores in every panel.
 
     Scores are shown in in-distribution standard deviations from the in-distribution mean, on an axis that is linear up
-    to about one and logarithmic beyond, because scores of OOD sets may be very large.
-
-    Args:
-        scores: ``{scorer: {"in_distribution" or OOD set: scores (N,)}}``, larger = more out of distribution.
-        path: The PNG file to write.
+    to about one and logarithmic beyond, because scores of OOD sets may be very large. `scores` are as for `plot_roc`.
     """
     ood_sets = [name for name in next(iter(scores.values())) if name != "in_distribution"]
     figure = new_figure(max(4.5, 1.45 * len(ood_sets) + 1.6), 1.05 * len(scores) + 1.1)
@@ -130,10 +119,7 @@ def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path
 def plot_chain_profiles(energies: Tensor, squared_errors: Tensor, path: Path) -> None:
     """The energy along the x-chain and the squared error along the z-chain: Figure 2 of Cui & Han 2023.
 
-    Args:
-        energies: ``E`` at the start and after each update of the x-chain, shape (num_steps + 1, B).
-        squared_errors: Mean squared error per pixel along the z-chain, shape (num_steps + 1, B).
-        path: The PNG file to write.
+    Both have the shape (num_steps + 1, B): a value at the start and after each update.
     """
     figure = new_figure(8.4, 3.2)
     axes = figure.subplots(1, 2)
@@ -161,15 +147,7 @@ def density_on_grid(energy_model: Any, limit: float, resolution: int) -> np.ndar
 
 
 def plot_2d(samples: Tensor, energy_model: Any, data: Tensor | None, path: Path, limit: float = 2.2) -> None:
-    """Data (where given), samples and density ``exp(-E(x, 0))`` of 2-D data side by side.
-
-    Args:
-        samples: Generated points, shape (N, 2).
-        energy_model: The energy of 2-D points.
-        data: Points of the data set, shape (M, 2), or None.
-        path: The PNG file to write.
-        limit: The panels show [-limit, limit]^2.
-    """
+    """Data (M, 2) where given, samples (N, 2) and density ``exp(-E(x, 0))`` side by side, on [-limit, limit]^2."""
     panels = [("data", data), ("samples", samples)] if data is not None else [("samples", samples)]
     figure = new_figure(4.0 * (len(panels) + 1), 4.2)
     axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]

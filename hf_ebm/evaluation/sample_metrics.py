@@ -46,9 +46,6 @@ def frechet_distance_of_statistics(real: FeatureStatistics, generated: FeatureSt
     """Frechet distance between Gaussians fitted to the features of two sets; lower is better, 0 is the best.
 
     It is called FID only with the standard Inception weights; with any other extractor name that extractor.
-
-    Raises:
-        ValueError: If a set has fewer than two images: no covariance.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -69,11 +66,7 @@ def frechet_distance_of_statistics(real: FeatureStatistics, generated: FeatureSt
 
 
 def kernel_subset_size(num_real: int, num_generated: int) -> int:
-    """Images in a subset of `kernel_distance`: half of the smaller set, at most 1,000.
-
-    Raises:
-        ValueError: If a set has fewer than four images.
-    """
+    """Images in a subset of `kernel_distance`: half of the smaller set, at most 1,000."""
     smaller = min(num_real, num_generated)
     if smaller < 4:
         raise ValueError(f"real and generated must hold at least 4 images each, for subsets of 2, got {smaller}.")
@@ -81,18 +74,9 @@ def kernel_subset_size(num_real: int, num_generated: int) -> int:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str, float]:
-    """Squared maximum mean discrepancy with a cubic kernel, as in KID: its mean and spread over random subsets.
+    """Squared maximum mean discrepancy of features, (N, D) and (M, D), with a cubic kernel, as in KID.
 
-    Args:
-        real: Features, shape (N, D).
-        generated: Features, shape (M, D).
-        seed: Of the subsets.
-
-    Returns:
-        ``{"mean", "std"}`` over `KERNEL_SUBSETS` subsets of `kernel_subset_size` images.
-
-    Raises:
-        ValueError: If a set has fewer than four images.
+    Returns ``{"mean", "std"}`` over `KERNEL_SUBSETS` random subsets of `kernel_subset_size` images.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -107,11 +91,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str,
 
 
 def inception_score(logits: Tensor, seed: int = 0) -> dict[str, float]:
-    """Inception score of the standard Inception network's logits, (N, classes): mean and spread over ten splits.
-
-    Raises:
-        ValueError: If there are fewer than twenty.
-    """
+    """Inception score of the standard Inception network's logits, (N, classes): mean and spread over ten splits."""
     from torchmetrics.image.inception import InceptionScore
 
     if len(logits) < 20:
@@ -179,16 +159,7 @@ def ball_radii(points: Tensor, num_neighbours: int) -> Tensor:
 
 
 def neighbourhood_metrics(real: Tensor, generated: Tensor, num_neighbours: int = NUM_NEIGHBOURS) -> dict[str, float]:
-    """``{"precision", "recall", "density", "coverage"}`` of two sets of features.
-
-    Args:
-        real: Shape (N, D).
-        generated: Shape (M, D).
-        num_neighbours: k.
-
-    Raises:
-        ValueError: If a set has not more than k points.
-    """
+    """``{"precision", "recall", "density", "coverage"}`` of two sets of features, (N, D) and (M, D)."""
     for name, points in (("real", real), ("generated", generated)):
         if len(points) <= num_neighbours:
             raise ValueError(
@@ -216,12 +187,7 @@ MIN_SIZE = 6  # the window is reflected at the border by five pixels
 
 
 def reconstruction_metrics(images: Tensor, recon: Tensor) -> dict[str, Tensor]:
-    """``{"mse", "psnr", "ssim"}`` of each image, shape (N,); without ``ssim`` for images under 6 pixels.
-
-    Args:
-        images: In [-1, 1], shape (N, C, H, W).
-        recon: Reconstructions, the same shape and range.
-    """
+    """``{"mse", "psnr", "ssim"}``, shape (N,), of images in [-1, 1], (N, C, H, W); no ``ssim`` under 6 pixels."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     found = {

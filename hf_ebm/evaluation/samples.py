@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,42 +39,16 @@ from hf_ebm.utils.validation import check_count, check_seed
 
 @dataclass(frozen=True)
 class RealImages:
-    """A split of a data set, prepared for a model: its images in batches, and what they are.
+    """A split of a data set, prepared for a model: its images in batches, and what they are."""
 
-    Attributes:
-        dataset: Map-style, of 1-tuples of tensors in [-1, 1], shape (C, H, W).
-        source: ``{"dataset", "split", "fingerprint"}``, see `hf_ebm.data.loading.load_named`.
-        batch_size: Of `batches`.
-        num_workers: Processes that decode images.
-        progress_bar: Wraps what is read.
-    """
-
-    dataset: Any
-    source: dict[str, Any]
-    batch_size: int
-    num_workers: int = 0
-    progress_bar: ProgressBar = no_bar
-
-    @classmethod
-    def load(
-        cls,
-        name: str | DatasetName,
-        sample_shape: tuple[int, ...],
-        split: str,
-        image_column: str | None,
-        image_processor: EBMImageProcessor | None = None,
-        **kwargs: Any,
-    ) -> RealImages:
-        """See `hf_ebm.data.loading.load_named`, which raises."""
-        dataset, source = load_named(name, sample_shape, split, image_column, image_processor)
-        return cls(dataset, source, **kwargs)
+    dataset: Any  # map-style, of 1-tuples of tensors in [-1, 1], shape (C, H, W)
+    source: dict[str, Any]  # ``{"dataset", "split", "fingerprint"}``, see `hf_ebm.data.loading.load_named`
+    batch_size: int  # of `batches`
+    num_workers: int = 0  # processes that decode images
+    progress_bar: ProgressBar = no_bar  # wraps what is read
 
     def batches(self, rows: list[int], title: str) -> Iterator[Tensor]:
-        """The images of some rows, shape (B, C, H, W); `title` is that of the progress bar.
-
-        Raises:
-            ValueError: If one cannot be read; it names it.
-        """
+        """The images of some rows, shape (B, C, H, W); `title` is that of the progress bar."""
         loader = DataLoader(Subset(self.dataset, rows), self.batch_size, num_workers=self.num_workers)
         try:
             for (images,) in self.progress_bar(loader, desc=title, total=len(loader)):
@@ -108,17 +82,9 @@ def draw_samples(
 ) -> Iterator[Tensor]:
     """`number` samples in batches, in [-1, 1], shape (B, C, H, W); the batch size is part of what the seed decides."""
     generator = torch.Generator().manual_seed(seed)
+    options = {"num_inference_steps": num_inference_steps, "generator": generator, "output_type": "latent"}
     for start in range(0, number, batch_size):
-        yield (
-            pipeline(
-                batch_size=min(batch_size, number - start),
-                num_inference_steps=num_inference_steps,
-                generator=generator,
-                output_type="latent",
-            )
-            .images.clamp(-1.0, 1.0)
-            .cpu()
-        )
+        yield pipeline(batch_size=min(batch_size, number - start), **options).images.clamp(-1.0, 1.0).cpu()
 
 
 def compare(
@@ -174,8 +140,7 @@ def evaluate_reconstruction(
 
     A PSNR is None where an image came back exactly: it is infinite.
     """
-    before: dict[str, list[Tensor]] = {}
-    after: dict[str, list[Tensor]] = {}
+    before, after = dict[str, list[Tensor]](), dict[str, list[Tensor]]()
     number = 0
     for index, images in enumerate(batches):
         number += len(images)
@@ -185,12 +150,11 @@ def evaluate_reconstruction(
             for name, values in reconstruction_metrics(images, recon.clamp(-1.0, 1.0).cpu()).items():
                 found.setdefault(name, []).append(values)
     steps = pipeline.latent_scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
-    return {
-        "inference_model": {name: finite_or_none(torch.cat(values).mean().item()) for name, values in before.items()},
-        "z_chain": {name: finite_or_none(torch.cat(values).mean().item()) for name, values in after.items()},
-        "num_steps": steps,
-        "num_images": number,
-    }
+    means = [
+        {name: finite_or_none(torch.cat(values).mean().item()) for name, values in found.items()}
+        for found in (before, after)
+    ]
+    return {"inference_model": means[0], "z_chain": means[1], "num_steps": steps, "num_images": number}
 
 
 def describe_sampler(pipeline: Any, num_inference_steps: int | None, batch_size: int) -> dict[str, Any]:
@@ -258,17 +222,15 @@ def evaluate_samples(
         check_count(name, number, 1)
     check_seed("seed", seed)
     image_processor: Any = pipeline.image_processor or EBMImageProcessor.for_model(shape)
-    preparation = image_processor.describe()
     loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress_bar": progress_bar}
-    loading["image_processor"] = image_processor
-    reference = RealImages.load(dataset, shape, split, image_column, **loading)
+    reference = RealImages(*load_named(dataset, shape, split, image_column, image_processor), **loading)
     split = reference.source["split"]
     other_split = "test" if split == "train" else "train"
     caveats = []
     try:
-        others: RealImages | None = RealImages.load(
-            DatasetName.parse(dataset).of_split(other_split), shape, other_split, image_column, **loading
-        )
+        named = replace(DatasetName.parse(dataset), split=other_split)
+        found = load_named(named, shape, other_split, image_column, image_processor)
+        others: RealImages | None = RealImages(*found, **loading)
     except ValueError:  # its message may contain a local path
         others, caveats = None, [f"there is no real-vs-real distance: the data set has no split {other_split!r}."]
     if others is not None and len(others.dataset) < MIN_IMAGES:
@@ -310,7 +272,7 @@ def evaluate_samples(
             "preprocessing": extractor.preprocessing,
             "is_standard_inception": extractor.is_standard_inception,
         },
-        "preprocessing": preparation,
+        "preprocessing": image_processor.describe(),
         "kernel_distance": {
             "subset_size": kernel_subset_size(len(real.features), len(generated.features)),
             "num_subsets": KERNEL_SUBSETS,

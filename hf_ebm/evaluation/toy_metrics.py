@@ -79,14 +79,8 @@ SHARE_WITHIN_REACH = 0.99
 def near_data_metrics(samples: Tensor, energy_model: Any, name: str) -> dict[str, float]:
     """Shares of the samples and of ``exp(-E(x, 0))`` that are near the data, and of the data near a sample.
 
-    Args:
-        samples: Shape (N, 2); as many as `NUM_POINTS` to compare shares with the data's own, which is 0.99.
-        energy_model: ``energy_model(x, t) -> output with .energy``.
-        name: Of the set, one of `hf_ebm.data.toy.TOY_NAMES`.
-
-    Returns:
-        ``reach`` r; ``samples_near_data`` and ``data_near_samples``, shares of points; ``mass_near_data``, the share of
-        the density on a grid over [-2.2, 2.2]^2.
+    Of the set `name`, one of `hf_ebm.data.toy.TOY_NAMES`, and `samples` (N, 2): as many as `NUM_POINTS`, to compare
+    shares with the data's own, which is 0.99. ``mass_near_data`` is the share of the density over [-2.2, 2.2]^2.
     """
     from scipy.spatial import cKDTree
 

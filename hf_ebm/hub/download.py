@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin, SchedulerMixin
-from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
@@ -59,11 +59,7 @@ def check_hub_id(name: str) -> None:
 
 
 def check_subfolder(subfolder: str | None) -> str:
-    """A subfolder of a repository as a prefix of its files' names: empty, or with a "/" at the end.
-
-    Raises:
-        ValueError: If it leads out of the repository.
-    """
+    """A subfolder of a repository as a prefix of its files' names: empty, or with a "/" at the end."""
     if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
         raise ValueError(f"subfolder must lie inside the repository, got {subfolder!r}.")
     return f"{subfolder.strip('/')}/" if subfolder else ""
@@ -87,12 +83,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 
 
 def fetch_first(repo_id: str, file: str, options: dict[str, Any]) -> Path:
-    """Fetch a file that the repository must have, and return the cache's folder of the commit it belongs to.
-
-    Raises:
-        OSError: If it is not available. A name that cannot be a Hub id is refused without a request.
-        ValueError: If the revision cannot be one.
-    """
+    """Fetch a file that the repository must have, and return the cache's folder of the commit it belongs to."""
     check_hub_id(repo_id)
     check_revision(options.get("revision"))
     with hub_errors(repo_id):
@@ -109,13 +100,12 @@ def fetch(
     if not patterns and not extra:
         return
     options = {**options, "revision": commit.name}
-    offline = bool(options.get("local_files_only")) or is_offline_mode()
     with hub_errors(repo_id):
         try:
             snapshot_download(repo_id, allow_patterns=[*patterns, *extra], **options)
             return
         except LocalEntryNotFoundError:
-            if not offline or not extra:
+            if not extra:
                 raise
         if patterns:
             snapshot_download(repo_id, allow_patterns=[*patterns], **options)
@@ -136,15 +126,7 @@ def no_pipeline(folder: Path) -> str:
 
 
 def read_index(path: Path, trust_remote_code: bool = False) -> dict[str, Any]:
-    """The ``model_index.json`` at `path`, with nothing in it that leads out of the folder or to other libraries.
-
-    Args:
-        path: The file.
-        trust_remote_code: Whether classes of other libraries may be named: the user's decision.
-
-    Raises:
-        ValueError: It names the entry that cannot be used.
-    """
+    """The ``model_index.json`` at `path`, with nothing in it that leads out of the folder or to other libraries."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -203,9 +185,6 @@ def check_classes(index: dict[str, Any], components: Collection[str]) -> None:
     Other classes read unchecked files.
 
     Classes of other libraries, which the user trusts, are not checked.
-
-    Raises:
-        ValueError: It names the component.
     """
     for name in components:
         library, class_name = index[name]
@@ -234,12 +213,7 @@ def is_network(folder: Path) -> bool:
 
 
 def check_weights(folder: Path, components: Collection[str], variant: str | None) -> None:
-    """Check that `folder` has each component's config and each network's safetensors, whose headers are read.
-
-    Raises:
-        ValueError: If weights (of the variant, or plain ones) or a shard are missing, a file is damaged, or a component
-            is missing or is a pipeline itself, whose files would not be checked.
-    """
+    """Check that `folder` has each component's config and each network's safetensors, whose headers are read."""
     for name in components:
         configs = (IMAGE_PROCESSOR,) if name == "image_processor" else CONFIGS
         if not any((folder / name / config).is_file() for config in configs):

@@ -70,12 +70,7 @@ def save_network(
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors that loading `variant` from a network's `folder` reads; empty if there are none.
-
-    Raises:
-        ValueError: If an index is damaged or names a shard that is missing, if shards have no index, or if there is a
-            single file beside an index.
-    """
+    """The safetensors that loading `variant` from a network's `folder` reads; empty if there are none."""
     infix = "" if variant is None else f".{variant}"
     for stem in WEIGHT_STEMS:
         single, index = folder / f"{stem}{infix}.safetensors", folder / f"{stem}.safetensors.index{infix}.json"
@@ -103,11 +98,7 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
 
 
 def indexed_shards(index: Path) -> list[Path]:
-    """The shards that an index names, each beside it, sorted.
-
-    Raises:
-        ValueError: If the index is not valid, or a name leads out of its folder.
-    """
+    """The shards that an index names, each beside it, sorted."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -142,11 +133,7 @@ def check_variant(variant: str | None) -> None:
 
 
 def require_safetensors(kwargs: dict[str, Any]) -> None:
-    """Set ``use_safetensors=True`` in the keyword arguments of a ``from_pretrained``.
-
-    Raises:
-        ValueError: If the caller wants other weights, which can run code when they are read.
-    """
+    """Set ``use_safetensors=True`` for a ``from_pretrained``; a `ValueError` if other weights are asked for."""
     if kwargs.pop("use_safetensors", None) is False:
         raise ValueError("use_safetensors must be True: .bin and pickles, which can run code, are not read.")
     kwargs["use_safetensors"] = True

@@ -198,9 +198,6 @@ def repository_files(
     """What is pushed of a pipeline folder: path in the repository -> file here, or content.
 
     What lies in the folder and is not pushed is named in a warning.
-
-    Raises:
-        ValueError: If a JSON file is damaged, the card lacks a value, or the licence is not in the Hub's list.
     """
     index = read_index(folder / INDEX)
     components = wanted_components(index, None, ())
@@ -247,11 +244,7 @@ def warn_of_left_out(folder: Path) -> None:
 
 
 def public_file(path: Path) -> str | bytes:
-    """A file without local paths: its own path if it holds none, otherwise its new content.
-
-    Raises:
-        ValueError: If it is a JSON file, or one of JSON lines, and is not valid.
-    """
+    """A file without local paths: its own path if it holds none, otherwise its new content."""
     if path.suffix not in (".json", ".jsonl"):
         return str(path)
     text, has_lines = path.read_text(encoding="utf-8"), path.suffix == ".jsonl"

@@ -54,25 +54,15 @@ MAX_STEP = math.pi / 2  # of L leapfrog steps together: a quarter turn in the ba
 
 @dataclass(frozen=True, eq=False)
 class AnnealedWalk:
-    """The walk between base and target, of u, where the base is ``N(0, I)`` and the target's Z is that of x.
+    """The walk between base and target, of u, where the base is ``N(0, I)`` and the target's Z is that of x."""
 
-    Attributes:
-        energy_fn: ``x -> E(x)``, shape (B,).
-        base: The base.
-        temperature: T.
-        scheduler: The sampler, whose step is set before each move.
-        num_steps: Updates at each b.
-        generator: Random number generator.
-        progress_bar: Wraps the indices of the inner b's.
-    """
-
-    energy_fn: Callable[[Tensor], Tensor]
-    base: GaussianBase
-    temperature: float
-    scheduler: EnergySampler
-    num_steps: int
-    generator: torch.Generator | None
-    progress_bar: Callable[[Iterable[int]], Iterable[int]]
+    energy_fn: Callable[[Tensor], Tensor]  # ``x -> E(x)``, shape (B,)
+    base: GaussianBase  # the base
+    temperature: float  # T
+    scheduler: EnergySampler  # the sampler, whose step is set before each move
+    num_steps: int  # updates at each b
+    generator: torch.Generator | None  # random number generator
+    progress_bar: Callable[[Iterable[int]], Iterable[int]]  # wraps the indices of the inner b's
 
     def draw_base(self, number: int) -> Tensor:
         """Exact samples of the base, shape (number, ...)."""
@@ -80,11 +70,7 @@ class AnnealedWalk:
         return randn_tensor((number, *mean.shape), generator=self.generator, device=mean.device, dtype=mean.dtype)
 
     def ends(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``E_base(u) = ||u||^2 / 2 + D/2 log 2 pi`` and ``E(x(u)) / T - log |det L|``, each of shape (B,).
-
-        Raises:
-            ValueError: If the energy does not return one number per sample.
-        """
+        """``E_base(u) = ||u||^2 / 2 + D/2 log 2 pi`` and ``E(x(u)) / T - log |det L|``, each of shape (B,)."""
         energy = self.energy_fn(self.base.from_white(u))
         if energy.shape != u.shape[:1]:
             raise ValueError(
@@ -162,46 +148,23 @@ NUM_RESAMPLES = 1000  # of the bootstrap over walkers
 class LogZBracket:
     """Estimates of ``log Z`` from below and from above, in nats, and how far to trust them.
 
-    Attributes:
-        log_z_lower: Log of the mean forward weight: a stochastic lower bound, which errs high by c nats with
-            probability ``exp(-c)`` at most. With few effective samples it lies far below log Z.
-        log_z_lower_error: Its standard error over the chains, by the jackknife; it knows only of the weights that were
-            seen, so it does not bound the distance to log Z.
-        log_z_lower_interval: Its 95 % interval, by the bootstrap over walkers.
-        log_z_upper: Minus the log of the mean reverse weight, None without samples: a stochastic upper bound if they
-            come from the model, of either sign of error if they do not.
-        log_z_upper_error: Its standard error, over distinct samples: walkers that started from copies of one sample are
-            not independent. Infinite for a single one.
-        log_z_upper_interval: Its 95 % interval, by the bootstrap over distinct samples; None for a single one.
-        num_reverse_starts: Distinct samples that the reverse walkers started from; None without samples.
-        effective_sample_size: Of the forward weights, ``(sum w)^2 / sum w^2``, 1..num_chains.
-        effective_sample_size_reverse: Of the reverse weights, summed over copies of a sample, 1..num_reverse_starts;
-            None without samples.
-        acceptance_rate: Share of the moves that were taken at b_2 .. b_{K-1}, forward, shape (num_temperatures - 2,).
-        acceptance_rate_reverse: The same of the reverse walk, in the same order of the b's; None without samples.
-        step_size: The frozen steps there, in the base's standard deviations, shape (num_temperatures - 2,).
-        num_chains: Forward walkers.
-        num_temperatures: K.
-        log_weights: Of the forward walkers, shape (num_chains,), float64.
-        ends: Where they came to, shape (num_chains, ...): with these weights, samples of the model.
+    Attributes of the upper bound are None without samples of the model; those of the reverse walk end in ``_reverse``.
     """
 
-    log_z_lower: float
-    log_z_lower_error: float
-    log_z_lower_interval: tuple[float, float] | None
-    log_z_upper: float | None
-    log_z_upper_error: float | None
-    log_z_upper_interval: tuple[float, float] | None
-    num_reverse_starts: int | None
-    effective_sample_size: float
-    effective_sample_size_reverse: float | None
-    acceptance_rate: Tensor
-    acceptance_rate_reverse: Tensor | None
-    step_size: Tensor
-    num_chains: int
-    num_temperatures: int
-    log_weights: Tensor
-    ends: Tensor
+    log_z_lower: float  # log of the mean forward weight; with few effective samples far below log Z
+    log_z_lower_interval: tuple[float, float] | None  # its 95 % interval, by the bootstrap over walkers
+    log_z_upper: float | None  # minus the log of the mean reverse weight
+    log_z_upper_interval: tuple[float, float] | None  # likewise, over distinct samples; None for a single one
+    num_reverse_starts: int | None  # distinct samples that the reverse walkers started from
+    effective_sample_size: float  # of the forward weights, ``(sum w)^2 / sum w^2``, 1..num_chains
+    effective_sample_size_reverse: float | None  # of the weights summed over copies of a sample, 1..num_reverse_starts
+    acceptance_rate: Tensor  # share of the moves that were taken at b_2 .. b_{K-1}, shape (num_temperatures - 2,)
+    acceptance_rate_reverse: Tensor | None  # the same, in the same order of the b's
+    step_size: Tensor  # the frozen steps there, in the base's standard deviations, shape (num_temperatures - 2,)
+    num_chains: int  # forward walkers
+    num_temperatures: int  # K
+    log_weights: Tensor  # of the forward walkers, shape (num_chains,), float64
+    ends: Tensor  # where they came to, shape (num_chains, ...): with these weights, samples of the model
 
     @property
     def gap(self) -> float | None:
@@ -243,10 +206,10 @@ def estimate_log_z(
         num_chains: Forward walkers >= 2.
         num_temperatures: K >= 2, both ends counted.
         scheduler: A `MALAScheduler` or `HMCScheduler`; its step is where the adaptation begins, its temperature is not
-            used. None = MALA. With HMC heed its remark on n L: widths of the target are in the base's units here.
+            used. None = MALA.
         num_steps: Updates at each temperature.
         batch_size: Walkers at a time; it bounds memory, and with it changes which random numbers a walker gets.
-        generator: Random number generator: with the same one and `batch_size`, the same numbers.
+        generator: Random number generator.
         progress_bar: Wraps the indices of the inner temperatures, once in the adaptation and once per batch.
 
     Raises:
@@ -284,25 +247,22 @@ def estimate_log_z(
     sizes = [min(batch_size, num_chains - first) for first in range(0, num_chains, batch_size)]
     forward = [walk.weigh(walk.draw_base(size), betas, step_sizes) for size in sizes]
     weights, acceptance = gather([walked[:2] for walked in forward], "forward")
-    lower, lower_error = log_mean_exp(weights)
+    lower = log_mean_exp(weights)
     # 3. from the target to the base
-    upper = upper_error = upper_interval = ess_back = acceptance_back = num_starts = None
+    upper = upper_interval = ess_back = acceptance_back = num_starts = None
     if samples is not None:
         starts = [base.to_white(x.to(base.mean)) for x in samples.split(batch_size)]
         back = [walk.weigh(u, betas.flip(0), step_sizes.flip(0))[:2] for u in starts]
         weights_back, acceptance_back = gather(back, "reverse")
         assert sample_groups is not None
-        log_inverse_z, upper_error = log_mean_exp(weights_back, sample_groups)
         interval = bootstrap_interval(weights_back, sample_groups)
         upper_interval = None if interval is None else (-interval[1], -interval[0])
         sums, _ = sum_groups(weights_back, sample_groups)
-        upper, ess_back, num_starts = -log_inverse_z, weights_effective_sample_size(sums), len(sums)
+        upper, ess_back, num_starts = -log_mean_exp(weights_back), weights_effective_sample_size(sums), len(sums)
     return LogZBracket(
         log_z_lower=lower,
-        log_z_lower_error=lower_error,
         log_z_lower_interval=bootstrap_interval(weights),
         log_z_upper=upper,
-        log_z_upper_error=upper_error,
         log_z_upper_interval=upper_interval,
         num_reverse_starts=num_starts,
         effective_sample_size=weights_effective_sample_size(weights),
@@ -328,30 +288,15 @@ def sum_groups(log_weights: Tensor, groups: Tensor | None) -> tuple[Tensor, Tens
     return sums.log() + largest, sizes.to(log_weights)
 
 
-def log_mean_exp(log_weights: Tensor, groups: Tensor | None = None) -> tuple[float, float]:
-    """``log mean w`` and its standard error by the jackknife, from log weights of shape (N,), N >= 2.
-
-    The jackknife leaves out each group in turn (None = each weight is one). It is infinite for a single group, and for
-    one that outweighs all others in float64.
-    """
-    sums, sizes = sum_groups(log_weights, groups)
-    number, total = len(sums), torch.logsumexp(log_weights, dim=0)
-    without = total + torch.log1p(-torch.exp(sums - total)) - torch.log(len(log_weights) - sizes)
-    variance = (number - 1) / number * (without - without.mean()).square().sum()
-    error = variance.sqrt().item()
-    return (total - math.log(len(log_weights))).item(), math.inf if math.isnan(error) else error
+def log_mean_exp(log_weights: Tensor) -> float:
+    """``log mean w`` of log weights of shape (N,)."""
+    return (torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))).item()
 
 
 def bootstrap_interval(log_weights: Tensor, groups: Tensor | None = None, seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of ``log mean w``, from `NUM_RESAMPLES` resamples of the groups.
+    """95 % percentile bootstrap interval of ``log mean w``; None for fewer than two groups, which have no spread.
 
-    Args:
-        log_weights: Shape (N,).
-        groups: Integers, shape (N,), equal for weights that are not independent; None = all are independent.
-        seed: Seed of the resamples.
-
-    Returns:
-        The ends of the interval; None if there are fewer than two groups, which say nothing of the spread.
+    `groups` are integers, shape (N,), equal for weights that are not independent; None = all are independent.
     """
     sums, sizes = (values.cpu().double() for values in sum_groups(log_weights, groups))
     if len(sums) < 2:
@@ -370,11 +315,7 @@ def weights_effective_sample_size(log_weights: Tensor) -> float:
 
 
 def gather(walks: list[tuple[Tensor, Tensor]], direction: str) -> tuple[Tensor, Tensor]:
-    """Log weights of all batches, shape (N,), and their mean acceptance, shape (K - 2,).
-
-    Raises:
-        ValueError: If a log weight is ``inf`` or NaN, or all are ``-inf``; some may be, where the density is zero.
-    """
+    """Log weights of all batches, shape (N,), and their mean acceptance, shape (K - 2,)."""
     log_weights = torch.cat([weights for weights, _ in walks])
     bad = int((torch.isnan(log_weights) | (log_weights == math.inf)).sum())
     if bad or (log_weights == -math.inf).all():

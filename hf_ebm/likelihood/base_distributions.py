@@ -31,27 +31,15 @@ from hf_ebm.utils.validation import check_count
 
 @dataclass(frozen=True, eq=False)
 class GaussianBase:
-    """``N(mean, L L^T)`` over samples of a shape, and the map to the coordinates where it is standard normal.
+    """``N(mean, L L^T)`` over samples of a shape, and the map to the coordinates where it is standard normal."""
 
-    Attributes:
-        mean: Shape of one sample; its dtype and device are those of the walk.
-        scale: L: standard deviations, shape (D,), or the covariance's lower Cholesky factor, shape (D, D).
-    """
-
-    mean: Tensor
-    scale: Tensor
+    mean: Tensor  # shape of one sample; its dtype and device are those of the walk
+    scale: Tensor  # l: standard deviations, shape (D,), or the covariance's lower Cholesky factor, shape (D, D)
 
     def __post_init__(self) -> None:
         dims = self.mean.numel()
-        if (
-            self.mean.dim() < 1
-            or not self.mean.is_floating_point()
-            or tuple(self.scale.shape)
-            not in {
-                (dims,),
-                (dims, dims),
-            }
-        ):
+        has_shape = self.mean.dim() > 0 and tuple(self.scale.shape) in ((dims,), (dims, dims))
+        if not has_shape or not self.mean.is_floating_point():
             raise ValueError(
                 "mean must be a floating-point tensor of one sample's shape and scale have the shape (D,) or (D, D), "
                 f"D = mean.numel(), got {tuple(self.mean.shape)} ({self.mean.dtype}) and {tuple(self.scale.shape)}."
@@ -68,11 +56,7 @@ class GaussianBase:
 
     @classmethod
     def full(cls, mean: Tensor, covariance: Tensor) -> GaussianBase:
-        """``N(mean, covariance)``; `covariance` over the flattened sample, shape (D, D), positive definite.
-
-        Raises:
-            ValueError: If it is not.
-        """
+        """``N(mean, covariance)``; `covariance` over the flattened sample, shape (D, D), positive definite."""
         factor, info = torch.linalg.cholesky_ex(covariance)
         if info.any():
             raise ValueError("covariance must be positive definite; add a small multiple of the identity.")
@@ -91,23 +75,6 @@ class GaussianBase:
         covariance = torch.cov(data.flatten(1).cpu().double().T).reshape(data[0].numel(), -1)
         ridge = min_std**2 * torch.eye(len(covariance), dtype=covariance.dtype)
         return cls.full(data.mean(dim=0), covariance + ridge)
-
-    @classmethod
-    def fit_low_rank(cls, data: Tensor, rank: int = 16, min_std: float = 0.05) -> GaussianBase:
-        """As `fit_full`, the covariance of a `rank` plus a diagonal, by scikit-learn's factor analysis: for few data.
-
-        Raises:
-            ValueError: If `rank` does not lie between 1 and D.
-        """
-        from sklearn.decomposition import FactorAnalysis
-
-        check_data("data", data)
-        dims = data[0].numel()
-        if not 1 <= rank <= dims:
-            raise ValueError(f"rank must lie between 1 and the samples' {dims} dimensions, got {rank!r}.")
-        analysis = FactorAnalysis(n_components=rank, random_state=0).fit(data.flatten(1).cpu().double().numpy())
-        covariance = torch.from_numpy(analysis.get_covariance())
-        return cls.full(data.mean(dim=0), covariance + min_std**2 * torch.eye(dims).to(covariance))
 
     @property
     def covariance(self) -> Tensor:
@@ -155,15 +122,10 @@ EDGE = 1e-6  # points nearer to a wall, as a share of the width, are moved off i
 
 @dataclass(frozen=True)
 class Box:
-    """``[low, high]`` in every dimension.
+    """``[low, high]`` in every dimension."""
 
-    Attributes:
-        low: Lower end of every dimension.
-        high: Upper end, > `low`.
-    """
-
-    low: float
-    high: float
+    low: float  # lower end of every dimension
+    high: float  # upper end, > `low`
 
     def __post_init__(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
@@ -181,11 +143,7 @@ class Box:
         return self.low + (self.high - self.low) * torch.special.ndtr(v)
 
     def from_box(self, x: Tensor) -> Tensor:
-        """``v = Phi^-1((x - low) / (high - low))``, shape of `x`; on a wall, `EDGE` of the width inside it.
-
-        Raises:
-            ValueError: If a point lies outside.
-        """
+        """``v = Phi^-1((x - low) / (high - low))``, shape of `x`; on a wall, `EDGE` of the width inside it."""
         share = (x.double() - self.low) / (self.high - self.low)
         if not ((share > -EDGE) & (share < 1.0 + EDGE)).all():
             raise ValueError(

@@ -17,11 +17,7 @@ from hf_ebm.utils.validation import check_count, check_positive
 
 
 def log_likelihood(energies: Tensor, log_z: float, temperature: float = 1.0) -> Tensor:
-    """``log p(x) = -E(x) / T - log Z`` in nats, shape of `energies`; the upper end of log Z gives the lower of log p.
-
-    Raises:
-        ValueError: If the temperature is not positive.
-    """
+    """``log p(x) = -E(x) / T - log Z`` in nats; the upper end of log Z gives the lower of log p."""
     check_positive("temperature", temperature)
     return -energies / temperature - log_z
 
@@ -32,15 +28,7 @@ def bits_per_dim(log_p: Tensor, log_q: Tensor, num_dims: int) -> Tensor:
     A model's probability of the levels y is the mass of its density p in their bin; with x drawn from any density q in
     the bin, ``-log P(y) <= -E [log p(x) - log q(x | y)]`` (Jensen). So in the mean over x this is an upper bound of the
     discrete data's bits, equal for q that is proportional to p in the bin. The uniform density over all bins, with the
-    uniform q, gives ``log2 num_levels``.
-
-    Args:
-        log_p: The model's normalised log density at x, nats, shape (B,).
-        log_q: The log density that x was drawn from, of `dequantise_uniform` or `dequantise_normal`, shape (B,).
-        num_dims: D, numbers in one sample (colours counted).
-
-    Raises:
-        ValueError: If `num_dims` is out of its range.
+    uniform q, gives ``log2 num_levels``. Both densities are in nats, shape (B,); `num_dims` D counts colours.
     """
     check_count("num_dims", num_dims, 1)
     return -(log_p - log_q) / (num_dims * math.log(2.0))
@@ -84,11 +72,7 @@ def dequantise_normal(
 
 
 def to_levels(x: Tensor, num_levels: int) -> Tensor:
-    """`x` moved onto the nearest of the L levels ``2 y / (L - 1) - 1``, away from which only rounding may have led.
-
-    Raises:
-        ValueError: If `x` does not lie on them, or `num_levels` is out of its range.
-    """
+    """`x` moved onto the nearest of the L levels ``2 y / (L - 1) - 1``, away from which only rounding may have led."""
     check_count("num_levels", num_levels, 2)
     levels = 0.5 * (x + 1.0) * (num_levels - 1)
     rounded = levels.round()
@@ -117,19 +101,9 @@ def log_z_on_grid(
 ) -> float:
     """``log Z`` of ``exp(-E(x) / T)`` over the square [-limit, limit]^2, by the midpoint rule.
 
-    For a smooth density that fades before the edge, the error falls faster than any power of the cells' width once they
-    are narrower than its features. What lies outside the square is not counted.
-
-    Args:
-        energy_fn: ``x -> E(x)``, (B, 2) -> (B,); the points have torch's default dtype.
-        limit: Half the square's side.
-        resolution: Cells along each side.
-        temperature: T > 0.
-        batch_size: Points at a time.
-        device: Where the points are.
-
-    Raises:
-        ValueError: If an argument is out of its range, or an energy is not a number.
+    `energy_fn` is ``x -> E(x)``, (B, 2) -> (B,); the square has `resolution` cells along each side. For a smooth
+    density that fades before the edge, the error falls faster than any power of the cells' width once they are narrower
+    than its features. What lies outside the square is not counted.
     """
     check_positive("limit", limit)
     check_positive("temperature", temperature)

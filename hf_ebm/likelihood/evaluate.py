@@ -114,20 +114,11 @@ def estimate_conditional_log_z(
     samples: Sequence[Tensor] | None = None,
     **settings: Any,
 ) -> list[LogZBracket]:
-    """A bracket of ``log Z(x_next, t)`` for each of the noisier states `x_next`.
+    """A bracket of ``log Z(x_next, t)`` for each of the noisier states `x_next`, shape (N, ...).
 
-    Args:
-        energy_fn: ``x_t -> E(x_t, t)`` at this t, shape (B,).
-        coefficients: The chain.
-        x_next: Noisier states, shape (N, ...).
-        t: Index of the cleaner state, 0..T-1.
-        clean: Gaussian of the clean data, for the base.
-        samples: For each noisier state, samples of the model's ``p(x_t | x_next)``, shape (M, ...), for the upper
-            bound, which is strict only if they are exact; None gives no upper bounds.
-        settings: Of `estimate_log_z`: ``num_chains``, ``num_temperatures``, ``scheduler``, ``generator``, ...
-
-    Raises:
-        ValueError: If an argument cannot be used.
+    `energy_fn` is ``x_t -> E(x_t, t)``, `clean` the Gaussian of the clean data, for the base. `samples` are for each
+    noisier state of the model's ``p(x_t | x_next)``, shape (M, ...), for the upper bound, which is strict only if they
+    are exact; None gives no upper bounds. The `settings` are those of `estimate_log_z`.
     """
     if samples is not None and len(samples) != len(x_next):
         raise ValueError(f"samples must have one entry per noisier state, {len(x_next)}, got {len(samples)}.")
@@ -155,10 +146,10 @@ def evaluate_likelihood(
     settings: LikelihoodSettings | None = None,
     progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
-    """The bracket, and the held-out data's likelihood at both its ends, as numbers and words that JSON can hold.
+    """The bracket, and the held-out data's likelihood at both its ends, for JSON.
 
     Args:
-        pipeline: A generation pipeline with its energy; computed on the energy's device, in float32.
+        pipeline: A generation pipeline with its energy.
         train: Training samples, shape (N, ...), for ``reverse_from="data"`` and for the Gaussian to compare with.
         held_out: Samples that the model was not trained on, shape (M, ...).
         num_levels: L of images, whose values are the levels ``2 y / (L - 1) - 1``; None for vectors.
@@ -175,7 +166,7 @@ def evaluate_likelihood(
         ValueError: If the pipeline has no energy or no scheduler (which gives the energy's temperature), or the data do
             not lie in the box or on the levels.
     """
-    settings = LikelihoodSettings() if settings is None else settings
+    settings = settings or LikelihoodSettings()
     for needed in ("energy_model", "scheduler"):
         if getattr(pipeline, needed) is None:
             raise ValueError(f"pipeline has no {needed}, so it has no likelihood; load it.")
@@ -273,19 +264,11 @@ def evaluate_chain_likelihood(
     settings: LikelihoodSettings | None = None,
     progress_bar: ProgressBar = no_bar,
 ) -> dict[str, Any]:
-    """Brackets of ``log Z(x_{t+1}, t)`` along the noise process of each held-out sample, and what they say together.
+    """Brackets of ``log Z(x_{t+1}, t)`` along the noise process of each held-out sample, and the evidence lower bound.
 
-    The reverse walks start at the generator's draws of ``x_t`` given ``x_{t+1}``, equilibrated; of `settings`, ``base``
-    and ``reverse_from`` are not used. As ever, an upper bound from such starts is not strict.
-
-    Args:
-        pipeline: A `DDAEBMPipeline` with its energy.
-        train: Training samples, shape (N, ...): their Gaussian gives the bases.
-        held_out: Samples to follow, shape (M, ...): 2 T walks each.
-        num_levels: L of images on levels; then x_0 is a level with the chain's own noise, normal and cut off at the
-            bin, so that bits per dimension of the levels can be given. None for vectors.
-        settings: Chains, temperatures, leapfrog steps, equilibration, seed; None = the defaults.
-        progress_bar: Wraps the temperatures of each walk.
+    The arguments are those of `evaluate_likelihood`, the pipeline is a `DDAEBMPipeline`. The reverse walks start at the
+    generator's draws of ``x_t`` given ``x_{t+1}``, equilibrated; ``base`` and ``reverse_from`` of `settings` are not
+    used. With levels, x_0 is a level with the chain's own noise, normal and cut off at the bin.
 
     Returns:
         ``steps``: for each t the bounds of log Z of each sample, their mean gap and effective sample size;
@@ -295,7 +278,7 @@ def evaluate_chain_likelihood(
     Raises:
         ValueError: If the pipeline is not a DDAEBM with an energy, or `held_out` is not on the levels.
     """
-    settings = LikelihoodSettings() if settings is None else settings
+    settings = settings or LikelihoodSettings()
     check_has_chain(pipeline)
     began, generator = time.perf_counter(), torch.Generator().manual_seed(settings.seed)
     model, q = pipeline.energy_model, pipeline.coefficients
@@ -304,11 +287,11 @@ def evaluate_chain_likelihood(
     clean = GaussianBase.fit_full(train.to(device))
     x = held_out.to(device)
 
-    def draw(shape: tuple[int, ...]) -> Tensor:
-        return randn_tensor(shape, generator=generator, device=device, dtype=x.dtype)
+    def draw() -> Tensor:
+        return randn_tensor(x.shape, generator=generator, device=device, dtype=x.dtype)
 
     if num_levels is None:
-        x_t, log_q = q.q_sample(x, torch.zeros(len(x), dtype=torch.long), draw(tuple(x.shape))), None
+        x_t, log_q = q.q_sample(x, torch.zeros(len(x), dtype=torch.long), draw()), None
     else:
         noise_std = math.sqrt(1.0 - q.alphas_cumprod[0].item())
         x_t, log_q = dequantise_normal(x, noise_std, num_levels, generator)
@@ -317,7 +300,7 @@ def evaluate_chain_likelihood(
     frozen = eval_copy(model)
     for t in range(q.num_timesteps):
         step = torch.full((len(x),), t, device=device)
-        x_next = q.q_step(x_t, step, draw(tuple(x.shape)))
+        x_next = q.q_step(x_t, step, draw())
 
         def energy_fn(x_t: Tensor, t: int = t) -> Tensor:
             return frozen(x_t, t).energy

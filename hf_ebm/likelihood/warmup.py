@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_ebm.likelihood.ais import AnnealedWalk
+from hf_ebm.likelihood.ais import TARGET_ACCEPTANCE, AnnealedWalk
 from hf_ebm.likelihood.base_distributions import GaussianBase
 from hf_ebm.schedulers.scheduling_hmc import HMCScheduler
 from hf_ebm.schedulers.scheduling_mala import MALAScheduler
@@ -27,18 +27,11 @@ ROUNDS = 50  # at most; between rounds of equally many updates the step changes,
 
 @dataclass(frozen=True, eq=False)
 class Equilibrated:
-    """The end of a chain on ``exp(-E / T)``.
+    """The end of a chain on ``exp(-E / T)``."""
 
-    Attributes:
-        samples: Shape (B, ...).
-        mean_energies: Mean of ``E / T`` at the start, in the middle, at the end; as long as it drifts, the samples are
-            not the model's.
-        acceptance_rate: Share of the moves taken in the second half; NaN without moves.
-    """
-
-    samples: Tensor
-    mean_energies: tuple[float, float, float]
-    acceptance_rate: float
+    samples: Tensor  # shape (B, ...)
+    mean_energies: tuple[float, float, float]  # of ``E / T`` at the start, in the middle, at the end; it must not drift
+    acceptance_rate: float  # share of the moves taken in the second half; NaN without moves
 
 
 @no_grad
@@ -49,25 +42,13 @@ def equilibrate(
     temperature: float = 1.0,
     num_steps: int = 1000,
     scheduler: MALAScheduler | HMCScheduler | None = None,
-    target_acceptance: float = 0.65,
     generator: torch.Generator | None = None,
     progress_bar: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Equilibrated:
     """`num_steps` updates on ``exp(-E(x) / T)`` from `x`; the step is set in the first half and kept in the second.
 
-    Args:
-        energy_fn: ``x -> E(x)``, shape (B,).
-        base: Its covariance scales the steps of each direction.
-        x: Start, shape (B, ...).
-        temperature: T > 0.
-        num_steps: Updates >= 0, L gradients each; more than `ROUNDS` are rounded up to a multiple of it.
-        scheduler: A `MALAScheduler` or `HMCScheduler`, whose step the adaptation begins with; None = MALA.
-        target_acceptance: Share of moves taken that the step is set for.
-        generator: Random number generator.
-        progress_bar: Wraps the rounds.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+    The covariance of `base` scales the steps of each direction, the step of `scheduler` (None = MALA) is where its
+    adaptation begins. More than `ROUNDS` updates are rounded up to a multiple of it; `progress_bar` wraps the rounds.
     """
     check_count("num_steps", num_steps, 0)
     scheduler = MALAScheduler(step_size=0.1) if scheduler is None else copy.copy(scheduler)
@@ -82,7 +63,7 @@ def equilibrate(
     for index in progress_bar(range(rounds)):
         u, _, rate = walk.move(u, 1.0, step_size)
         if index < rounds // 2:
-            step_size, middle = step_size * math.exp(rate - target_acceptance), mean_energy(u)
+            step_size, middle = step_size * math.exp(rate - TARGET_ACCEPTANCE), mean_energy(u)
         else:
             rates.append(rate)
     rate = sum(rates) / len(rates) if rates else math.nan

@@ -60,20 +60,6 @@ def log_class_probability(logits: Tensor, class_labels: Tensor) -> Tensor:
     return torch.where(class_labels < 0, 0.0, log_p)
 
 
-def select_energy(marginal: Tensor, logits: Tensor, class_labels: Tensor, temperature: float) -> Tensor:
-    """``E(x, t, y) = E(x, t) - tau log p(y | x_t)``, and the marginal where y = -1, shape (B,).
-
-    The same as a forward pass with ``class_labels=``, from one without: so one pass serves several labels.
-
-    Args:
-        marginal: ``E(x, t)``, shape (B,).
-        logits: ``l_y(x_t, t)``, shape (B, K).
-        class_labels: y, shape (B,), int64.
-        temperature: tau, the energy's ``config.energy_temperature``.
-    """
-    return marginal - temperature * log_class_probability(logits, class_labels)
-
-
 def guided_energy(
     marginal: Tensor, logits: Tensor, class_labels: Tensor, temperature: float, guidance_scale: float
 ) -> Tensor:

@@ -17,7 +17,9 @@ and "Reduce, Reuse, Recycle", ICML 2023.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import is_number
 
 OPERATIONS = ("and", "or")
+LOADING: ContextVar[tuple[str, ...]] = ContextVar("LOADING", default=())  # compositions around the present one
 
 
 class ComposedEnergyConfig(PreTrainedConfig):
@@ -233,7 +236,7 @@ class ComposedEnergyModel(EnergyModel):
         """Load a saved composition and its parts.
 
         Raises:
-            ValueError: If it is no composition.
+            ValueError: If it is no composition, or one that is a part of itself.
             OSError: If a part cannot be found.
         """
         where = {name: kwargs[name] for name in (*HUB_OPTIONS, "subfolder") if kwargs.get(name) is not None}
@@ -241,12 +244,22 @@ class ComposedEnergyModel(EnergyModel):
         if not isinstance(config, ComposedEnergyConfig) or not config.parts:
             raise ValueError(f"{pretrained_model_name_or_path} holds no composition of energies.")
         dtype = {"dtype": kwargs["dtype"]} if kwargs.get("dtype") is not None else {}
-        parts = [
-            AutoModel.from_pretrained(
-                fetch_network(part["name"], {"revision": part["revision"]}), use_safetensors=True, **dtype
+        here = os.path.realpath(pretrained_model_name_or_path)
+        if here in LOADING.get():
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a composition that names itself as a part, directly or by another "
+                "one; name other energies in its config.json."
             )
-            for part in config.parts
-        ]
+        outer = LOADING.set((*LOADING.get(), here))
+        try:
+            parts = [
+                AutoModel.from_pretrained(
+                    fetch_network(part["name"], {"revision": part["revision"]}), use_safetensors=True, **dtype
+                )
+                for part in config.parts
+            ]
+        finally:
+            LOADING.reset(outer)
         for part, description in zip(parts, config.parts, strict=True):
             part.name_or_path = part.config.name_or_path = description["name"]
         names = ("operation", "weights", "class_labels", "temperatures", "log_z", "bounds")

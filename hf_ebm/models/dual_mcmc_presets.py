@@ -99,11 +99,7 @@ def dual_mcmc_model_settings(
 
 
 def build_dual_mcmc_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The generator, energy and inference networks of `dual_mcmc_model_settings`, freshly initialised (torch's seed).
-
-    Raises:
-        ValueError: If a network does not know a setting, or the sizes do not fit.
-    """
+    """The generator, energy and inference networks of `dual_mcmc_model_settings`, initialised by torch's seed."""
     from hf_ebm.models.conv_inference import ConvInferenceModel
     from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
     from hf_ebm.models.mlp_inference import MLPInferenceModel

@@ -134,11 +134,7 @@ class EnergyModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
     def with_labels(self, base: Tensor, logits: Tensor | None, class_labels: Any) -> EnergyOutput:
-        """The output for the base energy (B,) and the class scores (B, num_classes), None if there are none.
-
-        Raises:
-            ValueError: If the labels do not fit the model; see `expand_class_labels`.
-        """
+        """The output for the base energy (B,) and the class scores (B, num_classes), None if there are none."""
         labels = expand_class_labels(class_labels, base, self.config.num_classes)
         if labels is None or logits is None:
             return EnergyOutput(energy=base)

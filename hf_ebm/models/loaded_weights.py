@@ -6,13 +6,7 @@ from typing import Any
 
 
 def check_same_architecture(cls: type, name: Any, info: dict[str, Any]) -> None:
-    """Raise a `ValueError` if weights lack a tensor of the network, or hold one of another name or size.
-
-    Args:
-        cls: The network's class.
-        name: Where the weights are from.
-        info: ``output_loading_info`` of transformers' or diffusers' ``from_pretrained``.
-    """
+    """Raise a `ValueError` if weights lack a tensor of the network, or hold one of another name or size."""
     wrong = {
         kind: sorted(key if isinstance(key, str) else key[0] for key in info[f"{kind}_keys"])
         for kind in ("missing", "unexpected", "mismatched")

@@ -127,12 +127,7 @@ def ddaebm_model_settings(
 
 
 def check_sizes(parts: dict[str, dict[str, Any]], shared: str) -> None:
-    """Raise a `ValueError` unless the data's size is the same in all networks.
-
-    Args:
-        parts: Arguments of the three networks by name.
-        shared: The part of the settings that is for all of them.
-    """
+    """Raise a `ValueError` unless the data's size is the same in all networks."""
     for key in SIZES:
         found = {name: parts[name].get(key) for name in ("generator", "energy", "inference")}
         if len(set(found.values())) > 1:
@@ -149,11 +144,7 @@ def add_classes(
     class_prior: Sequence[float] | None,
     class_names: Sequence[str] | None,
 ) -> None:
-    """Add the settings of the classes to the arguments of the three networks by name.
-
-    Raises:
-        ValueError: If they do not fit each other, or a network's own settings name another number of classes.
-    """
+    """Add the settings of the classes to the arguments of the three networks by name."""
     check_classes(num_classes, class_prior, class_names)
     for name in ("generator", "energy", "inference"):
         own = parts[name].get("num_classes", num_classes)
@@ -173,11 +164,7 @@ def add_classes(
 
 
 def build_ddaebm_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The generator, energy and inference networks of `ddaebm_model_settings`, freshly initialised (torch's seed).
-
-    Raises:
-        ValueError: If a network does not know a setting, or the sizes do not fit.
-    """
+    """The generator, energy and inference networks of `ddaebm_model_settings`, freshly initialised (torch's seed)."""
     from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
     from hf_ebm.models.mlp_generator import MLPGeneratorModel
     from hf_ebm.models.mlp_pair_inference import MLPPairInferenceModel
@@ -195,11 +182,7 @@ def build_ddaebm_models(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
 def build_models(
     settings: dict[str, Any], generator: Any, energy_config: Any, energy: Any, inference: Any
 ) -> tuple[Any, Any, Any]:
-    """The three networks of the given classes with the arguments in `settings`.
-
-    Raises:
-        ValueError: If a network does not know a setting, or the sizes do not fit.
-    """
+    """The three networks of the given classes with the arguments in `settings`."""
     check_known(energy_config.__name__, settings["energy"], energy_config().to_dict())
     for part, cls in (("generator", generator), ("inference", inference)):
         check_known(cls.__name__, settings[part], inspect.signature(cls).parameters)

@@ -160,11 +160,7 @@ class EnergySampler(PathlessConfig, SchedulerMixin, ConfigMixin):
         raise NotImplementedError
 
     def advance(self) -> int:
-        """This step's index, counted here and not read from `timestep`: a GPU is never waited for.
-
-        Raises:
-            ValueError: If the chain has no step left.
-        """
+        """This step's index, counted here and not read from `timestep`: a GPU is never waited for."""
         index = self.step_index
         if index >= len(self.timesteps):
             raise ValueError(

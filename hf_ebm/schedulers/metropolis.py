@@ -15,17 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ChainState:
-    """A state with what was computed at it, so that no gradient is taken twice.
+    """A state with what was computed at it, so that no gradient is taken twice."""
 
-    Attributes:
-        sample: x, shape (B, ...).
-        energy: E(x), shape (B,).
-        grad: grad E(x), shape of `sample`.
-    """
-
-    sample: Tensor
-    energy: Tensor
-    grad: Tensor
+    sample: Tensor  # x, shape (B, ...)
+    energy: Tensor  # E(x), shape (B,)
+    grad: Tensor  # grad E(x), shape of `sample`
 
     def select(self, mask: Tensor, other: ChainState) -> ChainState:
         """`other` where `mask`, shape (B,), is true, this state elsewhere."""
@@ -38,11 +32,7 @@ class ChainState:
 
 
 def given_state(sample: Tensor, energy: Tensor | None, grad: Tensor) -> ChainState:
-    """The arguments of a ``step`` as a `ChainState`.
-
-    Raises:
-        ValueError: If the energy is missing or the shapes do not fit.
-    """
+    """The arguments of a ``step`` as a `ChainState`."""
     if energy is None:
         raise ValueError(
             "this scheduler accepts or rejects by the energy: pass energy=E(sample), shape (B,), to step "

@@ -174,19 +174,12 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of a span.
+    """The rows of a span."""
 
-    Attributes:
-        stop: End of the span.
-        ids: Of the rows in `x`.
-        x: Samples in the models' range, shape (len(ids), ...).
-        unreadable: The rows that are not in `x`.
-    """
-
-    stop: int
-    ids: list[Any]
-    x: Tensor
-    unreadable: list[Unreadable]
+    stop: int  # end of the span
+    ids: list[Any]  # of the rows in `x`
+    x: Tensor  # samples in the models' range, shape (len(ids), ...)
+    unreadable: list[Unreadable]  # the rows that are not in `x`
 
 
 class Rows(Protocol):
@@ -216,14 +209,8 @@ class ListRows:
 class HubRows:
     """Rows of a `datasets.Dataset`, undecoded.
 
-    Args:
-        dataset: The data set.
-        image_column: Column of the images; None = the only one.
-        id_column: Of the ids, whole numbers or strings; None = the paths of an image folder, else the row numbers.
-        root: The folder to which such paths are relative; None = full paths.
-
-    Raises:
-        ValueError: If a column is missing or has the wrong type.
+    Ids are those of `id_column`, whole numbers or strings, or else the paths of an image folder, relative to `root`
+    if there is one, or else the row numbers.
     """
 
     def __init__(
@@ -262,16 +249,7 @@ class HubRows:
 
 
 def prepare_sample(source: Any, sample_shape: tuple[int, ...], image_processor: EBMImageProcessor | None) -> Tensor:
-    """One source, array or tensor in the models' range, shape (1, ...).
-
-    Args:
-        source: What `hf_ebm.data.image_files.open_image` takes, or an array or a tensor.
-        sample_shape: Shape of the model's samples, (C, H, W) or (D,).
-        image_processor: For models of images; see `images_to_tensor`.
-
-    Raises:
-        ValueError: If it cannot be read or does not fit, in words that follow its name.
-    """
+    """One source, array or tensor in the models' range, shape (1, ...)."""
     try:
         if not isinstance(source, np.ndarray | Tensor) and len(sample_shape) == 3:
             return (image_processor or EBMImageProcessor(sample_shape[-1], sample_shape[0])).prepare(source)
@@ -369,12 +347,9 @@ def sample_batches(
         if hasattr(images, "__len__"):
             rows: Rows = HubRows(images, image_column)
         else:
-            column = streaming_column(images, image_column)
             if num_workers:
                 raise ValueError("num_workers must be 0 for a streaming data set, which is read in its own order.")
-            sources = column_of(undecoded(images, column), column)
-            batches = streamed_batches(sources, batch_size, sample_shape, image_processor)
-            yield from _whole(batches)
+            yield from _whole(streamed_batches(images, image_column, batch_size, sample_shape, image_processor))
             return
     elif isinstance(images, list | tuple) and any(isinstance(image, IMAGE_TYPES) for image in images):
         rows = ListRows(images)
@@ -392,41 +367,23 @@ def sample_batches(
 
 
 def streamed_batches(
-    sources: Iterator[Any],
+    dataset: Any,
+    image_column: str | None,
     batch_size: int,
     sample_shape: tuple[int, ...],
     image_processor: EBMImageProcessor | None,
 ) -> Iterator[Batch]:
-    """Batches of images from an iterator."""
-    start = 0
-    while chunk := list(islice(sources, batch_size)):
-        yield prepare_rows(list(enumerate(chunk, start)), start, sample_shape, image_processor)
-        start += len(chunk)
-
-
-def streaming_column(dataset: Any, image_column: str | None) -> str:
-    """The image column of a streaming data set, whose features may be unknown before it is read.
-
-    Raises:
-        ValueError: If it does not exist, or is ambiguous.
-    """
-    if dataset.features is not None:
-        return find_image_column(dataset, image_column)
-    if image_column is None:
+    """Batches of a streaming data set, whose features may be unknown before it is read."""
+    if dataset.features is None and image_column is None:
         raise ValueError("this streaming data set does not know its columns; name one with image_column=...")
-    return image_column
-
-
-def column_of(rows: Iterable[dict[str, Any]], column: str) -> Iterator[Any]:
-    """One column of rows that are read one after the other.
-
-    Raises:
-        ValueError: If a row lacks it.
-    """
-    for row in rows:
-        if column not in row:
-            raise ValueError(f"image_column {column!r} is not in the data set; its rows have {sorted(row)}.")
-        yield row[column]
+    column: Any = image_column if dataset.features is None else find_image_column(dataset, image_column)
+    rows = enumerate(undecoded(dataset, column))
+    while chunk := list(islice(rows, batch_size)):
+        for _, row in chunk:
+            if column not in row:
+                raise ValueError(f"image_column {column!r} is not in the data set; its rows have {sorted(row)}.")
+        images = [(number, row[column]) for number, row in chunk]
+        yield prepare_rows(images, chunk[0][0], sample_shape, image_processor)
 
 
 def _whole(batches: Iterable[Batch]) -> Iterator[Tensor]:

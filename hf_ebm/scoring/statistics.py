@@ -10,12 +10,9 @@
 
 Energies are computed in eval mode, and by the same function for every pipeline's ``score``.
 
-Dual-MCMC Teaching reconstructs by its z-chain, g(z_revised) (Cui & Han 2023). A DDAEBM is given x at its first noise
-level, x_1 ~ q(x_1 | x), and its generator predicts the clean image, for several x_1 and latents. OOD detection by the
-reconstructions of a diffusion model is from Graham et al., CVPR workshops 2023, who use several noise levels.
-
-The noise is one tensor for all samples, given by a seed, so the statistics of a sample depend neither on the other
-samples of its batch nor on its position or process.
+The pipeline of a method knows how its models reconstruct (`EBMPipeline.make_reconstruction_error`). The noise is one
+tensor for all samples, given by a seed, so the statistics of a sample depend neither on the other samples of its batch
+nor on its position or process.
 """
 
 from __future__ import annotations
@@ -32,7 +29,6 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.data.pseudo_labels import assign_labels
 from hf_ebm.diffusion import DiffusionCoefficients
 from hf_ebm.langevin import energy_and_grad, energy_grad
@@ -117,7 +113,6 @@ def score_samples(
 
 
 B = TypeVar("B")
-NUM_DENOISING_DRAWS = 8  # of x_1 and latent for a DDAEBM's reconstruction error
 
 
 def statistics_of_batches(
@@ -271,67 +266,6 @@ def compute_compressed_size(x: Tensor) -> Tensor:
         layers = [image] if image.shape[-1] == 3 else [image[..., channel] for channel in range(image.shape[-1])]
         sizes.append(8.0 * sum(_png_bytes(layer) - _png_bytes(layer[:1, :1] * 0) for layer in layers))
     return torch.tensor(sizes)
-
-
-def compute_reconstruction_error(pipe: Any, x: Tensor, seed: int = 0, class_labels: Tensor | None = None) -> Tensor:
-    """Mean squared error per pixel of each sample's revised reconstruction, shape (N,), float32, on the CPU.
-
-    Args:
-        pipe: A `DualMCMCPipeline`.
-        x: Samples in the models' range, shape (N, ...).
-        seed: Of the chains' noise, the same for each sample, so that its error depends on nothing but itself.
-        class_labels: Of the samples, shape (N,); None = those that the pipeline finds most likely.
-    """
-    generators = [torch.Generator().manual_seed(seed) for _ in range(len(x))]
-    images = to_unit_range(x) if x.ndim == 4 else x
-    recon = pipe.reconstruct(
-        images,
-        sample_latents=False,
-        generator=generators,
-        output_type="latent",
-        output_squared_errors=True,
-        class_labels=class_labels,
-    )
-    return recon.squared_errors[-1].float().cpu()
-
-
-@torch.no_grad()
-def compute_denoising_error(
-    generator_model: Any,
-    x: Tensor,
-    coefficients: DiffusionCoefficients,
-    num_draws: int = NUM_DENOISING_DRAWS,
-    seed: int = 0,
-    class_labels: Tensor | None = None,
-) -> Tensor:
-    """Mean squared error per pixel of a DDAEBM's clean images from ``x_1 ~ q(x_1 | x)``, shape (N,), on the CPU.
-
-    Args:
-        generator_model: Its generator.
-        x: Clean samples in the models' range, shape (N, ...).
-        coefficients: The chain it was trained on.
-        num_draws: Noises and latents to average over; all samples get the same ones.
-        seed: Of those.
-        class_labels: Of the samples, for a generator with classes, shape (N,); None = for each sample the label with
-            the smallest error.
-    """
-    num_classes = getattr(generator_model.config, "num_classes", 0)
-    if num_classes and class_labels is None:
-        each = (torch.full((len(x),), label) for label in range(num_classes))
-        of_labels = [compute_denoising_error(generator_model, x, coefficients, num_draws, seed, y) for y in each]
-        return torch.stack(of_labels).amin(dim=0)
-    generator_model = in_eval(generator_model)
-    q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
-    x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
-    device, dtype, errors = execution_device(generator_model), generator_model.dtype, torch.zeros(len(x))
-    given = () if class_labels is None else (class_labels.to(device),)
-    for _ in range(num_draws):
-        noise = torch.randn(1, *x.shape[1:], generator=random)
-        z = torch.randn(1, generator_model.config.latent_dim, generator=random)
-        x_1 = q.q_sample(x, first, noise.expand(x.shape)).to(device=device, dtype=dtype)
-        clean = generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype), *given).sample
-        errors += (clean.float().cpu() - x).square().flatten(1).mean(dim=1)
-    return errors / num_draws
 
 
 def _png_bytes(pixels: Any) -> int:

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def to_json(record: Any, indent: int | None = None) -> str:
-    """The text of a record.
-
-    Raises:
-        ValueError: If a number in it is not finite.
-    """
+    """The text of a record."""
     try:
         return json.dumps(record, indent=indent, allow_nan=False)
     except ValueError as error:
@@ -54,9 +50,6 @@ class WriteError(OSError):
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes `path`'s place if the block ends well, else it is removed.
-
-    Args:
-        path: The file to make or to replace; its folder is made if it is missing.
 
     Raises:
         WriteError: If it cannot be written.
@@ -139,11 +132,7 @@ PathT = TypeVar("PathT", bound=str | Path)
 
 
 def expand_home(path: PathT) -> PathT:
-    """`path` with a leading ``~`` or ``~user`` replaced by that user's home folder; any other path unchanged.
-
-    Raises:
-        ValueError: If there is no such user, and no file or folder of this name.
-    """
+    """`path` with a leading ``~`` or ``~user`` replaced by that user's home folder; any other path unchanged."""
     text = str(path)
     expanded = os.path.expanduser(text)
     if expanded == text and text.startswith("~") and not os.path.lexists(text):

@@ -27,7 +27,7 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
     assert "converted to gray" in saved.preprocessing and record["calibrated_scores"] == sorted(expected.reference)
     assert record["threshold"] == expected.threshold("typicality")
     # the half that fitted the statistics was not calibrated on
-    assert record["called_odd"] == int(scorer(digits, score="typicality").is_ood.sum())
+    assert record["flagged"] == int(scorer(digits, score="typicality").is_ood.sum())
     assert (record["num_fitted"], record["num_calibrated"]) == (180, 180)
     assert record["expected_fpr"] == pytest.approx(18 / 181)
     assert (record["num_images"], record["dataset"], record["split"]) == (360, "digits", "test")
@@ -35,7 +35,7 @@ def test_calibrate_writes_what_the_pipeline_finds_and_renews_the_card(folder, tm
 
     main([*arguments, "--score", "energy", "--json"])
     record, text = json.loads(capsys.readouterr().out), card.read_text()
-    assert record["called_odd"] == 35  # of 360 the k-th largest has p = (1 + k) / 361
+    assert record["flagged"] == 35  # of 360 the k-th largest has p = (1 + k) / 361
     assert "at most" not in text[text.index("## Threshold") : text.index("```python", text.index("## Threshold"))]
     assert "| 360 | 9.97 % |" in text and "| 180 | 9.94 % |" in text and "A random 180 of the samples fitted" in text
 

@@ -43,7 +43,6 @@ def folder(tmp_path, monkeypatch):
 def test_parts(text, parts):
     named = DatasetName.parse(text)
     assert (named.name, named.config, named.split) == parts and named.public == text
-    assert named.of_split("x").split == "x"
 
 
 def test_paths_are_taken_as_they_are_and_shown_by_their_last_part(tmp_path):

@@ -94,16 +94,16 @@ def test_verdict_counts_images_with_at_least_the_score(ddaebm):
     order = energies.argsort(descending=True)
     scores = torch.tensor(ddaebm.scorer.calibration.reference["energy"])
     for rank in (0, 1, 2, 3, 4, 20):
-        found = judge(ddaebm, held_out[order[rank]][None], "energy")
-        count = int((scores >= found.score).sum())
+        found, text = judge(ddaebm, held_out[order[rank]][None], "energy")
+        count, is_ood = int((scores >= found.scores[0]).sum()), bool(found.is_ood[0])
         assert abs(count - rank - 1) <= 1  # scored on its own, its energy may differ in the last digit
-        assert found.p_value == pytest.approx((1 + count) / 41)
-        assert found.is_ood == (1 + count <= 4)  # a tenth of 41
+        assert float(found.p_values[0]) == pytest.approx((1 + count) / 41)
+        assert is_ood == (1 + count <= 4)  # a tenth of 41
         share = f"{count} ({count / 40:.1%})" if count else "none"
-        assert f"Of 40 in-distribution images, with at least this score: **{share}**" in found.text
-        assert ("Out-of-distribution:" in found.text) == found.is_ood != ("In-distribution:" in found.text)
-        assert "\n" in found.text.partition("the training data")[2][:1]  # nothing after the heading
-    by_slope = judge(ddaebm, held_out[:1], "gradient_norm").text
+        assert f"Of 40 in-distribution images, with at least this score: **{share}**" in text
+        assert ("Out-of-distribution:" in text) == is_ood != ("In-distribution:" in text)
+        assert "\n" in text.partition("the training data")[2][:1]  # nothing after the heading
+    _, by_slope = judge(ddaebm, held_out[:1], "gradient_norm")
     assert by_slope.partition("\n")[0].endswith("the training data, by gradient norm")
     reference = references(ddaebm, held_out)["energy"]
     assert reference.threshold == pytest.approx(energies[order[3]].item())
@@ -152,8 +152,8 @@ def test_the_curves_tick_labels_and_legend_are_whole():
 
 def test_without_a_calibration_there_is_no_verdict(ddaebm):
     x = torch.rand(4, 1, 8, 8)
-    found = judge(ddaebm, x[:1], "energy")
-    assert found.is_ood is None and found.p_value is None and "not calibrated" in found.text
+    found, text = judge(ddaebm, x[:1], "energy")
+    assert found.is_ood is None and found.p_values is None and "not calibrated" in text
     reference = references(ddaebm, x)["energy"]
     assert reference.threshold is None and reference.name == "samples of the model"
     assert torch.equal(reference.scores, ddaebm.pipeline.score(x).energies.double().sort().values)

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_processor import to_model_range
 from hf_ebm.evaluation.feature_extractors import (
+    FeatureStatistics,
     load_digit_classifier,
     load_extractor,
     module_extractor,
@@ -47,8 +48,8 @@ def test_any_module_and_what_it_may_not_do():
     assert extractor(images).shape == (3, 5) and not extractor(images).requires_grad
     with pytest.raises(ValueError, match=r"mine must give features of shape \(3, D\)"):
         module_extractor(nn.Identity(), "mine")(images)
-    with pytest.raises(ValueError, match="not finite"):
-        module_extractor(nn.Flatten(), "mine")(images * torch.inf)
+    with pytest.raises(ValueError, match="the features of 3 of 3 images are not finite"):
+        FeatureStatistics.of([images * torch.inf], module_extractor(nn.Flatten(), "mine"))
 
 
 def test_bytes_as_a_file_would_hold_them():

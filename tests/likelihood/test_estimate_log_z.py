@@ -18,7 +18,6 @@ def test_no_samples_no_upper_bound():
     missing = {name for name, value in vars(bracket).items() if value is None}
     assert missing == {
         "log_z_upper",
-        "log_z_upper_error",
         "log_z_upper_interval",
         "num_reverse_starts",
         "effective_sample_size_reverse",

@@ -30,21 +30,6 @@ def test_gaussian_base():
     assert_close(full.scale @ full.scale.T, torch.cov(data.flatten(1).T) + 0.01 * torch.eye(4), atol=1e-4, rtol=0)
 
 
-def test_a_low_rank_fit_finds_the_factors():
-    """Two factors in ten dimensions with unequal noise: found from 300 samples; from 30, better than the full fit."""
-    loadings = torch.randn(10, 2, generator=seeded())
-    noise = torch.linspace(0.1, 0.5, 10)
-    data = torch.randn(300, 2, generator=seeded(1)) @ loadings.T + noise * torch.randn(300, 10, generator=seeded(2))
-    truth = loadings @ loadings.T + noise.square().diag()
-    assert_close(GaussianBase.fit_low_rank(data, 2, 0.01).covariance, truth, atol=0.35, rtol=0)
-    held_out = torch.randn(500, 2, generator=seeded(3)) @ loadings.T + noise * torch.randn(500, 10, generator=seeded(4))
-    low_rank, full = GaussianBase.fit_low_rank(data[:30], 2, 0.01), GaussianBase.fit_full(data[:30], 0.01)
-    assert low_rank.log_prob(held_out).mean() > full.log_prob(held_out).mean()
-    for rank in (0, 11):
-        with pytest.raises(ValueError, match="rank"):
-            GaussianBase.fit_low_rank(data, rank)
-
-
 def test_a_constant_pixel_gets_the_least_std():
     data = torch.randn(50, 3)
     data[:, 1] = -1.0

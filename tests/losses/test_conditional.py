@@ -47,7 +47,7 @@ def test_drop_labels():
             L.drop_labels(labels, probability)
 
 
-def test_selected_energy_is_that_of_the_forward_pass():
+def test_unscaled_guided_energy_is_that_of_the_forward_pass():
     tau = 0.3
     model = MLPEnergyModel(MLPEnergyConfig(num_classes=3, hidden_dims=(8,), energy_temperature=tau))
     for parameter in model.parameters():
@@ -55,7 +55,7 @@ def test_selected_energy_is_that_of_the_forward_pass():
     x, labels = torch.randn(5, 2), torch.tensor([0, 1, 2, -1, 1])
     output = model(x)
     expected = model(x, class_labels=labels).energy
-    assert_close(L.select_energy(output.energy, output.logits, labels, tau), expected)
+    assert_close(L.guided_energy(output.energy, output.logits, labels, tau, 1.0), expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])

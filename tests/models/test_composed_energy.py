@@ -9,6 +9,7 @@ from transformers import AutoModel
 
 from hf_ebm import ComposedEnergyModel, HMCScheduler, LangevinScheduler, MALAScheduler, MLPEnergyConfig, MLPEnergyModel
 from hf_ebm.langevin import energy_grad, run_chain
+from hf_ebm.models.composed_energy import ComposedEnergyConfig
 from hf_ebm.models.energy import EnergyOutput
 from hf_ebm.scoring.statistics import score_samples
 
@@ -230,3 +231,11 @@ def test_langevin_is_refused_by_pipelines_where_proposals_must_be_rejected(tiny_
         tiny_dual_mcmc_pipeline(2)
     tiny_dual_mcmc_pipeline.scheduler = MALAScheduler.from_config(tiny_dual_mcmc_pipeline.scheduler.config)
     assert len(tiny_dual_mcmc_pipeline(2).images) == 2
+
+
+def test_a_composition_that_is_a_part_of_itself_is_an_error(tmp_path):
+    for name, part in (("a", "a"), ("b", "c"), ("c", "b")):
+        ComposedEnergyConfig(parts=[{"name": str(tmp_path / part), "revision": None}]).save_pretrained(tmp_path / name)
+    for name in ("a", "b"):
+        with pytest.raises(ValueError, match=rf"{tmp_path / name} is a composition that names itself as a part"):
+            ComposedEnergyModel.from_pretrained(tmp_path / name)

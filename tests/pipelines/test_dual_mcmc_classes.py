@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from hf_ebm import DualMCMCPipeline, EnergyScoringPipeline, LangevinScheduler
 from hf_ebm.losses.dual_mcmc import posterior_energy
 from hf_ebm.models.dual_mcmc_presets import build_dual_mcmc_models, dual_mcmc_model_settings
-from hf_ebm.scoring.statistics import compute_reconstruction_error
+from hf_ebm.pipelines.pipeline_dual_mcmc import compute_reconstruction_error
 
 K = 3
 NAMES = ["cat", "dog", "owl"]

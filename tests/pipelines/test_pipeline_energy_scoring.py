@@ -18,8 +18,8 @@ from hf_ebm import (
 )
 from hf_ebm.data.digits import load_digits
 from hf_ebm.evaluation.ood import score_sets
+from hf_ebm.pipelines.pipeline_ddaebm import NUM_DENOISING_DRAWS
 from hf_ebm.pipelines.pipeline_energy_scoring import RECONSTRUCTION
-from hf_ebm.scoring.statistics import NUM_DENOISING_DRAWS
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DiffusionCoefficients
 from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
+from hf_ebm.pipelines.pipeline_ddaebm import compute_denoising_error
 from hf_ebm.scoring.statistics import (
     compute_all_energies,
     compute_compressed_size,
-    compute_denoising_error,
     compute_gradient_norm,
     most_likely_labels,
     statistics_of_batches,
