@@ -337,16 +337,15 @@ def adopt_settings(
     found = changed_settings(earlier, settings)
     max_steps = earlier.get("max_steps", settings.max_steps)
     if step < max_steps != settings.max_steps:
-        found.append(f"max_steps {max_steps}")
+        found["max_steps"] = max_steps
     if found:
-        names = [change.split()[0] for change in found]
-        pairs = ", ".join(f"{change}, now {getattr(settings, name)}" for change, name in zip(found, names, strict=True))
+        pairs = ", ".join(f"{name} {before}, now {getattr(settings, name)}" for name, before in found.items())
         accelerator.print(f"note: other settings than before: {pairs}.")
     if step >= max_steps != settings.max_steps:
         accelerator.print(
             f"note: the run was finished at step {step} and is extended to max_steps {settings.max_steps}."
         )
-    new_end = "final_learning_rate" in {change.split()[0] for change in found}
+    new_end = "final_learning_rate" in found
     adopted = [
         adopt_rate(schedule, beginning, settings.max_steps - step, position.batch, new_end)
         for schedule, beginning in zip(schedules, beginnings, strict=True)
@@ -359,7 +358,8 @@ def adopt_settings(
             f"note: the learning rate goes {' and '.join(dict.fromkeys(rates))} between steps {step} and "
             f"{settings.max_steps}."
         )
-    return [f"up to step {step}: {', '.join(found)}"] if found else []
+    changes = ", ".join(f"{name} {before}" for name, before in found.items())
+    return [f"up to step {step}: {changes}"] if found else []
 
 
 def adopt_rate(schedule: Any, beginning: dict[str, Any], left: int, batch: int, new_end: bool) -> bool:

@@ -51,16 +51,9 @@ SettingsLoader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false
 def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence[str]) -> SettingsT:
     """Settings from ``[--config FILE] [key=value ...]``; arguments override the file, and the file the defaults.
 
-    A dotted key reaches into a nested setting: ``models.unet.base_channels=32``.
-
-    Args:
-        cls: The dataclass.
-        default_config: The file that is read when no ``--config`` is given, see `shipped_configs`.
-        arguments: The command line without the script's name.
-
-    Raises:
-        ValueError: If a key is unknown (near names are listed), a value has the wrong type, or a file is missing or of
-            another method.
+    A dotted key reaches into a nested setting: ``models.unet.base_channels=32``. Without ``--config`` the
+    `default_config` of `shipped_configs` is read. A mistake is a `ValueError`: an unknown key (near names are listed),
+    a value of the wrong type, a missing file.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", default=default_config)
@@ -85,12 +78,7 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
 
 
 def shipped_configs(default_config: str) -> list[Path]:
-    """The configs of a script, the ``<method>_<data>.yaml`` beside its default one.
-
-    Args:
-        default_config: ``<method>_<data>.yaml`` in ``training/configs``, or the path of such a file elsewhere; no "_"
-            in ``<data>``.
-    """
+    """The configs of a script: ``<method>_<data>.yaml`` beside its default one, whose ``<data>`` has no "_"."""
     default = CONFIGS / default_config
     return sorted(default.parent.glob(f"{default.stem.rpartition('_')[0]}_*.yaml"))
 
@@ -268,7 +256,6 @@ class RunSettings:
                 "Use a larger batch_size, or more processes."
             )
         self.check_at_least(0, "padding", "num_workers", "sample_every", "checkpoint_every", "seed", "pseudo_labels")
-        self.check_not_negative("classification_weight")
         if not 0.0 <= self.label_dropout < 1.0:
             raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}.")
         if self.pseudo_labels == 1 or (self.pseudo_labels and self.class_conditional):
@@ -276,11 +263,10 @@ class RunSettings:
                 "pseudo_labels must be 0 or at least 2, and 0 with class_conditional=true, which uses the data set's "
                 f"own labels; got {self.pseudo_labels}."
             )
-        self.check_at_least(1, "num_grid_samples", "num_toy_samples")
+        self.check_at_least(1, "num_grid_samples", "num_toy_samples", "checkpoints_total_limit")
         self.check_positive("energy_learning_rate", "generator_learning_rate", "loss_limit")
-        self.check_not_negative("final_learning_rate")
-        if self.max_grad_norm is not None:
-            self.check_positive("max_grad_norm")
+        self.check_positive("max_grad_norm", "max_runtime_seconds")
+        self.check_not_negative("final_learning_rate", "classification_weight")
         self.check_choice("mixed_precision", ("no", "bf16", "fp16"))
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
@@ -291,12 +277,6 @@ class RunSettings:
         if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
             raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}.")
         check_license("license", self.license, self.license_name)
-        if self.max_runtime_seconds is not None and not 0.0 < self.max_runtime_seconds < math.inf:
-            raise ValueError(
-                f"max_runtime_seconds must be positive and finite, or null, got {self.max_runtime_seconds}."
-            )
-        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
-            raise ValueError(f"checkpoints_total_limit must be >= 1 or null, got {self.checkpoints_total_limit}.")
 
     @property
     def repo_id(self) -> str:
@@ -322,15 +302,15 @@ class RunSettings:
         check_visibility("hub_private", self.hub_private, found, self.repo_id)
 
     def check_at_least(self, smallest: int, *names: str) -> None:
-        """Raise a `ValueError` if one of the settings `names` is below `smallest`."""
+        """Raise a `ValueError` if one of the settings `names` is below `smallest`; null is allowed."""
         for name in names:
-            if getattr(self, name) < smallest:
+            if getattr(self, name) is not None and getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be >= {smallest}, got {getattr(self, name)}.")
 
     def check_positive(self, *names: str) -> None:
-        """Raise a `ValueError` if one of the settings `names` is not a positive, finite number."""
+        """Raise a `ValueError` if one of the settings `names` is not a positive, finite number; null is allowed."""
         for name in names:
-            if not 0.0 < getattr(self, name) < math.inf:
+            if getattr(self, name) is not None and not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
 
     def check_not_negative(self, *names: str) -> None:
@@ -345,8 +325,8 @@ class RunSettings:
             raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
 
 
-def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> list[str]:
-    """Settings that decide what is learned and were others `earlier`, as ``name value``, with public paths."""
+def changed_settings(earlier: dict[str, Any], settings: RunSettings) -> dict[str, Any]:
+    """The `earlier` values of settings that decide what is learned and are others now, with public paths."""
     now = json.loads(json.dumps(dataclasses.asdict(settings)))
     names = [name for name in now if name in earlier and name not in NOT_LEARNED_FROM]
-    return [f"{name} {public_values(earlier[name])}" for name in names if earlier[name] != now[name]]
+    return {name: public_values(earlier[name]) for name in names if earlier[name] != now[name]}

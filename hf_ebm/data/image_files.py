@@ -132,7 +132,7 @@ def _file(source: Any) -> BinaryIO | Any:
 
 
 def _bounded(file: Any) -> BinaryIO:
-    """The content of a file that comes from elsewhere."""
+    """The content of a file that comes from elsewhere; a `ValueError` if it is longer than `MAX_BYTES`."""
     content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")

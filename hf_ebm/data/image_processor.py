@@ -57,13 +57,7 @@ def to_unit_range(x: Tensor) -> Tensor:
 def batch_of(images: np.ndarray | Tensor, num_channels: int, size: int) -> Tensor:
     """An array or tensor of the module's table as a tensor (B, C, H, W), uint8 or float32 in [0, 1], checked.
 
-    Args:
-        images: One image or a batch of images.
-        num_channels: Number of channels of the images that are expected; images of another number are returned, too.
-        size: Their expected size, which resolves what an array of three dimensions is.
-
-    Raises:
-        ValueError: If its layout, dtype or range is another.
+    The expected channels and `size` decide what an array of three dimensions is.
     """
     if isinstance(images, Tensor):
         x = images.detach()

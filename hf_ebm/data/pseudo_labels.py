@@ -28,9 +28,6 @@ def fit_centres(samples: Tensor, num_clusters: int, seed: int = 0) -> list[list[
         samples: The training set, as the models see it, shape (N, ...); images in [-1, 1].
         num_clusters: Centres.
         seed: Of the PCA and of k-means.
-
-    Raises:
-        ValueError: If there are fewer different samples than clusters, or a value is not finite.
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
@@ -54,15 +51,7 @@ def fit_centres(samples: Tensor, num_clusters: int, seed: int = 0) -> list[list[
 
 
 def assign_labels(samples: Tensor, centres: Sequence[Sequence[float]] | Tensor) -> Tensor:
-    """The number of each sample's nearest centre, shape (N, ...) -> (N,), int64.
-
-    Args:
-        samples: Shape (N, ...), in the values of those that were clustered.
-        centres: Of `fit_centres`.
-
-    Raises:
-        ValueError: If samples and centres differ in size.
-    """
+    """The number of each sample's nearest centre, shape (N, ...) -> (N,), int64."""
     pixels, points = _flattened(samples), torch.as_tensor(centres, dtype=torch.float32, device=samples.device)
     if points.ndim != 2 or pixels.shape[1] != points.shape[1]:
         raise ValueError(
@@ -74,15 +63,7 @@ def assign_labels(samples: Tensor, centres: Sequence[Sequence[float]] | Tensor) 
 
 
 def class_frequencies(class_labels: Tensor, num_classes: int) -> list[float]:
-    """The frequency of each class among the labelled samples, for ``class_prior``.
-
-    Args:
-        class_labels: Shape (N,); -1 = no label.
-        num_classes: Number of classes.
-
-    Raises:
-        ValueError: If no sample has a label, or one is out of range.
-    """
+    """The frequency of each class among the labelled samples (-1 = no label), for ``class_prior``."""
     labelled = class_labels[class_labels >= 0]
     if not len(labelled) or labelled.max() >= num_classes:
         found = f"{int(labelled.max())}" if len(labelled) else "no label"

@@ -18,7 +18,7 @@ MAX_WAITING = 16  # calls in the queue; one runs at a time
 
 
 def check_whole_number(name: str, value: Any, low: int, high: int) -> int:
-    """Return `value` as an int."""
+    """Return `value` as an int; a `ValueError` that names the field unless it is whole and from `low` to `high`."""
     if not is_number(value) or value != value or not low <= value <= high or int(value) != value:
         got = "nothing" if value is None else repr(value)
         raise ValueError(f"{name} must be a whole number from {low} to {high}, got {got}.")

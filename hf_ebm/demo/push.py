@@ -38,12 +38,7 @@ SDK_VERSION = "6.31.0"  # of gradio: the version that the demo was tested with
 
 
 def write_space(model: str, folder: Path) -> None:
-    """Write all files of the Space for a model into `folder`.
-
-    Args:
-        model: Hub id of a pushed model.
-        folder: Where to; it must not exist.
-    """
+    """Write all files of the Space for a pushed model into `folder`, which must not exist."""
     package = Path(hf_ebm.__file__).parent
     files = package_files(package)
     folder.mkdir()
@@ -93,20 +88,9 @@ def push_space(
 ) -> str:
     """Make or renew a Space for a pushed model, in one commit.
 
-    Args:
-        model: Hub id of the model, which must be there already; a name without an owner is the user's.
-        space: Hub id of the Space, likewise.
-        private: Whether a new Space is private; that of a private model is.
-        token: A Hub token that may write; None = the one that is kept by ``hf auth login``.
-        endpoint: Of another Hub; None = ``HF_ENDPOINT``.
-
-    Returns:
-        The Space's URL.
-
-    Raises:
-        ValueError: If an id cannot be one, or is a folder here.
-        OSError: If the model is not on the Hub, or not for this token, or the Hub cannot be reached; a commit is whole
-            or not there, so the same call can be tried again.
+    `model` and `space` are Hub ids, whose owner is by default the user; the model must be on the Hub already. A new
+    Space is `private` if it is asked for or the model is. The commit is whole or not there, so that a call which failed
+    can be tried again. Returns the Space's URL.
     """
     if Path(model).is_dir():
         raise ValueError(

@@ -85,17 +85,10 @@ def port_error(host: str, port: int, reason: object) -> ValueError:
 def serve(
     model: str, host: str | None = None, port: int | None = None, share: bool = False, device: str | None = None
 ) -> None:
-    """Serve the demo of a model until the process is stopped.
+    """Serve the demo of a model, a run folder or a Hub id, until the process is stopped.
 
-    Args:
-        model: A run folder or a Hub id.
-        host: Address to listen on; None = ``GRADIO_SERVER_NAME``, which a Space sets, or localhost.
-        port: Port; None = ``GRADIO_SERVER_PORT``, or the first free one from 7860.
-        share: Whether to open a public link through gradio.live.
-        device: Where the model runs, as torch names it; None = a GPU if available, else the CPU.
-
-    Raises:
-        ValueError: If the model cannot be shown, gradio is missing, or `port` is taken.
+    Without `host` and `port`, those of ``GRADIO_SERVER_NAME``, which a Space sets, and ``GRADIO_SERVER_PORT`` hold, or
+    localhost and the first free port from 7860. `share` opens a public link through gradio.live.
     """
     if port is not None:
         check_port(host or "127.0.0.1", port)

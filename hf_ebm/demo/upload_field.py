@@ -15,7 +15,7 @@ from gradio.exceptions import Error
 
 
 def local_path(path: Any) -> str:
-    """Return `path` if it is a file that was uploaded here."""
+    """Return `path` if it is a file that was uploaded here; anything else, such as a URL, is an error."""
     if not isinstance(path, str | Path) or not Path(path).is_file():
         raise Error("Upload the image file itself; links are not followed.", print_exception=False)
     return str(path)

@@ -25,13 +25,7 @@ class Upload:
 
 
 def read_upload(path: str | None, image_processor: EBMImageProcessor, what: str = "image") -> Upload:
-    """Read an uploaded image and prepare it as in training.
-
-    Args:
-        path: The file, or None if nothing was chosen.
-        image_processor: The pipeline's.
-        what: The name of the field, for messages.
-    """
+    """Read an uploaded image, None if nothing was chosen, and prepare it as in training; messages call it `what`."""
     if not path:
         raise ValueError(f"Choose the {what} first: upload one, or select an example below.")
     size = Path(path).stat().st_size

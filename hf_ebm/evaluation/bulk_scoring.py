@@ -162,7 +162,7 @@ def make_manifest(
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether the folder holds a run with this manifest; False if it is new or empty."""
+    """Whether the folder holds a run with this manifest; False if it is new or empty, else a `ValueError`."""
     path = folder / MANIFEST
     if not path.is_file():
         # a run that was killed in its first step may have left a temporary manifest

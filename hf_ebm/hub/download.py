@@ -59,7 +59,7 @@ def check_hub_id(name: str) -> None:
 
 
 def check_subfolder(subfolder: str | None) -> str:
-    """A subfolder of a repository as a prefix of its files' names: empty, or with a "/" at the end."""
+    """A subfolder, inside the repository, as a prefix of its files' names: empty, or with a "/" at the end."""
     if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
         raise ValueError(f"subfolder must lie inside the repository, got {subfolder!r}.")
     return f"{subfolder.strip('/')}/" if subfolder else ""

@@ -44,14 +44,8 @@ def save_network(
 
     Weight files of the same variant that the new save does not have (shards, an index, a single file) are deleted.
     Those of other variants stay, which the libraries' own ``save_pretrained`` does not guarantee. A save that fails
-    leaves `folder` as it was.
-
-    Args:
-        save: The library's ``save_pretrained``.
-        folder: The network's folder; created if it does not exist.
-        variant: The variant that is saved.
-        push_to_hub: Whether `save` also pushes; ``repo_id`` defaults to the folder's name.
-        kwargs: Other arguments of `save`.
+    leaves `folder` as it was. `save` is the library's ``save_pretrained``, with `kwargs`; the ``repo_id`` that it
+    pushes to is by default the folder's name.
     """
     folder = Path(expand_home(folder))
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ class ChainState:
 
 
 def given_state(sample: Tensor, energy: Tensor | None, grad: Tensor) -> ChainState:
-    """The arguments of a ``step`` as a `ChainState`."""
+    """The arguments of a ``step`` as a `ChainState`; the energy must be there, and the shapes fit."""
     if energy is None:
         raise ValueError(
             "this scheduler accepts or rejects by the energy: pass energy=E(sample), shape (B,), to step "

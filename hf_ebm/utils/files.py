@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def to_json(record: Any, indent: int | None = None) -> str:
-    """The text of a record."""
+    """The text of a record; a `ValueError` if a number in it is not finite."""
     try:
         return json.dumps(record, indent=indent, allow_nan=False)
     except ValueError as error:

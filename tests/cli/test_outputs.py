@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_file(ended, folder, tmp_path, 
     output = tmp_path / "new" / "out"
     with full_disk():
         code, said = ended(command, output)
-    written = Path(folder) / "calibration.json" if command == "calibrate" else output
+    written = Path(folder) / "calibration.safetensors" if command == "calibrate" else output
     assert code == 1 and said.startswith(f"hf-ebm: error: {written}") and "cannot be written: File too large" in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and "tmp" in path.name.split(".")]
     assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file() and path.stat().st_size]

@@ -492,7 +492,7 @@ def test_settings_changed_on_resuming_are_reported_and_on_the_card(tmp_path, scr
 def test_of_a_changed_path_only_its_last_part_is_reported():
     settings = Script("ddaebm").settings("run", dataset="/new/place/images", batch_size=8)
     earlier = {"dataset": "/home/somebody/photos", "batch_size": 8, "output_dir": "/home/somebody/run"}
-    assert changed_settings(earlier, settings) == ["dataset photos"]
+    assert changed_settings(earlier, settings) == {"dataset": "photos"}
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path, script):
