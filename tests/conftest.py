@@ -21,6 +21,22 @@ TINY = {
 }
 
 
+LONG = (
+    "tests/on_second_device",
+    "tests/models/test_upsampling.py",
+    "tests/demo/test_space_browser.py",
+    "tests/training/test_stopping.py",
+    "tests/training/test_train_",
+    "tests/toy_method",
+    "tests/hub/test_whole_way.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests come first, so that no worker is left with one when the others have finished."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import datasets
+import huggingface_hub
 import numpy as np
 import PIL.Image
 import pytest
@@ -126,7 +127,9 @@ def test_empty_sets(tmp_path):
             load_training_data(str(tmp_path / name), (1, 4, 4))
 
 
-def test_corrupt_images_and_missing_folders(tmp_path):
+def test_corrupt_images_and_missing_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # it would try again, for seconds
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     (tmp_path / "f" / "train").mkdir(parents=True)
     (tmp_path / "f" / "train" / "0.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"(cannot be read|cannot be loaded)"):

@@ -1,9 +1,10 @@
 """The demo's server: its limits, and how `hf-ebm demo` starts and stops it."""
 
 import asyncio
+import multiprocessing
+import os
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 
@@ -120,14 +121,25 @@ def test_the_demo_prints_only_its_address(tiny_pipeline, tmp_path):
     tiny_pipeline.save_pretrained(tmp_path / "model")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "hf_ebm.cli.main", "demo", "--model", str(tmp_path / "model"), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        first = process.stdout.readline()
+    reader, writer = os.pipe()
+
+    def serve():
+        os.dup2(writer, 1)
+        os.close(writer)
+        sys.stdout = os.fdopen(1, "w", buffering=1)
+        main(["demo", "--model", str(tmp_path / "model"), "--port", str(port)])
+
+    process = multiprocessing.get_context("fork").Process(target=serve)
+    process.start()
+    os.close(writer)
+    with os.fdopen(reader) as printed:
+        first = printed.readline()
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}/").status
         process.terminate()
-        rest = process.stdout.read()
+        rest = printed.read()
+    process.join()
     assert page == 200 and first == f"the demo is at http://127.0.0.1:{port}/ until Ctrl-C\n" and rest == ""
-    assert process.returncode == 0
+    assert process.exitcode == 0
 
 
 def test_without_gradio_the_error_names_the_extra(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import RepoCard
-from loopback_hub.client import Client, environment
+from loopback_hub.client import Client, ClientError
 from loopback_hub.repository import Commit, Repository
 from loopback_hub.server import Hub
 
@@ -176,14 +176,21 @@ def test_a_space_needs_a_login(hub, monkeypatch):
     assert set(hub.repositories) == {"alice/model"}
 
 
-def test_a_space_that_may_not_see_its_model_ends_with_the_hubs_answer(hub, tmp_path):
+def test_a_space_that_may_not_see_its_model_ends_with_the_hubs_answer(hub, client, tmp_path):
     hub.repositories["alice/model"].private = True
     write_space("alice/model", tmp_path / "space")
-    (tmp_path / "home").mkdir()
-    variables = {**environment(hub.url, tmp_path / "home", None), "SPACE_ID": "alice/space"}
-    ended = subprocess.run(
-        [sys.executable, "app.py"], cwd=tmp_path / "space", env=variables, capture_output=True, text=True
+    code = """
+import os, runpy
+token = os.environ.pop("HF_TOKEN")
+os.environ["SPACE_ID"] = "alice/space"
+try:
+    runpy.run_path(app, run_name="__main__")
+finally:
+    os.environ["HF_TOKEN"] = token
+    del os.environ["SPACE_ID"]
+"""
+    said = (
+        "SystemExit: hf-ebm: error: 'alice/model' is not a local folder, and could not be fetched from the Hub: .*401"
     )
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    said = "hf-ebm: error: 'alice/model' is not a local folder, and could not be fetched from the Hub: "
-    assert said in ended.stderr and "401" in ended.stderr
+    with pytest.raises(ClientError, match=said):
+        client(code, app=str(tmp_path / "space" / "app.py"))

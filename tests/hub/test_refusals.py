@@ -1,27 +1,20 @@
 """Failing downloads and pushes: private repositories, unusable files, wrong names, no network."""
 
 import json
-import socket
-import subprocess
-import sys
 
 import pytest
-from loopback_hub.client import ClientError, environment
+from loopback_hub.client import ClientError
 from loopback_hub.transfers import cached, energies, pull, push
 
-
-@pytest.fixture
-def without_network(tmp_path):
-    """A command whose Hub is a port where nobody listens; what is tried again is tried at once."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    code = "import time; time.sleep = lambda seconds: None\nfrom hf_ebm.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "score", "--model", "alice/x", __file__]  # a file that is there
-    variables = environment(url, tmp_path / "nowhere", None)
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        yield process
-        process.kill()
+COMMAND = """
+import contextlib, io
+from hf_ebm.cli.main import main
+try:
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        main(arguments)
+except SystemExit as end:
+    result = [end.code, printed.getvalue()]
+"""
 
 
 def test_private_repositories_need_their_owners_token(hub, client, folder, repo, tmp_path, tiny_pipeline):
@@ -89,7 +82,7 @@ def test_code_that_is_trusted_is_fetched(hub, client, folder, repo, tmp_path, ti
     assert pull(client, repo, cache_dir=tmp_path / "c", trust_remote_code=True) == energies(tiny_pipeline)
 
 
-def test_bad_names_and_no_network(hub, client, folder, repo, tmp_path, without_network):
+def test_bad_names_and_no_network(hub, client, folder, repo, tmp_path):
     push(client, folder, repo)
     pull(client, repo, cache_dir=tmp_path / "full")
     for name, options in (
@@ -110,9 +103,10 @@ def test_bad_names_and_no_network(hub, client, folder, repo, tmp_path, without_n
         with pytest.raises(ClientError, match=r"PushError: .*(?s:.*)Connection refused(?s:.*)try the same again"):
             push(client, folder, repo)
         assert len(pull(client, repo, cache_dir=tmp_path / "full")) == 2  # from the cache
+        arguments = ["score", "--model", "alice/x", __file__]  # a file that is there
+        code, error = client(COMMAND, arguments=arguments)
     finally:
         hub.start_again()
-    _, error = without_network.communicate(timeout=120)
-    assert without_network.returncode == 2
+    assert code == 2
     said = "hf-ebm: error: 'alice/x' is not a local folder, and could not be fetched from the Hub: "
     assert said in error and "check your connection" in error and "Traceback" not in error

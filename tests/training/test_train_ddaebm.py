@@ -35,10 +35,10 @@ def settings(output_dir, **changes):
 
 
 def test_training_learns(tmp_path):
-    """After 60 tiny steps the generator reconstructs better and the energy separates noise from digits."""
+    """After 40 tiny steps the generator reconstructs better and the energy separates noise from digits."""
     folder = train(
         settings(
-            tmp_path / "run", max_steps=60, batch_size=32, energy_learning_rate=2e-3, generator_learning_rate=2e-3,
+            tmp_path / "run", max_steps=40, batch_size=16, energy_learning_rate=4e-3, generator_learning_rate=4e-3,
             checkpoint_every=0, ema_decay=0.9,
         )
     )  # fmt: skip

@@ -179,10 +179,10 @@ def test_the_step_is_the_published_one(changes):
 
 
 def test_training_learns(tmp_path):
-    """After 200 small steps reconstructions are better, the z-chain improves them, and noise has a high energy."""
+    """After 120 small steps reconstructions are better, the z-chain improves them, and noise has a high energy."""
     s = settings(
-        output_dir=str(tmp_path / "run"), max_steps=200, batch_size=32, z_num_steps=5, x_step_size=8.0,
-        generator_learning_rate=2e-3, energy_learning_rate=1e-3, inference_learning_rate=2e-3, sample_weight=5.0,
+        output_dir=str(tmp_path / "run"), max_steps=120, batch_size=32, z_num_steps=5, x_step_size=8.0,
+        generator_learning_rate=4e-3, energy_learning_rate=2e-3, inference_learning_rate=4e-3, sample_weight=5.0,
         energy_negatives="first_chain", ema_decay=0.9, x_noise_std=0.03,
     )  # fmt: skip
     folder = train(s)
