@@ -477,6 +477,11 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
                 f"guidance_scale must be 1.0 for a model without classes, got {guidance_scale}; train one with "
                 "class_conditional=true."
             )
+        if guidance_scale != 1.0 and not getattr(self.generator_model.config, "null_class", True):
+            raise ValueError(
+                f"guidance_scale must be 1.0 for a model without a null class, got {guidance_scale}; train one with "
+                "label_dropout=0.1."
+            )
 
     def call_copy(self) -> Self:
         """A shallow copy for one call: the schedulers are copied, all else is shared.

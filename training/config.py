@@ -195,7 +195,7 @@ class RunSettings:
     class_conditional: bool = False  # train networks that take a class label
     label_column: str | None = None  # None: the only one of type ClassLabel
     pseudo_labels: int = 0  # label by so many clusters of the training images, where there are no labels
-    label_dropout: float = 0.1  # share of labels dropped, which trains the null class and the marginal energy
+    label_dropout: float = 0.1  # share dropped: trains the null class, for guidance, and the marginal energy
     classification_weight: float = 1.0  # of the cross entropy of p(y | x_t) on real samples
 
     # models

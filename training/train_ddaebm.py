@@ -287,6 +287,8 @@ def make_model_settings(settings: DDAEBMSettings, classes: Classes | None = None
     parts = ddaebm_model_settings(*arguments, len(classes.prior), classes.prior, classes.names)
     if classes.centres is not None:
         parts["energy"]["pseudo_label_centres"] = classes.centres
+    if not settings.label_dropout and not classes.unlabelled:
+        parts["generator"]["null_class"] = False
     return parts
 
 

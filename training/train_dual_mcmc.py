@@ -287,6 +287,8 @@ def make_model_settings(settings: DualMCMCSettings, classes: Classes | None = No
     parts = dual_mcmc_model_settings(settings.preset, settings.latent_dim, models, number, prior, names, temperature)
     if classes.centres is not None:
         parts["energy"]["pseudo_label_centres"] = classes.centres
+    if not settings.label_dropout and not classes.unlabelled:
+        parts["generator"]["null_class"] = False
     return parts
 
 

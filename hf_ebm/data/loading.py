@@ -276,6 +276,7 @@ class Classes:
     prior: list[float]  # frequency of each class, from which labels are sampled
     names: list[str] | None = None  # name of each class; None = they are clusters
     centres: list[list[float]] | None = None  # of the clusters (`pseudo_labels`); None = the classes are labels
+    unlabelled: bool = False  # whether some samples have no label
 
 
 def classes_of(dataset: Any) -> Classes:
@@ -283,7 +284,8 @@ def classes_of(dataset: Any) -> Classes:
     if isinstance(dataset, HubImages):
         names = dataset.dataset.features[dataset.label_column].names
         labels: Any = dataset.labels
-        return Classes(class_frequencies(labels, len(names)), list(names))
+        unlabelled = bool((labels < 0).any())
+        return Classes(class_frequencies(labels, len(names)), list(names), unlabelled=unlabelled)
     labels = dataset.tensors[1]
     names = [str(digit) for digit in range(10)]
     return Classes(class_frequencies(labels, len(names)), names)

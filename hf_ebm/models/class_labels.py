@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hf_ebm.utils.validation import check_count, is_number
 
 NO_LABEL = -1
-CLASS_SETTINGS = ("num_classes", "class_prior", "class_names")  # of generators and inference models
+CLASS_SETTINGS = ("num_classes", "class_prior", "class_names", "null_class")  # of generators and inference models
 
 
 def expand_class_labels(class_labels: Any, x: Tensor, num_classes: int) -> Tensor | None:

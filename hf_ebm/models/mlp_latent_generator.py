@@ -28,6 +28,7 @@ class MLPLatentGeneratorModel(LatentGenerator, Network):
         num_classes: Classes of ``class_labels``; 0 = unconditional.
         class_prior: Their frequencies in the training set, from which labels are sampled; None = unknown.
         class_names: Their names; None = unknown.
+        null_class: Whether samples without a label were trained, which guidance needs.
     """
 
     @register_to_config
@@ -40,6 +41,7 @@ class MLPLatentGeneratorModel(LatentGenerator, Network):
         num_classes: int = 0,
         class_prior: Sequence[float] | None = None,
         class_names: Sequence[str] | None = None,
+        null_class: bool = True,
     ) -> None:
         super().__init__()
         check_classes(num_classes, class_prior, class_names)

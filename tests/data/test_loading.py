@@ -250,4 +250,4 @@ def test_samples_without_a_label_have_the_label_minus_one(tmp_path):
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "p" / "train.parquet")
     loaded = load_training_data(str(tmp_path / "p"), (3, 8, 8), with_labels=True)
     assert [int(loaded[index][1]) for index in range(4)] == [1, -1, 0, 1]
-    assert classes_of(loaded).prior == pytest.approx([1 / 3, 2 / 3])
+    assert classes_of(loaded).prior == pytest.approx([1 / 3, 2 / 3]) and classes_of(loaded).unlabelled

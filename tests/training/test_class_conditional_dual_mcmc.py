@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from small_runs import Script, assert_same_run
 from torch.testing import assert_close
 
+import hf_ebm
 from hf_ebm import DualMCMCPipeline
 from hf_ebm.data.digits import load_digits
 from hf_ebm.data.loading import Classes
@@ -75,6 +76,21 @@ def test_clusters_replace_labels_and_new_images_get_that_of_the_nearest_centre(t
     expected = torch.cdist((digits * 2 - 1).flatten(1), centres).argmin(dim=1)
     assert torch.equal(pipe.reconstruct(digits, output_type="pt").class_labels, expected)
     assert pipe(class_labels=[0, 3]).class_labels.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("name", ["ddaebm", "dual_mcmc"])
+def test_guidance_needs_a_null_class(tmp_path, name):
+    """Which dropped labels train, or samples without a label."""
+    script = Script(name)
+    folder = script.train(tmp_path / "run", class_conditional=True, label_dropout=0.0, max_steps=1)
+    pipe = getattr(hf_ebm, script.pipeline).from_pretrained(folder)
+    assert len(pipe(class_labels=[3, 1]).images) == 2
+    with pytest.raises(ValueError, match=r"guidance_scale must be 1\.0 for a model without a null class, got 2\.0"):
+        pipe(class_labels=[3, 1], guidance_scale=2.0)
+    for label_dropout, unlabelled, expected in ((0.0, False, False), (0.0, True, True), (0.1, False, True)):
+        settings = script.settings("unused", label_dropout=label_dropout)
+        parts = script.module.make_model_settings(settings, Classes([0.5, 0.5], unlabelled=unlabelled))
+        assert parts["generator"].get("null_class", True) is expected
 
 
 def test_vectors_learn_clusters(tmp_path):
