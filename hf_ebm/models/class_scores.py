@@ -1,7 +1,7 @@
 """Energies with a label: one network gives the energy of each class, class probabilities and the marginal energy.
 
-With phi(x, t) the last features of the network, averaged over the image, and tau the temperature of the method's
-energy (p ~ exp(-E / tau)), the class scores and the energies are
+With phi(x, t) the last features of the network, averaged over the image or its cells, and tau the
+temperature of the method's energy (p ~ exp(-E / tau)), the class scores and the energies are
 
     l_y(x, t)  = <v_y, phi(x, t)> + b_y                           in float32
     E(x, t, y) = E_base(x, t) - tau l_y(x, t)
@@ -126,7 +126,7 @@ class ClassScores(nn.Linear):
     """``l_y = <v_y, phi> + b_y``, (B, C) -> (B, num_classes), in float32 whatever the dtype of the network is.
 
     v and b start at zero, so that the energy starts as the unconditional one minus ``tau log(num_classes)``, and
-    p(y | x) as uniform. Zero has no spectral norm: a network that has it initialises v itself.
+    p(y | x) as uniform. They have no spectral norm.
 
     Args:
         num_features: C.

@@ -94,7 +94,8 @@ def test_features_are_those_named():
     seen = {}
     for name, model, layer in (
         ("unet", unet(num_classes=K), lambda m: m.unet.mid_block),
-        ("resnet", resnet(num_classes=K, class_layer_norm=False), lambda m: m.blocks[-1]),
+        ("resnet", resnet(num_classes=K, class_layer_norm=False, class_grid=1), lambda m: m.blocks[-1]),
+        ("grid", resnet(num_classes=K, class_layer_norm=False), lambda m: m.blocks[-1]),
         ("mlp", mlp(num_classes=K), lambda m: m.mlp.hidden[-1]),
     ):
         randomised(model)
@@ -103,6 +104,7 @@ def test_features_are_those_named():
         phi = {
             "unet": lambda h: h.mean((2, 3)),
             "resnet": lambda h: F.relu(h).mean((2, 3)),
+            "grid": lambda h: F.relu(h).unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5)).flatten(1),
             "mlp": F.relu,
         }[name](seen[name])
         scores = model.class_scores
@@ -158,20 +160,19 @@ def test_scores_are_float32():
 # --- spectral norm, starts, copies ----------------------------------------------------------------------------------
 
 
-def test_class_scores_have_spectral_norm_where_the_network_has():
-    for spectral_norm in (True, False):
-        scores = resnet(num_classes=K, spectral_norm=spectral_norm).class_scores
-        assert parametrize.is_parametrized(scores) == spectral_norm
+def test_class_scores_have_no_spectral_norm():
     model = resnet(num_classes=K)
-    with torch.no_grad():
-        model.class_scores.parametrizations.weight.original *= 7.0
-    for _ in range(200):
-        model.train()(batch(model))
-    assert_close(torch.linalg.svdvals(model.eval().class_scores.weight)[0].item(), 1.0, rtol=0, atol=1e-3)
+    assert parametrize.is_parametrized(model.head) and not parametrize.is_parametrized(model.class_scores)
     assert not any(parametrize.is_parametrized(module) for module in unet(num_classes=K).modules())
 
 
-@pytest.mark.parametrize("make", [unet, mlp])
+@pytest.mark.parametrize("class_grid", [0, 5])
+def test_the_grid_of_the_class_scores_fits_the_features(class_grid):
+    with pytest.raises(ValueError, match=r"class_grid must be from 1 to 4, the height of the last features, got"):
+        resnet(num_classes=K, class_grid=class_grid)
+
+
+@KINDS
 def test_training_starts_from_the_base_energy_and_uniform_classes(make):
     torch.manual_seed(0)
     plain = make().eval()
@@ -250,7 +251,7 @@ def test_unconditional_config_files_are_unchanged(make, tmp_path):
     model = make()
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    own = type(model.config).__annotations__.keys() - {"class_layer_norm"}
+    own = type(model.config).__annotations__.keys() - {"class_layer_norm", "class_grid"}
     assert saved.keys() == own | {"architectures", "dtype", "model_type", "transformers_version"}
     assert AutoConfig.from_pretrained(tmp_path).num_classes == 0
 

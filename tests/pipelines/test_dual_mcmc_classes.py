@@ -26,6 +26,8 @@ def make_models(class_scores=True, num_classes=K, **energy):
     prior, names = [0.2, 0.8, 0.0][:num_classes], NAMES[:num_classes]
     given = (num_classes, prior, names, TAU) if num_classes else ()
     models = build_dual_mcmc_models(dual_mcmc_model_settings("digits", 4, overrides, *given))
+    if models[1].class_scores is not None:
+        torch.nn.init.normal_(models[1].class_scores.weight, std=0.3)
     for model in (models[0], models[2]):
         if num_classes:
             model.class_embedding.weight.data *= 3.0

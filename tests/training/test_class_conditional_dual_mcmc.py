@@ -104,14 +104,14 @@ def test_partly_labelled_data_train_the_null_class_and_the_marginal():
     s = SCRIPT.settings("unused", class_conditional=True, class_scores=True, label_dropout=0.0, weight_decay=0.0)
     models = build_dual_mcmc_models(make_model_settings(s, Classes([0.5, 0.5])))
     before = [models[i].class_embedding.weight.clone() for i in (0, 2)]
-    bias = models[1].class_scores.bias.clone()
+    scores = models[1].class_scores.weight.clone()
     state, _ = make_train_state(s, Accelerator(cpu=True), models, steps_per_epoch=1)
     terms = train_step(torch.rand(8, 1, 8, 8), 0, state, s, torch.full((8,), -1))
     assert terms["classification"] == 0.0
     for i, old in zip((0, 2), before, strict=True):
         moved = (models[i].class_embedding.weight - old).norm(dim=1)
         assert moved[2] > 1e-4 and moved[:2].max() == 0.0
-    assert (models[1].class_scores.bias - bias).norm() > 1e-4  # of the marginal
+    assert (models[1].class_scores.weight - scores).norm() > 1e-4  # of the marginal
 
 
 def test_running_statistics_are_refreshed_under_the_labels_of_the_data():

@@ -152,6 +152,8 @@ def test_the_step_is_the_published_one(changes):
     s = settings(**{"x_noise_std": 0.01, "x_step_size": 0.7, **changes})
     labels = torch.tensor([3, 1, -1, 9, 0, 3, 7, 2]) if s.class_conditional else None
     models = build_dual_mcmc_models(make_model_settings(s, None if labels is None else Classes([0.1] * 10)))
+    if s.class_scores:
+        torch.nn.init.normal_(models[1].class_scores.weight, std=0.3)
     prepare_models(models, s)
     literal = copy.deepcopy(models)
     before = [parameter.clone() for model in models for parameter in model.parameters()]
