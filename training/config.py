@@ -70,9 +70,7 @@ def load_settings(cls: type[SettingsT], default_config: str, arguments: Sequence
         *parents, last = key.split(".")
         target = values
         for parent in parents:
-            if not isinstance(target.get(parent), dict):
-                target[parent] = {}
-            target = target[parent]
+            target[parent] = target = target[parent] if isinstance(target.get(parent), dict) else {}
         target[last] = parse_yaml(text, f"setting {key!r}") if text else ""
     return make_settings(cls, values)
 
@@ -87,12 +85,12 @@ def find_config(config: str, default_config: str) -> Path:
     """The file `config`, or the script's shipped one of that name (with or without ``.yaml``)."""
     path, shipped = Path(expand_home(config)), {path.stem: path for path in shipped_configs(default_config)}
     name = path.name.removesuffix(".yaml")
-    if not path.is_file() and path.parent in (Path("."), Path("training/configs")) and name in shipped:
+    if path.is_file():
+        return path
+    if path.parent in (Path("."), Path("training/configs")) and name in shipped:
         return shipped[name]
-    if not path.is_file():
-        near = did_you_mean(name, shipped, f"this script's are {', '.join(shipped)}.")
-        raise ValueError(f"--config {config} is not a file; {near}")
-    return path
+    near = did_you_mean(name, shipped, f"this script's are {', '.join(shipped)}.")
+    raise ValueError(f"--config {config} is not a file; {near}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -141,18 +139,15 @@ def convert(key: str, value: Any, hint: Any) -> Any:
 
 def describe_settings(cls: type[Any], config: str) -> str:
     """One line for each setting: its default, the shipped `config`'s value if it differs, and its source comment."""
-    chosen = read_yaml(CONFIGS / config)
-    comments: dict[str, str] = {}
-    for part in reversed(cls.__mro__[:-1]):
-        comments.update(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", inspect.getsource(part), re.MULTILINE))
-    lines = []
-    for item in dataclasses.fields(cls):
-        default = {} if item.default is dataclasses.MISSING else item.default
+    sources = "".join(inspect.getsource(part) for part in reversed(cls.__mro__[:-1]))
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", sources, re.MULTILINE))
+    defaults, chosen, lines = dataclasses.asdict(cls()), read_yaml(CONFIGS / config), []
+    for name, default in defaults.items():
         default = list(default) if isinstance(default, tuple) else default  # as written on the command line
-        text = f"  {item.name} = {default!r}"
-        if chosen.get(item.name, default) != default:
-            text += f"; {Path(config).name}: {chosen[item.name]!r}"
-        lines.append(f"{text:<50} {comments.get(item.name, '')}".rstrip())
+        text = f"  {name} = {default!r}"
+        if chosen.get(name, default) != default:
+            text += f"; {Path(config).name}: {chosen[name]!r}"
+        lines.append(f"{text:<50} {comments.get(name, '')}".rstrip())
     return "\n".join(lines)
 
 
