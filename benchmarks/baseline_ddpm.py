@@ -15,6 +15,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,11 +29,13 @@ from hf_ebm.hub.model_card import SETTINGS
 from hf_ebm.models.class_labels import CLASS_SETTINGS
 from hf_ebm.models.presets import ddaebm_model_settings
 from hf_ebm.models.unet import build_unet
+from hf_ebm.models.unet_energy import UNetEnergyConfig
 from hf_ebm.models.unet_generator import UNetGeneratorModel
 from hf_ebm.models.upsampling import use_upsample
 from hf_ebm.training.config import RunSettings, make_settings, read_yaml
 from hf_ebm.training.launch import run_script
 from hf_ebm.training.trainer import Method, cosine_schedule, run_training, update
+from hf_ebm.utils.validation import check_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +121,9 @@ def build_models(settings: dict[str, Any]) -> tuple[UNet2DModel]:
     Raises:
         ValueError: If the U-Net does not know a setting, or the sizes do not fit.
     """
-    try:
-        with torch.device("meta"):
-            described = build_unet(**settings["unet"], class_embed_type=None)
-    except TypeError as error:
-        raise ValueError(f"models: {error}; see hf_ebm.models.unet.build_unet.") from error
+    check_known("the U-Net", settings["unet"], UNetEnergyConfig().to_dict())
+    with torch.device("meta"):
+        described = build_unet(SimpleNamespace(**settings["unet"]), settings["unet"]["time_embedding_dim"], None)
     unet = UNet2DModel.from_config(described.config)  # diffusers' own class, which a DDIMPipeline loads
     return (use_upsample(unet),)
 

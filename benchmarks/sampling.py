@@ -32,14 +32,8 @@ OURS = "DDAEBM, 4 steps"
 
 def same_size_unet(generator_model: Any) -> nn.Module:
     """The generator's U-Net without the latent, for DDPM and DDIM."""
-    names = ("image_size", "num_channels", "patch_size", "base_channels", "channel_multipliers", "layers_per_block")
-    names += ("attention_resolutions", "mid_attention", "dropout")
     config = generator_model.config
-    return build_unet(
-        **{name: config[name] for name in names},
-        time_embedding_dim=config.embedding_dim or 4 * config.base_channels,
-        class_embed_type=None,
-    )
+    return build_unet(config, config.embedding_dim or 4 * config.base_channels, None)
 
 
 def main() -> None:

@@ -62,11 +62,6 @@ class ConvInferenceModel(Network):
                     nn.init.zeros_(module.bias)
         self.class_embedding = ClassEmbedding(num_classes, block_out_channels[0]) if num_classes else None
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (C, H, W)."""
-        return (self.config.num_channels, self.config.image_size, self.config.image_size)
-
     def forward(
         self, x: Tensor, class_labels: Any = None, return_dict: bool = True
     ) -> InferenceOutput | tuple[Tensor, Tensor]:

@@ -144,7 +144,10 @@ class EnergyModel(PreTrainedModel):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
-        raise NotImplementedError
+        config: Any = self.config
+        if hasattr(config, "data_dim"):
+            return (config.data_dim,)
+        return (config.num_channels, config.image_size, config.image_size)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the networks' own initialisation: `PreTrainedModel` would overwrite it."""

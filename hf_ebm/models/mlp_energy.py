@@ -55,11 +55,6 @@ class MLPEnergyModel(EnergyModel):
             self.class_scores = ClassScores(config.hidden_dims[-1], config.num_classes)
         self.post_init()
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one vector, (D,)."""
-        return (self.config.data_dim,)
-
     def forward(
         self, pixel_values: Tensor, timestep: Tensor | int | None = None, class_labels: Any = None, **_: Any
     ) -> EnergyOutput:

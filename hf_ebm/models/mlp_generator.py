@@ -53,11 +53,6 @@ class MLPGeneratorModel(Network):
         self.mlp = TimestepMLP(self.features.out_dim + latent_dim, data_dim, num_timesteps, hidden_dims)
         self.class_embedding = ClassEmbedding(num_classes, hidden_dims[0]) if num_classes else None
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one vector, (D,)."""
-        return (self.config.data_dim,)
-
     def forward(
         self, x_next: Tensor, timestep: Tensor | int, z: Tensor, class_labels: Any = None, return_dict: bool = True
     ) -> GeneratorOutput | tuple[Tensor]:

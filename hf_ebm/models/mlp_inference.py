@@ -42,11 +42,6 @@ class MLPInferenceModel(Network):
         self.layers = nn.Sequential(*layers, nn.Linear(hidden_dims[-1], 2 * latent_dim))
         self.class_embedding = ClassEmbedding(num_classes, hidden_dims[0]) if num_classes else None
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one vector, (D,)."""
-        return (self.config.data_dim,)
-
     def forward(
         self, x: Tensor, class_labels: Any = None, return_dict: bool = True
     ) -> InferenceOutput | tuple[Tensor, Tensor]:

@@ -53,11 +53,6 @@ class MLPLatentGeneratorModel(LatentGenerator, Network):
         self.layers = nn.Sequential(*layers, nn.Linear(hidden_dims[-1], data_dim))
         self.class_embedding = ClassEmbedding(num_classes, hidden_dims[0]) if num_classes else None
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one vector, (D,)."""
-        return (self.config.data_dim,)
-
     def forward(self, z: Tensor, class_labels: Any = None, return_dict: bool = True) -> GeneratorOutput | tuple[Tensor]:
         """Generate vectors of shape (B, D) from latents of shape (B, latent_dim)."""
         check_sample("z", z, (self.config.latent_dim,))

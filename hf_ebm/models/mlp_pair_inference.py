@@ -64,11 +64,6 @@ class MLPPairInferenceModel(Network):
         coefficients = DiffusionCoefficients.vp(num_timesteps, beta_min, beta_max, spacing)
         self.register_buffer("betas", coefficients.betas[1:])
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one vector, (D,)."""
-        return (self.config.data_dim,)
-
     def forward(
         self, x_t: Tensor, x_next: Tensor, timestep: Tensor | int, class_labels: Any = None, return_dict: bool = True
     ) -> InferenceOutput | tuple[Tensor, Tensor]:

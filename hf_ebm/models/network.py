@@ -27,6 +27,14 @@ logging.getLogger("diffusers.models.modeling_utils").addFilter(
 class Network(PathlessConfig, ModelMixin, ConfigMixin):
     """A diffusers model whose weights are safetensors and whose config has the constructor's types."""
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
+        config: Any = self.config
+        if hasattr(config, "data_dim"):
+            return (config.data_dim,)
+        return (config.num_channels, config.image_size, config.image_size)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a network as ``ModelMixin.from_pretrained`` does, from safetensors only.

@@ -77,11 +77,6 @@ class PairInferenceModel(Network):
             self.time_biases.append(nn.Linear(embedding_dim, width_out))
         self.head = nn.Linear(block_out_channels[-1] * (image_size // factor) ** 2, 2 * latent_dim)
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (C, H, W)."""
-        return (self.config.num_channels, self.config.image_size, self.config.image_size)
-
     def forward(
         self, x_t: Tensor, x_next: Tensor, timestep: Tensor | int, class_labels: Any = None, return_dict: bool = True
     ) -> InferenceOutput | tuple[Tensor, Tensor]:

@@ -166,11 +166,6 @@ class ResNetEnergyModel(EnergyModel):
             self.class_scores = ClassScores(num_features, config.num_classes, layer_norm=config.class_layer_norm)
         self.post_init()
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (C, H, W)."""
-        return (self.config.num_channels, self.config.image_size, self.config.image_size)
-
     def forward(
         self, pixel_values: Tensor, timestep: Tensor | int | None = None, class_labels: Any = None, **_: Any
     ) -> EnergyOutput:

@@ -115,11 +115,6 @@ class ResNetGeneratorModel(LatentGenerator, Network):
             std = (2.0 * latent_dim / (latent_dim + width)) ** 0.5  # of linear_in(z): both start as large
             self.class_embedding = ClassEmbedding(num_classes, width, std)
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (C, H, W)."""
-        return (self.config.num_channels, self.config.image_size, self.config.image_size)
-
     def forward(self, z: Tensor, class_labels: Any = None, return_dict: bool = True) -> GeneratorOutput | tuple[Tensor]:
         """Generate.
 

@@ -6,7 +6,7 @@ Levels are halved in size one after the other; self-attention stands at the name
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 from diffusers import UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -44,38 +44,20 @@ class UNet(UNet2DModel):
         return UNet2DOutput(sample=output) if return_dict else (output, bottleneck)
 
 
-def build_unet(
-    *,
-    image_size: int,
-    num_channels: int,
-    patch_size: int,
-    base_channels: int,
-    channel_multipliers: Sequence[int],
-    layers_per_block: int,
-    attention_resolutions: Sequence[int],
-    mid_attention: bool,
-    dropout: float,
-    time_embedding_dim: int,
-    class_embed_type: str | None,
-) -> UNet:
+def build_unet(config: Any, time_embedding_dim: int, class_embed_type: str | None) -> UNet:
     """A `UNet2DModel` from images to images whose norms are modulated by the (time, z) embedding; see `run_unet`.
 
     Args:
-        image_size: Height and width, divisible by ``patch_size * 2 ** (levels - 1)``.
-        num_channels: Channels of the images, 1 gray, 3 RGB, or any number.
-        patch_size: The U-Net works on patches of this many pixels squared, as channels of a smaller image; 1 = pixels.
-        base_channels: Width of the first level; a multiple of 4.
-        channel_multipliers: Width of each level over `base_channels`; its length is the number of levels.
-        layers_per_block: Residual blocks per level on the way down (one more on the way up).
-        attention_resolutions: Sizes of the U-Net's states at which every residual block is followed by self-attention.
-        mid_attention: Whether the bottleneck holds self-attention.
-        dropout: Dropout probability inside residual blocks.
+        config: Of `UNetEnergyModel` or `UNetGeneratorModel`, which describe the settings from ``image_size`` to
+            ``dropout``; ``base_channels`` is a multiple of 4.
         time_embedding_dim: Width of the embedding that modulates the norms.
         class_embed_type: ``"identity"`` adds a given embedding (the generator's z) to the time embedding.
 
     Raises:
         ValueError: If the sizes do not fit each other.
     """
+    patch_size, base_channels = config.patch_size, config.base_channels
+    image_size, channel_multipliers = config.image_size, config.channel_multipliers
     levels = len(channel_multipliers)
     if levels < 1:
         raise ValueError("channel_multipliers must name at least one level, got none.")
@@ -86,23 +68,23 @@ def build_unet(
             f"channel_multipliers={tuple(channel_multipliers)}, got {image_size}; resize the images or use fewer "
             "levels."
         )
-    image_size, in_channels = image_size // patch_size, num_channels * patch_size**2
+    image_size, in_channels = image_size // patch_size, config.num_channels * patch_size**2
     if base_channels < 4 or base_channels % 4:
         raise ValueError(f"base_channels must be a positive multiple of 4 (group norm), got {base_channels}.")
     widths = [base_channels * multiplier for multiplier in channel_multipliers]
     groups = math.gcd(base_channels, min(32, base_channels // 4))
-    at = [image_size // 2**level in set(attention_resolutions) for level in range(levels)]
+    at = [image_size // 2**level in set(config.attention_resolutions) for level in range(levels)]
     unet = UNet(
         sample_size=image_size,
         in_channels=in_channels,
         out_channels=in_channels,
         block_out_channels=tuple(widths),
-        layers_per_block=layers_per_block,
+        layers_per_block=config.layers_per_block,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in at),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(at)),
-        add_attention=mid_attention,
+        add_attention=config.mid_attention,
         attention_head_dim=None,  # one head, as wide as the level
-        dropout=dropout,
+        dropout=config.dropout,
         norm_num_groups=groups,
         attn_norm_num_groups=groups,
         resnet_time_scale_shift="scale_shift",

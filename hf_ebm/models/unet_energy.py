@@ -68,19 +68,7 @@ class UNetEnergyModel(EnergyModel):
 
     def __init__(self, config: UNetEnergyConfig) -> None:
         super().__init__(config)
-        self.unet = build_unet(
-            image_size=config.image_size,
-            num_channels=config.num_channels,
-            patch_size=config.patch_size,
-            base_channels=config.base_channels,
-            channel_multipliers=config.channel_multipliers,
-            layers_per_block=config.layers_per_block,
-            attention_resolutions=config.attention_resolutions,
-            mid_attention=config.mid_attention,
-            dropout=config.dropout,
-            time_embedding_dim=config.time_embedding_dim or 4 * config.base_channels,
-            class_embed_type=None,
-        )
+        self.unet = build_unet(config, config.time_embedding_dim or 4 * config.base_channels, None)
         for module in self.unet.modules():
             if isinstance(module, Attention):
                 module.set_processor(AttnProcessor())
@@ -91,11 +79,6 @@ class UNetEnergyModel(EnergyModel):
             width = config.base_channels * config.channel_multipliers[-1]
             self.class_scores = ClassScores(width, config.num_classes)
         self.post_init()
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (C, H, W)."""
-        return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
     def forward(
         self, pixel_values: Tensor, timestep: Tensor | int | None = None, class_labels: Any = None, **_: Any

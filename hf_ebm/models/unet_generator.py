@@ -82,24 +82,7 @@ class UNetGeneratorModel(Network):
         embedding_dim = embedding_dim or 4 * base_channels
         self.latent_mapping = LatentMapping(latent_dim, embedding_dim, embedding_dim)
         self.class_embedding = ClassEmbedding(num_classes, embedding_dim) if num_classes else None
-        self.unet = build_unet(
-            image_size=image_size,
-            num_channels=num_channels,
-            patch_size=patch_size,
-            base_channels=base_channels,
-            channel_multipliers=channel_multipliers,
-            layers_per_block=layers_per_block,
-            attention_resolutions=attention_resolutions,
-            mid_attention=mid_attention,
-            dropout=dropout,
-            time_embedding_dim=embedding_dim,
-            class_embed_type="identity",
-        )
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (C, H, W)."""
-        return (self.config.num_channels, self.config.image_size, self.config.image_size)
+        self.unet = build_unet(self.config, embedding_dim, "identity")
 
     def forward(
         self, x_next: Tensor, timestep: Tensor | int, z: Tensor, class_labels: Any = None, return_dict: bool = True

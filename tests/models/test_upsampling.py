@@ -7,6 +7,7 @@ import torch
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from hf_ebm import UNetEnergyConfig
 from hf_ebm.models.unet import build_unet
 from hf_ebm.models.upsampling import Upsample, double_size
 
@@ -37,19 +38,9 @@ def test_upsample_is_upsample_2d_with_its_weights_and_keeps_the_memory_format(me
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_unet_has_the_gradients_of_the_eager_one():
-    unet = build_unet(
-        image_size=8,
-        num_channels=1,
-        patch_size=1,
-        base_channels=8,
-        channel_multipliers=(1, 1),
-        layers_per_block=1,
-        attention_resolutions=(),
-        mid_attention=False,
-        dropout=0.0,
-        time_embedding_dim=8,
-        class_embed_type=None,
-    )
+    small = {"image_size": 8, "num_channels": 1, "base_channels": 8, "channel_multipliers": (1, 1), "dropout": 0.0}
+    config = UNetEnergyConfig(**small, layers_per_block=1, attention_resolutions=(), mid_attention=False)
+    unet = build_unet(config, 8, None)
     x, t = torch.randn(4, 1, 8, 8), torch.arange(4)
 
     def gradients(network):
