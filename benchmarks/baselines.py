@@ -14,7 +14,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from hf_ebm.training.run_folder import sample_path, save_square_grid
+from hf_ebm.evaluation.plots import save_grid
+from hf_ebm.training.run_folder import sample_path
 
 CONFIGS = Path(__file__).parent / "configs"
 Sampler = Callable[[Path, int, int, int, str, "int | None"], Iterator[Tensor]]
@@ -57,5 +58,5 @@ def save_grid_of(sample: Sample, folder: Path, step: int, number: int, device: t
     """Save an image grid of `number` samples from fixed noise."""
     path = sample_path(folder, step)
     images = next(sample_batches(sample, number, number, 0, str(device)))
-    save_square_grid(VaeImageProcessor(vae_scale_factor=1).postprocess(images, "pil"), path)
+    save_grid(VaeImageProcessor(vae_scale_factor=1).postprocess(images, "pil"), path)
     return path

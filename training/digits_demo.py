@@ -136,7 +136,7 @@ def evaluate_chains(pipeline: Any, folder: Path, seed: int = 0) -> dict[str, Any
     from_inference = pipeline.reconstruct(test_images[:12], 0, generator=random()).images
     originals = pipeline.post_process(to_model_range(test_images[:12]), "pil")
     rows = [*originals, *from_inference, *pipeline.post_process(recon.images[:12], "pil")]
-    save_grid(rows, folder / "reconstructions.png", num_columns=12, scale=6)
+    save_grid(rows, folder / "reconstructions.png", num_columns=12)
     return {
         "generator_alone": digits_frechet_distance(alone.cpu()),
         "reconstruction_mse": {

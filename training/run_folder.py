@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import psutil
 import torch
 from accelerate import Accelerator
@@ -241,19 +240,12 @@ def save_samples(pipeline: Any, folder: Path, step: int, settings: RunSettings) 
             data = sample_toy(dataset, 10_000, torch.Generator().manual_seed(0)) if dataset in TOY_NAMES else None
             plot_2d(points, pipeline.energy_model, data, path)
         return path
-    if num_classes := len(pipeline.class_names):
-        save_class_grid(pipeline, path, min(num_classes, MAX_CLASS_ROWS), settings.num_grid_samples, generator)
-    else:
-        save_square_grid(pipeline(batch_size=settings.num_grid_samples, generator=generator).images, path)
+    number, num_columns, labels = settings.num_grid_samples, None, {}
+    if num_rows := min(len(pipeline.class_names), MAX_CLASS_ROWS):
+        num_columns = max(MIN_CLASS_COLUMNS, number // num_rows)
+        labels = {"class_labels": [label for label in range(num_rows) for _ in range(num_columns)]}
+    save_grid(pipeline(batch_size=number, generator=generator, **labels).images, path, num_columns)
     return path
-
-
-def save_class_grid(pipeline: Any, path: Path, num_rows: int, num_samples: int, generator: torch.Generator) -> None:
-    """Save samples as a grid with a row for each of the first classes, of about `num_samples` in all."""
-    num_columns = max(MIN_CLASS_COLUMNS, num_samples // num_rows)
-    labels = [label for label in range(num_rows) for _ in range(num_columns)]
-    images = pipeline(class_labels=labels, generator=generator).images
-    save_grid(images, path, num_columns, scale=max(1, 64 // images[0].width))
 
 
 def log_samples(accelerator: Accelerator, path: Path, step: int) -> None:
@@ -270,11 +262,6 @@ def log_samples(accelerator: Accelerator, path: Path, step: int) -> None:
 def sample_path(folder: Path, step: int) -> Path:
     """Path of the sample grid of a step."""
     return folder / f"step_{step:08d}.png"
-
-
-def save_square_grid(images: list[PIL.Image.Image], path: Path) -> None:
-    """Save images as a square grid, small ones enlarged."""
-    save_grid(images, path, num_columns=max(1, int(len(images) ** 0.5)), scale=max(1, 64 // images[0].width))
 
 
 def finish_run(pipeline: Any, run: Any) -> None:

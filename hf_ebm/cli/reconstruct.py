@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         rows = [image for x in (images, inferred, revised) for image in pipeline.post_process(x, "pil")]
         with whole_file(options.output) as file:
-            save_grid(rows, file, len(images), scale=max(1, 64 // rows[0].width))
+            save_grid(rows, file, len(images))
     if options.json:
         print(to_json({"output": str(options.output), "seed": options.seed, "errors": errors}, indent=2))
         return

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     images = pipeline(options.num_images, options.num_inference_steps, generator=generator, **by_class).images
     columns = max(c for c in range(1, int(options.num_images**0.5) + 1) if options.num_images % c == 0)
     with whole_file(options.output) as file:
-        save_grid(images, file, options.num_images // columns, scale=max(1, 64 // images[0].width))
+        save_grid(images, file, options.num_images // columns)
     asked = {name: getattr(options, name) for name in ("num_images", "num_inference_steps", "seed")}
     written = {"model": options.model, "output": str(options.output), **asked}
     print(json.dumps(written) if options.json else f"wrote {options.output}")

@@ -162,11 +162,12 @@ def plot_2d(samples: Tensor, energy_model: Any, data: Tensor | None, path: Path,
     save(figure, path)
 
 
-def save_grid(images: list[PIL.Image.Image], path: Path, num_columns: int, scale: int = 1) -> None:
-    """Arrange images in a grid of `num_columns` columns, each enlarged `scale` times and framed."""
+def save_grid(images: list[PIL.Image.Image], path: Path, num_columns: int | None = None) -> None:
+    """Arrange images in a grid of `num_columns` columns (None: a square), small ones enlarged to 64 pixels, framed."""
     from diffusers.utils import make_image_grid
 
-    rows = len(images) // num_columns
+    num_columns = num_columns or max(1, int(len(images) ** 0.5))
+    rows, scale = len(images) // num_columns, max(1, 64 // images[0].width)
     size = (images[0].width * scale, images[0].height * scale)
     border = max(1, size[0] // 16)
     shown = [

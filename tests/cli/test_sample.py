@@ -45,7 +45,7 @@ def test_sample_takes_the_number_of_steps(dual_folder, tiny_dual_mcmc_pipeline, 
         found[steps] = np.asarray(PIL.Image.open(path))
     assert (found[5] == found[None]).all() and (found[0] != found[5]).any()  # 5 in training
     images = tiny_dual_mcmc_pipeline(1, 0, generator=torch.Generator().manual_seed(0)).images
-    save_grid(images, tmp_path / "expected.png", 1, scale=8)
+    save_grid(images, tmp_path / "expected.png", 1)
     assert (np.asarray(PIL.Image.open(tmp_path / "expected.png")) == found[0]).all()
 
 
