@@ -47,10 +47,16 @@ def test_every_exported_class_is_held():
 
 
 @pytest.mark.parametrize("name", ["tiny_pipeline", "tiny_dual_mcmc_pipeline"])
-def test_a_saved_pipeline_names_these_modules(name, request, tmp_path):
+def test_a_saved_pipeline_names_these_modules_and_has_safetensors_alone(name, request, tmp_path):
     import json
 
-    request.getfixturevalue(name).save_pretrained(tmp_path)
+    pipeline = request.getfixturevalue(name)
+    pipeline.save_pretrained(tmp_path)
+    kind = type(pipeline).__name__
     index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == kind
+    assert (tmp_path / "pipeline.py").read_text().endswith(f"import {kind} as Pipeline  # noqa: F401\n")
+    others = {path.suffix for path in tmp_path.rglob("*") if path.is_file()} - {".json", ".md", ".py"}
+    assert others == {".safetensors"}
     components = [value for key, value in index.items() if not key.startswith("_") and value[0] is not None]
     assert components and all(kind in GOLDEN[module] for module, kind in components)

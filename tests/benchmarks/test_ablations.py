@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DualMCMCPipeline, LangevinScheduler
 from hf_ebm.data.digits import load_digits
@@ -110,19 +111,21 @@ def test_a_run_stopped_by_its_guard_is_distinguished_from_a_failed_one(tmp_path,
 
     def run_here(command, env, stderr, text):
         """What `accelerate launch` starts, in this process."""
-        name = "hf_ebm.training.train_dual_mcmc"
+        assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+        options = launch_command_parser().parse_args(command[3:])
+        assert options.module and options.training_script == "hf_ebm.training.train_dual_mcmc"
         written, ended = io.StringIO(), 0
         with contextlib.redirect_stderr(written):
             try:
-                importlib.import_module(name).main(command[command.index(name) + 1 :])
+                importlib.import_module(options.training_script).main(options.training_script_args)
             except SystemExit as end:
                 ended = end.code
                 written.write(end.code if isinstance(end.code, str) else "")
         return SimpleNamespace(returncode=ended, stderr=written.getvalue())
 
-    assert run_row("whole") is True
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(ablations, "subprocess", SimpleNamespace(run=run_here, PIPE=None))
+    assert run_row("whole") is True
     assert run_row("stopped", energy_gap_limit=1e-9) is False
     with pytest.raises(SystemExit, match="'max_stepz'"):
         run_row("wrong", max_stepz=1)

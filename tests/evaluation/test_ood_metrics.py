@@ -115,7 +115,7 @@ def test_paired_intervals_cover_the_truth_and_independent_ones_of_pairs_are_too_
         inside, ood = correlated(seed, 100)
         for paired in hits:
             names = ["ood"] if paired else []
-            row = with_intervals(inside, {"ood": ood}, names, 200, confidence=0.8, seed=seed)["ood"]["auroc"]
+            row = with_intervals(inside, {"ood": ood}, names, 100, confidence=0.8, seed=seed)["ood"]["auroc"]
             hits[paired] += row["low"] <= truth <= row["high"]
     error = (0.8 * 0.2 / number) ** 0.5
     assert abs(hits[True] / number - 0.8) < 3 * error + 0.02  # the percentile bootstrap's own error at n = 100

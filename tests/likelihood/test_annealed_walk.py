@@ -12,6 +12,8 @@ from hf_ebm import HMCScheduler, MALAScheduler
 from hf_ebm.likelihood.ais import AnnealedWalk, estimate_log_z, path_betas
 from hf_ebm.likelihood.base_distributions import GaussianBase
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 
 def test_a_base_that_is_the_target_is_exact_at_once():
     """Every weight is Z itself: the Jacobian, the base's constant and the temperature, to rounding."""

@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from hf_ebm.likelihood.ais import estimate_log_z
 from hf_ebm.likelihood.base_distributions import Box, GaussianBase
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)

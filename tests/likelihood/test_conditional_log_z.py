@@ -21,6 +21,7 @@ from hf_ebm.likelihood.evaluate import (
 from hf_ebm.likelihood.log_partition import LikelihoodSettings
 from hf_ebm.likelihood.warmup import equilibrate
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
 Q = DiffusionCoefficients.vp(num_timesteps=4)
 
 
@@ -39,7 +40,7 @@ def quadratic(mean, cov):
     return lambda x: 0.5 * (((x - mean) @ precision) * (x - mean)).sum(dim=1)
 
 
-@pytest.mark.parametrize("dims, t", [(2, 0), (2, 3), (16, 1), (64, 0), (64, 2)])
+@pytest.mark.parametrize("dims, t", [(2, 0), (2, 3), (16, 1), (64, 2)])
 def test_two_decimals(dims, t):
     """``Z = (2 pi)^(D/2) |C|^(1/2) N(x_next; a m, a^2 C + beta I)``, and x_t given x_next is a Gaussian to draw from.
 

@@ -19,6 +19,7 @@ from hf_ebm.likelihood.log_partition import LikelihoodSettings
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.scoring.statistics import compute_energies
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
 FEW = LikelihoodSettings(num_chains=8, num_temperatures=6, num_leapfrog_steps=2, equilibration_steps=10)
 
 
@@ -26,19 +27,18 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
-def toy_pipeline():
+def make_toy_pipeline(**overrides):
     """Random 2-D networks, whose energy has several basins and no integral over the plane."""
-    models = build_ddaebm_models(ddaebm_model_settings("toy"))
+    models = build_ddaebm_models(ddaebm_model_settings("toy", overrides=overrides))
     torch.nn.init.normal_(models[1].mlp.out.weight, std=2.0, generator=seeded(1))
     pipeline = DDAEBMPipeline(models[0], DDAEBMScheduler(), models[1].eval(), models[2])
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def test_a_2d_model_against_the_grid(toy_pipeline):
+def test_a_2d_model_against_the_grid():
     """Upper bound from exact samples, drawn on the grid: two decimals."""
-    model, box = toy_pipeline.energy_model, VECTOR_BOX
+    model, box = make_toy_pipeline(energy={"hidden_dims": (32, 32)}).energy_model, VECTOR_BOX
 
     def energy_fn(x):
         return model(x, 0).energy
@@ -54,7 +54,7 @@ def test_a_2d_model_against_the_grid(toy_pipeline):
         GaussianBase.diagonal(torch.zeros(2), 1.0),
         box.from_box(samples),
         num_chains=number,
-        num_temperatures=160,
+        num_temperatures=80,
         batch_size=number,
         generator=seeded(2),
     )
@@ -62,7 +62,8 @@ def test_a_2d_model_against_the_grid(toy_pipeline):
     assert bracket.log_z_upper == pytest.approx(log_z, abs=0.02)
 
 
-def test_the_record_of_a_2d_model(toy_pipeline):
+def test_the_record_of_a_2d_model():
+    toy_pipeline = make_toy_pipeline()
     train, held_out = sample_toy("25gaussians", 300, seeded(1)), sample_toy("25gaussians", 200, seeded(2))
     settings = LikelihoodSettings(num_chains=200, num_temperatures=30, equilibration_steps=50)
     record = evaluate_likelihood(toy_pipeline, train, held_out, None, settings)

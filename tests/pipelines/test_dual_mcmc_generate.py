@@ -95,17 +95,6 @@ def test_an_interrupted_chain_ends_in_a_state_and_not_in_a_proposal(tiny_dual_mc
     assert_close(found, pipe(3, 2, generator=seeded(), **options).images)
 
 
-def test_output_types(tiny_dual_mcmc_pipeline):
-    pil = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded()).images
-    array = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded(), output_type="np").images
-    (tensor,) = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded(), output_type="pt", return_dict=False)
-    assert [image.mode for image in pil] == ["L", "L"] and pil[0].size == (8, 8)
-    assert array.shape == (2, 8, 8, 1) and array.min() >= 0 and array.max() <= 1
-    assert tensor.shape == (2, 1, 8, 8) and torch.equal(torch.from_numpy(array), tensor.permute(0, 2, 3, 1))
-    latent = tiny_dual_mcmc_pipeline(batch_size=2, generator=seeded(), output_type="latent").images
-    assert_close(tensor, (latent * 0.5 + 0.5).clamp(0, 1))
-
-
 def test_states_are_only_clamped_at_the_end(tiny_dual_mcmc_pipeline):
     pipe, seen = tiny_dual_mcmc_pipeline, []
     pipe.scheduler = LangevinScheduler(3, step_size=0.1, noise_std=2.0)
