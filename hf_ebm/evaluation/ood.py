@@ -4,10 +4,10 @@
     AUPR out    average precision with OOD samples as positives; AUPR in: in-distribution ones, scores negated
     FPR95       share of in-distribution samples flagged as OOD at the threshold that detects 95 % of the OOD ones
 
-AUROC and AUPR are as in scikit-learn, which takes one resample per call: here ranks give those of many.
-Confidence intervals are scipy's percentile bootstrap. A synthetic OOD image is resampled together with
-the in-distribution image that it was made from (a paired bootstrap), images of other data sets
-independently.
+AUROC and AUPR are as in scikit-learn, which takes one resample per call: here the counts of each
+value give those of many. Confidence intervals are scipy's percentile bootstrap. A synthetic OOD image
+is resampled together with the in-distribution image that it was made from (a paired bootstrap),
+images of other data sets independently.
 
 A model's scores are compared with simple baselines fitted on training images. Each statistic is
 computed once per set, for all scores that use it.
@@ -53,20 +53,29 @@ def fpr95(in_distribution: np.ndarray, ood: np.ndarray) -> np.ndarray:
 
 
 def ood_metrics(in_distribution: np.ndarray, ood: np.ndarray) -> np.ndarray:
-    """The `METRICS` in their order, shape (4, ...), of each row of scores (..., N) and (..., M), none of them NaN."""
-    from scipy.stats import rankdata
+    """The `METRICS` in their order, shape (4, ...), of each row of scores (..., N) and (..., M), none of them NaN.
 
+    Rows hold the same few values, as resamples do: memory grows with rows times different values.
+    """
     n, m = in_distribution.shape[-1], ood.shape[-1]
     scores = np.concatenate([in_distribution, ood], axis=-1)
-    mean, low = (rankdata(scores, ties, axis=-1) for ties in ("average", "min"))
-    high = 2 * mean - low  # a group of equal scores has consecutive ranks
-    precision_out = (m + 1 - rankdata(ood, "min", axis=-1)) / (n + m + 1 - low[..., n:])  # flagging this and above
-    precision_in = rankdata(in_distribution, "max", axis=-1) / high[..., :n]  # accepting this score and below
+    values, places = np.unique(scores, return_inverse=True)
+    rows = places.reshape(-1, n + m)
+    rows = rows + len(values) * np.arange(len(rows))[:, None]
+
+    def count(part: np.ndarray) -> np.ndarray:  # of each value, in ascending order, shape (..., V)
+        return np.bincount(part.ravel(), minlength=len(values) * len(rows)).reshape(*scores.shape[:-1], -1)
+
+    num_in, num_ood = count(rows[:, :n]), count(rows[:, n:])
+    in_up_to, ood_up_to = num_in.cumsum(axis=-1), num_ood.cumsum(axis=-1)
+    in_from, ood_from = n - in_up_to + num_in, m - ood_up_to + num_ood
+    precision_out = ood_from / np.maximum(in_from + ood_from, 1)  # of flagging as OOD at this score and above
+    precision_in = in_up_to / np.maximum(in_up_to + ood_up_to, 1)  # of accepting at this score and below
     return np.stack(
         [
-            (mean[..., n:] - rankdata(ood, axis=-1)).mean(axis=-1) / n,  # in-distribution scores below, Mann-Whitney
-            precision_out.mean(axis=-1),
-            precision_in.mean(axis=-1),
+            (num_ood * (in_up_to - 0.5 * num_in)).sum(axis=-1) / (n * m),
+            (num_ood * precision_out).sum(axis=-1) / m,
+            (num_in * precision_in).sum(axis=-1) / n,
             fpr95(in_distribution, ood),
         ]
     )
