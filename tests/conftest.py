@@ -86,6 +86,25 @@ def tiny_dual_mcmc_pipeline():
     return pipeline
 
 
+@pytest.fixture(scope="session")
+def hub_server():
+    """A Hub on this machine."""
+    from loopback_hub.server import Hub
+
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(hub_server, tmp_path_factory):
+    """A process of alice's with that Hub, which has no Xet: one for all tests, as its imports take seconds."""
+    from loopback_hub.client import Client
+
+    process = Client(hub_server.url, tmp_path_factory.mktemp("home"), "alice-token")
+    yield process
+    process.close()
+
+
 @pytest.fixture
 def file_server(tmp_path, monkeypatch):
     """A web server on this machine, of the files in `tmp_path`."""

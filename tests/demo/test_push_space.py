@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import RepoCard
-from loopback_hub.client import Client, ClientError
+from loopback_hub.client import ClientError
 from loopback_hub.repository import Commit, Repository
-from loopback_hub.server import Hub
 
 from hf_ebm.demo.push import package_files, push_space, write_space
 
@@ -22,27 +21,13 @@ else:
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with Hub() as server:
-        yield server
-
-
 @pytest.fixture
-def hub(server):
+def hub(hub_server):
     """A Hub with alice's model alone."""
-    server.reset()
-    server.repositories = {"alice/model": Repository()}
-    server.repositories["alice/model"].commit("main", Commit("a model"))
-    return server
-
-
-@pytest.fixture(scope="module")
-def client(server, tmp_path_factory):
-    """A process of alice's, which has no Xet."""
-    client = Client(server.url, tmp_path_factory.mktemp("home"), "alice-token")
-    yield client
-    client.close()
+    hub_server.reset()
+    hub_server.repositories = {"alice/model": Repository()}
+    hub_server.repositories["alice/model"].commit("main", Commit("a model"))
+    return hub_server
 
 
 def test_one_commit_holds_the_whole_space(hub, client, tmp_path):

@@ -1,4 +1,4 @@
-"""A Hub and a client process for each module; a repository and a run folder for each test."""
+"""The Hub without an earlier test's requests; a repository and a run folder for each test."""
 
 import json
 import re
@@ -6,29 +6,15 @@ import re
 import PIL.Image
 import pytest
 import yaml
-from loopback_hub.client import Client
-from loopback_hub.server import Hub
 from run_records import METRICS, SUMMARY
 
 from hf_ebm.hub.model_card import write_card
 
 
-@pytest.fixture(scope="session")
-def hub():
-    with Hub() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def client(hub, tmp_path_factory):
-    process = Client(hub.url, tmp_path_factory.mktemp("home"), "alice-token")
-    yield process
-    process.close()
-
-
 @pytest.fixture(autouse=True)
-def _fresh_log(hub):
-    hub.reset()
+def hub(hub_server):
+    hub_server.reset()
+    return hub_server
 
 
 @pytest.fixture
