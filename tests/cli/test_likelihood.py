@@ -8,7 +8,8 @@ from hf_ebm.cli.likelihood import format_record
 from hf_ebm.cli.main import main
 
 
-def test_likelihood_prints_the_bracket(folder, capsys):
+def test_likelihood_prints_the_bracket(folder, capsys, monkeypatch):
+    monkeypatch.setattr("hf_ebm.likelihood.ais.ADAPTATION_CHAINS", 8)
     arguments = ["likelihood", "--model", folder, "--dataset", "digits", "--max-images", "10", "--num-chains", "4"]
     arguments += ["--num-temperatures", "4", "--equilibration-steps", "2"]
     main([*arguments, "--num-conditionals", "1", "--json"])

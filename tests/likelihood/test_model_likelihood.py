@@ -20,7 +20,7 @@ from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.scoring.statistics import compute_energies
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
-FEW = LikelihoodSettings(num_chains=8, num_temperatures=6, num_leapfrog_steps=2, equilibration_steps=10)
+FEW = LikelihoodSettings(num_chains=8, num_temperatures=6, num_leapfrog_steps=2, equilibration_steps=10, batch_size=8)
 
 
 def seeded(seed=0):
@@ -137,7 +137,9 @@ def test_only_the_seed_determines_the_result(tiny_dual_mcmc_pipeline):
 
 def test_the_steps_of_an_image_model(tiny_pipeline):
     train, held_out = to_model_range(load_digits("train")[0])[:100], to_model_range(load_digits("test")[0])[:2]
-    settings = LikelihoodSettings(num_chains=4, num_temperatures=3, num_leapfrog_steps=1, equilibration_steps=2)
+    settings = LikelihoodSettings(
+        num_chains=4, num_temperatures=3, num_leapfrog_steps=1, equilibration_steps=2, batch_size=4
+    )
     record = evaluate_chain_likelihood(tiny_pipeline, train, held_out, 17, settings)
     assert [len(step["lower"]) for step in record["steps"]] == [2] * 4
     lower, upper = (record["log_likelihood"][f"at_log_z_{end}"] for end in ("lower", "upper"))
