@@ -22,9 +22,11 @@ from hf_ebm.training.train_dual_mcmc import DualMCMCSettings, TrainState
 from hf_ebm.training.trainer import run_training
 
 
-def train_step(x: Tensor, step: int, state: TrainState, settings: DualMCMCSettings) -> dict[str, Tensor]:
+def train_step(
+    x: Tensor, step: int, state: TrainState, settings: DualMCMCSettings, labels: Tensor | None = None
+) -> dict[str, Tensor]:
     """One iteration: generator, inference model; returns the terms of the losses."""
-    samples = train_dual_mcmc.draw_samples(x, state, settings)
+    samples = train_dual_mcmc.draw_samples(x, state, settings, labels)
     terms = train_dual_mcmc.generator_update(x, samples, state, settings)
     return {**terms, **train_dual_mcmc.inference_update(samples, state, settings)}
 
@@ -41,7 +43,6 @@ METHOD = dataclasses.replace(
     train_step=train_step,
     shown_terms=("reconstruction", "inference"),
     write_card=None,
-    takes_labels=False,
 )
 
 

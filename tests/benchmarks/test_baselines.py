@@ -270,7 +270,7 @@ def test_generator_only_trains_as_dual_mcmc_whose_energy_teaches_nothing(tmp_pat
     folders = {}
     for name, train, changes in (
         ("alone", alone.train, {}),
-        ("idle", train_dual_mcmc.train, {"x_num_steps": 0, "energy_negatives": "generator"}),
+        ("idle", train_dual_mcmc.train, {"x_num_steps": 0, "energy_negatives": "generator", "noised_negatives": 0.0}),
     ):
         settings = config | {"output_dir": str(tmp_path / name)} | changes
         folders[name] = train(make_settings(train_dual_mcmc.DualMCMCSettings, settings))
