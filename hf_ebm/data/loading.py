@@ -264,7 +264,8 @@ def find_label_column(dataset: Any, column: str | None = None) -> str:
     if column is None and len(found) != 1:
         raise ValueError(
             f"the data set must have one column of type ClassLabel, or label_column must name one; it has "
-            f"{found or 'none'} among {dataset.column_names}. Without labels, set pseudo_labels=20, say."
+            f"{found or 'none'} among {dataset.column_names}. For data without labels set "
+            "class_conditional=false, or with it pseudo_labels=20, say."
         )
     return column or found[0]
 
