@@ -33,7 +33,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.density import NearestNeighbours
 from hf_ebm.scoring.scores import FULL, SCORE_WORDS, SCORES, Fitted, Moments, Score
 from hf_ebm.scoring.statistics import check_not_nan
 from hf_ebm.utils.files import expand_home, whole_file
@@ -125,14 +124,14 @@ class Calibration:
         order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
         fitting, calibrating = order[: number // 2], order[number // 2 :]
         density_reference = draw_reference(statistics, fitting if reference is None else None, reference, seed)
+        density = Fitted(reference=density_reference)
         possible = {name: score for name, score in SCORES.items() if is_possible(score, statistics)}
         for name, score in list(possible.items()):
             if score.is_density:
-                names = [m for m in score.statistics if m in density_reference]
                 try:
                     if reference is None and number < needed_samples(target_fpr):
                         raise ValueError(f"half of the {number} samples are its reference; give reference=.")
-                    NearestNeighbours.fit(density_reference, names)
+                    density.neighbours(score.statistics)
                 except ValueError as error:
                     logger.warning("score %r is left out: %s", name, error)
                     del possible[name]
@@ -161,7 +160,7 @@ class Calibration:
         }
         moments = {name: Moments.of(statistics[name][fitting], name) for name in sorted(standardised)}
         has_density = any(score.is_density for score in possible.values())
-        fitted = Fitted(moments, density_reference)
+        fitted = dataclasses.replace(density, moments=moments)
         has_own = reference is not None
         ordered = {}
         for name, score in possible.items():

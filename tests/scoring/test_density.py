@@ -36,6 +36,19 @@ def test_the_distance_is_the_mean_to_the_nearest_neighbours():
     assert_close(found, distances.sort(dim=1).values[:, :NUM_NEIGHBOURS].mean(dim=1))
 
 
+def test_positive_statistics_are_compared_by_their_logarithms():
+    """Above half of the smallest reference value the logarithm, below its tangent there."""
+    reference = torch.randn(50, generator=seeded()).double().exp()
+    floor = 0.5 * reference.min()
+    sample = torch.stack([torch.tensor(0.7).double(), 3.0 * reference.max(), 0.2 * floor, -floor])
+    found = NearestNeighbours.fit({"clean_energies": reference}, ["clean_energies"]).distance(
+        {"clean_energies": sample}
+    )
+    logs = torch.stack([sample[0].log(), sample[1].log(), floor.log() - 0.8, floor.log() - 2.0])
+    distances = (logs[:, None] - reference.log()).abs() / reference.log().std()
+    assert_close(found, distances.sort(dim=1).values[:, :NUM_NEIGHBOURS].mean(dim=1))
+
+
 @pytest.mark.parametrize("positive", [True, False])
 def test_it_grows_far_out_on_both_sides(positive):
     values = torch.randn(200, 3, generator=seeded()) / 3
@@ -53,10 +66,10 @@ def test_it_grows_far_out_on_both_sides(positive):
 
 def test_explanations_name_the_statistic_and_the_side():
     neighbours = NearestNeighbours.fit(statistics_of(200, seeded()), ["clean_energies", "compressed_size"])
-    odd = {name: values[:2].clone() for name, values in statistics_of(5, seeded(1)).items()}
-    odd["clean_energies"][0, 1] = 1e-3
-    odd["compressed_size"][1] = 500.0
-    assert neighbours.explain(odd) == [
+    unusual = {name: values[:2].clone() for name, values in statistics_of(5, seeded(1)).items()}
+    unusual["clean_energies"][0, 1] = 1e-3
+    unusual["compressed_size"][1] = 500.0
+    assert neighbours.explain(unusual) == [
         "the energy at t = 1 is lower than for 100 % of the reference samples: unusually simple",
         "the compressed size is higher than for 100 % of the reference samples: unusually complex",
     ]
