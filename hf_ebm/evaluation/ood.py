@@ -30,6 +30,7 @@ from hf_ebm.data.splits import share_rows, split_sizes
 from hf_ebm.hub.model_card import show_interval
 from hf_ebm.scoring.calibration import MAX_DENSITY_REFERENCE
 from hf_ebm.scoring.scores import FULL, SCORES, Fitted, Moments
+from hf_ebm.scoring.statistics import compute_compressed_size
 from hf_ebm.utils.logging import ProgressBar, no_bar
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
 
@@ -184,8 +185,8 @@ def fit_baselines(
     ``pixel_gaussian``: Mahalanobis distance to the pixels' Gaussian; ``pca_residual``: squared error of the projection
     on the components that explain 90 % of the variance; ``nearest_neighbour``: distance to the 5th nearest training
     image; ``autoencoder``: squared error of scikit-learn's MLP trained to give its input back through 32 units, until a
-    tenth of the images, which it does not learn from, is no longer explained better, at most `max_epochs`.
-    `progress_bar` wraps the four.
+    tenth of the images, which it does not learn from, is no longer explained better, at most `max_epochs`;
+    ``png_size``: the compressed size, small = out of distribution. `progress_bar` wraps the first four.
 
     Returns:
         The scorers by name, and ``{"epochs", "converged"}`` of the autoencoder: False if `max_epochs` were too few.
@@ -234,6 +235,7 @@ def fit_baselines(
         "pca_residual": lambda images: error(images, lambda x: pca.inverse_transform(pca.transform(x))),
         "nearest_neighbour": lambda images: torch.from_numpy(neighbours.kneighbors(flat(images))[0][:, -1]),
         "autoencoder": lambda images: error(images, coder.predict),
+        "png_size": lambda images: -compute_compressed_size(images).double(),
     }
     return scorers, {"epochs": coder.n_iter_, "converged": coder.n_iter_ < max_epochs}
 

@@ -43,12 +43,14 @@ def found():
 
 def test_baselines_separate_noise_from_digits(found):
     table, scores = found
-    assert set(table) == {"pixel_gaussian", "pca_residual", "nearest_neighbour", "autoencoder", "constant"}
+    expected = {"pixel_gaussian", "pca_residual", "nearest_neighbour", "autoencoder", "png_size", "constant"}
+    assert set(table) == expected
     for name, rows in table.items():
         assert set(rows) == {"noise", "inverted", "mean"}
         mean = np.mean([rows["noise"]["auroc"]["value"], rows["inverted"]["auroc"]["value"]])
         assert rows["mean"]["auroc"]["value"] == pytest.approx(mean)
-        assert rows["noise"]["auroc"]["value"] == 0.5 if name == "constant" else rows["noise"]["auroc"]["value"] > 0.95
+        of_noise = rows["noise"]["auroc"]["value"]  # a constant score is at chance; noise needs the most bits
+        assert of_noise == 0.5 if name == "constant" else of_noise < 0.05 if name == "png_size" else of_noise > 0.95
         assert scores[name]["in_distribution"].shape == (60,)
 
 
