@@ -38,7 +38,7 @@ from hf_ebm.hub.saved_weights import PathlessConfig, require_safe_serialization,
 from hf_ebm.hub.upload import push_pipeline
 from hf_ebm.models.energy import check_energy_model
 from hf_ebm.scoring.inputs import images_to_tensor
-from hf_ebm.scoring.statistics import ScoreOutput, compute_energies, score_samples
+from hf_ebm.scoring.statistics import ReconstructionError, ScoreOutput, compute_energies, score_samples
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.torch_utils import execution_device, no_grad
 from hf_ebm.utils.validation import check_count, is_number
@@ -388,8 +388,10 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         return getattr(self.scheduler, "noise_std", 0.0)
 
     @classmethod
-    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
+    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> ReconstructionError | None:
         """``x -> mean squared error per pixel of the model's reconstruction``, shape (B,), for OOD scores.
+
+        With ``all_levels=True`` the errors from every noise level, shape (B, T); a method without levels has T = 1.
 
         Args:
             components: Some pipeline's, by name; those that it lacks are None.

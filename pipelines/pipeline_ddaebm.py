@@ -33,7 +33,7 @@ from hf_ebm.pipelines.pipeline_base import EBMPipeline, task
 from hf_ebm.schedulers.denoising_contract import contract_violation
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.statistics import most_likely_labels
+from hf_ebm.scoring.statistics import ReconstructionError, most_likely_labels
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device
 from hf_ebm.utils.validation import check_count, check_positive
 
@@ -48,36 +48,51 @@ def takes_generator(scheduler: Any) -> bool:
 
 
 @torch.no_grad()
-def compute_denoising_error(
+def compute_denoising_errors(
     generator_model: Any,
     x: Tensor,
     coefficients: DiffusionCoefficients,
     seed: int = 0,
     class_labels: Tensor | None = None,
+    num_levels: int | None = None,
 ) -> Tensor:
-    """Mean squared error per pixel of the generator's clean images from ``x_1 ~ q(x_1 | x)``, shape (N,), on the CPU.
+    """Mean squared error per pixel of the generator's clean images of noisy ones, shape (N, num_levels), on the CPU.
 
-    It is the mean over several noises and latents, given by `seed` and the same for all samples. With classes, and
-    without `class_labels` (N,), it is for each sample that of the label with the smallest error. OOD detection by the
-    reconstructions of a diffusion model is from Graham et al., CVPR workshops 2023, who use several noise levels.
+    Column t is the error of one call from ``x_{t+1} ~ q(x_{t+1} | x)``, as the mean over several noises and latents,
+    given by `seed` and the same for all samples and levels. With classes, and without `class_labels` (N,), a sample's
+    label is that with the smallest error at t = 0. OOD detection by the reconstructions of a diffusion model from
+    several noise levels is from Graham et al., CVPR workshops 2023, who run its whole chain from each.
+
+    Args:
+        generator_model: The generator.
+        x: Samples in the model's range, shape (N, ...).
+        coefficients: Its diffusion.
+        seed: Of noises and latents.
+        class_labels: Of each sample, shape (N,); None = see above.
+        num_levels: Number of columns, those of the cleaner states; None = all T.
     """
     num_classes = getattr(generator_model.config, "num_classes", 0)
     if num_classes and class_labels is None:
         each = (torch.full((len(x),), label) for label in range(num_classes))
-        of_labels = [compute_denoising_error(generator_model, x, coefficients, seed, y) for y in each]
-        return torch.stack(of_labels).amin(dim=0)
+        of_labels = [compute_denoising_errors(generator_model, x, coefficients, seed, y, 1)[:, 0] for y in each]
+        if num_levels == 1:
+            return torch.stack(of_labels).amin(dim=0)[:, None]
+        class_labels = torch.stack(of_labels).argmin(dim=0)
     generator_model = in_eval(generator_model)
-    q, random = coefficients.to("cpu"), torch.Generator().manual_seed(seed)
-    x, first = x.cpu().float(), torch.ones(len(x), dtype=torch.long)
-    device, dtype, errors = execution_device(generator_model), generator_model.dtype, torch.zeros(len(x))
+    q, x = coefficients.to("cpu"), x.cpu().float()
+    device, dtype = execution_device(generator_model), generator_model.dtype
     given = () if class_labels is None else (class_labels.to(device),)
-    for _ in range(NUM_DENOISING_DRAWS):
-        noise = torch.randn(1, *x.shape[1:], generator=random)
-        z = torch.randn(1, generator_model.config.latent_dim, generator=random)
-        x_1 = q.q_sample(x, first, noise.expand(x.shape)).to(device=device, dtype=dtype)
-        clean = generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype), *given).sample
-        errors += (clean.float().cpu() - x).square().flatten(1).mean(dim=1)
-    return errors / NUM_DENOISING_DRAWS
+    columns = []
+    for t in range(q.num_timesteps if num_levels is None else num_levels):
+        random, errors = torch.Generator().manual_seed(seed), torch.zeros(len(x))
+        for _ in range(NUM_DENOISING_DRAWS):
+            noise = torch.randn(1, *x.shape[1:], generator=random)
+            z = torch.randn(1, generator_model.config.latent_dim, generator=random)
+            x_next = q.q_sample(x, torch.full((len(x),), t + 1), noise.expand(x.shape)).to(device=device, dtype=dtype)
+            clean = generator_model(x_next, t, z.expand(len(x), -1).to(device=device, dtype=dtype), *given).sample
+            errors += (clean.float().cpu() - x).square().flatten(1).mean(dim=1)
+        columns.append(errors / NUM_DENOISING_DRAWS)
+    return torch.stack(columns, dim=1)
 
 
 class DDAEBMPipeline(EBMPipeline):
@@ -355,8 +370,8 @@ of the first images, the curve shows how the energy falls."""
         return (1.0 - self.coefficients.alphas_cumprod[0].item()) ** 0.5
 
     @classmethod
-    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
-        """By the generator's clean images of noisy ones: `compute_denoising_error`.
+    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> ReconstructionError | None:
+        """By the generator's clean images of noisy ones: `compute_denoising_errors`.
 
         With classes they are those of the most likely label, or without class scores of the label with the least error.
         """
@@ -368,9 +383,11 @@ of the first images, the curve shows how the energy falls."""
         q = DDAEBMScheduler.from_config(scheduler.config).coefficients
         num_classes = getattr(generator_model.config, "num_classes", 0)
 
-        def error(x: Tensor) -> Tensor:
+        def error(x: Tensor, all_levels: bool = False) -> Tensor:
             labels = most_likely_labels(components["energy_model"], x, num_classes)
-            return compute_denoising_error(generator_model, x, q, seed, labels)
+            if all_levels:
+                return compute_denoising_errors(generator_model, x, q, seed, labels)
+            return compute_denoising_errors(generator_model, x, q, seed, labels, num_levels=1)[:, 0]
 
         return error
 

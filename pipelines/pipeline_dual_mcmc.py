@@ -36,7 +36,7 @@ from hf_ebm.schedulers.scheduling_mala import MALAScheduler
 from hf_ebm.schedulers.scheduling_preconditioned_langevin import PreconditionedLangevinScheduler
 from hf_ebm.schedulers.scheduling_replica_exchange import ReplicaExchangeScheduler
 from hf_ebm.scoring.inputs import mask_to_tensor
-from hf_ebm.scoring.statistics import most_likely_labels
+from hf_ebm.scoring.statistics import ReconstructionError, most_likely_labels
 from hf_ebm.utils.validation import check_count
 
 
@@ -199,7 +199,7 @@ curve shows how the energy falls."""
         return Trajectory(chain.sample, torch.stack(states), chain.profile.float().cpu(), points, rate)
 
     @classmethod
-    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
+    def make_reconstruction_error(cls, components: Mapping[str, Any], seed: int) -> ReconstructionError | None:
         """By the z-chain, under the most likely label: `compute_reconstruction_error`."""
         generator_model, inference_model, scheduler = (components[name] for name in cls.reconstruction_components)
         if None in (generator_model, inference_model, scheduler):
@@ -212,9 +212,10 @@ curve shows how the energy falls."""
             pipe.set_progress_bar_config(disable=True)
             return pipe
 
-        def error(x: Tensor) -> Tensor:
+        def error(x: Tensor, all_levels: bool = False) -> Tensor:
             labels = most_likely_labels(components["energy_model"], x, num_classes)
-            return compute_reconstruction_error(make_pipe(), x, seed, labels)
+            errors = compute_reconstruction_error(make_pipe(), x, seed, labels)
+            return errors[:, None] if all_levels else errors
 
         return error
 

@@ -32,7 +32,11 @@ from hf_ebm.scoring.calibration import FILE_NAME, MAX_DENSITY_REFERENCE, REFEREN
 from hf_ebm.scoring.inputs import sample_batches
 from hf_ebm.scoring.scores import SCORES, Fitted
 from hf_ebm.scoring.statistics import (
+    CLASS_STATISTICS,
+    RECONSTRUCTIONS,
+    ReconstructionError,
     check_not_nan,
+    has_class_scores,
     make_statistics_function,
     statistics_of_batches,
 )
@@ -200,13 +204,13 @@ class EnergyScoringPipeline(EBMPipeline):
     @property
     def available_scores(self) -> list[str]:
         """Scores that the loaded components allow."""
-        names = [name for name, score in SCORES.items() if "reconstruction_error" not in score.statistics]
+        names = [name for name, score in SCORES.items() if not score.needs_reconstruction]
         if len(self.sample_shape) != 3:
             names.remove("complexity")
         if not self.has_noise_levels:
             names.remove("multiscale")
         if self.can_reconstruct:
-            names += [name for name, score in SCORES.items() if "reconstruction_error" in score.statistics]
+            names += [name for name, score in SCORES.items() if score.needs_reconstruction]
         return names
 
     def check_score(self, score: str) -> None:
@@ -216,8 +220,9 @@ class EnergyScoringPipeline(EBMPipeline):
         if score not in self.available_scores:
             raise ValueError(
                 f"score {score!r} cannot be computed from this model's components; they allow {self.available_scores}. "
-                "'reconstruction' and 'combined' need its generator (in Python load_reconstruction=True, where it has "
-                "one; the commands do so), 'multiscale' an energy with noise levels, 'complexity' images."
+                "'reconstruction', 'combined' and 'density_full' need its generator (in Python "
+                "load_reconstruction=True, where it has one; the commands do so), 'multiscale' an energy with noise "
+                "levels, 'complexity' images."
             )
         if SCORES[score].needs_fitting and self.calibration is None:
             raise ValueError(f"score {score!r} needs in-distribution statistics: {how_to_calibrate()}.")
@@ -258,9 +263,11 @@ class EnergyScoringPipeline(EBMPipeline):
         return output if return_dict else output.to_tuple()
 
     def needed(self, *scores: str) -> set[str]:
-        """The statistics that `judge` needs for these scores; vectors have no compressed size."""
+        """The statistics that `judge` needs for these scores, of those that the model has."""
         names = {"energy", *(name for score in scores for name in SCORES[score].statistics)}
-        return names if len(self.sample_shape) == 3 else names - {"compressed_size"}
+        if len(self.sample_shape) != 3:
+            names.discard("compressed_size")
+        return names if has_class_scores(self.energy_model) else names - {*CLASS_STATISTICS}
 
     def judge(self, statistics: dict[str, Tensor], score: str, ids: Sequence[Any] | None = None) -> EnergyScoringOutput:
         """The score of samples from their statistics, and once calibrated its p-values and decisions.
@@ -389,11 +396,12 @@ class EnergyScoringPipeline(EBMPipeline):
         if seed is None:
             seed = 0 if self.calibration is None else self.calibration.seed
         coefficients = self.coefficients if "energies" in names else None
-        reconstruction_error = self.find_reconstruction_error(seed) if "reconstruction_error" in names else None
+        reconstructs = not {*RECONSTRUCTIONS}.isdisjoint(names)
+        reconstruction_error = self.find_reconstruction_error(seed) if reconstructs else None
         return make_statistics_function(self.energy_model, names, seed, coefficients, reconstruction_error)
 
-    def find_reconstruction_error(self, seed: int) -> Callable[[Tensor], Tensor] | None:
-        """``x -> reconstruction errors``, shape (B,), of the method that can with these components; None if none can.
+    def find_reconstruction_error(self, seed: int) -> ReconstructionError | None:
+        """The reconstruction error of the method that can reconstruct with these components; None if none can.
 
         Methods that need more of them are asked first.
         """

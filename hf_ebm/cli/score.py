@@ -135,7 +135,7 @@ def score_files(options: argparse.Namespace) -> None:
     from hf_ebm.utils.torch_utils import find_device
 
     asked = options.score
-    needs_reconstruction = asked is not None and "reconstruction_error" in SCORES[asked].statistics
+    needs_reconstruction = asked is not None and SCORES[asked].needs_reconstruction
     device = find_device(options.device or "cpu")
     pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
     pipeline.to(device)

@@ -376,10 +376,8 @@ def run(settings: ScoringSettings) -> dict[str, Any]:
     """Load the model and the data set, score it, print the counts and return `score_rows`; by all processes."""
     check_writable("output", settings.output, is_folder=True)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
-    needed = SCORES[settings.score].statistics if settings.score in SCORES else ()
-    pipeline = EnergyScoringPipeline.from_pretrained(
-        settings.model, load_reconstruction="reconstruction_error" in needed
-    )
+    reconstructs = settings.score in SCORES and SCORES[settings.score].needs_reconstruction
+    pipeline = EnergyScoringPipeline.from_pretrained(settings.model, load_reconstruction=reconstructs)
     with accelerator.local_main_process_first():
         rows, fingerprint = load_rows(settings)
     summary = score_rows(pipeline, rows, fingerprint, settings, accelerator)

@@ -81,7 +81,11 @@ def energy_of(energy_model: Any, x: Tensor, timestep: Tensor | int = 0, class_la
         ValueError: If the model's output has no ``energy`` of shape (B,), or it does not take the labels.
     """
     labels = {} if class_labels is None else {"class_labels": class_labels}
-    output = energy_model(x, timestep, **labels)
+    return energy_in(energy_model(x, timestep, **labels), x, energy_model)
+
+
+def energy_in(output: Any, x: Tensor, energy_model: Any) -> Tensor:
+    """The energy (B,) in the model's output for `x`; else a `ValueError`."""
     energy = getattr(output, "energy", None)
     if not isinstance(energy, Tensor) or energy.shape != x.shape[:1]:
         got = f"an energy of shape {tuple(energy.shape)}" if isinstance(energy, Tensor) else type(output).__name__

@@ -33,7 +33,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.scores import FULL, SCORE_WORDS, SCORES, Fitted, Moments, Score
+from hf_ebm.scoring.scores import FULL, OPTIONAL, SCORE_WORDS, SCORES, Fitted, Moments, Score
 from hf_ebm.scoring.statistics import check_not_nan
 from hf_ebm.utils.files import expand_home, whole_file
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed, is_integer, is_number
@@ -41,7 +41,9 @@ from hf_ebm.utils.validation import check_count, check_fraction, check_seed, is_
 logger = logging.getLogger(__name__)
 FILE_NAME = "calibration.json"
 REFERENCE_FILE = "calibration.safetensors"
-FORMAT_VERSION = 3  # 1, without a version in the file: statistics of the calibration samples themselves; 2: no density
+# 1, without a version in the file: statistics of the calibration samples themselves; 2: no density; 3: density_full of
+# other statistics
+FORMAT_VERSION = 4
 MAX_DENSITY_REFERENCE = 2000  # samples
 MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
 
@@ -228,12 +230,16 @@ class Calibration:
         if score not in self.reference:
             few = SCORES[score].needs_fitting if score in SCORES else False
             few = few and self.num_samples < needed_samples(self.target_fpr)
-            how = (
-                f"it needs at least {needed_samples(self.target_fpr)} samples for target_fpr={self.target_fpr:g}, half "
-                f"of which fit its statistics, and {self.num_samples} were given; calibrate again with more"
-                if few
-                else "calibrate again, with what that score needs, a pipeline loaded with load_reconstruction=True"
-            )
+            if score == "density_full" and "reconstruction_error" in self.density_reference:
+                how = "an earlier version of hf-ebm calibrated it by other statistics; calibrate again"
+            elif few:
+                needed = needed_samples(self.target_fpr)
+                how = (
+                    f"it needs at least {needed} samples for target_fpr={self.target_fpr:g}, half of which fit its "
+                    f"statistics, and {self.num_samples} were given; calibrate again with more"
+                )
+            else:
+                how = "calibrate again, with what that score needs, a pipeline loaded with load_reconstruction=True"
             raise ValueError(
                 f"score {score!r} was not calibrated, only {sorted(self.reference)}; {how}: {how_to_calibrate()}."
             )
@@ -319,6 +325,8 @@ class Calibration:
                 "hf-ebm."
             )
         values.pop("scores", None)
+        if version < 4 and isinstance(values.get("reference"), dict):
+            values["reference"].pop("density_full", None)  # by one reconstruction error
         known = [item.name for item in fields(cls) if item.name != "density_reference"]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"it has unknown keys {unknown}; known are {known}.")
@@ -352,8 +360,8 @@ class Calibration:
 
 
 def is_possible(score: Score, statistics: Collection[str]) -> bool:
-    """Whether a score can be computed from these statistics; a density score of vectors has no compressed size."""
-    optional = {"compressed_size"} if score.is_density else set()
+    """Whether a score can be computed from these statistics."""
+    optional = {*OPTIONAL} if score.is_density else set()
     return {*score.statistics} - optional <= {*statistics}
 
 

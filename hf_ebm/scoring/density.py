@@ -5,11 +5,13 @@
 An energy alone is one-sided and follows an image's complexity: simple images get low energies whatever they show. A
 sample whose energies are unusually low for in-distribution data is as far from the reference as one whose energies are
 unusually high. The statistics are the energies of all noise levels, with some scores also the norms of their gradients,
-the compressed size and the reconstruction error.
+the compressed size, the reconstruction errors of all noise levels, and the certainty of p(y | x) of an energy with
+classes.
 
 A statistic whose reference values are all positive is taken as its logarithm, because ratios matter then; below half of
 the smallest reference value the logarithm goes on as its tangent, so that it is defined, and monotone, everywhere. A
-statistic with other values, such as an energy of a network without a lower bound, is taken as it is.
+statistic with other values, such as an energy of a network without a lower bound, is taken as it is, and so are those
+that are logarithms already (`AS_THEY_ARE`).
 
 Source: several statistics, from both sides, are Morningstar et al., "Density of States Estimation for Out-of-
 Distribution Detection", AISTATS 2021, and Mahmood et al., "Multiscale Score Matching for Out-of-Distribution
@@ -56,16 +58,12 @@ class NearestNeighbours:
             ValueError: If there are too few samples, a value is not finite, or a statistic is the same for all.
         """
         values, columns = columns_of(statistics, names)
-        number = len(values)
-        if number <= NUM_NEIGHBOURS:
-            raise ValueError(
-                f"reference must have more than {NUM_NEIGHBOURS} samples, the neighbours that are compared, got "
-                f"{number}; give more."
-            )
+        check_enough(len(values))
         if not torch.isfinite(values).all():
             raise ValueError("reference must give finite statistics; leave out the samples whose are not.")
         lowest = values.min(dim=0).values
-        floor = torch.where(lowest > 0, 0.5 * lowest, torch.nan)
+        is_log = torch.cat([torch.full((statistics[name][0].numel(),), name in AS_THEY_ARE) for name in names])
+        floor = torch.where((lowest > 0) & ~is_log, 0.5 * lowest, torch.nan)
         transformed = transform(values, floor)
         mean, std = transformed.mean(dim=0), transformed.std(dim=0)
         if flat := [name for name, one in zip(columns, std, strict=True) if not one > 0]:
@@ -79,11 +77,7 @@ class NearestNeighbours:
 
     def distance(self, statistics: Mapping[str, Tensor]) -> Tensor:
         """Mean distance of each sample to its nearest reference samples, shape (N,), float64."""
-        parts = []
-        for part in self.standardise(statistics).split(CHUNK):
-            nearest = torch.cdist(part, self.points).topk(NUM_NEIGHBOURS, dim=1, largest=False).values
-            parts.append(nearest.mean(dim=1))
-        return torch.cat(parts)
+        return mean_distance(self.standardise(statistics), self.points)
 
     def explain(self, statistics: Mapping[str, Tensor]) -> list[str]:
         """For each sample the statistic that is farthest from the reference, and on which side, as a sentence."""
@@ -99,6 +93,24 @@ class NearestNeighbours:
                 text += ": unusually simple" if is_low else ": unusually complex"
             sentences.append(text)
         return sentences
+
+
+def check_enough(number: int) -> None:
+    """Raise a `ValueError` unless a reference of so many samples has enough neighbours."""
+    if number <= NUM_NEIGHBOURS:
+        raise ValueError(
+            f"reference must have more than {NUM_NEIGHBOURS} samples, the neighbours that are compared, got "
+            f"{number}; give more."
+        )
+
+
+def mean_distance(points: Tensor, reference: Tensor) -> Tensor:
+    """Mean Euclidean distance of each point (N, D) to its 5 nearest ones of the reference (R, D), shape (N,)."""
+    parts = []
+    for part in points.split(CHUNK):
+        nearest = torch.cdist(part, reference).topk(NUM_NEIGHBOURS, dim=1, largest=False).values
+        parts.append(nearest.mean(dim=1))
+    return torch.cat(parts)
 
 
 def columns_of(statistics: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, list[str]]:
@@ -123,5 +135,8 @@ WORDS = {
     "clean_energies": "the energy",
     "gradient_norms": "the gradient norm of the energy",
     "compressed_size": "the compressed size",
-    "reconstruction_error": "the reconstruction error",
+    "reconstruction_errors": "the reconstruction error",
+    "class_log_odds": "the log odds of the most likely class",
+    "class_log_entropy": "the entropy of the class probabilities",
 }
+AS_THEY_ARE = ("class_log_odds", "class_log_entropy")  # logarithms already

@@ -11,11 +11,12 @@ that they have on in-distribution data (`Moments`):
     reconstruction  mean squared error of the model's reconstruction
     combined        (E(x, 0) - m) / s + (error - m_e) / s_e           ours
     density         distance to 5 in-distribution samples by E(x, t) and ||grad_x E(x, t)|| of all t, and L(x);
-                    density_fast without the gradients, density_full with the reconstruction error as well:
-                    see `hf_ebm.scoring.density`
+                    density_fast without the gradients; density_full also with the reconstruction errors of all t,
+                    and the certainty of p(y | x) where the energy has classes: see `hf_ebm.scoring.density`
 
-Costs, in forward passes of the energy for T noise levels: energy, typicality, complexity 1; gradient_norm 3; multiscale
-and density_fast T; density 3 T, with a backward pass as two; those with a reconstruction the passes of the generator.
+Costs in passes of the energy (F = forward, B = backward) for T noise levels: energy, typicality, complexity 1 F;
+gradient_norm 1 F + 1 B; multiscale T F, and one for the energy itself; density_fast T F; density T F + T B. Scores
+with a reconstruction add the passes of `hf_ebm.scoring.statistics`, density_full those of all levels.
 
 Serra et al. subtract the bits L of a lossless compressor from -log2 p; an unnormalised energy has no such unit, so both
 are standardised instead. `SCORE_WORDS` describes the scores in model cards and in the demo.
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.scoring.density import NearestNeighbours
+from hf_ebm.scoring.statistics import CLASS_STATISTICS, RECONSTRUCTIONS
 
 Statistics = Mapping[str, Tensor]  # of N samples by name, each (N,) or (N, T)
 
@@ -122,7 +124,8 @@ def combined_score(statistics: Statistics, fitted: Fitted) -> Tensor:
 
 FAST = ("clean_energies", "compressed_size")
 DENSITY = ("clean_energies", "gradient_norms", "compressed_size")
-FULL = (*DENSITY, "reconstruction_error")
+FULL = (*DENSITY, "reconstruction_errors", *CLASS_STATISTICS)
+OPTIONAL = ("compressed_size", *CLASS_STATISTICS)  # of images, and of energies with classes
 
 
 def density_score(names: tuple[str, ...]) -> Callable[[Statistics, Fitted], Tensor]:
@@ -136,8 +139,8 @@ class Score:
 
     Attributes:
         function: ``(statistics, fitted) -> scores``, shape (N,), float64.
-        statistics: Names of the statistics it is computed from; a density score of vectors leaves out their compressed
-            size.
+        statistics: Names of the statistics it is computed from; a density score leaves out the `OPTIONAL` ones that a
+            model does not have.
         needs_fitting: Whether it can be computed only after a calibration.
         is_density: Whether it compares with reference samples.
     """
@@ -146,6 +149,11 @@ class Score:
     statistics: tuple[str, ...]
     needs_fitting: bool = False
     is_density: bool = False
+
+    @property
+    def needs_reconstruction(self) -> bool:
+        """Whether it needs what the model reconstructs with."""
+        return not {*RECONSTRUCTIONS}.isdisjoint(self.statistics)
 
 
 SCORES: dict[str, Score] = {
@@ -172,5 +180,5 @@ SCORE_WORDS = {
     "combined": "energy and reconstruction error, standardised and summed",
     "density_fast": "distance to in-distribution images by energies of all noise levels and compressed size, two-sided",
     "density": "distance to in-distribution images by energies, gradient norms and compressed size, two-sided",
-    "density_full": "as density, with the reconstruction error",
+    "density_full": "as density, with the reconstruction errors of all noise levels and the certainty of p(y | x)",
 }

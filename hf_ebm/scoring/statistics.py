@@ -1,12 +1,25 @@
 """Statistics of a sample that any energy model gives, which `hf_ebm.scoring.scores` combines into OOD scores.
 
-    energy                E(x, 0), an unnormalised negative log density, low = likely
-    energies              E(x_t, t) at all noise levels, x_t noised by one fixed noise
-    gradient_norm         ||grad_x E(x, 0)||
-    clean_energies        E(x, t) at all noise levels, of x itself
-    gradient_norms        ||grad_x E(x, t)|| at all noise levels, of x itself
-    compressed_size       bits of the image as a lossless PNG
-    reconstruction_error  mean squared error of the model's reconstruction
+Cost in passes of the energy (F = forward, B = backward, T = noise levels) unless another network is named:
+
+    energy                 E(x, 0), an unnormalised negative log density, low = likely           1 F
+    energies               E(x_t, t) at all noise levels, x_t noised by one fixed noise          T F
+    gradient_norm          ||grad_x E(x, 0)||                                                    1 F + 1 B
+    clean_energies         E(x, t) at all noise levels, of x itself                              T F
+    gradient_norms         ||grad_x E(x, t)|| at all noise levels, of x itself                   T F + T B
+    class_log_odds         log p(y | x) / (1 - p(y | x)) of the most likely class y, t = 0       1 F
+    class_log_entropy      log of the entropy of p(y | x), t = 0                                 1 F
+    compressed_size        bits of the image as a lossless PNG                                   none
+    reconstruction_error   mean squared error of the model's reconstruction                      see below
+    reconstruction_errors  the same from each noise level                                        see below
+
+Those of x itself share passes: all of them together cost T F + T B (`compute_pass_statistics`). A DDAEBM's
+reconstruction error costs 8 forward passes of the generator, those of all levels 8 T, of which the first level's is the
+single one. Dual-MCMC Teaching has one error, of its z-chain: a forward pass of the inference model, and of the
+generator one F + B per step and a last F. With classes their most likely label costs one more F.
+
+The largest p(y | x) is near 1 for most samples. Its log odds and the logarithm of the entropy are computed from the
+logits without rounding 1 - p, so that they tell confident samples apart and are finite; see `class_statistics`.
 
 Energies are computed in eval mode, and by the same function for every pipeline's ``score``.
 
@@ -17,22 +30,22 @@ nor on its position or process.
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_ebm.data.pseudo_labels import assign_labels
 from hf_ebm.diffusion import DiffusionCoefficients
-from hf_ebm.langevin import energy_and_grad, energy_grad
-from hf_ebm.models.energy import EnergyModel, energy_of
+from hf_ebm.langevin import energy_and_grad
+from hf_ebm.models.energy import EnergyModel, energy_in, energy_of
 from hf_ebm.models.eval_copy import eval_copy, in_eval
 from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device, send
 from hf_ebm.utils.validation import check_count
@@ -127,12 +140,29 @@ def statistics_of_batches(
         yield batch, {name: values.cpu() for name, values in statistics.items()}
 
 
+CLASS_STATISTICS = ("class_log_odds", "class_log_entropy")
+PASS_STATISTICS = ("energy", "gradient_norm", "clean_energies", "gradient_norms", *CLASS_STATISTICS)  # of x itself
+RECONSTRUCTIONS = ("reconstruction_error", "reconstruction_errors")
+
+
+class ReconstructionError(Protocol):
+    """How a method's models reconstruct samples, as a number."""
+
+    def __call__(self, x: Tensor, all_levels: bool = False) -> Tensor:
+        """Mean squared error per value of the reconstruction of `x`, shape (B,).
+
+        With `all_levels` those from every noise level, shape (B, T), whose first column is the error without. A method
+        without levels has T = 1.
+        """
+        ...
+
+
 def make_statistics_function(
     model: EnergyModel,
     names: Collection[str],
     seed: int,
     coefficients: DiffusionCoefficients | None = None,
-    reconstruction_error: Callable[[Tensor], Tensor] | None = None,
+    reconstruction_error: ReconstructionError | None = None,
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     """``x -> the named statistics``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
 
@@ -143,22 +173,24 @@ def make_statistics_function(
         names: Names of the statistics.
         seed: Seed of their noise.
         coefficients: The diffusion the energy was trained on, for ``"energies"``.
-        reconstruction_error: ``x -> errors``, shape (B,), for ``"reconstruction_error"``.
+        reconstruction_error: For `RECONSTRUCTIONS`.
     """
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "energy": lambda x: energies_on_device(model, x, 0, len(x)),
-        "energies": lambda x: compute_all_energies(model, x, coefficients, seed, len(x)),
-        "gradient_norm": lambda x: compute_gradient_norm(model, x, len(x)),
-        "compressed_size": compute_compressed_size,
-    }
-    if reconstruction_error is not None:
-        functions["reconstruction_error"] = reconstruction_error
-    chosen = {name: function for name, function in functions.items() if name in names}  # a GPU's first
-    levels = {"clean_energies", "gradient_norms"} & {*names}
+    of_passes = [name for name in PASS_STATISTICS if name in names]
+    of_reconstruction = [name for name in RECONSTRUCTIONS if name in names]
 
     def compute(x: Tensor) -> dict[str, Tensor]:
-        found = {name: function(x) for name, function in chosen.items()}
-        return {**found, **(compute_clean_energies(model, x, "gradient_norms" in levels, len(x)) if levels else {})}
+        found = compute_pass_statistics(model, x, of_passes, len(x)) if of_passes else {}  # a GPU's first
+        if "energies" in names:
+            found["energies"] = compute_all_energies(model, x, coefficients, seed, len(x))
+        if reconstruction_error is not None and "reconstruction_errors" in names:
+            errors = reconstruction_error(x, all_levels=True)
+            of_all = {"reconstruction_error": errors[:, 0], "reconstruction_errors": errors}
+            found |= {name: of_all[name] for name in of_reconstruction}
+        elif reconstruction_error is not None and of_reconstruction:
+            found["reconstruction_error"] = reconstruction_error(x)
+        if "compressed_size" in names:
+            found["compressed_size"] = compute_compressed_size(x)
+        return found
 
     return compute
 
@@ -214,42 +246,86 @@ def most_likely_labels(energy_model: Any, x: Tensor, num_classes: int, batch_siz
     return torch.cat(parts).to(x.device)
 
 
-def compute_clean_energies(
-    energy_model: Any, x: Tensor, with_gradient_norms: bool = False, batch_size: int = 256
+def has_class_scores(energy_model: Any) -> bool:
+    """Whether the energy gives p(y | x) of several classes."""
+    config: Any = getattr(energy_model, "config", None)
+    return getattr(config, "num_classes", 0) > 1 and config.class_scores
+
+
+def compute_pass_statistics(
+    energy_model: Any, x: Tensor, names: Collection[str], batch_size: int = 256
 ) -> dict[str, Tensor]:
-    """``E(x, t)`` of every noise level at the same x, and the norms of their gradients, from one pass for both.
+    """The statistics of x itself, among `PASS_STATISTICS`, with one pass per noise level for all of them.
 
     Args:
         energy_model: An energy; one without noise levels gives T = 1.
         x: Samples in the model's range, shape (N, ...).
-        with_gradient_norms: Whether to compute the norms.
+        names: Which; `CLASS_STATISTICS` of an energy with class scores only.
         batch_size: Samples per forward pass.
 
     Returns:
-        ``clean_energies`` and, if asked for, ``gradient_norms``, each of shape (N, T), float32, where the model is.
+        By name, each of shape (N,) or (N, T), where the model is.
     """
-    levels = range(getattr(energy_model.config, "num_timesteps", 1))
-    if not with_gradient_norms:
+    all_levels = not {"clean_energies", "gradient_norms"}.isdisjoint(names)
+    levels = range(getattr(energy_model.config, "num_timesteps", 1) if all_levels else 1)
+    if {*names} <= {"energy", "clean_energies"}:
         columns = [energies_on_device(energy_model, x, t, batch_size) for t in levels]
-        return {"clean_energies": torch.stack(columns, dim=1)}
+        found = {"energy": columns[0], "clean_energies": torch.stack(columns, dim=1)}
+        return {name: found[name] for name in names}
     frozen, device = eval_copy(energy_model), execution_device(energy_model)
-    energies, norms = [], []
+    with_norms = ["gradient_norms" in names or (t == 0 and "gradient_norm" in names) for t in levels]
+    parts = []
     for part in x.split(batch_size):
         part = channels_last_on_cpu(send(part, device, energy_model.dtype))
-        pairs = [energy_and_grad(functools.partial(energy_of, frozen, timestep=t), part) for t in levels]
-        energies.append(torch.stack([energy.float() for energy, _ in pairs], dim=1))
-        norms.append(torch.stack([grad.float().flatten(1).norm(dim=1) for _, grad in pairs], dim=1))
-    return {"clean_energies": torch.cat(energies), "gradient_norms": torch.cat(norms)}
+        passes = [one_pass(frozen, part, t, norm) for t, norm in zip(levels, with_norms, strict=True)]
+        energies, norms, logits = zip(*passes, strict=True)
+        found = {"energy": energies[0], "clean_energies": torch.stack(energies, dim=1)}
+        if with_norms[0]:
+            found["gradient_norm"] = norms[0]
+        if all(with_norms):
+            found["gradient_norms"] = torch.stack(norms, dim=1)
+        if logits[0] is not None:
+            found |= class_statistics(logits[0])
+        parts.append(found)
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def compute_gradient_norm(energy_model: Any, x: Tensor, batch_size: int = 256) -> Tensor:
-    """``||grad_x E(x, 0)||``, shape (N,), float32, where the model computes."""
-    frozen, device, parts = eval_copy(energy_model), execution_device(energy_model), []
-    for part in x.split(batch_size):
-        part = channels_last_on_cpu(send(part, device, energy_model.dtype))
-        grad = energy_grad(lambda x: energy_of(frozen, x, 0), part)
-        parts.append(grad.float().flatten(1).norm(dim=1))
-    return torch.cat(parts)
+def one_pass(
+    energy_model: Any, x: Tensor, timestep: int, with_gradient: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``E(x, t)`` and, if asked for, the norm of its gradient, each (N,), float32; the logits where there are some."""
+    logits: Tensor | None = None
+
+    def energy_fn(x: Tensor) -> Tensor:
+        nonlocal logits
+        output = energy_model(x, timestep)
+        logits = getattr(output, "logits", None)
+        return energy_in(output, x, energy_model)
+
+    if not with_gradient:
+        with torch.no_grad():
+            return energy_fn(x).float(), None, logits
+    energy, grad = energy_and_grad(energy_fn, x)
+    norm = grad.float().flatten(1).norm(dim=1)
+    return energy.float(), norm, None if logits is None else logits.detach()
+
+
+def class_statistics(logits: Tensor) -> dict[str, Tensor]:
+    """`CLASS_STATISTICS` of class scores (N, K), each (N,), float64.
+
+    With m = l_1 - log sum_(j > 1) exp(l_j), l sorted in descending order, the log odds are m, and
+
+        log p_1 = -log(1 + exp(-m)),        log p_j = l_j - l_1 + log p_1,        H = -sum_j p_j log p_j.
+
+    The log odds lie above -log(K - 1), log H below log log K. Neither is bounded on the confident side.
+    """
+    ordered = logits.double().sort(dim=1, descending=True).values
+    log_odds = ordered[:, 0] - ordered[:, 1:].logsumexp(dim=1)
+    log_p = ordered - ordered[:, :1] + F.logsigmoid(log_odds)[:, None]
+    # log(-log p_1) ~ -m where exp(-m) is too small for a float
+    log_information = torch.cat([(-F.logsigmoid(log_odds)).log()[:, None], (-log_p[:, 1:]).log()], dim=1)
+    log_information[:, 0] = torch.where(log_odds > 30.0, -log_odds, log_information[:, 0])
+    return {"class_log_odds": log_odds, "class_log_entropy": (log_p + log_information).logsumexp(dim=1)}
 
 
 def compute_compressed_size(x: Tensor) -> Tensor:

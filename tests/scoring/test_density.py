@@ -1,16 +1,19 @@
 """The density scores: closed forms, both sides, exact p-values, the file of the reference."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_ebm import EnergyScoringPipeline
+from hf_ebm import DDAEBMScheduler, EnergyScoringPipeline
 from hf_ebm.data.digits import load_digits
+from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
 from hf_ebm.scoring.calibration import FILE_NAME, REFERENCE_FILE, Calibration
 from hf_ebm.scoring.density import NUM_NEIGHBOURS, NearestNeighbours
-from hf_ebm.scoring.statistics import compute_clean_energies, compute_energies, compute_gradient_norm
+from hf_ebm.scoring.scores import DENSITY, FULL, SCORES
+from hf_ebm.scoring.statistics import compute_energies, compute_pass_statistics
 
 
 def seeded(seed=0):
@@ -49,19 +52,20 @@ def test_positive_statistics_are_compared_by_their_logarithms():
     assert_close(found, distances.sort(dim=1).values[:, :NUM_NEIGHBOURS].mean(dim=1))
 
 
-@pytest.mark.parametrize("positive", [True, False])
-def test_it_grows_far_out_on_both_sides(positive):
+@pytest.mark.parametrize(
+    ("name", "positive"), [("clean_energies", True), ("clean_energies", False), ("class_log_odds", True)]
+)
+def test_it_grows_far_out_on_both_sides(name, positive):
     values = torch.randn(200, 3, generator=seeded()) / 3
     reference = (values + 3.0).exp() if positive else values  # logarithms, or as they are
-    neighbours = NearestNeighbours.fit({"clean_energies": reference}, ["clean_energies"])
+    neighbours = NearestNeighbours.fit({name: reference}, [name])
+    assert bool(neighbours.floor.isnan().all()) == (not positive or name == "class_log_odds")
     middle = reference.median(dim=0).values
     scale = torch.tensor([1.0, 4.0, 16.0, 64.0, 256.0])[:, None] * reference.std()
     for side in (1.0, -1.0):
-        distance = neighbours.distance({"clean_energies": middle + side * scale})
+        distance = neighbours.distance({name: middle + side * scale})
         assert (distance.diff() > 0).all()
-    assert neighbours.distance({"clean_energies": middle[None]}) < neighbours.distance(
-        {"clean_energies": reference}
-    ).quantile(0.9)
+    assert neighbours.distance({name: middle[None]}) < neighbours.distance({name: reference}).quantile(0.9)
 
 
 def test_explanations_name_the_statistic_and_the_side():
@@ -94,14 +98,16 @@ def test_p_values_are_exact_on_average_over_calibration_sets(number, target, own
     assert abs(flagged - expected) < 3.5 * spread
 
 
-def test_energies_and_gradient_norms_share_a_pass(tiny_pipeline):
-    x = torch.rand(5, 1, 8, 8, generator=seeded()) * 2 - 1
-    energy, found = tiny_pipeline.energy_model, compute_clean_energies(tiny_pipeline.energy_model, x, True, 2)
+def test_energies_and_gradient_norms_of_all_levels(tiny_pipeline):
+    x, energy = torch.rand(5, 1, 8, 8, generator=seeded()) * 2 - 1, tiny_pipeline.energy_model
+    found = compute_pass_statistics(energy, x, ["clean_energies", "gradient_norms"], batch_size=2)
     assert found["clean_energies"].shape == found["gradient_norms"].shape == (5, 4)
     for t in range(4):
         assert_close(found["clean_energies"][:, t], compute_energies(energy, x, t))
-    assert_close(found["gradient_norms"][:, 0], compute_gradient_norm(energy, x))
-    assert_close(compute_clean_energies(energy, x)["clean_energies"], found["clean_energies"])
+    (first,) = compute_pass_statistics(energy, x, ["gradient_norm"]).values()
+    assert_close(found["gradient_norms"][:, 0], first)
+    (alone,) = compute_pass_statistics(energy, x, ["clean_energies"]).values()
+    assert_close(alone, found["clean_energies"])
 
 
 @pytest.fixture
@@ -172,3 +178,54 @@ def test_bad_references(caplog):
 def test_vectors_have_no_compressed_size():
     statistics = {name: values for name, values in statistics_of(40, seeded()).items() if name != "compressed_size"}
     assert "density" in Calibration.fit(statistics, 0.1).reference
+
+
+@pytest.fixture
+def classifier():
+    """A scorer of points by an energy with classes."""
+    torch.manual_seed(0)
+    models = build_ddaebm_models(ddaebm_model_settings("toy", num_classes=3))
+    for parameter in (models[1].class_scores.weight, models[1].class_scores.bias):
+        torch.nn.init.normal_(parameter)
+    pipe = EnergyScoringPipeline(models[1].eval(), DDAEBMScheduler(), models[0].eval())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_class_probabilities_are_a_part_of_density_full_where_there_are_classes(classifier, scorer, caplog):
+    x = torch.randn(60, 2, generator=seeded())
+    calibration = classifier.calibrate(x, target_fpr=0.1)
+    of_classes = {"class_log_odds", "class_log_entropy"}
+    assert of_classes | {"reconstruction_errors"} <= {*calibration.density_reference}
+    assert of_classes < {*calibration.fitted.neighbours(FULL).names}
+    assert not of_classes & {*calibration.fitted.neighbours(DENSITY).names}
+    for score in ("density", "density_full"):
+        expected = calibration.fitted.neighbours(SCORES[score].statistics).distance(
+            classifier.compute_statistics(x[:9], classifier.needed(score))
+        )
+        assert_close(classifier(x[:9], score=score).scores, expected)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    assert not of_classes & ({*scorer.calibration.density_reference} | scorer.needed(*SCORES))
+    torch.nn.init.zeros_(classifier.energy_model.class_scores.weight)  # p(y | x) is the same for all x
+    assert {"density", "density_full"} - {*classifier.calibrate(x, target_fpr=0.1).reference} == {"density_full"}
+    assert "'density_full' is left out: reference must give statistics that differ" in caplog.text
+    assert "got one the log odds of the most likely class for all" in caplog.text
+
+
+def test_a_file_of_format_3_has_another_density_full(scorer, tmp_path):
+    """It was calibrated by a single reconstruction error; the other scores are as they were."""
+    calibration = scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    first = calibration.density_reference["reconstruction_errors"][:, 0].contiguous()
+    old = {name: x for name, x in calibration.density_reference.items() if name != "reconstruction_errors"}
+    dataclasses.replace(calibration, density_reference={**old, "reconstruction_error": first}).save(tmp_path)
+    path = tmp_path / FILE_NAME
+    path.write_text(path.read_text().replace('"format_version": 4', '"format_version": 3'))
+    scorer.calibration = Calibration.load(tmp_path)
+    images = load_digits("test")[0][40:45]
+    scores = calibration.fitted.neighbours(DENSITY).distance(scorer.compute_statistics(images, DENSITY))
+    assert torch.equal(scorer(images).scores, scores)
+    message = (
+        r"'density_full' was not calibrated, only .*; an earlier version .* other statistics; calibrate again: hf-ebm"
+    )
+    with pytest.raises(ValueError, match=message):
+        scorer(images, score="density_full")

@@ -197,7 +197,7 @@ def test_a_file_without_a_version_still_loads(tmp_path, statistics):
     ("changes", "message"),
     [
         ({"thresholds": {}}, r"unknown keys \['thresholds'\]; known are \['target_fpr'"),
-        ({"format_version": 4}, "format_version 4, and this version of hf-ebm reads 1 to 3; update hf-ebm"),
+        ({"format_version": 5}, "format_version 5, and this version of hf-ebm reads 1 to 4; update hf-ebm"),
         ({"format_version": "new"}, "format_version 'new'"),
         ({"seed": None}, "seed must be a whole number"),
         ({"target_fpr": 2}, "target_fpr must be a number between 0 and 1"),

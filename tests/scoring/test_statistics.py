@@ -1,6 +1,7 @@
 """Statistics of samples: their definitions, and independence of each sample's from the others."""
 
 import io
+import math
 
 import numpy as np
 import PIL.Image
@@ -11,11 +12,14 @@ from torch.testing import assert_close
 from hf_ebm import DDAEBMPipeline, DDAEBMScheduler, DiffusionCoefficients
 from hf_ebm.models.mlp_energy import MLPEnergyConfig, MLPEnergyModel
 from hf_ebm.models.presets import build_ddaebm_models, ddaebm_model_settings
-from hf_ebm.pipelines.pipeline_ddaebm import compute_denoising_error
+from hf_ebm.pipelines.pipeline_ddaebm import NUM_DENOISING_DRAWS, compute_denoising_errors
 from hf_ebm.scoring.statistics import (
+    PASS_STATISTICS,
+    class_statistics,
     compute_all_energies,
     compute_compressed_size,
-    compute_gradient_norm,
+    compute_energies,
+    compute_pass_statistics,
     most_likely_labels,
     statistics_of_batches,
 )
@@ -25,8 +29,9 @@ def test_gradient_norm_is_autograds_and_touches_nothing():
     model = MLPEnergyModel(MLPEnergyConfig(num_timesteps=1)).train()
     x = torch.randn(10, 2, requires_grad=True)
     (grad,) = torch.autograd.grad(model(x, 0).energy.sum(), x)
-    got = compute_gradient_norm(model, x.detach(), batch_size=3)
-    assert_close(got, grad.norm(dim=1))
+    got = compute_pass_statistics(model, x.detach(), ["gradient_norm"], batch_size=3)
+    assert got.keys() == {"gradient_norm"}
+    assert_close(got["gradient_norm"], grad.norm(dim=1))
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
@@ -107,13 +112,75 @@ def test_a_ddaebm_reconstructs_under_the_most_likely_label():
     scheduler, x = DDAEBMScheduler(), torch.randn(12, 2)
     q = scheduler.coefficients
     all_labels = [torch.full((12,), y) for y in (-1, 0, 1, 2)]
-    null, *each = (compute_denoising_error(generator_model, x, q, class_labels=y) for y in all_labels)
-    each = torch.stack(each)
+    null, *each = (compute_denoising_errors(generator_model, x, q, class_labels=y) for y in all_labels)
+    null, of_levels = null[:, 0], torch.stack(each)
+    each = of_levels[..., 0]
     labels = energy_model(x).logits.argmax(dim=1)
     components = {"generator_model": generator_model, "scheduler": scheduler, "energy_model": energy_model}
-    found = DDAEBMPipeline.make_reconstruction_error(components, 0)(x)
+    error = DDAEBMPipeline.make_reconstruction_error(components, 0)
+    found = error(x)
     assert_close(found, each.gather(0, labels[None])[0])
+    assert_close(error(x, all_levels=True), of_levels[labels, torch.arange(12)])
     assert not torch.isclose(found, null).any()
     components["energy_model"] = models_with_classes(class_scores=False)[1]
-    assert_close(DDAEBMPipeline.make_reconstruction_error(components, 0)(x), each.amin(dim=0))
+    error, least = DDAEBMPipeline.make_reconstruction_error(components, 0), each.argmin(dim=0)
+    assert_close(error(x), each.amin(dim=0))
+    assert_close(error(x, all_levels=True), of_levels[least, torch.arange(12)])
     assert (found > each.amin(dim=0)).any()
+
+
+def test_reconstruction_errors_from_each_noise_level():
+    """One generator call from x_{t+1} ~ q(x_{t+1} | x), the same noises and latents for every level."""
+    torch.manual_seed(0)
+    generator_model = build_ddaebm_models(ddaebm_model_settings("toy"))[0].eval()
+    q, x = DDAEBMScheduler().coefficients, torch.randn(6, 2)
+    found = compute_denoising_errors(generator_model, x, q, seed=3)
+    assert found.shape == (6, 4)
+    for t, abar in enumerate(q.alphas_cumprod[1:]):
+        random, expected = torch.Generator().manual_seed(3), torch.zeros(6)
+        for _ in range(NUM_DENOISING_DRAWS):
+            noise = torch.randn(1, 2, generator=random)
+            z = torch.randn(1, generator_model.config.latent_dim, generator=random).expand(6, -1)
+            with torch.no_grad():
+                clean = generator_model(abar.sqrt() * x + (1 - abar).sqrt() * noise, t, z).sample
+            expected += (clean - x).square().mean(dim=1) / NUM_DENOISING_DRAWS
+        assert_close(found[:, t], expected)
+    assert_close(compute_denoising_errors(generator_model, x[4:], q, seed=3), found[4:])
+    assert_close(compute_denoising_errors(generator_model, x, q, seed=3, num_levels=1), found[:, :1])
+
+
+def test_class_statistics_are_the_log_odds_and_the_log_entropy():
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3
+    found, p = class_statistics(logits), logits.double().softmax(dim=1)
+    assert_close(found["class_log_odds"], p.amax(dim=1).logit())
+    assert_close(found["class_log_entropy"], (-(p * p.log()).sum(dim=1)).log())
+    assert_close(found["class_log_entropy"].exp(), torch.distributions.Categorical(p).entropy())
+
+
+def test_class_statistics_do_not_saturate():
+    """Where 1 - p is 0 in floating point, more confident samples still have larger log odds and a smaller entropy."""
+    margins = torch.tensor([0.0, 1.0, 20.0, 29.0, 31.0, 40.0, 100.0, 800.0, 1e4])
+    logits = torch.stack([margins, torch.zeros(9), torch.zeros(9)], dim=1)
+    found = class_statistics(logits)
+    assert (found["class_log_odds"].diff() > 0).all() and (found["class_log_entropy"].diff() < 0).all()
+    assert_close(found["class_log_odds"], margins.double() - math.log(2))
+    assert found["class_log_entropy"][0] == pytest.approx(math.log(math.log(3)))  # uniform, the bound
+    # H ~ 2 exp(-m) (1 + m) for a margin m over each of two others
+    assert_close(found["class_log_entropy"][2:], math.log(2) - margins[2:].double() + (1 + margins[2:].double()).log())
+
+
+def test_one_pass_gives_energies_gradients_and_class_probabilities(monkeypatch):
+    model = models_with_classes()[1]
+    torch.nn.init.normal_(model.class_scores.weight)
+    x = torch.randn(7, 2)
+    alone = {name: compute_pass_statistics(model, x, [name])[name] for name in PASS_STATISTICS}
+    assert_close(alone["energy"], compute_energies(model, x))
+    for name, values in class_statistics(model(x).logits.detach()).items():
+        assert_close(alone[name], values)
+    passes, forward = [], type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, *args: passes.append(0) or forward(self, *args))
+    together = compute_pass_statistics(model, x, PASS_STATISTICS, batch_size=4)
+    assert len(passes) == 2 * 4  # batches times noise levels
+    assert together.keys() == alone.keys()
+    for name, values in alone.items():
+        assert_close(together[name].float(), values.float())
