@@ -1,6 +1,7 @@
 """The inference model of Dual-MCMC Teaching on images: ``q(z | x) = N(mean, exp(logvar))``, strided convolutions.
 
-The defaults are the published CIFAR-10 size (15.2M parameters, which a first convolution of stride 1 gives).
+The defaults have the widths of the published CIFAR-10 network (15.2M parameters), whose convolutions have no biases and
+which starts from other weights: the preset ``cifar10``.
 
 Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS 2023, Sec. 2.3.
 """
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from hf_ebm.models.class_labels import ClassEmbedding, check_classes, expand_class_labels
 from hf_ebm.models.energy import check_sample
+from hf_ebm.models.initialization import check_initialization, initialize
 from hf_ebm.models.network import Network
 from hf_ebm.models.pair_inference import InferenceOutput
 
@@ -26,11 +28,14 @@ class ConvInferenceModel(Network):
     """``x -> mean, logvar of z``.
 
     Args:
-        image_size: Height and width of the images, divisible by ``2 ** (len(block_out_channels) - 1)``.
+        image_size: Height and width of the images, divisible by 2 for each strided convolution.
         num_channels: 1 for gray, 3 for RGB, or any number.
         latent_dim: Dimensions of z.
         block_out_channels: Width of the first 3x3 convolution and then of each strided 4x4 one.
         num_classes: Classes of ``class_labels``; 0 = unconditional.
+        strided_conv_in: Whether the first convolution is a strided 4x4 one too, as published for CelebA-64.
+        conv_bias: Whether the convolutions have biases; the published ones have none.
+        initialization: Of the weights, see `hf_ebm.models.initialization`.
     """
 
     @register_to_config
@@ -41,25 +46,29 @@ class ConvInferenceModel(Network):
         latent_dim: int = 128,
         block_out_channels: Sequence[int] = (128, 256, 512, 1024),
         num_classes: int = 0,
+        strided_conv_in: bool = False,
+        conv_bias: bool = True,
+        initialization: str = "xavier_normal",
     ) -> None:
         super().__init__()
         check_classes(num_classes)
-        factor = 2 ** (len(block_out_channels) - 1)
+        check_initialization(initialization)
+        factor = 2 ** (len(block_out_channels) - (not strided_conv_in))
         if image_size % factor:
             raise ValueError(
                 f"image_size must be divisible by {factor} for block_out_channels={tuple(block_out_channels)}, "
                 f"got {image_size}; resize the images or use fewer blocks."
             )
-        self.conv_in = nn.Conv2d(num_channels, block_out_channels[0], kernel_size=3, padding=1)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, kernel_size=4, stride=2, padding=1) for a, b in itertools.pairwise(block_out_channels)
-        )
-        self.head = nn.Linear(block_out_channels[-1] * (image_size // factor) ** 2, 2 * latent_dim)
+        strided: dict[str, Any] = {"kernel_size": 4, "stride": 2, "padding": 1, "bias": conv_bias}
+        first = strided if strided_conv_in else {"kernel_size": 3, "padding": 1, "bias": conv_bias}
+        self.conv_in = nn.Conv2d(num_channels, block_out_channels[0], **first)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, **strided) for a, b in itertools.pairwise(block_out_channels))
+        last_width, num_places = block_out_channels[-1], (image_size // factor) ** 2
+        self.head = nn.Linear(last_width * num_places, 2 * latent_dim)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            initialize(module, initialization)
+        if initialization == "published":  # its heads of mean and logvar are convolutions over all places
+            nn.init.normal_(self.head.weight, std=(2.0 / ((last_width + latent_dim) * num_places)) ** 0.5)
         self.class_embedding = ClassEmbedding(num_classes, block_out_channels[0]) if num_classes else None
 
     def forward(

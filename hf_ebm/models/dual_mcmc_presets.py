@@ -1,9 +1,9 @@
 """The published Dual-MCMC settings of the three networks, and the small ones for digits and 2-D data.
 
-| preset | data | published parameters: energy, generator, inference |
+| preset | data | parameters: energy, generator, inference |
 |---|---|---|
-| `cifar10` | 32x32 RGB | 16.8M, 16.0M, 15.2M |
-| `celeba64` | 64x64 RGB | 19.5M, 12.2M, not stated |
+| `cifar10` | 32x32 RGB | 16.8M, 16.0M, 15.2M: the authors' networks |
+| `celeba64` | 64x64 RGB | 19.5M, 12.2M, 15.2M: the authors' networks |
 | `digits`, `small` | 8x8 gray | ours: trains in minutes on a CPU; `small` is the base for other data |
 | `toy` | 2-D vectors | ours: small MLPs |
 """
@@ -20,15 +20,42 @@ from hf_ebm.utils.validation import check_count
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {
         "data": {"image_size": 32, "num_channels": 3},
-        "generator": {"latent_dim": 128, "block_out_channels": (512, 512, 512, 512)},
-        "energy": {"block_out_channels": (512, 512, 512, 512), "num_downsamples": 2},
-        "inference": {"block_out_channels": (128, 256, 512, 1024)},
+        "generator": {
+            "latent_dim": 128,
+            "block_out_channels": (512, 512, 512, 512),
+            "upsample_mode": "bilinear",
+            "initialization": "published",
+        },
+        "energy": {
+            "block_out_channels": (512, 512, 512, 512),
+            "num_downsamples": 2,
+            "initialization": "published",
+        },
+        "inference": {
+            "block_out_channels": (128, 256, 512, 1024),
+            "conv_bias": False,
+            "initialization": "published",
+        },
     },
     "celeba64": {
         "data": {"image_size": 64, "num_channels": 3},
-        "generator": {"latent_dim": 128, "block_out_channels": (1024, 512, 256, 128, 64)},
-        "energy": {"block_out_channels": (64, 128, 256, 512, 1024), "num_downsamples": 4},
-        "inference": {"block_out_channels": (64, 128, 256, 512, 1024)},
+        "generator": {
+            "latent_dim": 128,
+            "block_out_channels": (1024, 512, 256, 128, 64),
+            "upsample_mode": "bilinear",
+            "initialization": "published",
+        },
+        "energy": {
+            "block_out_channels": (64, 128, 256, 512, 1024),
+            "num_downsamples": 5,
+            "initialization": "published",
+        },
+        "inference": {
+            "block_out_channels": (128, 256, 512, 1024),
+            "strided_conv_in": True,
+            "conv_bias": False,
+            "initialization": "published",
+        },
     },
     "digits": {
         "data": {"image_size": 8, "num_channels": 1},

@@ -2,7 +2,7 @@
 
 ReLU, no normalisation of features, no bias, average pooling, one linear number at the end. Spectral norm bounds the
 slope of E, which keeps the Langevin chain and the training stable. There are no noise levels: `timestep` is ignored.
-The defaults are the published CIFAR-10 network (16.8M parameters).
+The defaults are the published CIFAR-10 network (16.8M parameters), but for its initial weights (preset ``cifar10``).
 
 With classes (`num_classes`) this is the base energy of `hf_ebm.models.class_scores`; phi are the features that the last
 layer averages over the image, here averaged over a grid of cells and standardised. The class scores have no spectral
@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel  # noqa: F401 (d
 from hf_ebm.data.image_processor import register_image_processor
 from hf_ebm.models.class_scores import ClassScores, ConditionalEnergyConfig, register_image_classifier
 from hf_ebm.models.energy import EnergyModel, EnergyOutput, check_sample
+from hf_ebm.models.initialization import check_initialization, initialize
 from hf_ebm.utils.torch_utils import channels_last_on_cpu
 
 
@@ -46,6 +47,7 @@ class ResNetEnergyConfig(ConditionalEnergyConfig):
             image. At most the last features' height.
         class_layer_norm: Whether the features are standardised before the class scores. Without this the small ones of
             the digits' network do not separate the classes.
+        initialization: Of the weights, see `hf_ebm.models.initialization`.
     """
 
     model_type = "hf_ebm_resnet_energy"
@@ -60,6 +62,7 @@ class ResNetEnergyConfig(ConditionalEnergyConfig):
     padding: int = 0
     class_grid: int = 2
     class_layer_norm: bool = True
+    initialization: str = "xavier_normal"
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The settings that a config file holds."""
@@ -144,6 +147,7 @@ class ResNetEnergyModel(EnergyModel):
             raise ValueError(
                 f"power_iteration must be 'energy_update' or 'every_forward', got {config.power_iteration!r}."
             )
+        check_initialization(config.initialization)
         in_channels = [config.num_channels * config.patch_size**2, *widths[:-1]]
         self.blocks = nn.ModuleList(
             EnergyBlock(a, b, first=i == 0, downsample=i < config.num_downsamples)
@@ -152,7 +156,7 @@ class ResNetEnergyModel(EnergyModel):
         self.head = nn.Linear(widths[-1], 1, bias=False)
         for module in list(self.modules()):
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_normal_(module.weight)
+                initialize(module, config.initialization)
                 if config.spectral_norm:
                     spectral_norm(module)
         last_size = config.image_size // factor

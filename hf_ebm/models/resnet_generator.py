@@ -1,7 +1,8 @@
 """The generator of Dual-MCMC Teaching on images: ``z -> x``, residual upsampling blocks ending in tanh.
 
 It defines ``p(x | z) = N(g(z), likelihood_std^2 I)`` with ``z ~ N(0, I)`` (Eq. 4): its images, and the posterior of
-latents that the z-chain samples. The defaults are the published CIFAR-10 network (16.0M parameters).
+latents that the z-chain samples. The defaults have the widths of the published CIFAR-10 network (16.0M parameters),
+which also upsamples bilinearly and starts from other weights: the preset ``cifar10``.
 
 Source: Cui & Han, "Learning Energy-based Model via Dual-MCMC Teaching", NeurIPS 2023.
 """
@@ -20,10 +21,11 @@ from torch.nn import functional as F
 
 from hf_ebm.models.class_labels import ClassEmbedding, check_classes, expand_class_labels
 from hf_ebm.models.energy import check_sample
+from hf_ebm.models.initialization import check_initialization, initialize
 from hf_ebm.models.latent_generator import LatentGenerator
 from hf_ebm.models.network import Network
 from hf_ebm.models.unet_generator import GeneratorOutput
-from hf_ebm.models.upsampling import double_size
+from hf_ebm.models.upsampling import UPSAMPLE_MODES, double_size
 
 
 class GeneratorBlock(nn.Module):
@@ -33,10 +35,12 @@ class GeneratorBlock(nn.Module):
         in_channels: Width of the input.
         out_channels: Width of the output.
         batch_norm: Whether each convolution is preceded by batch norm.
+        upsample_mode: Of `hf_ebm.models.upsampling.double_size`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, batch_norm: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, batch_norm: bool, upsample_mode: str = "nearest") -> None:
         super().__init__()
+        self.upsample_mode = upsample_mode
         self.norm1 = nn.BatchNorm2d(in_channels) if batch_norm else nn.Identity()
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
         self.norm2 = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
@@ -45,10 +49,10 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, in, H, W) -> (B, out, 2H, 2W)."""
-        hidden = double_size(F.relu(self.norm1(x)))
+        hidden = double_size(F.relu(self.norm1(x)), self.upsample_mode)
         hidden = self.conv2(F.relu(self.norm2(self.conv1(hidden))))
-        # a 1x1 convolution and a nearest upsampling commute: convolve first, there is less to do
-        return hidden + double_size(self.shortcut(x))
+        # a 1x1 convolution and an upsampling, whose weights sum to 1, commute: convolve first, there is less to do
+        return hidden + double_size(self.shortcut(x), self.upsample_mode)
 
 
 class ResNetGeneratorModel(LatentGenerator, Network):
@@ -71,6 +75,8 @@ class ResNetGeneratorModel(LatentGenerator, Network):
         class_prior: Their frequencies in the training set, from which labels are sampled; None = unknown.
         class_names: Their names; None = unknown.
         null_class: Whether samples without a label were trained, which guidance needs.
+        upsample_mode: ``"nearest"``, or ``"bilinear"`` (``align_corners=True``) as in the published networks.
+        initialization: Of the weights, see `hf_ebm.models.initialization`.
     """
 
     @register_to_config
@@ -89,10 +95,15 @@ class ResNetGeneratorModel(LatentGenerator, Network):
         class_prior: Sequence[float] | None = None,
         class_names: Sequence[str] | None = None,
         null_class: bool = True,
+        upsample_mode: str = "nearest",
+        initialization: str = "xavier_normal",
     ) -> None:
         super().__init__()
         check_classes(num_classes, class_prior, class_names)
         self.check_settings(sampling_batch_norm, chain_running_statistics, likelihood_std)
+        check_initialization(initialization)
+        if upsample_mode not in UPSAMPLE_MODES:
+            raise ValueError(f"upsample_mode must be one of {UPSAMPLE_MODES}, got {upsample_mode!r}.")
         factor = patch_size * 2 ** (len(block_out_channels) - 1)
         if image_size % factor:
             raise ValueError(
@@ -101,14 +112,13 @@ class ResNetGeneratorModel(LatentGenerator, Network):
             )
         self.start_size = image_size // factor
         self.linear_in = nn.Linear(latent_dim, block_out_channels[0] * self.start_size**2)
-        self.blocks = nn.ModuleList(GeneratorBlock(a, b, batch_norm) for a, b in itertools.pairwise(block_out_channels))
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(a, b, batch_norm, upsample_mode) for a, b in itertools.pairwise(block_out_channels)
+        )
         self.norm_out = nn.BatchNorm2d(block_out_channels[-1]) if batch_norm else nn.Identity()
         self.conv_out = nn.Conv2d(block_out_channels[-1], num_channels * patch_size**2, kernel_size=3, padding=1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            initialize(module, initialization)
         self.class_embedding: ClassEmbedding | None = None
         if num_classes:
             width = self.linear_in.out_features
