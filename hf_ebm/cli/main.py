@@ -32,6 +32,7 @@ COMMANDS = {  # name -> module with `add_parser` and `run`
     "info": "hf_ebm.cli.info",
     "likelihood": "hf_ebm.cli.likelihood",
     "demo": "hf_ebm.demo.demo_command",
+    "convert": "hf_ebm.cli.convert",
     "push": "hf_ebm.cli.push",
     "push-space": "hf_ebm.demo.push_space_command",
 }

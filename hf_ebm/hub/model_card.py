@@ -199,6 +199,7 @@ def check_license(argument: str, license_id: str | None, license_name: str | Non
 
 
 CARD, SUMMARY, CALIBRATION = "README.md", "train_summary.json", "calibration.json"
+CONVERSION = "conversion.json"  # of what checkpoint a converted pipeline is
 IMAGE_FILES = (  # written by runs and commands, and shown by cards
     "samples.png",
     "ood.png",
@@ -474,6 +475,7 @@ def render_card(
             ood_table=ood_table(ood),
             summary=summary,
             calibration=read_json(folder / CALIBRATION),
+            conversion=public_values(read_json(folder / CONVERSION)),
             image_files=[name for name in IMAGE_FILES if (folder / name).is_file()],
         )
     except UndefinedError as error:

@@ -41,6 +41,7 @@ from hf_ebm.hub.download import (
 )
 from hf_ebm.hub.model_card import (
     CARD,
+    CONVERSION,
     IMAGE_FILES,
     LIST,
     SETTINGS,
@@ -81,6 +82,7 @@ FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does
     "ood.json",
     "calibration.json",
     "calibration.safetensors",
+    CONVERSION,
     *IMAGE_FILES,
 )
 RECORDS = (INDEX, SETTINGS, SUMMARY, CARD, "metrics.jsonl", *FACTS_ABOUT_WEIGHTS)  # at the top of a pipeline folder

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -67,6 +67,26 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder of the same name to write to; it becomes `path` if the block ends well, else it is removed.
+
+    Raises:
+        WriteError: If it cannot be written, or `path` holds something by then.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as parent:
+            temporary = Path(parent, path.name)
+            temporary.mkdir()
+            yield temporary
+            temporary.rename(path)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(path, error) from error
 
 
 def check_writable(argument: str, path: Path, is_folder: bool = False) -> None:
