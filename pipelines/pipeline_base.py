@@ -402,6 +402,14 @@ class EBMPipeline(PathlessConfig, DiffusionPipeline):
         """
         return None
 
+    @classmethod
+    def make_reconstruction(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
+        """``x -> the model's reconstruction of x``, in the model's range, shape of `x`, for heat maps.
+
+        Arguments and None as for `make_reconstruction_error`.
+        """
+        return None
+
     def check_common_inputs(self, batch_size: int, generator: Any, output_type: str) -> None:
         """Raise a `ValueError` for a batch size, generator list or output type that cannot be done."""
         check_count("batch_size", batch_size, 1)

@@ -95,6 +95,39 @@ def compute_denoising_errors(
     return torch.stack(columns, dim=1)
 
 
+@torch.no_grad()
+def denoise(
+    generator_model: Any,
+    x: Tensor,
+    coefficients: DiffusionCoefficients,
+    seed: int = 0,
+    class_labels: Tensor | None = None,
+) -> Tensor:
+    """The mean of the generator's clean images from ``x_1 ~ q(x_1 | x)``, shape of `x`, float32, where the model is.
+
+    Noises, latents and labels are as for the error. Without `class_labels` a sample's label is the one whose mean is
+    nearest to it.
+    """
+    num_classes = getattr(generator_model.config, "num_classes", 0)
+    device, dtype = execution_device(generator_model), generator_model.dtype
+    x = x.to(device).float()
+    if num_classes and class_labels is None:
+        each = (torch.full((len(x),), label, device=device) for label in range(num_classes))
+        of_labels = torch.stack([denoise(generator_model, x, coefficients, seed, labels) for labels in each])
+        nearest = (of_labels - x).square().flatten(2).sum(dim=2).argmin(dim=0)
+        return of_labels[nearest, torch.arange(len(x), device=device)]
+    generator_model = in_eval(generator_model)
+    q, random = coefficients.to(device), torch.Generator().manual_seed(seed)
+    first, total = torch.ones(len(x), dtype=torch.long, device=device), torch.zeros_like(x)
+    given = () if class_labels is None else (class_labels.to(device),)
+    for _ in range(NUM_DENOISING_DRAWS):
+        noise = torch.randn(1, *x.shape[1:], generator=random).to(device)
+        z = torch.randn(1, generator_model.config.latent_dim, generator=random)
+        x_1 = q.q_sample(x, first, noise.expand(x.shape)).to(dtype)
+        total += generator_model(x_1, 0, z.expand(len(x), -1).to(device=device, dtype=dtype), *given).sample.float()
+    return total / NUM_DENOISING_DRAWS
+
+
 class DDAEBMPipeline(EBMPipeline):
     """Generate and score with a Denoising Diffusion Adversarial Energy-Based Model (Geng et al., ICML 2024).
 
@@ -390,6 +423,21 @@ of the first images, the curve shows how the energy falls."""
             return compute_denoising_errors(generator_model, x, q, seed, labels, num_levels=1)[:, 0]
 
         return error
+
+    @classmethod
+    def make_reconstruction(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
+        """The mean of the generator's clean images of noisy ones: `denoise`, with labels as for the error."""
+        if cls.make_reconstruction_error(components, seed) is None:
+            return None
+        generator_model, config = components["generator_model"], components["scheduler"].config
+        q = DDAEBMScheduler.from_config(config).coefficients
+        num_classes = getattr(generator_model.config, "num_classes", 0)
+
+        def reconstruct(x: Tensor) -> Tensor:
+            labels = most_likely_labels(components["energy_model"], x, num_classes)
+            return denoise(generator_model, x, q, seed, labels)
+
+        return reconstruct
 
     @property
     def coefficients(self) -> DiffusionCoefficients:

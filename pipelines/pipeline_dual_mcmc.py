@@ -219,6 +219,28 @@ curve shows how the energy falls."""
 
         return error
 
+    @classmethod
+    def make_reconstruction(cls, components: Mapping[str, Any], seed: int) -> Callable[[Tensor], Tensor] | None:
+        """By the z-chain, with the noise and the labels of the error."""
+        generator_model, inference_model, scheduler = (components[name] for name in cls.reconstruction_components)
+        if None in (generator_model, inference_model, scheduler):
+            return None
+        pipe = cls(generator_model, None, None, inference_model, scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        num_classes = getattr(generator_model.config, "num_classes", 0)
+
+        def reconstruct(x: Tensor) -> Tensor:
+            found: Any = pipe.reconstruct(
+                to_unit_range(x) if x.ndim == 4 else x,
+                sample_latents=False,
+                generator=[torch.Generator().manual_seed(seed) for _ in range(len(x))],
+                output_type="latent",
+                class_labels=most_likely_labels(components["energy_model"], x, num_classes),
+            )
+            return found.images
+
+        return reconstruct
+
     @task
     def __call__(
         self,

@@ -9,6 +9,9 @@ It loads from a repository of any of our pipelines, and of it only what the scor
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,14 @@ from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
 from hf_ebm.scoring.calibration import FILE_NAME, MAX_DENSITY_REFERENCE, REFERENCE_FILE, Calibration, how_to_calibrate
 from hf_ebm.scoring.inputs import sample_batches
+from hf_ebm.scoring.maps import (
+    MAP_KINDS,
+    MAX_MAP_REFERENCE,
+    PixelMoments,
+    energy_term_values,
+    has_energy_terms,
+    reconstruction_values,
+)
 from hf_ebm.scoring.scores import SCORES, Fitted
 from hf_ebm.scoring.statistics import (
     CLASS_STATISTICS,
@@ -43,6 +54,7 @@ from hf_ebm.scoring.statistics import (
 from hf_ebm.utils.files import expand_home
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
 
+logger = logging.getLogger(__name__)
 RECONSTRUCTION = ("generator_model", "inference_model", "latent_scheduler")
 
 
@@ -52,9 +64,20 @@ def generation_pipelines() -> dict[str, Any]:
     return {name: getattr(hf_ebm, name) for name in names if name != "EnergyScoringPipeline"}
 
 
+def draw_samples(images: Any, limit: int, seed: int) -> Any:
+    """At most `limit` of the images, selected with the seed; a stream, whose length is unknown, as it is."""
+    if not hasattr(images, "__len__") or len(images) <= limit or isinstance(images, str | dict):
+        return images
+    rows = draw_rows(len(images), limit, seed)
+    if isinstance(images, Tensor | np.ndarray):
+        return images[rows]
+    select = getattr(images, "select", None)  # of a data set
+    return select(rows) if select else [images[row] for row in rows]
+
+
 @dataclass
 class EnergyScoringOutput(BaseOutput):
-    """Output of `EnergyScoringPipeline`; all tensors are of shape (N,), on the CPU, in the order of the images.
+    """Output of `EnergyScoringPipeline`, on the CPU, in the order of the images; tensors but `maps` are of shape (N,).
 
     Attributes:
         energies: ``E(x, 0)``, low = likely, float32.
@@ -63,6 +86,7 @@ class EnergyScoringOutput(BaseOutput):
         is_ood: Whether ``p_values <= target_fpr``; None before a calibration.
         contributions: With a density score, a sentence per image: the statistic that is farthest from in-distribution
             images, and on which side.
+        maps: On request, how unusual each pixel is, larger = more unusual, shape (N, H, W), float32.
     """
 
     energies: Tensor
@@ -70,6 +94,7 @@ class EnergyScoringOutput(BaseOutput):
     p_values: Tensor | None = None
     is_ood: Tensor | None = None
     contributions: list[str] | None = None
+    maps: Tensor | None = None
 
 
 class EnergyScoringPipeline(EBMPipeline):
@@ -229,6 +254,49 @@ class EnergyScoringPipeline(EBMPipeline):
         if self.calibration is not None:
             self.calibration.check_has(score)
 
+    @property
+    def available_maps(self) -> list[str]:
+        """Kinds of heat maps that the loaded components allow, the better one first; none for vectors."""
+        if len(self.sample_shape) != 3:
+            return []
+        possible = {
+            "reconstruction": self.find_reconstruction(0) is not None,
+            "terms": has_energy_terms(self.energy_model),
+        }
+        return [kind for kind in MAP_KINDS if possible[kind]]
+
+    def choose_maps(self, output_maps: bool | str) -> str | None:
+        """The kind of heat maps for `output_maps` of a call; None = no maps.
+
+        Raises:
+            ValueError: If they are not possible here, or need a calibration first.
+        """
+        if output_maps is False:
+            return None
+        if output_maps is not True and output_maps not in MAP_KINDS:
+            raise ValueError(f"output_maps must be True, False or one of {list(MAP_KINDS)}, got {output_maps!r}.")
+        if len(self.sample_shape) != 3:
+            raise ValueError(
+                f"output_maps must be False for a model of vectors, got {output_maps!r}: heat maps are of images."
+            )
+        available = self.available_maps
+        if not available or (output_maps is not True and output_maps not in available):
+            raise ValueError(
+                f"output_maps={output_maps!r} is not possible with this model's components, which allow {available}: "
+                "'reconstruction' needs its generator (load_reconstruction=True, where it has one), 'terms' an energy "
+                "1/2 ||x - U(x, t)||^2, as DDAEBM's."
+            )
+        if self.calibration is None:
+            raise ValueError(f"output_maps needs in-distribution statistics of each pixel: {how_to_calibrate()}.")
+        calibrated = [kind for kind in available if kind in self.calibration.pixel_moments]
+        if not calibrated or (output_maps is not True and output_maps not in calibrated):
+            raise ValueError(
+                f"output_maps={output_maps!r} needs statistics of each pixel, and the calibration has those of "
+                f"{sorted(self.calibration.pixel_moments)}, while this model allows {available}; calibrate again: "
+                f"{how_to_calibrate()}."
+            )
+        return calibrated[0] if output_maps is True else output_maps
+
     def __call__(
         self,
         images: Any,
@@ -237,6 +305,7 @@ class EnergyScoringPipeline(EBMPipeline):
         image_column: str | None = None,
         num_workers: int = 0,
         return_dict: bool = True,
+        output_maps: bool | str = False,
     ) -> EnergyScoringOutput | tuple[Tensor, ...]:
         """Energies and scores of images.
 
@@ -250,16 +319,23 @@ class EnergyScoringPipeline(EBMPipeline):
             image_column: Of a data set; None = its only image column.
             num_workers: Processes that open and prepare the next batches meanwhile; 0 = none. Not for streaming sets.
             return_dict: Whether to return an `EnergyScoringOutput` or a tuple.
+            output_maps: Whether to return heat maps, which need a calibration: True = the first kind of
+                `hf_ebm.scoring.maps.MAP_KINDS` that is possible, or the name of one. ``"reconstruction"`` needs
+                ``load_reconstruction=True``; ``"terms"`` an energy ``1/2 ||x - U(x, t)||^2``, as DDAEBM's.
 
         Raises:
-            ValueError: If an image cannot be read or does not fit, or the score cannot be computed.
+            ValueError: If an image cannot be read or does not fit, or the score or the maps cannot be computed.
         """
         score = self.default_score if score is None else score
         self.check_score(score)
-        statistics = self.compute_statistics(images, self.needed(score), batch_size, image_column, num_workers)
+        kind = self.choose_maps(output_maps)
+        names = self.needed(score) | (set() if kind is None else {f"{kind}_map"})
+        statistics = self.compute_statistics(images, names, batch_size, image_column, num_workers)
+        maps = None if kind is None else statistics.pop(f"{kind}_map")
         output = self.judge(statistics, score)
         if SCORES[score].is_density and self.calibration is not None:
             output.contributions = self.calibration.fitted.neighbours(SCORES[score].statistics).explain(statistics)
+        output.maps = maps
         return output if return_dict else output.to_tuple()
 
     def needed(self, *scores: str) -> set[str]:
@@ -336,22 +412,51 @@ class EnergyScoringPipeline(EBMPipeline):
             ValueError: If there are too few images for `target_fpr`, one cannot be read, or an energy is NaN.
         """
         check_fraction("target_fpr", target_fpr)
-        seed = check_seed("seed", seed)
+        seed, batch_size = check_seed("seed", seed), check_count("batch_size", batch_size, 1)
         statistics = self.compute_statistics(
             images, self.needed(*self.available_scores), batch_size, image_column, num_workers, seed
         )
-        of_reference = None
+        of_reference, of_pixels = None, images
         if reference is not None:
-            if hasattr(reference, "__len__") and len(reference) > MAX_DENSITY_REFERENCE:
-                rows = draw_rows(len(reference), MAX_DENSITY_REFERENCE, seed)
-                is_array = isinstance(reference, Tensor | np.ndarray)
-                select = getattr(reference, "select", None)  # of a data set
-                reference = reference[rows] if is_array else select(rows) if select else [reference[i] for i in rows]
+            reference = of_pixels = draw_samples(reference, MAX_DENSITY_REFERENCE, seed)
             names = self.needed(*(name for name in self.available_scores if SCORES[name].is_density))
             of_reference = self.compute_statistics(reference, names, batch_size, image_column, num_workers, seed)
         preprocessing = "as given" if self.image_processor is None else self.image_processor.describe()
-        self.calibration = Calibration.fit(statistics, target_fpr, seed, preprocessing, of_reference)
+        calibration = Calibration.fit(statistics, target_fpr, seed, preprocessing, of_reference)
+        moments = self.fit_maps(draw_samples(of_pixels, MAX_MAP_REFERENCE, seed), batch_size, image_column, seed)
+        self.calibration = dataclasses.replace(calibration, pixel_moments=moments)
         return self.calibration
+
+    def fit_maps(self, images: Any, batch_size: int, image_column: str | None, seed: int) -> dict[str, PixelMoments]:
+        """Mean and standard deviation of the pixels' values for all possible kinds of heat maps.
+
+        Of the first `MAX_MAP_REFERENCE` of these images. A kind whose values are the same for all is left out with a
+        warning.
+        """
+        values = {kind: self.make_pixel_values(kind, seed) for kind in self.available_maps}
+        parts: dict[str, list[Tensor]] = {kind: [] for kind in values}
+        batches = sample_batches(images, batch_size, self.sample_shape, self.image_processor, image_column)
+        left = MAX_MAP_REFERENCE if values else 0
+        while left > 0 and (x := next(batches, None)) is not None:
+            for kind, function in values.items():
+                parts[kind].append(function(x[:left]).cpu())
+            left -= len(x)
+        self.maybe_free_model_hooks()
+        moments = {}
+        for kind, found in parts.items():
+            try:
+                moments[kind] = PixelMoments.of(torch.cat(found))
+            except ValueError as error:
+                logger.warning("heat maps %r are left out: %s", kind, error)
+        return moments
+
+    def make_pixel_values(self, kind: str, seed: int) -> Callable[[Tensor], Tensor]:
+        """``x -> the values of its pixels`` for a kind of heat maps, shape (B, K, H, W), where the model is."""
+        if kind == "terms":
+            return functools.partial(energy_term_values, self.energy_model)
+        reconstruct = self.find_reconstruction(seed)
+        assert reconstruct is not None
+        return functools.partial(reconstruction_values, self.energy_model, reconstruct=reconstruct)
 
     def compute_statistics(
         self,
@@ -390,7 +495,7 @@ class EnergyScoringPipeline(EBMPipeline):
         See `hf_ebm.scoring.statistics`. What all batches share is made once.
 
         Args:
-            names: Which statistics.
+            names: Which statistics, and maps: ``terms_map``, ``reconstruction_map``, each (B, H, W).
             seed: Of their noise; None = the calibration's, 0 without one.
         """
         if seed is None:
@@ -398,7 +503,17 @@ class EnergyScoringPipeline(EBMPipeline):
         coefficients = self.coefficients if "energies" in names else None
         reconstructs = not {*RECONSTRUCTIONS}.isdisjoint(names)
         reconstruction_error = self.find_reconstruction_error(seed) if reconstructs else None
-        return make_statistics_function(self.energy_model, names, seed, coefficients, reconstruction_error)
+        compute = make_statistics_function(self.energy_model, names, seed, coefficients, reconstruction_error)
+        kinds = [kind for kind in MAP_KINDS if f"{kind}_map" in names]
+        if not kinds or self.calibration is None:
+            return compute
+        moments = self.calibration.pixel_moments
+        values = {kind: self.make_pixel_values(kind, seed) for kind in kinds}
+
+        def compute_with_maps(x: Tensor) -> dict[str, Tensor]:
+            return {**compute(x), **{f"{kind}_map": moments[kind].heat_maps(of(x)) for kind, of in values.items()}}
+
+        return compute_with_maps
 
     def find_reconstruction_error(self, seed: int) -> ReconstructionError | None:
         """The reconstruction error of the method that can reconstruct with these components; None if none can.
@@ -408,6 +523,12 @@ class EnergyScoringPipeline(EBMPipeline):
         methods = sorted(generation_pipelines().values(), key=lambda cls: -len(cls.reconstruction_components))
         errors = (cls.make_reconstruction_error(self.components, seed) for cls in methods)
         return next((error for error in errors if error is not None), None)
+
+    def find_reconstruction(self, seed: int) -> Callable[[Tensor], Tensor] | None:
+        """``x -> reconstructions`` of the method that can with these components; None if none can."""
+        methods = sorted(generation_pipelines().values(), key=lambda cls: -len(cls.reconstruction_components))
+        found = (cls.make_reconstruction(self.components, seed) for cls in methods)
+        return next((function for function in found if function is not None), None)
 
     @property
     def coefficients(self) -> Any:

@@ -38,10 +38,13 @@ class EnergyOutput(ModelOutput):
             ``E(x, t, y)``, and of a conditional energy without one the marginal.
         logits: Class scores ``l_y(x, t)``, shape (B, num_classes), float32; ``p(y | x) = softmax(logits)``. None for an
             energy without class scores.
+        residuals: On request, ``x - U(x, t)`` of an energy of images ``1/2 ||x - U(x, t)||^2``, shape (B, C, H, W):
+            ``1/2 residuals^2`` are its per-pixel terms, whose sum is the energy without the term of the classes.
     """
 
     energy: Tensor | None = None
     logits: Tensor | None = None
+    residuals: Tensor | None = None
 
 
 def check_sample(name: str, x: Any, sample_shape: tuple[int, ...]) -> None:
@@ -126,6 +129,7 @@ class EnergyModel(PreTrainedModel):
 
     base_model_prefix = ""
     main_input_name = "pixel_values"
+    has_residuals = False  # whether `forward` takes ``output_residuals=True``, for heat maps
     _supports_sdpa = True
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:

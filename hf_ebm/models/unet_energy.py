@@ -65,6 +65,7 @@ class UNetEnergyModel(EnergyModel):
     """
 
     config_class = UNetEnergyConfig
+    has_residuals = True
 
     def __init__(self, config: UNetEnergyConfig) -> None:
         super().__init__(config)
@@ -81,7 +82,12 @@ class UNetEnergyModel(EnergyModel):
         self.post_init()
 
     def forward(
-        self, pixel_values: Tensor, timestep: Tensor | int | None = None, class_labels: Any = None, **_: Any
+        self,
+        pixel_values: Tensor,
+        timestep: Tensor | int | None = None,
+        class_labels: Any = None,
+        output_residuals: bool = False,
+        **_: Any,
     ) -> EnergyOutput:
         """Energy of each image.
 
@@ -89,6 +95,7 @@ class UNetEnergyModel(EnergyModel):
             pixel_values: Images in [-1, 1] (noisy states may leave that range), shape (B, C, H, W).
             timestep: Noise level 0..T-1, a number or shape (B,); None = 0, the energy of the data.
             class_labels: Label of each image, shape (B,), or one number for all; -1 or None = the marginal energy.
+            output_residuals: Whether to return ``x - U(x, t)``.
 
         Returns:
             `EnergyOutput` with ``energy`` of shape (B,), and ``logits`` (B, num_classes) if there are classes, float32.
@@ -98,7 +105,10 @@ class UNetEnergyModel(EnergyModel):
         predicted, bottleneck = run_unet(self.unet, pixel_values, t, self.config.patch_size)
         base = half_squared_norm(pixel_values, predicted)
         logits = None if self.class_scores is None else self.class_scores(bottleneck.mean(dim=(2, 3)))
-        return self.with_labels(base, logits, class_labels)
+        output = self.with_labels(base, logits, class_labels)
+        if output_residuals:
+            output.residuals = pixel_values - predicted
+        return output
 
 
 AutoConfig.register(UNetEnergyConfig.model_type, UNetEnergyConfig)

@@ -33,6 +33,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from hf_ebm.scoring.maps import PixelMoments
 from hf_ebm.scoring.scores import FULL, OPTIONAL, SCORE_WORDS, SCORES, Fitted, Moments, Score
 from hf_ebm.scoring.statistics import check_not_nan
 from hf_ebm.utils.files import expand_home, whole_file
@@ -44,6 +45,8 @@ REFERENCE_FILE = "calibration.safetensors"
 # 1, without a version in the file: statistics of the calibration samples themselves; 2: no density; 3: density_full of
 # other statistics
 FORMAT_VERSION = 4
+TENSORS = ("density_reference", "pixel_moments")  # fields that are saved as tensors
+MAP_PREFIX = "maps."  # of the names of the latter
 MAX_DENSITY_REFERENCE = 2000  # samples
 MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
 
@@ -70,6 +73,8 @@ class Calibration:
             earlier versions, where all samples did both, so that the rate of these scores is approximate.
         density_reference: Statistics of the reference samples of the density scores, at most `MAX_DENSITY_REFERENCE`
             of them; saved as ``calibration.safetensors``.
+        pixel_moments: What standardises each kind of heat maps, by its name; saved there too. Files of earlier versions
+            have none.
         has_own_reference: Whether these are other samples than the held-out ones, such as training images.
         reference_dataset: Where they are from, as `dataset`.
         reference_hash: SHA-256 of the saved file; None = there is none.
@@ -85,6 +90,7 @@ class Calibration:
     dataset: str | None = None
     num_fitted: int = 0
     density_reference: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    pixel_moments: Mapping[str, PixelMoments] = field(default_factory=dict, repr=False, compare=False)
     has_own_reference: bool = False
     reference_dataset: str | None = None
     reference_hash: str | None = field(default=None, compare=False)
@@ -262,26 +268,35 @@ class Calibration:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``calibration.json``, and ``calibration.safetensors`` with the reference of the density scores."""
+        """Write ``calibration.json``, and ``calibration.safetensors`` with what the density scores and maps need."""
         folder = Path(expand_home(folder))
-        if self.density_reference:
+        if self._tensors:
             with whole_file(folder / REFERENCE_FILE) as temporary:
                 temporary.write_bytes(self._reference_bytes)
         with whole_file(folder / FILE_NAME) as temporary:
             text = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict(), "scores": self.describe_scores()})
             temporary.write_text(text, encoding="utf-8")
-        if not self.density_reference:
+        if not self._tensors:
             (folder / REFERENCE_FILE).unlink(missing_ok=True)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        maps = {
+            f"{MAP_PREFIX}{kind}.{name}": values
+            for kind, moments in self.pixel_moments.items()
+            for name, values in (("mean", moments.mean), ("std", moments.std))
+        }
+        return {**self.density_reference, **maps}
 
     @functools.cached_property
     def _reference_bytes(self) -> bytes:
-        return safetensors.torch.save({name: values.contiguous() for name, values in self.density_reference.items()})
+        return safetensors.torch.save({name: values.contiguous() for name, values in self._tensors.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """What the JSON file holds: of the reference of the density scores only the hash."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "density_reference"}
+        """What the JSON file holds: of the tensors only the hash."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in TENSORS}
         values["statistics"] = {name: asdict(moments) for name, moments in self.statistics.items()}
-        digest = hashlib.sha256(self._reference_bytes).hexdigest() if self.density_reference else None
+        digest = hashlib.sha256(self._reference_bytes).hexdigest() if self._tensors else None
         return {**values, "reference_hash": digest}
 
     @classmethod
@@ -298,7 +313,8 @@ class Calibration:
             loaded = cls.from_json(path.read_text(encoding="utf-8"))
             if loaded.reference_hash is None:
                 return loaded
-            return dataclasses.replace(loaded, density_reference=read_reference(path.parent, loaded.reference_hash))
+            density_reference, pixel_moments = split_tensors(read_reference(path.parent, loaded.reference_hash))
+            return dataclasses.replace(loaded, density_reference=density_reference, pixel_moments=pixel_moments)
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path} cannot be used: {error} Calibrate again ({how_to_calibrate()}), or delete it for scores "
@@ -327,7 +343,7 @@ class Calibration:
         values.pop("scores", None)
         if version < 4 and isinstance(values.get("reference"), dict):
             values["reference"].pop("density_full", None)  # by one reconstruction error
-        known = [item.name for item in fields(cls) if item.name != "density_reference"]
+        known = [item.name for item in fields(cls) if item.name not in TENSORS]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"it has unknown keys {unknown}; known are {known}.")
         required = ("target_fpr", "num_samples", "seed", "statistics", "reference")
@@ -385,7 +401,7 @@ def draw_reference(
 
 
 def read_reference(folder: Path, expected_hash: str) -> dict[str, Tensor]:
-    """The reference of the density scores beside a ``calibration.json``.
+    """The tensors beside a ``calibration.json``.
 
     Raises:
         ValueError: If it is missing, damaged, or of another calibration.
@@ -397,6 +413,14 @@ def read_reference(folder: Path, expected_hash: str) -> dict[str, Tensor]:
     if hashlib.sha256(content).hexdigest() != expected_hash:
         raise ValueError(f"the file {REFERENCE_FILE} beside it is damaged or of another calibration.")
     return safetensors.torch.load(content)
+
+
+def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, PixelMoments]]:
+    """The reference of the density scores, and what standardises each kind of heat maps, from the file's tensors."""
+    of_maps = {name.removeprefix(MAP_PREFIX): values for name, values in tensors.items() if name.startswith(MAP_PREFIX)}
+    kinds = sorted({name.rpartition(".")[0] for name in of_maps})
+    moments = {kind: PixelMoments(of_maps[f"{kind}.mean"], of_maps[f"{kind}.std"]) for kind in kinds}
+    return {name: values for name, values in tensors.items() if not name.startswith(MAP_PREFIX)}, moments
 
 
 def needed_scores(target_fpr: float) -> int:
