@@ -265,6 +265,12 @@ class EnergyScoringPipeline(EBMPipeline):
         }
         return [kind for kind in MAP_KINDS if possible[kind]]
 
+    @property
+    def calibrated_maps(self) -> list[str]:
+        """Those of them that the calibration standardises."""
+        moments = {} if self.calibration is None else self.calibration.pixel_moments
+        return [kind for kind in self.available_maps if kind in moments]
+
     def choose_maps(self, output_maps: bool | str) -> str | None:
         """The kind of heat maps for `output_maps` of a call; None = no maps.
 
@@ -288,7 +294,7 @@ class EnergyScoringPipeline(EBMPipeline):
             )
         if self.calibration is None:
             raise ValueError(f"output_maps needs in-distribution statistics of each pixel: {how_to_calibrate()}.")
-        calibrated = [kind for kind in available if kind in self.calibration.pixel_moments]
+        calibrated = self.calibrated_maps
         if not calibrated or (output_maps is not True and output_maps not in calibrated):
             raise ValueError(
                 f"output_maps={output_maps!r} needs statistics of each pixel, and the calibration has those of "

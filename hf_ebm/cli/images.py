@@ -34,6 +34,18 @@ def check_images(images: Sequence[str]) -> None:
             raise ValueError(f"image {image} cannot be read: there is no such file.")
 
 
+def png_names(images: Sequence[str], folder: Path) -> list[str]:
+    """Names of the PNG files of images in `folder`, one per image, after the images' own.
+
+    Raises:
+        ValueError: If two would be the same.
+    """
+    names = [f"{Path(image).stem}.png" for image in images]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"images of the same name would overwrite each other in {folder}: {repeated}.")
+    return names
+
+
 def open_named(name: str) -> Any:
     """Open the PIL image in a file or at a URL; an unreadable one raises a `ValueError` with its name."""
     from hf_ebm.data.image_files import open_image

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.images import check_image_format, check_images, open_named
+from hf_ebm.cli.images import check_image_format, check_images, open_named, png_names
 from hf_ebm.cli.options import add_device_option, add_model_option, add_seed_option
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
@@ -45,10 +45,7 @@ def run(options: argparse.Namespace) -> None:
     if not as_folder:
         check_image_format(options.output)
     check_writable("--output", options.output, is_folder=as_folder)
-    names = [f"{Path(image).stem}.png" for image in options.images]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if as_folder and repeated:
-        raise ValueError(f"images of the same name would overwrite each other in {options.output}: {repeated}.")
+    file_names = png_names(options.images, options.output) if as_folder else []
     check_images(options.images)
     import torch
 
@@ -89,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     }
     if as_folder:
         with contextlib.ExitStack() as files:  # all of them or none
-            for name, image in zip(names, pipeline.post_process(revised, "pil"), strict=True):
+            for name, image in zip(file_names, pipeline.post_process(revised, "pil"), strict=True):
                 image.save(files.enter_context(whole_file(options.output / name)))
     else:
         rows = [image for x in (images, inferred, revised) for image in pipeline.post_process(x, "pil")]

@@ -9,11 +9,16 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hf_ebm.cli.images import check_images
+from hf_ebm.cli.images import check_images, png_names
 from hf_ebm.cli.options import SCORE_NAMES, add_model_option
-from hf_ebm.utils.files import path_option, path_text
+from hf_ebm.utils.files import check_writable, path_option, path_text
+from hf_ebm.utils.validation import counted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
     from hf_ebm.evaluation.bulk_scoring import ScoringSettings
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput
     from hf_ebm.scoring.inputs import Batch
@@ -61,6 +66,13 @@ def add_parser(commands: Any) -> None:
         "needs a model with noise levels, "
         "reconstruction and combined one with its generator, all but energy, gradient_norm and reconstruction a "
         "calibrated one",
+    )
+    parser.add_argument(
+        "--maps",
+        metavar="FOLDER",
+        type=path_option,
+        help="write a PNG file per image file into this folder: the image beside a heat map of its unusual pixels; "
+        "needs a calibrated model",
     )
     parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--shard-size", type=int, default=10_000, help="rows per Parquet file (default: %(default)s)")
@@ -112,6 +124,8 @@ def run(options: argparse.Namespace) -> None:
         refuse_dataset_options(options)
         score_files(options)
         return
+    if options.maps is not None:
+        raise ValueError("--maps is for image files, and a data set was given (--dataset); leave it out.")
     if options.output is None:
         raise ValueError("--dataset needs --output FOLDER for the Parquet files.")
     from hf_ebm.evaluation.bulk_scoring import run as run_scoring
@@ -126,6 +140,10 @@ def run(options: argparse.Namespace) -> None:
 def score_files(options: argparse.Namespace) -> None:
     """Print the energy of each file, and its score and verdict where there is more to say."""
     check_images(options.images)
+    names_of_maps: list[str] = []
+    if options.maps is not None:
+        check_writable("--maps", options.maps, is_folder=True)
+        names_of_maps = png_names(options.images, options.maps)
     from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
     from hf_ebm.scoring.calibration import how_to_calibrate
     from hf_ebm.scoring.scores import SCORES
@@ -137,7 +155,10 @@ def score_files(options: argparse.Namespace) -> None:
     asked = options.score
     needs_reconstruction = asked is not None and SCORES[asked].needs_reconstruction
     device = find_device(options.device or "cpu")
-    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction=needs_reconstruction)
+    if_it_exists = "auto" if options.maps is not None else False
+    pipeline = EnergyScoringPipeline.from_pretrained(
+        options.model, load_reconstruction=needs_reconstruction or if_it_exists
+    )
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
@@ -148,7 +169,8 @@ def score_files(options: argparse.Namespace) -> None:
     score = pipeline.default_score if asked is None else asked
     pipeline.check_score(score)
     files, rows, unreadable = [], [], []
-    compute = pipeline.make_statistics_function(pipeline.needed(score))
+    kind = pipeline.choose_maps(options.maps is not None)
+    compute = pipeline.make_statistics_function(pipeline.needed(score) | ({f"{kind}_map"} if kind else set()))
     batches = batches_of(options, pipeline)
     shown = passing_bar(unit="batch")(batches, total=math.ceil(len(options.images) / options.batch_size))
     for batch, statistics in statistics_of_batches(shown, lambda batch: compute(batch.x) if batch.ids else {}):
@@ -160,11 +182,16 @@ def score_files(options: argparse.Namespace) -> None:
             names = [options.images[place] for place in batch.ids]
             files += names
             rows += rows_of(pipeline.judge(statistics, score, names))
+            if kind:
+                file_names = [names_of_maps[place] for place in batch.ids]
+                write_maps(batch.x, statistics[f"{kind}_map"], options.maps, file_names)
     if pipeline.calibration is None and not options.json:
         how = how_to_calibrate(options.model)
         print(f"hf-ebm: no p-values and verdicts without a calibration: {how}", file=sys.stderr)
     for name, reason in unreadable:
         print(f"hf-ebm: skipped: image {name} {reason}", file=sys.stderr)
+    if kind:
+        print(f"hf-ebm: wrote {counted(len(files), 'heat map')} into {options.maps}", file=sys.stderr)
     if options.json:
         errors = {name: {"error": reason} for name, reason in unreadable}
         print(to_json({**dict(zip(files, rows, strict=True)), **errors}))
@@ -183,6 +210,17 @@ def score_files(options: argparse.Namespace) -> None:
             p_value = "-" if row["p_value"] is None else f"{row['p_value']:.4f}"
             cells += f"  {p_value:>8}  {verdict:>6}"
         print(f"{cells}  {image}")
+
+
+def write_maps(x: Tensor, maps: Tensor, folder: Path, file_names: list[str]) -> None:
+    """Write each image in the model's range, (B, C, H, W), beside its heat map, (B, H, W), as a PNG file."""
+    from hf_ebm.data.image_processor import to_unit_range
+    from hf_ebm.evaluation.plots import heat_map_figure, save
+    from hf_ebm.utils.files import whole_file
+
+    for image, heat_map, name in zip(to_unit_range(x), maps, file_names, strict=True):
+        with whole_file(folder / name) as file:
+            save(heat_map_figure(image, heat_map), file)
 
 
 def batches_of(options: argparse.Namespace, pipeline: Any) -> Iterator[Batch]:

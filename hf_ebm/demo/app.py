@@ -189,6 +189,7 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
         with gr.Column(scale=3):
             text = gr.Markdown(elem_classes="answer")
             figure = make_figure("Its score among those of other images")
+            heat = [make_figure("Its unusual pixels")] if model.scorer.calibrated_maps else []
             gr.Markdown("#### What the model sees")
             seen = gr.Image(
                 label="What the model sees",
@@ -201,14 +202,15 @@ def check_tab(model: DemoModel, references: dict[str, verdict.Reference], exampl
             )
             note = gr.Markdown()
 
-    def check(path: str | None, score: Any) -> tuple[str, Any, Any, str]:
+    def check(path: str | None, score: Any) -> tuple[Any, ...]:
         given = read_upload(path, model.pipeline.image_processor)
         found, text = verdict.judge(model, given.x, score)
         figure = figures.score_histogram(references[score], float(found.scores[0]), score)
         note = f"To fit the model, your image was {given.changes}." if given.changes else ""
-        return text, figure, to_pil(given.x)[0], note
+        maps = [] if found.maps is None else [figures.heat_map(given.x[0], found.maps[0])]
+        return text, figure, to_pil(given.x)[0], note, *maps
 
-    answer = [text, figure, seen, note]
+    answer = [text, figure, seen, note, *heat]
     on_click(button, check, [upload, score], answer)
     for field in (upload, score):
         empty_on_change(field, answer)

@@ -14,7 +14,7 @@ from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.demo.generation import Generation
 from hf_ebm.demo.reconstruction import Reconstruction
 from hf_ebm.demo.verdict import Reference
-from hf_ebm.evaluation.plots import new_figure
+from hf_ebm.evaluation.plots import heat_map_figure, new_figure
 
 WIDTH = 5.2  # inches: 9-point letters stay readable when a phone shows it 3.5 inches wide
 DPI = 160
@@ -118,6 +118,11 @@ def score_histogram(reference: Reference, score: float, score_name: str) -> PIL.
     axis.set(xlim=(left - margin, right + margin), ylim=(0, 1.05 * top), xlabel=label, ylabel="images")
     figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
     return to_pil(figure)
+
+
+def heat_map(x: Tensor, values: Tensor) -> PIL.Image.Image:
+    """Plot an image in [0, 1], shape (C, S, S), beside its heat map, shape (S, S)."""
+    return to_pil(heat_map_figure(x, values, WIDTH))
 
 
 def reconstruction_figure(reconstruction: Reconstruction) -> PIL.Image.Image:

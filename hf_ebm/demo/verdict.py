@@ -59,10 +59,13 @@ def references(model: DemoModel, own_samples: Tensor) -> dict[str, Reference]:
 
 
 def judge(model: DemoModel, x: Tensor, score: Any) -> tuple[EnergyScoringOutput, str]:
-    """Score one image in [0, 1], shape (1, C, S, S); the second is a description of the result, Markdown."""
+    """Score one image in [0, 1], shape (1, C, S, S); the second is a description of the result, Markdown.
+
+    The result has a heat map where the model is calibrated with one.
+    """
     if score not in available_scores(model):
         raise ValueError(f"The score must be one of {available_scores(model)}, got {score!r}.")
-    result: Any = model.scorer(x, score=score)
+    result: Any = model.scorer(x, score=score, output_maps=bool(model.scorer.calibrated_maps))
     energy = float(result.energies[0])
     calibration = model.scorer.calibration
     if calibration is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hf_ebm.scoring.statistics import compute_energies
 from hf_ebm.utils.software import how_to_install
 
+MAX_HEAT = 4.0  # standard deviations: larger values of a heat map have one colour
 HISTOGRAM_TICKS = (-1000, -100, -10, -3, 0, 3, 10, 100, 1000, 1e4, 1e5, 1e6, 1e7)  # in-distribution standard deviations
 
 
@@ -28,6 +29,28 @@ def new_figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise ImportError(f"plots need matplotlib: {how_to_install('eval')}.") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def heat_map_figure(image: Tensor, heat_map: Tensor, width: float = 5.2) -> Any:
+    """An image beside its heat map, laid over it, on a scale that is the same for all images.
+
+    Args:
+        image: In [0, 1], shape (C, H, W), C = 1 or 3.
+        heat_map: Shape (H, W), in standard deviations of in-distribution images.
+        width: Of the figure, in inches.
+    """
+    figure = new_figure(width, 0.47 * width)
+    axes = figure.subplots(1, 2)
+    for axis, title in zip(axes, ("the model's input", "unusual pixels"), strict=True):
+        pixels = image.permute(1, 2, 0).numpy()
+        axis.imshow(pixels.squeeze(-1) if len(image) == 1 else pixels, cmap="gray", vmin=0.0, vmax=1.0)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(title, fontsize=9)
+    shown = axes[1].imshow(heat_map.numpy(), cmap="inferno", vmin=0.0, vmax=MAX_HEAT, alpha=0.7)
+    bar = figure.colorbar(shown, ax=axes[1], extend="max", shrink=0.85)
+    bar.set_label("standard deviations", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return figure
 
 
 def save(figure: Any, path: Path) -> None:

@@ -180,3 +180,38 @@ def test_options_of_data_sets_are_refused_for_files(folder, tmp_path, capsys, op
         main(["score", "--model", folder, picture, *option])
     printed = capsys.readouterr()
     assert end.value.code == 2 and printed.out == "" and f"{option[0]} is for a data set" in printed.err
+
+
+def test_score_writes_a_heat_map_per_file(folder, tmp_path, capsys):
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.data.digits import load_digits
+
+    paths = [str(tmp_path / name) for name in ("a.png", "b.jpg")]
+    for path in paths:
+        PIL.Image.new("L", (8, 8), 200).save(path)
+    maps = tmp_path / "maps"
+
+    def refusal(*arguments):
+        with pytest.raises(SystemExit):
+            main(["score", "--model", folder, "--maps", str(maps), *arguments])
+        return capsys.readouterr().err
+
+    assert "output_maps needs in-distribution statistics" in refusal(*paths)
+    scorer = EnergyScoringPipeline.from_pretrained(folder)
+    scorer.calibrate(load_digits("test")[0][:40], target_fpr=0.1)
+    scorer.calibration.save(folder)
+    again = str(tmp_path / "more" / "b.png")
+    os.makedirs(os.path.dirname(again))
+    PIL.Image.new("L", (8, 8)).save(again)
+    assert "images of the same name would overwrite each other" in refusal(*paths, again)
+    assert "--maps is for image files" in refusal("--dataset", "digits", "--output", str(tmp_path / "scores"))
+    assert not maps.exists()
+    main(["score", "--model", folder, "--batch-size", "1", *paths])
+    alone = capsys.readouterr().out
+    main(["score", "--model", folder, "--maps", str(maps), "--batch-size", "1", *paths])
+    printed = capsys.readouterr()
+    assert printed.out == alone and f"wrote 2 heat maps into {maps}" in printed.err
+    assert sorted(path.name for path in maps.iterdir()) == ["a.png", "b.png"]
+    with PIL.Image.open(maps / "a.png") as image:
+        colours = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    assert image.width > 400 and (np.ptp(colours, axis=1) > 40).any()  # coloured

@@ -210,3 +210,15 @@ def test_examples_come_back_as_they_were_made(ddaebm, tmp_path):
 @pytest.mark.parametrize(("number", "expected"), [(1, [0]), (4, [0, 1, 2, 3]), (11, [0, 2, 4, 6, 8, 10])])
 def test_the_strip_shows_both_ends(number, expected):
     assert figures.shown_points(number) == expected
+
+
+@pytest.mark.parametrize("which", ["ddaebm", "dual"])
+def test_a_calibrated_model_shows_unusual_pixels(which, request):
+    model = request.getfixturevalue(which)
+    held_out = load_digits("test")[0][:40]
+    assert judge(model, held_out[:1], "energy")[0].maps is None
+    model.scorer.calibrate(held_out, target_fpr=0.1)
+    found, _ = judge(model, held_out[:1], "energy")
+    assert torch.equal(found.maps, model.scorer(held_out[:1], output_maps=True).maps)
+    shown = figures.heat_map(held_out[0], found.maps[0])
+    assert shown.width == round(figures.WIDTH * figures.DPI)
