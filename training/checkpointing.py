@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import load
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_ebm.training.config import RunSettings, changed_settings
@@ -33,6 +34,7 @@ from hf_ebm.utils.files import WriteError
 NAME = re.compile(r"^step_(\d+)$")
 TEMPORARY = re.compile(r"^tmp_step_\d+(_old)?$")  # being written or removed; left behind only by a run that was killed
 STATE = "trainer_state.json"
+BEST = "best.safetensors"  # the best weights so far, of a run with ``save_best_by``
 STATE_KEYS = ("step", "position", "num_processes")
 MOST_DIFFERENT = 5  # settings of another architecture that a message names
 
@@ -49,11 +51,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], total_limit: int | None
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    total_limit: int | None,
+    best: dict[str, Tensor] | None = None,
 ) -> Path:
     """Save everything that `accelerator` knows, and the facts `state`, as ``folder/step_<step>``; by all processes.
 
-    Only the newest `total_limit` checkpoints are kept; None = all.
+    Only the newest `total_limit` checkpoints are kept; None = all. `best` are the best weights so far, of the main
+    process.
     """
     target, temporary = folder / f"step_{step:08d}", folder / f"tmp_step_{step:08d}"
     try:
@@ -64,6 +72,8 @@ def save_checkpoint(
         accelerator.save_state(str(temporary), safe_serialization=True)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            if best:
+                save_file(best, temporary / BEST)
             (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=2), encoding="utf-8")
             if target.exists():
                 remove_checkpoint(target)
@@ -153,6 +163,17 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
         raise ValueError(damaged(checkpoint, error)) from error
 
 
+def load_best(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint says of the best weights so far, and these; empty where it has none."""
+    facts = read_state(checkpoint).get("best", {})
+    if not facts:
+        return {}, {}
+    try:
+        return facts, load_file(checkpoint / BEST)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(damaged(checkpoint, error)) from error
+
+
 def set_random_states(checkpoint: Path, rank: int) -> int:
     """Set the random states to those saved by the process `rank`; return of how many GPUs it has states.
 
@@ -239,6 +260,21 @@ def check_same_states(checkpoint: Path, settings: RunSettings) -> None:
         raise ValueError(
             f"ema_decay cannot be changed from {_yaml(before)} to {_yaml(now)} on resume: {checkpoint} "
             f"{with_or_without}; resume with ema_decay={_yaml(before)}, or start a new run."
+        )
+    for name in ("validation_split", "num_validation_images") if earlier.get("validate_every") else ():
+        if settings.validate_every and earlier[name] != (value := getattr(settings, name)):
+            raise ValueError(
+                f"{name} cannot be changed from {earlier[name]} to {value} on resume: other samples would be held out, "
+                "some of which the run has learned from; keep it, or start a new run."
+            )
+    holds_out = settings.validate_every and settings.validation_split is None
+    if bool(earlier.get("validate_every")) != bool(settings.validate_every) and (
+        holds_out or (earlier.get("validate_every") and earlier.get("validation_split") is None)
+    ):
+        raise ValueError(
+            f"validate_every cannot be changed from {earlier.get('validate_every', 0)} to {settings.validate_every} on "
+            "resume: the held-out samples are part of the training split. Keep it, name another split with "
+            "validation_split, or start a new run."
         )
     precision = earlier.get("mixed_precision", settings.mixed_precision)
     if settings.mixed_precision == "fp16" != precision:

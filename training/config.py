@@ -161,7 +161,8 @@ logger = logging.getLogger(__name__)
 NOT_LEARNED_FROM = frozenset(
     {
         "output_dir", "overwrite_output_dir", "num_workers", "max_steps", "max_runtime_seconds", "loss_limit",
-        "compile", "channels_last", "cuda_graph", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
+        "compile", "channels_last", "cuda_graph", "validate_every", "validation_feature_extractor", "save_best_by",
+        "early_stopping_patience", "log_every", "sample_every", "num_grid_samples", "checkpoint_every",
         "checkpoints_total_limit", "resume", "trackers", "push_to_hub", "hub_model_id", "hub_private", "license",
         "license_name",
     }
@@ -218,6 +219,14 @@ class RunSettings:
     channels_last: bool = False
     cuda_graph: bool = False  # on one GPU, but for fp16: each step launched as a whole, up to 5 times as fast
 
+    # validation
+    validate_every: int = 0  # steps between two validations of the averaged weights; 0: never
+    validation_split: str | None = None  # None: a random part of dataset_split, which is then not trained on
+    num_validation_images: int = 1000  # held out; at most a tenth of dataset_split
+    validation_feature_extractor: str | None = None  # as hf-ebm evaluate's; None: the digits', or principal components
+    save_best_by: str | None = None  # e.g. frechet_distance: the pipeline gets the weights with the best one
+    early_stopping_patience: int | None = None  # end after so many validations without improvement of save_best_by
+
     # records
     log_every: int = 10
     sample_every: int = 500  # a grid in samples/; 0: never
@@ -263,6 +272,7 @@ class RunSettings:
         self.check_positive("max_grad_norm", "max_runtime_seconds")
         self.check_not_negative("final_learning_rate", "classification_weight")
         self.check_choice("mixed_precision", ("no", "bf16", "fp16"))
+        self.check_validation()
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
         if self.padding and self.dataset in EMBEDDED_NAMES:
@@ -272,6 +282,19 @@ class RunSettings:
         if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
             raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}.")
         check_license("license", self.license, self.license_name)
+
+    def check_validation(self) -> None:
+        """Raise a `ValueError` if the settings of the validation do not fit each other."""
+        self.check_at_least(0, "validate_every")
+        self.check_at_least(20, "num_validation_images")
+        self.check_at_least(1, "early_stopping_patience")
+        if self.save_best_by is not None and not self.validate_every:
+            raise ValueError("save_best_by needs validate_every > 0, got 0; say how often to validate.")
+        if self.early_stopping_patience is not None and self.save_best_by is None:
+            raise ValueError(
+                "early_stopping_patience needs save_best_by, the metric that has to improve; got null. Name one, such "
+                "as frechet_distance."
+            )
 
     @property
     def repo_id(self) -> str:

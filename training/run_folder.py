@@ -57,7 +57,7 @@ SAMPLES = re.compile(r"^step_\d+\.png$")
 TENSORBOARD_FILES = re.compile(r"^(events\.out\.tfevents\..+|hparams\.yml)$")
 WANDB_FILES = re.compile(r"^((offline-)?run-\d{8}_\d{6}-\w+|latest-run|debug(-internal)?\.log)$")
 TEMPORARY_FILES = re.compile(  # of `whole_file`
-    r"^\.(settings|metrics|train_summary|README)\.(?P<writer>\d+)\.tmp\.(yaml|jsonl|json|md)$"
+    r"^\.(settings|metrics|train_summary|README|validation)\.(?P<writer>\d+)\.tmp\.(yaml|jsonl|json|md|png)$"
 )
 COMPONENT_CODE = re.compile(r"^hf_ebm\..+\.py$")
 
@@ -314,6 +314,17 @@ def finish_run(pipeline: Any, run: Any) -> None:
         "torch_version": torch.__version__,
         "parameters": parameters,
     }
+    if run.validator is not None:
+        records = run.metrics.read("validation/")
+        chosen = run.best.facts() if run.best is not None else {}
+        shown = [one for one in records if one["step"] == chosen.get("step", step)] or records[-1:]
+        summary["validation"] = {
+            "num_images": len(run.validator.images),
+            "feature_extractor": run.validator.extractor.name,
+            "chosen": chosen,  # empty: the last step's weights
+            "metrics": {name.partition("/")[2]: value for one in shown for name, value in one.items() if "/" in name},
+            "step": shown[0]["step"] if shown else None,
+        }
     with whole_file(output_dir / SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if run.method.write_card is not None and is_edited(output_dir / CARD):

@@ -30,6 +30,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    broadcast_object_list,
     parse_flag_from_env,
     set_seed,
 )
@@ -50,6 +51,7 @@ from hf_ebm.training.checkpointing import (
     check_same_states,
     find_checkpoint,
     is_in,
+    load_best,
     read_state,
     restore_random_states,
     resume_run,
@@ -67,6 +69,15 @@ from hf_ebm.training.run_folder import (
     push_run,
     save_samples,
     start_run,
+)
+from hf_ebm.training.validation import (
+    PREFIX,
+    Best,
+    Validator,
+    check_metric,
+    hold_out,
+    plot_validation,
+    shares_training_rows,
 )
 from hf_ebm.utils.files import check_writable, whole_file
 
@@ -86,6 +97,7 @@ UNSUPPORTED = {  # variables that `accelerate launch` sets, and what each asks f
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
+MAX_VALIDATION_SHARE = 0.05  # of the run's time; above it a message says how to spend less
 PROCESS_TIMEOUT = timedelta(hours=6)  # the others wait so long for the first, which saves samples and checkpoints
 
 
@@ -231,6 +243,11 @@ class MetricsFile:
         with whole_file(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
+    def read(self, prefix: str) -> list[dict[str, float]]:
+        """The lines with a value whose name begins with `prefix`."""
+        lines = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+        return [line for line in lines if any(name.startswith(prefix) for name in line)]
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
@@ -335,6 +352,9 @@ class Run:
     emas: Sequence[EMAModel]  # their averages
     loader: Any
     progress: Progress  # which `train` advances
+    validator: Validator | None = None  # in the main process of a run that validates
+    best: Best | None = None  # with ``save_best_by``
+    validation_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Start the clock and open the records."""
@@ -417,6 +437,30 @@ class Run:
             grid = self.method.save_samples(pipeline, self.output_dir / "samples", step, self.settings)
         log_samples(self.accelerator, grid, step)
 
+    def validate(self) -> None:
+        """Record the metrics of the averaged weights, keep these if they are the best, and plot the metrics."""
+        started, step = time.perf_counter(), self.progress.step
+        assert self.validator is not None and self.metrics is not None
+        with self.averaged_pipeline() as pipeline:
+            found = self.validator(pipeline)
+            if self.best is not None:
+                self.best.update(found, step, self.models)
+        record = {PREFIX + name: value for name, value in found.items()}
+        self.metrics.write(step, record)
+        self.accelerator.log(record, step=step)
+        if importlib.util.find_spec("matplotlib"):
+            best_step = 0 if self.best is None else self.best.step
+            with whole_file(self.output_dir / "validation.png") as temporary:
+                plot_validation(self.metrics.read(PREFIX), best_step, temporary)
+        self.validation_seconds += time.perf_counter() - started
+
+    def has_stopped_improving(self) -> bool:
+        """Whether early stopping ends the run now, the same in all processes."""
+        if self.best is None or self.settings.early_stopping_patience is None:
+            return False
+        done = self.best.without_improvement >= self.settings.early_stopping_patience
+        return broadcast_object_list([done])[0]
+
     def checkpoint(self) -> None:
         """A checkpoint of the present step; called by all processes."""
         check_weights(self.models)  # before the good checkpoints make room for this one
@@ -431,8 +475,11 @@ class Run:
             "seconds": self.total_seconds,
             "peak_memory_bytes": self.memory,
         }
+        best: dict[str, Tensor] = {}
+        if self.best is not None:
+            facts["best"], best = self.best.facts(), self.best.tensors()
         folder = self.output_dir / "checkpoints"
-        save_checkpoint(self.accelerator, folder, progress.step, facts, settings.checkpoints_total_limit)
+        save_checkpoint(self.accelerator, folder, progress.step, facts, settings.checkpoints_total_limit, best)
 
     def finish(self) -> None:
         """Write the last checkpoint, if missing, and the pipeline; called by all processes."""
@@ -441,6 +488,9 @@ class Run:
             self.checkpoint()
         with self.averaged_pipeline() as pipeline:
             if self.accelerator.is_main_process:
+                if self.best is not None and self.best.weights:
+                    for model, weights in zip(self.models, self.best.weights, strict=True):
+                        model.load_state_dict(weights)
                 finish_run(pipeline, self)
 
 
@@ -478,10 +528,16 @@ def train(run: Run, interruption: Interruption) -> None:
                 run.log(terms)
             if settings.sample_every and progress.step % settings.sample_every == 0 and accelerator.is_main_process:
                 run.show_samples()
+            is_last = progress.step == settings.max_steps
+            validates = settings.validate_every and (progress.step % settings.validate_every == 0 or is_last)
+            if validates and accelerator.is_main_process:
+                run.validate()
             if interrupted or (settings.checkpoint_every and progress.step % settings.checkpoint_every == 0):
                 run.checkpoint()
             if interrupted:
                 raise KeyboardInterrupt
+            if validates and run.has_stopped_improving():
+                break
             if settings.max_runtime_seconds is not None and seconds >= settings.max_runtime_seconds:
                 break
 
@@ -536,7 +592,11 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
             push_run(settings, output_dir)
         return output_dir
     check_writable("output_dir", output_dir, is_folder=True)
-    loader = open_data(settings, method.sample_shape(models, model_settings), accelerator, dataset)
+    loader, held_out = open_data(settings, method.sample_shape(models, model_settings), accelerator, dataset)
+    validator = None
+    if held_out is not None and accelerator.is_main_process:
+        validator = Validator.open(held_out, loader.dataset, settings, accelerator.device)
+        check_metric(settings.save_best_by, validator.names(method.make_pipeline(models, settings)))
 
     prepare_models(models, settings)
     state, schedules = method.make_train_state(settings, accelerator, models, len(loader))
@@ -563,7 +623,10 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
         emas=emas,
         loader=loader,
         progress=progress,
+        validator=validator,
     )
+    if settings.save_best_by is not None:
+        run.best = Best.restore(settings.save_best_by, *(load_best(checkpoint) if checkpoint else ({}, {})))
     say = functools.partial(tqdm.write, file=sys.stderr) if accelerator.is_main_process else lambda _: None
     with stopping(output_dir / "checkpoints", lambda: progress.step, say, method.when_diverged) as interruption:
         train(run, interruption)
@@ -571,7 +634,14 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
         run.finish()
     card = "" if method.write_card is None else ", README.md (the model card)"
     accelerator.print(f"wrote {output_dir}/: the pipeline, samples.png, metrics.jsonl{card}")
-    if progress.step < settings.max_steps:
+    if run.validation_seconds:
+        say_validation(run)
+    if run.has_stopped_improving():
+        accelerator.print(
+            f"stopped early at step {progress.step} of {settings.max_steps}: {settings.early_stopping_patience} "
+            f"validations without improvement of {settings.save_best_by}."
+        )
+    elif progress.step < settings.max_steps:
         accelerator.print(
             f"the run reached max_runtime_seconds at step {progress.step} of {settings.max_steps}; resume with "
             "resume=latest"
@@ -582,6 +652,17 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
             raise KeyboardInterrupt(f"stopped by the user before the push; hf-ebm push --model {output_dir} pushes it.")
         push_run(settings, output_dir)
     return output_dir
+
+
+def say_validation(run: Run) -> None:
+    """Print what validation cost, and which weights were kept."""
+    share = run.validation_seconds / run.seconds
+    text = f"validation took {run.validation_seconds:.1f} s, {100 * share:.1f} % of the run"
+    if share > MAX_VALIDATION_SHARE:
+        text += "; a larger validate_every, or a smaller num_validation_images, takes less"
+    if run.best is not None and run.best.step:
+        text += f". The pipeline has the weights of step {run.best.step}: {run.best.metric} {run.best.value:.4g}"
+    run.accelerator.print(text)
 
 
 def load_data(settings: Any, sample_shape: tuple[int, ...]) -> Any:
@@ -609,18 +690,26 @@ def load_labelled_data(settings: Any, sample_shape: tuple[int, ...]) -> tuple[An
     return dataset, classes_of(dataset)
 
 
-def open_data(settings: Any, sample_shape: tuple[int, ...], accelerator: Accelerator, dataset: Any = None) -> Any:
-    """The prepared loader of the training data; a message reports if images are resized or converted.
+def open_data(
+    settings: Any, sample_shape: tuple[int, ...], accelerator: Accelerator, dataset: Any = None
+) -> tuple[Any, Any]:
+    """The prepared loader of the training data, and the held-out data, None in a run that does not validate.
 
-    `dataset` is loaded if it is None.
+    A message reports if images are resized or converted. `dataset` is loaded if it is None.
     """
     dataset = load_data(settings, sample_shape) if dataset is None else dataset
     if change := describe_change(dataset):
         accelerator.print(f"note: {change}. The models take what their settings say (preset, models, padding).")
+    if shares_training_rows(dataset, settings):
+        accelerator.print(
+            f"warning: validation_split {settings.validation_split!r} has rows of the training split "
+            f"{settings.dataset_split!r}: the validation's figures are too good."
+        )
+    dataset, held_out = hold_out(dataset, settings, sample_shape)
     loader = make_loader(
         dataset, settings.batch_size, settings.seed, settings.num_workers, num_processes=accelerator.num_processes
     )
-    return accelerator.prepare_data_loader(loader)
+    return accelerator.prepare_data_loader(loader), held_out
 
 
 def has_nothing_to_do(
@@ -629,10 +718,13 @@ def has_nothing_to_do(
     """Whether a checkpoint is the last of a run that is finished; a `ValueError` if it cannot be resumed."""
     check_same_models(checkpoint, model_settings, method.name)
     check_same_states(checkpoint, settings)
-    done = read_state(checkpoint)["step"]
+    state = read_state(checkpoint)
+    done = state["step"]
     is_own = is_in(checkpoint, output_dir / "checkpoints")
     with_card = method.write_card is not None
-    if is_own and done >= settings.max_steps and is_finished(output_dir, done, with_card):
+    patience = settings.early_stopping_patience or math.inf
+    ended = done >= settings.max_steps or state.get("best", {}).get("without_improvement", 0) >= patience
+    if is_own and ended and is_finished(output_dir, done, with_card):
         return True
     if done > settings.max_steps:
         raise ValueError(f"max_steps must be at least {done}, the steps of {checkpoint}, got {settings.max_steps}.")

@@ -32,6 +32,9 @@ from torch import Tensor, nn
 
 from hf_ebm.evaluation.feature_extractors import FeatureStatistics
 
+ALONE: Any = {
+    "sync_on_compute": False
+}  # one process of several computes a metric: torchmetrics would wait for the others
 KERNEL_SUBSETS = 100
 KERNEL_SUBSET_SIZE = 1000
 
@@ -54,7 +57,7 @@ def frechet_distance_of_statistics(real: FeatureStatistics, generated: FeatureSt
             raise ValueError(f"{name} must hold at least 2 images for a covariance, got {statistics.num_images}.")
     identity: Any = nn.Identity()
     identity.num_features = real.total.shape[0]
-    metric = FrechetInceptionDistance(feature=identity)
+    metric = FrechetInceptionDistance(feature=identity, **ALONE)
     state = {}
     for side, statistics in (("real", real), ("fake", generated)):
         metric.update(statistics.features[:0].double(), real=side == "real")  # no image: it sets the metric's dtype
@@ -82,7 +85,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> dict[str,
 
     size = kernel_subset_size(len(real), len(generated))
     with features_are_kept():
-        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=KERNEL_SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=KERNEL_SUBSETS, subset_size=size, **ALONE)
     metric.update(real, real=True)
     metric.update(generated, real=False)
     with seeded(seed):
@@ -97,7 +100,7 @@ def inception_score(logits: Tensor, seed: int = 0) -> dict[str, float]:
     if len(logits) < 20:
         raise ValueError(f"logits must be of at least 20 images, two for each of 10 splits, got {len(logits)}.")
     with features_are_kept():
-        metric = InceptionScore(feature=nn.Identity(), splits=10)
+        metric = InceptionScore(feature=nn.Identity(), splits=10, **ALONE)
     metric.update(logits)
     with seeded(seed):
         mean, std = metric.compute()

@@ -208,6 +208,7 @@ IMAGE_FILES = (  # written by runs and commands, and shown by cards
     "chains.png",
     "reconstructions.png",
 )
+VALIDATION_PLOT = "validation.png"
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
 GENERATED = "<!-- Written by hf-ebm, which will write it anew. Delete this line to keep what you change. -->"
 MAX_FILE_NAME = 255  # of most file systems: what is longer is a text
@@ -476,7 +477,7 @@ def render_card(
             summary=summary,
             calibration=read_json(folder / CALIBRATION),
             conversion=public_values(read_json(folder / CONVERSION)),
-            image_files=[name for name in IMAGE_FILES if (folder / name).is_file()],
+            image_files=[name for name in (*IMAGE_FILES, VALIDATION_PLOT) if (folder / name).is_file()],
         )
     except UndefinedError as error:
         raise ValueError(f"model card template {template}: {error}; the folder {folder} lacks it.") from error

@@ -46,6 +46,7 @@ from hf_ebm.hub.model_card import (
     LIST,
     SETTINGS,
     SUMMARY,
+    VALIDATION_PLOT,
     knows_its_run,
     public_card,
     public_settings,
@@ -85,7 +86,8 @@ FACTS_ABOUT_WEIGHTS = (  # what was found out about one set of weights, and does
     CONVERSION,
     *IMAGE_FILES,
 )
-RECORDS = (INDEX, SETTINGS, SUMMARY, CARD, "metrics.jsonl", *FACTS_ABOUT_WEIGHTS)  # at the top of a pipeline folder
+# at the top of a pipeline folder
+RECORDS = (INDEX, SETTINGS, SUMMARY, CARD, "metrics.jsonl", VALIDATION_PLOT, *FACTS_ABOUT_WEIGHTS)
 NOT_FOR_READERS = (CODE_FILE, "checkpoints", "samples", "logs", "wandb", "__pycache__")  # also ours: no warning
 MOST_NAMED = 10  # files that a warning names
 
