@@ -19,7 +19,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_ebm.data.loading import column_images, is_column
 from hf_ebm.scoring.calibration import Calibration
-from hf_ebm.scoring.scores import SCORES
+from hf_ebm.scoring.scores import FEATURES, SCORES
 from hf_ebm.scoring.statistics import RECONSTRUCTIONS, check_not_nan, make_statistics_function
 
 TASK = "ood-detection"
@@ -58,7 +58,7 @@ class OODDetectionPipeline(Pipeline):
             if score not in SCORES or calibration is None:
                 raise ValueError(f"score must be one of {list(SCORES)}, with calibration=..., got {score!r}.")
             calibration.check_has(score)
-            if impossible := {*SCORES[score].statistics} & {"energies", *RECONSTRUCTIONS}:
+            if impossible := {*SCORES[score].statistics} & {"energies", FEATURES, *RECONSTRUCTIONS}:
                 raise ValueError(
                     f"score {score!r} cannot be computed from the energy alone, it needs {sorted(impossible)}; use "
                     "EnergyScoringPipeline."

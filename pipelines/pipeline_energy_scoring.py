@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 
 import hf_ebm
 from hf_ebm.data.image_processor import EBMImageProcessor
@@ -31,7 +31,15 @@ from hf_ebm.models.energy import EnergyModel, check_energy_model
 from hf_ebm.pipelines.pipeline_base import EBMPipeline
 from hf_ebm.schedulers.energy_sampler import EnergySampler
 from hf_ebm.schedulers.scheduling_ddaebm import DDAEBMScheduler
-from hf_ebm.scoring.calibration import FILE_NAME, MAX_DENSITY_REFERENCE, REFERENCE_FILE, Calibration, how_to_calibrate
+from hf_ebm.scoring.calibration import (
+    FILE_NAME,
+    MAX_BANK,
+    MAX_DENSITY_REFERENCE,
+    REFERENCE_FILE,
+    Calibration,
+    how_to_calibrate,
+)
+from hf_ebm.scoring.encoder import ImageEncoder
 from hf_ebm.scoring.inputs import sample_batches
 from hf_ebm.scoring.maps import (
     MAP_KINDS,
@@ -41,7 +49,7 @@ from hf_ebm.scoring.maps import (
     has_energy_terms,
     reconstruction_values,
 )
-from hf_ebm.scoring.scores import SCORES, Fitted
+from hf_ebm.scoring.scores import FEATURES, SCORES, Fitted
 from hf_ebm.scoring.statistics import (
     CLASS_STATISTICS,
     RECONSTRUCTIONS,
@@ -52,9 +60,11 @@ from hf_ebm.scoring.statistics import (
     statistics_of_batches,
 )
 from hf_ebm.utils.files import expand_home
+from hf_ebm.utils.torch_utils import execution_device
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
 
 logger = logging.getLogger(__name__)
+ENCODER = ("image_encoder", "feature_extractor")
 RECONSTRUCTION = ("generator_model", "inference_model", "latent_scheduler")
 
 
@@ -85,7 +95,8 @@ class EnergyScoringOutput(BaseOutput):
         p_values: Conformal p-values, in (0, 1], small = out of distribution; None before a calibration.
         is_ood: Whether ``p_values <= target_fpr``; None before a calibration.
         contributions: With a density score, a sentence per image: the statistic that is farthest from in-distribution
-            images, and on which side.
+            images, and on which side. With ``density_encoder`` it names the features where their distance is the larger
+            term.
         maps: On request, how unusual each pixel is, larger = more unusual, shape (N, H, W), float32.
     """
 
@@ -95,6 +106,22 @@ class EnergyScoringOutput(BaseOutput):
     is_ood: Tensor | None = None
     contributions: list[str] | None = None
     maps: Tensor | None = None
+
+
+def explain(statistics: dict[str, Tensor], score: str, fitted: Fitted) -> list[str]:
+    """For each image what makes its density score large, as a sentence; see `EnergyScoringOutput.contributions`."""
+    neighbours = fitted.neighbours(SCORES[score].statistics)
+    sentences = neighbours.explain(statistics)
+    if not SCORES[score].needs_encoder:
+        return sentences
+    density = fitted.moments["density"].standardise(neighbours.distance(statistics))
+    features = fitted.moments["encoder"].standardise(SCORES["encoder"].function(statistics, fitted))
+    return [
+        f"the encoder's features are {b:.1f} standard deviations farther from the reference than on average"
+        if b > a
+        else sentence
+        for a, b, sentence in zip(density.tolist(), features.tolist(), sentences, strict=True)
+    ]
 
 
 class EnergyScoringPipeline(EBMPipeline):
@@ -107,6 +134,12 @@ class EnergyScoringPipeline(EBMPipeline):
         inference_model: See there.
         latent_scheduler: See there.
         image_processor: Preparation of images; None = one of the energy's size, padded as in training.
+        image_encoder: Network for the scores ``encoder`` and ``density_encoder``: the Hub id or folder of a
+            transformers vision model, such a model, or any module that maps images in [-1, 1], (B, C, H, W), to
+            features (B, D); see `hf_ebm.scoring.encoder.ImageEncoder`. It is an attribute, not a component: saved are
+            its id, commit and a hash of its weights, in ``calibration.json``. Without one, the Hub's that a calibration
+            names is fetched when one of these scores is asked for.
+        feature_extractor: Image processor of a transformers model that is given as `image_encoder`.
     """
 
     method_name = "an energy for scoring"
@@ -123,6 +156,8 @@ class EnergyScoringPipeline(EBMPipeline):
         inference_model: ModelMixin | None = None,
         latent_scheduler: EnergySampler | None = None,
         image_processor: EBMImageProcessor | None = None,
+        image_encoder: str | Path | nn.Module | None = None,
+        feature_extractor: Any = None,
     ) -> None:
         super().__init__()
         check_energy_model(energy_model)
@@ -135,6 +170,14 @@ class EnergyScoringPipeline(EBMPipeline):
             image_processor=self.make_image_processor(image_processor, energy_model),
         )
         self.calibration: Calibration | None = None
+        self.image_encoder, self.feature_extractor = image_encoder, feature_extractor
+        self._encoder: tuple[Any, Any, ImageEncoder] | None = None  # of these two, once it was needed
+        self.check_encoded()
+
+    @classmethod
+    def component_names(cls) -> list[str]:
+        """What is saved and loaded: the encoder is not."""
+        return [name for name in super().component_names() if name not in ENCODER]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -142,7 +185,8 @@ class EnergyScoringPipeline(EBMPipeline):
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
-            kwargs: As for every diffusers pipeline, and ``load_reconstruction`` (default False): whether to load what
+            kwargs: As for every diffusers pipeline, ``image_encoder`` and ``feature_extractor`` (see the class), and
+                ``load_reconstruction`` (default False): whether to load what
                 the scores with a reconstruction need (the generator, and of Dual-MCMC Teaching the inference model
                 and the z-chain's scheduler); ``"auto"`` = if it exists.
 
@@ -152,6 +196,7 @@ class EnergyScoringPipeline(EBMPipeline):
             OSError: If nothing is found, or the Hub cannot be reached.
         """
         pretrained_model_name_or_path = expand_home(pretrained_model_name_or_path)
+        of_encoder = {name: kwargs.pop(name) for name in ENCODER if name in kwargs}
         load_reconstruction = kwargs.pop("load_reconstruction", False)
         if not isinstance(load_reconstruction, bool) and load_reconstruction != "auto":
             raise ValueError(f"load_reconstruction must be True, False or 'auto', got {load_reconstruction!r}.")
@@ -167,6 +212,9 @@ class EnergyScoringPipeline(EBMPipeline):
         unused = {*RECONSTRUCTION} - (needed if needed <= there else set())
         kwargs = {**dict.fromkeys(unused), **kwargs}
         pipeline = super().from_pretrained(folder, **kwargs)
+        for name, value in of_encoder.items():
+            setattr(pipeline, name, value)
+        pipeline.check_encoded()
         if load_reconstruction is True and not pipeline.can_reconstruct:
             choices = [{*cls.reconstruction_components} - there for cls in ([source] if source else methods.values())]
             lacking = min(filter(None, choices), key=len, default=set())
@@ -191,7 +239,11 @@ class EnergyScoringPipeline(EBMPipeline):
         shared = {name: part for name, part in pipeline.components.items() if name in cls.component_names()}
         if not isinstance(pipeline, cls):
             shared |= dict.fromkeys({*RECONSTRUCTION} - {*pipeline.reconstruction_components})
+        of_encoder = {name: kwargs.pop(name, getattr(pipeline, name, None)) for name in ENCODER}
         scorer = super().from_pipe(pipeline, **{**shared, **kwargs})
+        for name, value in of_encoder.items():
+            setattr(scorer, name, value)
+        scorer.check_encoded()
         scorer.calibration = getattr(pipeline, "calibration", None)
         return scorer
 
@@ -199,6 +251,39 @@ class EnergyScoringPipeline(EBMPipeline):
         """Save the calibration as ``calibration.json``."""
         if self.calibration is not None:
             self.calibration.save(folder)
+
+    def check_encoded(self) -> None:
+        """Raise a `ValueError` if there is an encoder, and no images for it."""
+        if self.image_encoder is not None and len(self.sample_shape) != 3:
+            raise ValueError("image_encoder must be None for a model of vectors; it encodes images.")
+
+    def find_encoder(self) -> ImageEncoder:
+        """The encoder that was given, or else the Hub's that the calibration names; it is loaded once.
+
+        Raises:
+            ValueError: If there is none, or it cannot be used.
+        """
+        saved = None if self.calibration is None else self.calibration.encoder
+        if self.image_encoder is None and saved is not None and saved["id"] is not None:
+            encoder = ImageEncoder.load(saved["id"], saved["revision"])
+            self.image_encoder, self.feature_extractor = encoder.module, encoder.feature_extractor
+            self._encoder = (self.image_encoder, self.feature_extractor, encoder)
+        elif self.image_encoder is None:
+            made = "" if saved is None else f" The calibration was made with {saved['name']}, which is not on the Hub."
+            raise ValueError(
+                f"the scores 'encoder' and 'density_encoder' need image_encoder= (--encoder), and none was given.{made}"
+            )
+        if self._encoder is None or self._encoder[:2] != (self.image_encoder, self.feature_extractor):
+            given: Any = self.image_encoder
+            by_name = isinstance(given, str | Path)
+            encoder = (
+                ImageEncoder.load(str(expand_home(given))) if by_name else ImageEncoder(given, self.feature_extractor)
+            )
+            self._encoder = (given, self.feature_extractor, encoder)
+        encoder = self._encoder[2]
+        if execution_device(encoder.module) != self._execution_device:
+            encoder.module.to(self._execution_device)
+        return encoder
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -236,18 +321,23 @@ class EnergyScoringPipeline(EBMPipeline):
             names.remove("multiscale")
         if self.can_reconstruct:
             names += [name for name, score in SCORES.items() if score.needs_reconstruction]
-        return names
+        return names if self.image_encoder is not None else [name for name in names if not SCORES[name].needs_encoder]
 
     def check_score(self, score: str) -> None:
         """Raise a `ValueError` if `score` is unknown, not possible here, or needs a calibration first."""
         if score not in SCORES:
             raise ValueError(f"score must be one of {list(SCORES)}, got {score!r}.")
+        if SCORES[score].needs_encoder and self.calibration is not None:
+            self.calibration.check_has(score)
+            encoder = self.find_encoder()
+            if self.calibration.encoder is not None:
+                encoder.check_is(self.calibration.encoder)
         if score not in self.available_scores:
             raise ValueError(
                 f"score {score!r} cannot be computed from this model's components; they allow {self.available_scores}. "
                 "'reconstruction', 'combined' and 'density_full' need its generator (in Python "
                 "load_reconstruction=True, where it has one; the commands do so), 'multiscale' an energy with noise "
-                "levels, 'complexity' images."
+                "levels, 'complexity' images, 'encoder' and 'density_encoder' images and image_encoder= (--encoder)."
             )
         if SCORES[score].needs_fitting and self.calibration is None:
             raise ValueError(f"score {score!r} needs in-distribution statistics: {how_to_calibrate()}.")
@@ -339,8 +429,8 @@ class EnergyScoringPipeline(EBMPipeline):
         statistics = self.compute_statistics(images, names, batch_size, image_column, num_workers)
         maps = None if kind is None else statistics.pop(f"{kind}_map")
         output = self.judge(statistics, score)
-        if SCORES[score].is_density and self.calibration is not None:
-            output.contributions = self.calibration.fitted.neighbours(SCORES[score].statistics).explain(statistics)
+        if SCORES[score].uses_reference and score != "encoder" and self.calibration is not None:
+            output.contributions = explain(statistics, score, self.calibration.fitted)
         output.maps = maps
         return output if return_dict else output.to_tuple()
 
@@ -411,8 +501,9 @@ class EnergyScoringPipeline(EBMPipeline):
                 ``1 / target_fpr - 1`` images, and twice as many for the scores with fitted statistics, which are left
                 out with a warning otherwise.
             seed: Seed of the split, and of the noise in the statistics.
-            reference: Further in-distribution images, with which the density scores compare, as `images`; at most 2,000
-                are kept. The training images are the natural choice. None = a random half of `images`.
+            reference: Further in-distribution images, with which the density scores and those with an encoder compare,
+                as `images`; at most 2,000 are kept, and the encoder's features of at most 10,000. The training images
+                are the natural choice. None = a random half of `images`.
 
         Raises:
             ValueError: If there are too few images for `target_fpr`, one cannot be read, or an energy is NaN.
@@ -424,11 +515,23 @@ class EnergyScoringPipeline(EBMPipeline):
         )
         of_reference, of_pixels = None, images
         if reference is not None:
-            reference = of_pixels = draw_samples(reference, MAX_DENSITY_REFERENCE, seed)
-            names = self.needed(*(name for name in self.available_scores if SCORES[name].is_density))
-            of_reference = self.compute_statistics(reference, names, batch_size, image_column, num_workers, seed)
+            names = self.needed(*(name for name in self.available_scores if SCORES[name].uses_reference))
+            options = (batch_size, image_column, num_workers, seed)
+            of_pixels = draw_samples(reference, MAX_DENSITY_REFERENCE, seed)
+            of_reference = self.compute_statistics(of_pixels, names - {FEATURES}, *options)
+            if FEATURES in names:
+                bank = draw_samples(reference, MAX_BANK, seed)
+                of_reference |= self.compute_statistics(bank, {FEATURES}, *options)
         preprocessing = "as given" if self.image_processor is None else self.image_processor.describe()
         calibration = Calibration.fit(statistics, target_fpr, seed, preprocessing, of_reference)
+        if "encoder" in calibration.reference:
+            calibration = dataclasses.replace(calibration, encoder=self.find_encoder().describe())
+        elif self.calibration is not None and self.calibration.encoder is not None:
+            logger.warning(
+                "the new calibration has no scores with an encoder, which the earlier one has with %s; give "
+                "image_encoder= (--encoder) to keep them.",
+                self.calibration.encoder["name"],
+            )
         moments = self.fit_maps(draw_samples(of_pixels, MAX_MAP_REFERENCE, seed), batch_size, image_column, seed)
         self.calibration = dataclasses.replace(calibration, pixel_moments=moments)
         return self.calibration
@@ -509,7 +612,8 @@ class EnergyScoringPipeline(EBMPipeline):
         coefficients = self.coefficients if "energies" in names else None
         reconstructs = not {*RECONSTRUCTIONS}.isdisjoint(names)
         reconstruction_error = self.find_reconstruction_error(seed) if reconstructs else None
-        compute = make_statistics_function(self.energy_model, names, seed, coefficients, reconstruction_error)
+        encoder = self.find_encoder() if FEATURES in names else None
+        compute = make_statistics_function(self.energy_model, names, seed, coefficients, reconstruction_error, encoder)
         kinds = [kind for kind in MAP_KINDS if f"{kind}_map" in names]
         if not kinds or self.calibration is None:
             return compute

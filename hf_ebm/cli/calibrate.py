@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options
+from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_encoder_option
 from hf_ebm.pipelines.loading import model_folder
 from hf_ebm.utils.files import check_writable, path_text
 
@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--score", choices=SCORE_NAMES, help="score whose threshold is printed (default: density, else energy)"
     )
+    add_encoder_option(parser, "for the scores encoder and density_encoder; default: none, without these scores")
     parser.add_argument(
         "--target-fpr",
         type=float,
@@ -77,14 +78,16 @@ def run(options: argparse.Namespace) -> None:
     from hf_ebm.data.loading import DatasetName, describe_change, draw_rows, load_named
     from hf_ebm.data.splits import share_rows, split_sizes
     from hf_ebm.hub.model_card import refresh_card
-    from hf_ebm.scoring.calibration import FILE_NAME, MAX_DENSITY_REFERENCE
+    from hf_ebm.scoring.calibration import FILE_NAME, MAX_BANK, MAX_DENSITY_REFERENCE
     from hf_ebm.utils.files import to_json
     from hf_ebm.utils.logging import DELAY
     from hf_ebm.utils.torch_utils import find_device
 
     named = DatasetName.parse(options.dataset)
     split, device = named.choose_split(options.split, "test"), find_device(options.device)
-    pipeline = EnergyScoringPipeline.from_pretrained(folder, load_reconstruction="auto").to(device)
+    pipeline = EnergyScoringPipeline.from_pretrained(
+        folder, load_reconstruction="auto", image_encoder=options.encoder
+    ).to(device)
     pipeline.set_progress_bar_config(leave=False, delay=DELAY, unit="batch")
     shape = pipeline.sample_shape
     if len(shape) != 3:
@@ -122,7 +125,8 @@ def run(options: argparse.Namespace) -> None:
             options.image_column,
             pipeline.image_processor,
         )
-        rows = draw_rows(len(training), MAX_DENSITY_REFERENCE, options.seed)
+        limit = MAX_DENSITY_REFERENCE if options.encoder is None else MAX_BANK
+        rows = draw_rows(len(training), limit, options.seed)
         reference = to_unit_range(torch.stack([training[row][0] for row in rows]))
         of_reference = f"{reference_source['dataset']}, split {reference_source['split']}"
     calibration = pipeline.calibrate(images, options.target_fpr, seed=options.seed, reference=reference)
@@ -147,6 +151,7 @@ def run(options: argparse.Namespace) -> None:
             "num_calibrated": calibration.num_calibrated(score),
             "expected_fpr": calibration.expected_fpr(score),
             "calibrated_scores": sorted(calibration.reference),
+            "encoder": calibration.encoder,
         }
         print(to_json(record, indent=2))
         return

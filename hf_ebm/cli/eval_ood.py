@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options
+from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_encoder_option
 from hf_ebm.utils.files import check_writable, expand_home, path_option, path_text, whole_file
 
 OOD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
         default="all",
         help=f"comma-separated, of {', '.join(SCORE_NAMES)}; default: %(default)s that the model allows",
     )
+    add_encoder_option(parser, "which adds the scores encoder and density_encoder")
     parser.add_argument("--max-images", type=int, default=1000, help="maximum images per set (default: %(default)s)")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument(
@@ -80,7 +81,9 @@ def run(options: argparse.Namespace) -> None:
         near = did_you_mean(strange[0], METRICS, f"choose from {', '.join(METRICS)}.")
         raise ValueError(f"--metrics: there is no metric {strange[0]!r}; {near}")
     device = find_device(options.device)
-    pipeline = EnergyScoringPipeline.from_pretrained(options.model, load_reconstruction="auto").to(device)
+    pipeline = EnergyScoringPipeline.from_pretrained(
+        options.model, load_reconstruction="auto", image_encoder=options.encoder
+    ).to(device)
     pipeline.set_progress_bar_config(disable=True)
     shape = pipeline.sample_shape
     if len(shape) != 3:
@@ -131,6 +134,7 @@ def run(options: argparse.Namespace) -> None:
         "statistics_and_baselines": train_source,
         "preprocessing": processor.describe(),
         "scores": {"of_the_model": scores, "baselines": list(baselines)},
+        "encoder": None if options.encoder is None else pipeline.find_encoder().describe(),
         "autoencoder": autoencoder,
         "metrics": METRICS,
         "intervals": f"95 %, percentile bootstrap over all sets, {options.resamples} resamples; images made from "

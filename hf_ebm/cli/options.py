@@ -18,6 +18,8 @@ SCORE_NAMES = (
     "density_fast",
     "density",
     "density_full",
+    "encoder",
+    "density_encoder",
 )
 CARD_REFRESHED = "updated {}/README.md (the model card)"
 
@@ -25,6 +27,16 @@ CARD_REFRESHED = "updated {}/README.md (the model card)"
 def add_model_option(parser: argparse.ArgumentParser, hub: bool = True) -> None:
     """``--model``; `hub`: whether a Hub id is allowed."""
     parser.add_argument("--model", required=True, type=path_text, help="a run folder" + " or a Hub id" * hub)
+
+
+def add_encoder_option(parser: argparse.ArgumentParser, use: str) -> None:
+    """``--encoder``, for the scores with an image encoder."""
+    parser.add_argument(
+        "--encoder",
+        type=path_text,
+        metavar="ID_OR_FOLDER",
+        help=f"transformers vision model with its image processor, {use}",
+    )
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_ebm.cli.images import check_images, png_names
-from hf_ebm.cli.options import SCORE_NAMES, add_model_option
+from hf_ebm.cli.options import SCORE_NAMES, add_encoder_option, add_model_option
 from hf_ebm.utils.files import check_writable, path_option, path_text
 from hf_ebm.utils.validation import counted
 
@@ -74,6 +74,7 @@ def add_parser(commands: Any) -> None:
         help="write a PNG file per image file into this folder: the image beside a heat map of its unusual pixels; "
         "needs a calibrated model",
     )
+    add_encoder_option(parser, "where a score needs one that is not on the Hub; default: that of the calibration")
     parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--shard-size", type=int, default=10_000, help="rows per Parquet file (default: %(default)s)")
     parser.add_argument(
@@ -157,7 +158,7 @@ def score_files(options: argparse.Namespace) -> None:
     device = find_device(options.device or "cpu")
     if_it_exists = "auto" if options.maps is not None else False
     pipeline = EnergyScoringPipeline.from_pretrained(
-        options.model, load_reconstruction=needs_reconstruction or if_it_exists
+        options.model, load_reconstruction=needs_reconstruction or if_it_exists, image_encoder=options.encoder
     )
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)

@@ -86,6 +86,7 @@ class ScoringSettings:
     image_column: str | None = None  # None: the only one
     id_column: str | None = None  # None: the paths of an image folder, else the row numbers
     score: str | None = None  # None: the pipeline's default, density of a calibrated model, else energy
+    encoder: str | None = None  # None: that of the calibration
     batch_size: int = 256  # per process
     shard_size: int = 10_000  # rows per file: a kill loses at most one shard per process
     num_workers: int = field(default_factory=default_num_workers)  # of each process that scores
@@ -377,7 +378,9 @@ def run(settings: ScoringSettings) -> dict[str, Any]:
     check_writable("output", settings.output, is_folder=True)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     reconstructs = settings.score in SCORES and SCORES[settings.score].needs_reconstruction
-    pipeline = EnergyScoringPipeline.from_pretrained(settings.model, load_reconstruction=reconstructs)
+    pipeline = EnergyScoringPipeline.from_pretrained(
+        settings.model, load_reconstruction=reconstructs, image_encoder=settings.encoder
+    )
     with accelerator.local_main_process_first():
         rows, fingerprint = load_rows(settings)
     summary = score_rows(pipeline, rows, fingerprint, settings, accelerator)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hf_ebm.hub.model_card import public_name
-from hf_ebm.utils.files import hash_tensors
+from hf_ebm.scoring.encoder import load_vision_model, to_bytes, weights_sha256
 from hf_ebm.utils.validation import did_you_mean
 
 WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
@@ -132,18 +132,6 @@ class FeatureExtractor:
         return features
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """Hash of a module's parameters and buffers with their names, the same on every machine."""
-    return hash_tensors({name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)})
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1], (B, 1 or 3, H, W), as 8-bit RGB, (B, 3, H, W), uint8."""
-    if images.shape[1] not in (1, 3):
-        raise ValueError(f"a network of RGB images takes 1 or 3 channels, got {images.shape[1]}; give a module.")
-    return ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().expand(-1, 3, -1, -1)
-
-
 def module_extractor(
     module: nn.Module,
     name: str,
@@ -203,28 +191,11 @@ def transformers_extractor(name: str, device: str | torch.device = "cpu") -> Fea
 
     Features are the pooled output, or, where a model has none, the mean of the last hidden state over places. The same
     mean where the checkpoint holds no pooler (those of classifiers): the one that `AutoModel` makes up is random.
-
     """
-    from transformers import AutoImageProcessor, AutoModel
-
-    try:
-        model, loading = AutoModel.from_pretrained(name, output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"feature extractor {name!r} cannot be loaded ({error}); give 'digits', 'inception', or the id or path of "
-            "a transformers model with an image processor."
-        ) from error
-    made_up = set(loading["missing_keys"])
-    others = sorted(key for key in made_up if "pooler" not in key.split("."))
-    if others:
-        raise ValueError(
-            f"feature extractor {name!r} lacks {len(others)} of its weights, {others[0]!r} first, which would be "
-            "random; give a whole checkpoint."
-        )
-    model.eval().to(device)
+    choices = "'digits', 'inception', or the id or path of a transformers model with an image processor"
+    model, processor, made_up = load_vision_model(name, "feature extractor", choices)
+    model.to(device)
     forward = getattr(model, "get_image_features", model)
-    loaded = {key: value for key, value in model.state_dict().items() if key not in made_up}
 
     def features(images: Tensor) -> Tensor:
         pixels = list(to_bytes(images.cpu()).permute(0, 2, 3, 1).numpy())
@@ -233,7 +204,7 @@ def transformers_extractor(name: str, device: str | torch.device = "cpu") -> Fea
     preprocessing = f"{AS_BYTES}, then the model's own {type(processor).__name__}"
     pooled_by = ", mean of the hidden state" if made_up else ""
     shown = f"{public_name(name)} ({type(model).__name__}{pooled_by})"
-    return FeatureExtractor(shown, hash_tensors(loaded), preprocessing, features)
+    return FeatureExtractor(shown, weights_sha256(model, made_up), preprocessing, features)
 
 
 def pool(output: Any, name: str, has_pooler: bool = True) -> Tensor:

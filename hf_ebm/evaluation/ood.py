@@ -28,8 +28,8 @@ from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
 from hf_ebm.data.loading import DatasetName, draw_rows, load_named
 from hf_ebm.data.splits import share_rows, split_sizes
 from hf_ebm.hub.model_card import show_interval
-from hf_ebm.scoring.calibration import MAX_DENSITY_REFERENCE
-from hf_ebm.scoring.scores import FULL, SCORES, Fitted, Moments
+from hf_ebm.scoring.calibration import MAX_BANK, MAX_DENSITY_REFERENCE
+from hf_ebm.scoring.scores import FEATURES, FULL, SCORES, Fitted, Moments
 from hf_ebm.scoring.statistics import compute_compressed_size
 from hf_ebm.utils.logging import ProgressBar, no_bar
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed
@@ -320,9 +320,12 @@ def score_sets(
         return pipeline.compute_statistics(to_unit_range(images) if images.ndim == 4 else images, statistics, seed=seed)
 
     of_train = statistics(train_images, of_fitted) if of_fitted else {}
-    standardised = {m for name in fitted_scores if not SCORES[name].is_density for m in SCORES[name].statistics}
+    standardised = {m for name in fitted_scores if not SCORES[name].uses_reference for m in SCORES[name].statistics}
     moments = {name: Moments.of(of_train[name], name) for name in standardised}
     reference = {name: values[:MAX_DENSITY_REFERENCE] for name, values in of_train.items() if name in FULL}
+    reference |= {name: values[:MAX_BANK].half() for name, values in of_train.items() if name == FEATURES}
+    if "density_encoder" in names:
+        moments |= Fitted(reference=reference).distance_moments()
     fitted = Fitted(moments, reference)
     shown = progress_bar(sets.items(), desc="scoring the sets", total=len(sets))
     found = {name: statistics(images, needed) for name, images in shown}

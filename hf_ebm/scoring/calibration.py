@@ -13,7 +13,8 @@ positive rate varies around it, with a standard deviation of about sqrt(a (1 - a
 The formula needs a score function that does not depend on the calibration samples. Scores with fitted statistics
 therefore split the held-out samples: a random half fits the statistics, the other half calibrates. All other scores
 calibrate on all of them. The density scores compare with reference samples: with given ones, such as training images,
-they calibrate on all held-out samples, else on the second half, and the first half is their reference.
+they calibrate on all held-out samples, else on the second half, and the first half is their reference. So do those with
+an image encoder, and what `density_encoder` is standardised by are distances within the reference.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import torch
 from torch import Tensor
 
 from hf_ebm.scoring.maps import PixelMoments
-from hf_ebm.scoring.scores import FULL, OPTIONAL, SCORE_WORDS, SCORES, Fitted, Moments, Score
+from hf_ebm.scoring.scores import FEATURES, FULL, OPTIONAL, SCORE_WORDS, SCORES, Fitted, Moments, Score
 from hf_ebm.scoring.statistics import check_not_nan
 from hf_ebm.utils.files import expand_home, whole_file
 from hf_ebm.utils.validation import check_count, check_fraction, check_seed, is_integer, is_number
@@ -48,6 +49,7 @@ FORMAT_VERSION = 4
 TENSORS = ("density_reference", "pixel_moments")  # fields that are saved as tensors
 MAP_PREFIX = "maps."  # of the names of the latter
 MAX_DENSITY_REFERENCE = 2000  # samples
+MAX_BANK = 10_000  # features of an image encoder: 15 MB of 768 numbers each
 MAX_REFERENCE = 1000  # order statistics that are kept per score, or 10 / target_fpr where that is more
 
 
@@ -64,7 +66,7 @@ class Calibration:
         target_fpr: False positive rate: the share of in-distribution samples to flag as OOD, in (0, 1).
         num_samples: Held-out samples.
         seed: Seed of the noise in the statistics, and of the split.
-        statistics: Mean and standard deviation of each statistic.
+        statistics: Mean and standard deviation of each statistic, and for `density_encoder` of the scores that it sums.
         reference: Sorted calibration scores of each score, at most `MAX_REFERENCE` or 10 / target_fpr of them.
         preprocessing: A description of the preprocessing.
         trained_on: Whether the model was trained on some of the samples, which it should not be; None = not known.
@@ -72,12 +74,13 @@ class Calibration:
         num_fitted: Samples that fitted the statistics and calibrated none of the scores that use them. 0 in files of
             earlier versions, where all samples did both, so that the rate of these scores is approximate.
         density_reference: Statistics of the reference samples of the density scores, at most `MAX_DENSITY_REFERENCE`
-            of them; saved as ``calibration.safetensors``.
+            of them, and the features of at most `MAX_BANK`, float16; saved as ``calibration.safetensors``.
         pixel_moments: What standardises each kind of heat maps, by its name; saved there too. Files of earlier versions
             have none.
         has_own_reference: Whether these are other samples than the held-out ones, such as training images.
         reference_dataset: Where they are from, as `dataset`.
         reference_hash: SHA-256 of the saved file; None = there is none.
+        encoder: The image encoder, as `hf_ebm.scoring.encoder.ImageEncoder.describe` gives it; None = there was none.
     """
 
     target_fpr: float
@@ -94,6 +97,7 @@ class Calibration:
     has_own_reference: bool = False
     reference_dataset: str | None = None
     reference_hash: str | None = field(default=None, compare=False)
+    encoder: Mapping[str, str | None] | None = None
 
     @classmethod
     def fit(
@@ -134,16 +138,22 @@ class Calibration:
         density_reference = draw_reference(statistics, fitting if reference is None else None, reference, seed)
         density = Fitted(reference=density_reference)
         possible = {name: score for name, score in SCORES.items() if is_possible(score, statistics)}
+        of_distances: dict[str, Moments] = {}
         for name, score in list(possible.items()):
-            if score.is_density:
+            if score.uses_reference:
                 try:
                     if reference is None and number < needed_samples(target_fpr):
                         raise ValueError(f"half of the {number} samples are its reference; give reference=.")
-                    density.neighbours(score.statistics)
+                    if not score.needs_encoder:
+                        density.neighbours(score.statistics)
+                    elif name == "density_encoder":
+                        of_distances = density.distance_moments()
+                    else:
+                        _ = density.bank
                 except ValueError as error:
                     logger.warning("score %r is left out: %s", name, error)
                     del possible[name]
-            if not score.needs_fitting or score.is_density:
+            if not score.needs_fitting or score.uses_reference:
                 continue
             half = {m: statistics[m][fitting] for m in score.statistics if m != "energy"}
             flat = [m for m, values in half.items() if bool((values == values[:1]).all())]
@@ -163,16 +173,19 @@ class Calibration:
         standardised = {
             name
             for score in possible.values()
-            if score.needs_fitting and not score.is_density
+            if score.needs_fitting and not score.uses_reference
             for name in score.statistics
         }
         moments = {name: Moments.of(statistics[name][fitting], name) for name in sorted(standardised)}
-        has_density = any(score.is_density for score in possible.values())
+        has_density = any(score.uses_reference for score in possible.values())
+        moments |= of_distances
         fitted = dataclasses.replace(density, moments=moments)
+        if "encoder" not in possible:
+            density_reference.pop(FEATURES, None)
         has_own = reference is not None
         ordered = {}
         for name, score in possible.items():
-            rows = calibrating if score.needs_fitting and not (score.is_density and has_own) else slice(None)
+            rows = calibrating if score.needs_fitting and not (score.uses_reference and has_own) else slice(None)
             scores = score.function({m: statistics[m][rows] for m in score.statistics if m in statistics}, fitted)
             ordered[name] = order_statistics(name, scores, target_fpr)
         return cls(
@@ -182,7 +195,7 @@ class Calibration:
             moments,
             ordered,
             preprocessing,
-            num_fitted=len(fitting) if moments or (has_density and not has_own) else 0,
+            num_fitted=len(fitting) if standardised or (has_density and not has_own) else 0,
             density_reference=density_reference if has_density else {},
             has_own_reference=has_own and has_density,
         )
@@ -199,7 +212,7 @@ class Calibration:
 
     def num_calibrated(self, score: str) -> int:
         """Number n of samples whose scores are the calibration scores of `score`."""
-        on_all = not SCORES[score].needs_fitting or (SCORES[score].is_density and self.has_own_reference)
+        on_all = not SCORES[score].needs_fitting or (SCORES[score].uses_reference and self.has_own_reference)
         return self.num_samples - (0 if on_all else self.num_fitted)
 
     def scores_with_statistics(self) -> list[str]:
@@ -245,7 +258,11 @@ class Calibration:
                     f"statistics, and {self.num_samples} were given; calibrate again with more"
                 )
             else:
-                how = "calibrate again, with what that score needs, a pipeline loaded with load_reconstruction=True"
+                needs_encoder = score in SCORES and SCORES[score].needs_encoder
+                what = (
+                    "image_encoder= (--encoder)" if needs_encoder else "a pipeline loaded with load_reconstruction=True"
+                )
+                how = f"calibrate again, with what that score needs, {what}"
             raise ValueError(
                 f"score {score!r} was not calibrated, only {sorted(self.reference)}; {how}: {how_to_calibrate()}."
             )
@@ -354,6 +371,11 @@ class Calibration:
         check_count("num_fitted", values.get("num_fitted", 0), 0)
         if not is_integer(values["seed"]):
             raise ValueError(f"seed must be a whole number, got {values['seed']!r}.")
+        encoder = values.get("encoder")
+        if encoder is not None and not (
+            isinstance(encoder, dict) and {*encoder} == {"name", "id", "revision", "sha256"}
+        ):
+            raise ValueError(f"encoder must be null or have the keys name, id, revision and sha256, got {encoder!r}.")
         if values.get("trained_on") not in (True, False, None):
             raise ValueError(f"trained_on must be true, false or null, got {values['trained_on']!r}.")
         if unknown_scores := sorted(set(values["reference"]) - set(SCORES)):
@@ -377,7 +399,7 @@ class Calibration:
 
 def is_possible(score: Score, statistics: Collection[str]) -> bool:
     """Whether a score can be computed from these statistics."""
-    optional = {*OPTIONAL} if score.is_density else set()
+    optional = {*OPTIONAL} if score.uses_reference else set()
     return {*score.statistics} - optional <= {*statistics}
 
 
@@ -386,17 +408,19 @@ def draw_reference(
 ) -> dict[str, Tensor]:
     """Statistics of the density scores' reference: `rows` of the held-out samples, or those of other samples.
 
-    At most `MAX_DENSITY_REFERENCE`, selected with the seed.
+    At most `MAX_DENSITY_REFERENCE`, and of an encoder's features `MAX_BANK`, selected with the seed.
     """
-    names = [name for name in FULL if name in statistics]
+    names = [name for name in (*FULL, FEATURES) if name in statistics]
     if reference is not None and (missing := [name for name in names if name not in reference]):
         raise ValueError(f"reference must have the statistics {names}, got {sorted(reference)} without {missing}.")
     given = statistics if reference is None else reference
     found = {name: given[name] if rows is None else given[name][rows] for name in names}
-    number = len(next(iter(found.values()), ()))
-    if number > MAX_DENSITY_REFERENCE:
-        kept = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:MAX_DENSITY_REFERENCE]
-        found = {name: values[kept] for name, values in found.items()}
+    for name, values in found.items():
+        limit = MAX_BANK if name == FEATURES else MAX_DENSITY_REFERENCE
+        if len(values) > limit:
+            found[name] = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))[:limit]]
+    if FEATURES in found:
+        found[FEATURES] = found[FEATURES].half()
     return found
 
 

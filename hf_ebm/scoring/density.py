@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 NUM_NEIGHBOURS = 5
-CHUNK = 4096  # samples compared with the reference at a time
+DISTANCES = 8_000_000  # to the reference that are computed at a time
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,15 @@ def check_enough(number: int) -> None:
         )
 
 
-def mean_distance(points: Tensor, reference: Tensor) -> Tensor:
-    """Mean Euclidean distance of each point (N, D) to its 5 nearest ones of the reference (R, D), shape (N,)."""
+def mean_distance(points: Tensor, reference: Tensor, leave_out: int = 0) -> Tensor:
+    """Mean Euclidean distance of each point (N, D) to its 5 nearest ones of the reference (R, D), shape (N,), float64.
+
+    With ``leave_out=1`` the nearest is left out, which for a point of the reference is the point itself.
+    """
     parts = []
-    for part in points.split(CHUNK):
-        nearest = torch.cdist(part, reference).topk(NUM_NEIGHBOURS, dim=1, largest=False).values
-        parts.append(nearest.mean(dim=1))
+    for part in points.double().split(max(1, DISTANCES // len(reference))):
+        found = torch.cdist(part, reference).topk(NUM_NEIGHBOURS + leave_out, dim=1, largest=False)
+        parts.append(found.values[:, leave_out:].mean(dim=1))
     return torch.cat(parts)
 
 

@@ -13,10 +13,15 @@ that they have on in-distribution data (`Moments`):
     density         distance to 5 in-distribution samples by E(x, t) and ||grad_x E(x, t)|| of all t, and L(x);
                     density_fast without the gradients; density_full also with the reconstruction errors of all t,
                     and the certainty of p(y | x) where the energy has classes: see `hf_ebm.scoring.density`
+    encoder         distance to 5 in-distribution images in the features of an image encoder: see
+                    `hf_ebm.scoring.encoder`
+    density_encoder (density - m_d) / s_d + (encoder - m_f) / s_f, with m and s of the distances between the reference
+                    samples
 
 Costs in passes of the energy (F = forward, B = backward) for T noise levels: energy, typicality, complexity 1 F;
 gradient_norm 1 F + 1 B; multiscale T F, and one for the energy itself; density_fast T F; density T F + T B. Scores
-with a reconstruction add the passes of `hf_ebm.scoring.statistics`, density_full those of all levels.
+with a reconstruction add the passes of `hf_ebm.scoring.statistics`, density_full those of all levels, and those with an
+encoder a forward pass of it. A calibrated call costs as much: distances to the reference are cheap beside it.
 
 Serra et al. subtract the bits L of a lossless compressor from -log2 p; an unnormalised energy has no such unit, so both
 are standardised instead. `SCORE_WORDS` describes the scores in model cards and in the demo.
@@ -24,13 +29,14 @@ are standardised instead. `SCORE_WORDS` describes the scores in model cards and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from hf_ebm.scoring.density import NearestNeighbours
+from hf_ebm.scoring.density import NearestNeighbours, check_enough, mean_distance
 from hf_ebm.scoring.statistics import CLASS_STATISTICS, RECONSTRUCTIONS
 
 Statistics = Mapping[str, Tensor]  # of N samples by name, each (N,) or (N, T)
@@ -70,7 +76,8 @@ class Fitted:
 
     Attributes:
         moments: Of each statistic that a score standardises.
-        reference: Statistics of the reference samples of the density scores, each (R,) or (R, T).
+        reference: Statistics of the reference samples of the density scores, each (R,) or (R, T), and the bank of an
+            encoder's features, ``encoder_features``, (R', D).
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
@@ -80,9 +87,39 @@ class Fitted:
     def neighbours(self, names: tuple[str, ...]) -> NearestNeighbours:
         """The reference in the space of the named statistics, of those that it has."""
         if names not in self._neighbours:
-            there = [name for name in names if name in self.reference]
+            there = [name for name in names if name in self.reference and name != FEATURES]
             self._neighbours[names] = NearestNeighbours.fit(self.reference, there)
         return self._neighbours[names]
+
+    @functools.cached_property
+    def bank(self) -> Tensor:
+        """The features of the reference, shape (R', D), float64.
+
+        Raises:
+            ValueError: If there are too few, one is not finite, or all are the same.
+        """
+        bank = self.reference[FEATURES].double()
+        check_enough(len(bank))
+        if not torch.isfinite(bank).all():
+            raise ValueError("reference must give finite features of image_encoder; check its weights and dtype.")
+        if bool((bank == bank[:1]).all()):
+            raise ValueError(
+                "reference must give features that differ between images, got one for all; check "
+                "image_encoder's weights."
+            )
+        return bank
+
+    def distance_moments(self) -> dict[str, Moments]:
+        """Moments of ``density`` and ``encoder`` by the distances of the reference samples to each other.
+
+        They are of no calibration sample, so that a sum standardised by them has exact p-values.
+        """
+        points, bank = self.neighbours(DENSITY).points, self.bank
+        some = bank[:: -(-len(bank) // MAX_LEFT_OUT)]
+        return {
+            "density": Moments.of(mean_distance(points, points, leave_out=1), "density"),
+            "encoder": Moments.of(mean_distance(some, bank, leave_out=1), "encoder"),
+        }
 
 
 def energy_score(statistics: Statistics, fitted: Fitted) -> Tensor:
@@ -122,6 +159,19 @@ def combined_score(statistics: Statistics, fitted: Fitted) -> Tensor:
     return fitted.moments["energy"].standardise(statistics["energy"]) + errors
 
 
+def encoder_score(statistics: Statistics, fitted: Fitted) -> Tensor:
+    """Mean distance to the nearest features of the reference, shape (N,)."""
+    return mean_distance(statistics[FEATURES], fitted.bank)
+
+
+def density_encoder_score(statistics: Statistics, fitted: Fitted) -> Tensor:
+    """Standardised ``density`` plus standardised ``encoder``, shape (N,)."""
+    density = fitted.moments["density"].standardise(fitted.neighbours(DENSITY).distance(statistics))
+    return density + fitted.moments["encoder"].standardise(encoder_score(statistics, fitted))
+
+
+FEATURES = "encoder_features"
+MAX_LEFT_OUT = 2000  # features of the bank whose distances to the others are standardised by
 FAST = ("clean_energies", "compressed_size")
 DENSITY = ("clean_energies", "gradient_norms", "compressed_size")
 FULL = (*DENSITY, "reconstruction_errors", *CLASS_STATISTICS)
@@ -142,18 +192,23 @@ class Score:
         statistics: Names of the statistics it is computed from; a density score leaves out the `OPTIONAL` ones that a
             model does not have.
         needs_fitting: Whether it can be computed only after a calibration.
-        is_density: Whether it compares with reference samples.
+        uses_reference: Whether it compares with reference samples.
     """
 
     function: Callable[[Statistics, Fitted], Tensor]
     statistics: tuple[str, ...]
     needs_fitting: bool = False
-    is_density: bool = False
+    uses_reference: bool = False
 
     @property
     def needs_reconstruction(self) -> bool:
         """Whether it needs what the model reconstructs with."""
         return not {*RECONSTRUCTIONS}.isdisjoint(self.statistics)
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether it needs an image encoder."""
+        return FEATURES in self.statistics
 
 
 SCORES: dict[str, Score] = {
@@ -164,9 +219,11 @@ SCORES: dict[str, Score] = {
     "complexity": Score(complexity_score, ("energy", "compressed_size"), needs_fitting=True),
     "reconstruction": Score(reconstruction_score, ("reconstruction_error",)),
     "combined": Score(combined_score, ("energy", "reconstruction_error"), needs_fitting=True),
-    "density_fast": Score(density_score(FAST), FAST, needs_fitting=True, is_density=True),
-    "density": Score(density_score(DENSITY), DENSITY, needs_fitting=True, is_density=True),
-    "density_full": Score(density_score(FULL), FULL, needs_fitting=True, is_density=True),
+    "density_fast": Score(density_score(FAST), FAST, needs_fitting=True, uses_reference=True),
+    "density": Score(density_score(DENSITY), DENSITY, needs_fitting=True, uses_reference=True),
+    "density_full": Score(density_score(FULL), FULL, needs_fitting=True, uses_reference=True),
+    "encoder": Score(encoder_score, (FEATURES,), needs_fitting=True, uses_reference=True),
+    "density_encoder": Score(density_encoder_score, (*DENSITY, FEATURES), needs_fitting=True, uses_reference=True),
 }
 
 
@@ -181,4 +238,6 @@ SCORE_WORDS = {
     "density_fast": "distance to in-distribution images by energies of all noise levels and compressed size, two-sided",
     "density": "distance to in-distribution images by energies, gradient norms and compressed size, two-sided",
     "density_full": "as density, with the reconstruction errors of all noise levels and the certainty of p(y | x)",
+    "encoder": "distance to in-distribution images in an image encoder's features",
+    "density_encoder": "density and encoder, standardised and summed",
 }

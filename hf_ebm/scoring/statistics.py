@@ -12,6 +12,7 @@ Cost in passes of the energy (F = forward, B = backward, T = noise levels) unles
     compressed_size        bits of the image as a lossless PNG                                   none
     reconstruction_error   mean squared error of the model's reconstruction                      see below
     reconstruction_errors  the same from each noise level                                        see below
+    encoder_features       features of an image encoder, of length one                           1 F of the encoder
 
 Those of x itself share passes: all of them together cost T F + T B (`compute_pass_statistics`). A DDAEBM's
 reconstruction error costs 8 forward passes of the generator, those of all levels 8 T, of which the first level's is the
@@ -163,8 +164,9 @@ def make_statistics_function(
     seed: int,
     coefficients: DiffusionCoefficients | None = None,
     reconstruction_error: ReconstructionError | None = None,
+    encoder: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Tensor], dict[str, Tensor]]:
-    """``x -> the named statistics``, each (B,) or (B, T), of samples in the model's range, shape (B, ...).
+    """``x -> the named statistics``, each (B,), (B, T) or (B, D), of samples in the model's range, shape (B, ...).
 
     Statistics stay on the device that computed them, and a GPU may still be computing them.
 
@@ -174,12 +176,15 @@ def make_statistics_function(
         seed: Seed of their noise.
         coefficients: The diffusion the energy was trained on, for ``"energies"``.
         reconstruction_error: For `RECONSTRUCTIONS`.
+        encoder: ``x -> features``, shape (B, D), for ``"encoder_features"``.
     """
     of_passes = [name for name in PASS_STATISTICS if name in names]
     of_reconstruction = [name for name in RECONSTRUCTIONS if name in names]
 
     def compute(x: Tensor) -> dict[str, Tensor]:
         found = compute_pass_statistics(model, x, of_passes, len(x)) if of_passes else {}  # a GPU's first
+        if encoder is not None and "encoder_features" in names:
+            found["encoder_features"] = encoder(x)
         if "energies" in names:
             found["energies"] = compute_all_energies(model, x, coefficients, seed, len(x))
         if reconstruction_error is not None and "reconstruction_errors" in names:

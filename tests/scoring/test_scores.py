@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from hf_ebm.scoring.calibration import FILE_NAME, FORMAT_VERSION, MAX_REFERENCE, Calibration
 from hf_ebm.scoring.scores import SCORES, Fitted, Moments
 
-ONE_SIDED = {name for name, score in SCORES.items() if not score.is_density}  # the others are in test_density.py
+ONE_SIDED = {name for name, score in SCORES.items() if not score.uses_reference}  # the others are in test_density.py
 
 
 @pytest.fixture
