@@ -1,10 +1,8 @@
-"""Compositions of energies in 2-D, sampled by MALA: each panel shows the density and samples.
+"""Compositions of two ring energies in 2-D, sampled by MALA: each panel shows the density and samples.
 
-    python -m hf_ebm.training.train_ddaebm --config training/configs/ddaebm_pinwheel.yaml pseudo_labels=5
-    python benchmarks/composition.py docs/composition.png outputs/ddaebm-pinwheel
+    python benchmarks/composition.py docs/composition.png
 
-Above: two rings, their product ("and"), their mixture ("or"), and one but not the other, within bounds. Below, where a
-trained model of points in the plane is given: its classes, one or another, all but one, and a constraint.
+Panels: each ring, their product ("and"), their mixture ("or"), and one but not the other, within bounds.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ from hf_ebm import ComposedEnergyModel, MALAScheduler
 from hf_ebm.evaluation.plots import new_figure
 from hf_ebm.langevin import run_chain
 from hf_ebm.models.energy import EnergyModel, EnergyOutput
-from hf_ebm.pipelines.loading import load_pipeline
 
 LIMIT = 2.2  # the panels show [-LIMIT, LIMIT]^2
 NUM_SAMPLES, NUM_STEPS, STEP_SIZE = 500, 1000, 0.15
@@ -61,49 +58,21 @@ def sample(energy: Any, seed: int = 0) -> Tensor:
     return run_chain(scheduler, lambda x: energy(x).energy, start, NUM_STEPS, generator).sample
 
 
-def rings() -> dict[str, Any]:
-    """Energies of two rings and their compositions."""
+def main(path: Path) -> None:
+    """Draw the figure."""
     left, right = Ring(RingConfig(centre=-0.6)), Ring(RingConfig(centre=0.6))
-    return {
+    panels = {
         "a": left,
         "b": right,
         "a and b": ComposedEnergyModel([left, right]),
         "a or b": ComposedEnergyModel([left, right], operation="or"),
         "a and not b": ComposedEnergyModel([left, right], weights=[1.0, -0.02], bounds=(-LIMIT, LIMIT)),
     }
-
-
-def classes_of(energy_model: Any) -> dict[str, Any]:
-    """Compositions of the classes of a trained energy of points in the plane, at its cleanest level."""
-
-    def not_the_first(x: Tensor, t: Any) -> Tensor:
-        """``-log(1 - p(y = 0 | x))``."""
-        return energy_model(x, t).logits.log_softmax(dim=1)[:, 1:].logsumexp(dim=1).neg()
-
-    def either(first: int, second: int) -> Any:
-        return ComposedEnergyModel([energy_model] * 2, "or", class_labels=[first, second])
-
-    any_class = ComposedEnergyModel([energy_model])
-    return {
-        "any class": any_class,
-        "class 0": ComposedEnergyModel([energy_model], class_labels=[0]),
-        "class 0 or class 1": either(0, 1),
-        "any class, not 0": ComposedEnergyModel([energy_model, not_the_first]),
-        "any class and x > 0": ComposedEnergyModel([energy_model, lambda x, t: 50.0 * torch.relu(-x[:, 0])]),
-    }
-
-
-def main(path: Path, folder: str | None = None) -> None:
-    """Draw the figure."""
-    rows = [rings()]
-    if folder is not None:
-        rows.append(classes_of(load_pipeline(folder).energy_model.requires_grad_(False)))
-    figure = new_figure(3.0 * len(rows[0]), 3.3 * len(rows))
-    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    figure = new_figure(3.0 * len(panels), 3.3)
+    axes = figure.subplots(1, len(panels))
     line = torch.linspace(-LIMIT, LIMIT, 300)
     grid = torch.cartesian_prod(line, line).flip(1)  # rows are y
-    panels = [panel for row in rows for panel in row.items()]
-    for axis, (name, energy) in zip(axes.flat, panels, strict=True):
+    for axis, (name, energy) in zip(axes, panels.items(), strict=True):
         with torch.no_grad():
             density = (-energy(grid).energy).reshape(300, 300)
         shown = (density - density.max()).exp().numpy()
@@ -114,4 +83,4 @@ def main(path: Path, folder: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "composition.png"), *sys.argv[2:3])
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "composition.png"))
