@@ -316,7 +316,7 @@ def one_pass(
 
 
 def class_statistics(logits: Tensor) -> dict[str, Tensor]:
-    """`CLASS_STATISTICS` of class scores (N, K), each (N,), float64.
+    """`CLASS_STATISTICS` of class scores (N, K), each (N,), float32.
 
     With m = l_1 - log sum_(j > 1) exp(l_j), l sorted in descending order, the log odds are m, and
 
@@ -324,7 +324,7 @@ def class_statistics(logits: Tensor) -> dict[str, Tensor]:
 
     The log odds lie above -log(K - 1), log H below log log K. Neither is bounded on the confident side.
     """
-    ordered = logits.double().sort(dim=1, descending=True).values
+    ordered = logits.float().sort(dim=1, descending=True).values
     log_odds = ordered[:, 0] - ordered[:, 1:].logsumexp(dim=1)
     log_p = ordered - ordered[:, :1] + F.logsigmoid(log_odds)[:, None]
     # log(-log p_1) ~ -m where exp(-m) is too small for a float
