@@ -34,7 +34,7 @@ from hf_ebm.utils.torch_utils import channels_last_on_cpu, execution_device, sen
 
 MAP_KINDS = ("reconstruction", "terms")  # the better one first
 MAX_MAP_REFERENCE = 500  # images whose mean and standard deviation standardise the maps
-OWN_VARIANCE = 0.5  # share of a pixel's own variance in s^2, the rest is the mean over pixels
+OWN_VARIANCE = 0.1  # share of a pixel's own variance in s^2, the rest is the mean over pixels
 
 
 def smooth(maps: Tensor) -> Tensor:

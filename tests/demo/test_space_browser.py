@@ -104,11 +104,12 @@ class Visit:
         self.page.get_by_role("tab", name=name, exact=True).click()
 
     def click_for_figure(self, name):
-        """Click a button and wait for its figure, loaded."""
+        """Click a button and wait for its figures, loaded."""
         self.button(name).click()
-        figure = self.shown(".figure img")
-        figure.wait_for()
-        self.page.wait_for_function("image => image.complete && image.naturalWidth > 500", arg=figure.element_handle())
+        figures = self.shown(".figure img")
+        figures.first.wait_for()
+        for figure in figures.element_handles():
+            self.page.wait_for_function("image => image.complete && image.naturalWidth > 500", arg=figure)
         self.check_width()
 
     def check_width(self):
