@@ -17,14 +17,25 @@ def model_folder(model: str, names: Collection[str] | None = None, extra_files: 
     return folder
 
 
+def load_scorer(model: str | Path, **options: Any) -> Any:
+    """`EnergyScoringPipeline.from_pretrained` for a command, without the libraries' progress bars."""
+    from hf_ebm import EnergyScoringPipeline
+    from hf_ebm.utils.logging import hide_library_bars
+
+    hide_library_bars()
+    return EnergyScoringPipeline.from_pretrained(model, **options)
+
+
 def load_pipeline(model: str) -> Any:
     """The pipeline in a run folder or Hub repository, whichever of ours it is."""
     import hf_ebm
     from hf_ebm.hub.download import INDEX, read_index
+    from hf_ebm.utils.logging import hide_library_bars
 
     name = read_index(model_folder(model, ()) / INDEX)["_class_name"]
     if name not in hf_ebm.__all__:
         raise ValueError(f"--model {model} holds a {name}, which is no pipeline of hf-ebm.")
+    hide_library_bars()
     pipeline = getattr(hf_ebm, name).from_pretrained(model)
     if pipeline.image_processor is None:
         pipeline.image_processor = hf_ebm.EBMImageProcessor.for_model(pipeline.sample_shape)

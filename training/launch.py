@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from hf_ebm.hub.upload import PushError
 from hf_ebm.training.checkpointing import list_checkpoints
 from hf_ebm.training.config import describe_settings, load_settings, shipped_configs
-from hf_ebm.utils.logging import CALLERS_MISTAKE, FAILURE, INTERRUPTED, exit_code
+from hf_ebm.utils.logging import CALLERS_MISTAKE, FAILURE, INTERRUPTED, exit_code, hide_library_bars
 
 ONE_PRESS = 2.0  # seconds in which a second signal is the same Ctrl-C: the launcher of several processes sends its own
 GRACE = 10  # seconds that a loader's worker has after a SIGTERM
@@ -172,6 +172,7 @@ def run_script(
         except BrokenPipeError:  # `| head` has seen enough; Python would complain at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
+    hide_library_bars()
     try:
         train(load_settings(cls, default_config, arguments))
     except KeyboardInterrupt as error:

@@ -503,7 +503,7 @@ def train(run: Run, interruption: Interruption) -> None:
     bar = tqdm(
         total=settings.max_steps,
         initial=progress.step,
-        disable=not accelerator.is_main_process,
+        disable=None if accelerator.is_main_process else True,  # None: shown on a terminal
         desc=method.name,
         unit="step",
     )

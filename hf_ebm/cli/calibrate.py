@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_encoder_option
-from hf_ebm.pipelines.loading import model_folder
+from hf_ebm.pipelines.loading import load_scorer, model_folder
 from hf_ebm.utils.files import check_writable, path_text
 
 MAX_IMAGES = 10_000  # all in memory at once
@@ -73,7 +73,6 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
-    from hf_ebm import EnergyScoringPipeline
     from hf_ebm.data.image_processor import to_unit_range
     from hf_ebm.data.loading import DatasetName, describe_change, draw_rows, load_named
     from hf_ebm.data.splits import share_rows, split_sizes
@@ -85,10 +84,8 @@ def run(options: argparse.Namespace) -> None:
 
     named = DatasetName.parse(options.dataset)
     split, device = named.choose_split(options.split, "test"), find_device(options.device)
-    pipeline = EnergyScoringPipeline.from_pretrained(
-        folder, load_reconstruction="auto", image_encoder=options.encoder
-    ).to(device)
-    pipeline.set_progress_bar_config(leave=False, delay=DELAY, unit="batch")
+    pipeline = load_scorer(folder, load_reconstruction="auto", image_encoder=options.encoder).to(device)
+    pipeline.set_progress_bar_config(leave=False, delay=DELAY, disable=None, unit="batch")
     shape = pipeline.sample_shape
     if len(shape) != 3:
         raise ValueError(f"--model {options.model} scores vectors; use pipe.calibrate(held_out) from Python.")

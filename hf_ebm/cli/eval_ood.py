@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.cli.options import CARD_REFRESHED, SCORE_NAMES, add_comparison_options, add_encoder_option
+from hf_ebm.pipelines.loading import load_scorer
 from hf_ebm.utils.files import check_writable, expand_home, path_option, path_text, whole_file
 
 OOD_SETS = ("rotated", "inverted", "shuffled", "shuffled_patches", "blurred", "mixed", "constant", "noise")
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     """Print a table of each of ``--metrics``; write ``ood.json`` with all metrics and the protocol, and two plots."""
     import torch
 
-    from hf_ebm import EBMImageProcessor, EnergyScoringPipeline
+    from hf_ebm import EBMImageProcessor
     from hf_ebm.data.loading import DatasetName
     from hf_ebm.evaluation import ood as evaluation
     from hf_ebm.evaluation.ood import METRICS
@@ -81,9 +82,7 @@ def run(options: argparse.Namespace) -> None:
         near = did_you_mean(strange[0], METRICS, f"choose from {', '.join(METRICS)}.")
         raise ValueError(f"--metrics: there is no metric {strange[0]!r}; {near}")
     device = find_device(options.device)
-    pipeline = EnergyScoringPipeline.from_pretrained(
-        options.model, load_reconstruction="auto", image_encoder=options.encoder
-    ).to(device)
+    pipeline = load_scorer(options.model, load_reconstruction="auto", image_encoder=options.encoder).to(device)
     pipeline.set_progress_bar_config(disable=True)
     shape = pipeline.sample_shape
     if len(shape) != 3:

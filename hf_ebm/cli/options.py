@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
 
 from hf_ebm.utils.files import path_text
 from hf_ebm.utils.validation import MAX_NUMPY_SEED, MAX_SEED, check_seed
@@ -56,6 +59,18 @@ def add_seed_option(parser: argparse.ArgumentParser, seeded: str, largest: int =
             raise argparse.ArgumentTypeError(str(error)) from error
 
     parser.add_argument("--seed", type=seed, default=0, help=f"seed of {seeded} (default: %(default)s)")
+
+
+def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite``, which `check_new` reads."""
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def check_new(argument: str, paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise a `ValueError` for the first path, named by the option `argument`, that exists, unless `overwrite`."""
+    for path in paths:
+        if not overwrite and os.path.lexists(path):
+            raise ValueError(f"{argument}: {path} exists; add --overwrite to replace it, or choose another.")
 
 
 def add_comparison_options(parser: argparse.ArgumentParser, hub: bool = True) -> None:

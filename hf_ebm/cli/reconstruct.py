@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.cli.images import check_image_format, check_images, open_named, png_names
-from hf_ebm.cli.options import add_device_option, add_model_option, add_seed_option
+from hf_ebm.cli.options import add_device_option, add_model_option, add_overwrite_option, add_seed_option, check_new
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, path_text, whole_file
 
@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
         help="an image file (rows: originals, reconstructions from inferred latents, from revised latents), or a "
         "folder for one file per reconstruction (default: %(default)s)",
     )
+    add_overwrite_option(parser)
     parser.add_argument("--json", action="store_true", help="print the errors of each image as JSON")
     parser.set_defaults(run=run)
 
@@ -46,6 +47,8 @@ def run(options: argparse.Namespace) -> None:
         check_image_format(options.output)
     check_writable("--output", options.output, is_folder=as_folder)
     file_names = png_names(options.images, options.output) if as_folder else []
+    outputs = [options.output / name for name in file_names] if as_folder else [options.output]
+    check_new("--output", outputs, options.overwrite)
     check_images(options.images)
     import torch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_ebm.cli.images import check_image_format
-from hf_ebm.cli.options import add_device_option, add_model_option, add_seed_option
+from hf_ebm.cli.options import add_device_option, add_model_option, add_overwrite_option, add_seed_option, check_new
 from hf_ebm.pipelines.loading import load_image_generator
 from hf_ebm.utils.files import check_writable, path_option, whole_file
 
@@ -40,6 +40,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output", type=path_option, default=Path("samples.png"), help="image file of the grid (default: %(default)s)"
     )
+    add_overwrite_option(parser)
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(run=run)
 
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--num-images must be >= 1, got {options.num_images}.")
     check_image_format(options.output)
     check_writable("--output", options.output)
+    check_new("--output", [options.output], options.overwrite)
     import torch
 
     from hf_ebm.evaluation.plots import save_grid

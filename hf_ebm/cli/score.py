@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_ebm.cli.images import check_images, png_names
-from hf_ebm.cli.options import SCORE_NAMES, add_encoder_option, add_model_option
+from hf_ebm.cli.options import SCORE_NAMES, add_encoder_option, add_model_option, add_overwrite_option, check_new
+from hf_ebm.pipelines.loading import load_scorer
 from hf_ebm.utils.files import check_writable, path_option, path_text
 from hf_ebm.utils.validation import counted
 
@@ -74,6 +75,7 @@ def add_parser(commands: Any) -> None:
         help="write a PNG file per image file into this folder: the image beside a heat map of its unusual pixels; "
         "needs a calibrated model",
     )
+    add_overwrite_option(parser)
     add_encoder_option(parser, "where a score needs one that is not on the Hub; default: that of the calibration")
     parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--shard-size", type=int, default=10_000, help="rows per Parquet file (default: %(default)s)")
@@ -125,8 +127,9 @@ def run(options: argparse.Namespace) -> None:
         refuse_dataset_options(options)
         score_files(options)
         return
-    if options.maps is not None:
-        raise ValueError("--maps is for image files, and a data set was given (--dataset); leave it out.")
+    if options.maps is not None or options.overwrite:
+        name = "--overwrite" if options.maps is None else "--maps"
+        raise ValueError(f"{name} is for image files, and a data set was given (--dataset); leave it out.")
     if options.output is None:
         raise ValueError("--dataset needs --output FOLDER for the Parquet files.")
     from hf_ebm.evaluation.bulk_scoring import run as run_scoring
@@ -145,7 +148,7 @@ def score_files(options: argparse.Namespace) -> None:
     if options.maps is not None:
         check_writable("--maps", options.maps, is_folder=True)
         names_of_maps = png_names(options.images, options.maps)
-    from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringPipeline
+        check_new("--maps", [options.maps / name for name in names_of_maps], options.overwrite)
     from hf_ebm.scoring.calibration import how_to_calibrate
     from hf_ebm.scoring.scores import SCORES
     from hf_ebm.scoring.statistics import statistics_of_batches
@@ -157,10 +160,9 @@ def score_files(options: argparse.Namespace) -> None:
     needs_reconstruction = asked is not None and SCORES[asked].needs_reconstruction
     device = find_device(options.device or "cpu")
     if_it_exists = "auto" if options.maps is not None else False
-    pipeline = EnergyScoringPipeline.from_pretrained(
+    pipeline = load_scorer(
         options.model, load_reconstruction=needs_reconstruction or if_it_exists, image_encoder=options.encoder
-    )
-    pipeline.to(device)
+    ).to(device)
     pipeline.set_progress_bar_config(disable=True)
     if options.require_calibration and pipeline.calibration is None:
         raise ValueError(

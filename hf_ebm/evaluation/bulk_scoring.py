@@ -44,6 +44,7 @@ import hf_ebm
 from hf_ebm.data.digits import load_digits
 from hf_ebm.data.image_processor import EBMImageProcessor, to_model_range
 from hf_ebm.data.loading import MOST_HASHED, DatasetName, fingerprint, hash_images, load_hub_dataset
+from hf_ebm.pipelines.loading import load_scorer
 from hf_ebm.pipelines.pipeline_energy_scoring import EnergyScoringOutput, EnergyScoringPipeline
 from hf_ebm.scoring.calibration import how_to_calibrate
 from hf_ebm.scoring.inputs import HubRows, ListRows, Rows, Unreadable, prepare_rows, prepared_batches, spans_of
@@ -303,7 +304,7 @@ def score_shards(
     id_type = pa.string() if isinstance(rows.read(0, 1)[0][0], str) else pa.int64()
     schema = pa.schema([("id", id_type), *((name, kind) for name, (_, kind) in COLUMNS.items())])
     total = sum(stop - start for start, stop in ends)
-    with tqdm(total=total, disable=not show_progress, unit="row", desc="score") as progress:
+    with tqdm(total=total, disable=None if show_progress else True, unit="row", desc="score") as progress:
         for shard, (_, stop) in zip(shards, ends, strict=True):
             tables, unreadable = [schema.empty_table()], list[Unreadable]()
             for batch, statistics in batches:
@@ -378,9 +379,7 @@ def run(settings: ScoringSettings) -> dict[str, Any]:
     check_writable("output", settings.output, is_folder=True)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     reconstructs = settings.score in SCORES and SCORES[settings.score].needs_reconstruction
-    pipeline = EnergyScoringPipeline.from_pretrained(
-        settings.model, load_reconstruction=reconstructs, image_encoder=settings.encoder
-    )
+    pipeline = load_scorer(settings.model, load_reconstruction=reconstructs, image_encoder=settings.encoder)
     with accelerator.local_main_process_first():
         rows, fingerprint = load_rows(settings)
     summary = score_rows(pipeline, rows, fingerprint, settings, accelerator)

@@ -22,10 +22,23 @@ def no_bar(things: Iterable[Any], **_: Any) -> Iterable[Any]:
 
 
 def passing_bar(**options: Any) -> ProgressBar:
-    """`tqdm` on stderr for who waits longer than `DELAY`, and nothing of it left at the end; `options` are tqdm's."""
+    """`tqdm` on a terminal for who waits longer than `DELAY`, nothing of it left at the end; `options` are tqdm's."""
     from tqdm.auto import tqdm
 
-    return functools.partial(tqdm, **{"leave": False, "delay": DELAY, "file": sys.stderr, **options})
+    return functools.partial(tqdm, **{"leave": False, "delay": DELAY, "disable": None, "file": sys.stderr, **options})
+
+
+def hide_library_bars() -> None:
+    """Switch off the bars of transformers and diffusers for reading and writing weights; those of downloads stay."""
+    from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    shows_downloads = not are_progress_bars_disabled()
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()  # and huggingface_hub's with them
+    if shows_downloads:
+        enable_progress_bars()
 
 
 CALLERS_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # the last as shells have it: 128 + SIGINT

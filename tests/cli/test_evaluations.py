@@ -1,6 +1,7 @@
 """hf-ebm eval-ood and evaluate write metrics with their protocol, which the card of a run folder includes."""
 
 import json
+import sys
 
 import pytest
 
@@ -9,6 +10,7 @@ from hf_ebm.cli.main import main
 
 def test_eval_ood_writes_table_protocol_and_plots(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_ebm.utils.logging.DELAY", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     out = tmp_path / "ood"
     arguments = ["eval-ood", "--model", folder, "--id", "digits", "--ood", "noise,constant", "--output", str(out)]
     arguments += ["--max-images", "40", "--resamples", "10", "--scores", "energy,typicality"]
@@ -55,6 +57,7 @@ def test_a_misspelt_extractor_is_an_error_before_requests_to_the_hub(folder, tmp
 
 def test_evaluate_writes_figures_and_protocol(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_ebm.utils.logging.DELAY", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     arguments = ["evaluate", "--model", folder, "--dataset", "digits", "--num-images", "24", "--seed", "3"]
     arguments += ["--output", str(tmp_path / "run")]
     main(arguments)

@@ -78,6 +78,25 @@ def test_an_output_of_the_other_kind(ended, no_work, tmp_path, command):
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize(("command", "name"), [("sample", "out.png"), ("reconstruct", "out/a.png")])
+def test_a_file_of_the_users_is_not_overwritten(ended, folder, dual_folder, no_work, tmp_path, command, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    code, said = ended(command, tmp_path / "out")
+    assert (
+        code == 2
+        and said == f"hf-ebm: error: --output: {path} exists; add --overwrite to replace it, or choose another."
+    )
+    assert path.read_text() == "mine"
+
+
+def test_overwrite_replaces_it(folder, tmp_path):
+    (tmp_path / "a.png").write_text("mine")
+    main(["sample", "--model", folder, "--num-images", "1", "--output", str(tmp_path / "a.png"), "--overwrite"])
+    assert PIL.Image.open(tmp_path / "a.png").size == (72, 72)
+
+
 @with_output
 def test_an_output_under_a_link_to_nothing(ended, no_work, tmp_path, command):
     (tmp_path / "link").symlink_to(tmp_path / "gone")

@@ -40,7 +40,7 @@ def test_reconstruct_reports_how_it_resized_images(dual_folder, file_server, tmp
     fits, big, red = (str(tmp_path / f"{name}.png") for name in ("fits", "big", "red"))
     big2 = f"{file_server}/big2.png"
     arguments = ["reconstruct", "--model", dual_folder, "--num-inference-steps", "1"]
-    arguments += ["--output", str(tmp_path / "again.png")]
+    arguments += ["--output", str(tmp_path / "again.png"), "--overwrite"]
     main([*arguments, fits, big, big2, red])
     printed = capsys.readouterr()
     assert [line for line in printed.err.splitlines() if "to fit the model" in line] == [
