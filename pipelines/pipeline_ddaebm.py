@@ -208,6 +208,20 @@ of the first images, the curve shows how the energy falls."""
                 violation,
             )
 
+    def warn_of_first_timestep(self, num_steps: int) -> None:
+        """Log a warning if the scheduler's timesteps do not begin at the noisiest level, as some spacings do not."""
+        first, noisiest = float(self.scheduler.timesteps[0]), self.scheduler.config.num_train_timesteps - 1
+        if first != noisiest:
+            logger.warning(
+                "num_inference_steps=%d: the timesteps of %s begin at %g, not at %d, the noisiest level, so samples may "
+                "be worse; pass num_inference_steps=%d, as in training.",
+                num_steps,
+                type(self.scheduler).__name__,
+                first,
+                noisiest,
+                noisiest + 1,
+            )
+
     def check_inputs(
         self,
         batch_size: int,
@@ -310,6 +324,7 @@ of the first images, the curve shows how the energy falls."""
         num_steps = self.scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         self.warn_of_scheduler(num_steps)
         self.scheduler.set_timesteps(num_steps)  # on the CPU, as diffusers' DDPMPipeline: read there, not waited for
+        self.warn_of_first_timestep(num_steps)
         latent_dim = generator_model.config.latent_dim
         step_kwargs: dict[str, Any] = {}
         if takes_generator(self.scheduler.__class__):

@@ -54,7 +54,6 @@ def test_clipping_is_a_violation_only_beyond_the_range_of_the_data(settings):
         ("DDIMScheduler", {"trained_betas": [0.1, 0.2, 0.3, 0.999]}, 4, "another distribution"),
         ("DDIMScheduler", {"timestep_spacing": "trailing"}, 3, "another distribution"),
         ("DDIMScheduler", {"timestep_spacing": "linspace"}, 2, "another distribution"),
-        ("DDIMScheduler", {}, 1, "first timestep is 0, where the state is not noise"),
     ],
 )
 def test_what_does_not_follow_the_chain(name, settings, num_steps, violation):
@@ -104,3 +103,20 @@ def test_a_pipeline_warns_of_a_scheduler_once(tiny_pipeline, caplog):
     other = DDAEBMPipeline.from_pipe(tiny_pipeline)
     other(2, num_inference_steps=2)
     assert ["Euler" in message for message in warnings()] == [True, True]
+
+
+def test_a_call_warns_once_if_it_skips_the_noisiest_level(tiny_pipeline, caplog):
+    def warnings():
+        found = [record.getMessage() for record in caplog.records if "noisiest level" in record.getMessage()]
+        caplog.clear()
+        return found
+
+    tiny_pipeline(2)
+    tiny_pipeline.scheduler = diffusers.DDIMScheduler.from_config(tiny_pipeline.scheduler.config)
+    tiny_pipeline(2)
+    assert warnings() == []
+    for num_steps, first in ((3, 2), (2, 2), (1, 0)):
+        tiny_pipeline(2, num_inference_steps=num_steps)
+        (message,) = warnings()
+        assert message.startswith(f"num_inference_steps={num_steps}: the timesteps of DDIMScheduler begin at {first}, ")
+        assert "pass num_inference_steps=4" in message
