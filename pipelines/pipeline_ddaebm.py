@@ -213,8 +213,8 @@ of the first images, the curve shows how the energy falls."""
         first, noisiest = float(self.scheduler.timesteps[0]), self.scheduler.config.num_train_timesteps - 1
         if first != noisiest:
             logger.warning(
-                "num_inference_steps=%d: the timesteps of %s begin at %g, not at %d, the noisiest level, so samples may "
-                "be worse; pass num_inference_steps=%d, as in training.",
+                "num_inference_steps=%d: the timesteps of %s begin at %g, not at %d, the noisiest level; samples "
+                "may be worse; pass num_inference_steps=%d, as in training.",
                 num_steps,
                 type(self.scheduler).__name__,
                 first,

@@ -94,9 +94,9 @@ class EnergyScoringOutput(BaseOutput):
         scores: The chosen score, larger = more out of distribution, float64.
         p_values: Conformal p-values, in (0, 1], small = out of distribution; None before a calibration.
         is_ood: Whether ``p_values <= target_fpr``; None before a calibration.
-        contributions: With a density score, a sentence per image: the statistic that is farthest from in-distribution
-            images, and on which side. With ``density_encoder`` it names the features where their distance is the larger
-            term.
+        contributions: With a density score, a text per image, flagged or not: the statistic that is farthest from
+            in-distribution images, and on which side. With ``density_encoder`` it names the features where their
+            distance is the larger term.
         maps: On request, how unusual each pixel is, larger = more unusual, shape (N, H, W), float32.
     """
 

@@ -75,7 +75,9 @@ def evaluate_digits(pipeline: Any, seed: int = 0) -> tuple[dict[str, Any], Tenso
         "frechet_distance": {
             "samples": digits_frechet_distance(samples),
             "floor": digits_frechet_distance(train_images),
-            "pixel_gaussian": digits_frechet_distance(pixel_gaussian(train_images, len(train_images), generator)),
+            "pixel_gaussian": digits_frechet_distance(
+                pixel_gaussian(train_images, len(train_images), torch.Generator().manual_seed(seed))
+            ),
             "feature_extractor": NAME,
             "num_samples": len(samples),
             "num_reference": len(test_images),

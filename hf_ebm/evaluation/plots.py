@@ -134,7 +134,7 @@ def plot_score_histograms(scores: Mapping[str, Mapping[str, Tensor]], path: Path
         row[0].set_ylabel(scorer.replace("_", " "), rotation=0, ha="right", va="center", fontsize=8)
     for axis, ood_set in zip(axes[0], ood_sets, strict=True):
         axis.set_title(ood_set.replace("_", " "), fontsize=9)
-    figure.supxlabel("score, in standard deviations of the in-distribution scores", fontsize=9)
+    figure.supxlabel("score, in standard deviations of the in-distribution scores (asinh scale)", fontsize=9)
     figure.suptitle("in distribution (blue) and out of distribution (red)", fontsize=10)
     save(figure, path)
 

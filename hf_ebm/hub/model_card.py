@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -26,10 +26,11 @@ from hf_ebm.utils.validation import counted, did_you_mean, duration
 
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 LOCAL = re.compile(rf"/|\.{{1,2}}(?:/|$)|\.\w[^\s/]*/|{WINDOWS.pattern}")  # how a local path starts, apart from "~"
-OTHER_METRICS = {  # of `hf_ebm.evaluation.ood`, besides AUROC
-    "aupr_out": "AUPR, OOD images positive",
-    "aupr_in": "AUPR, in-distribution images positive",
-    "fpr95": "FPR at 95 % TPR (in-distribution images flagged where 95 % of the OOD images are; lower is better)",
+OOD_METRICS = {  # of `hf_ebm.evaluation.ood`
+    "auroc": "AUROC",
+    "aupr_out": "AUPR, OOD positive",
+    "aupr_in": "AUPR, in-distribution positive",
+    "fpr95": "FPR at 95 % TPR",
 }
 
 TOY_METRICS = {  # of `hf_ebm.evaluation.toy_metrics` and `hf_ebm.evaluation.toy_metrics`
@@ -134,29 +135,36 @@ def show_interval(figure: Mapping[str, float] | float) -> str:
 
 
 def ood_table(record: Mapping[str, Any]) -> str:
-    """Each score's AUROC on every OOD set, and the other metrics' means, of ``ood.json``; empty for an empty record."""
+    """A row for each score: AUROC on every OOD set, and all metrics' means; empty for an empty record of ``ood.json``.
+
+    Only the means have intervals, or the table would be too wide.
+    """
     if not record:
         return ""
     protocol, table = record["protocol"], record["metrics"]
     inside = protocol["in_distribution"]
-    names = " | ".join(name.replace("_", " ") for name in table) + " |\n" + "|---" * (len(table) + 1) + "|"
-
-    def row(head: str, ood_set: str, metric: str) -> str:
-        return f"| {head} | " + " | ".join(show_interval(of_sets[ood_set][metric]) for of_sets in table.values()) + " |"
-
     ood_sets = [*next(iter(table.values()))]
+
+    def rows(heads: Iterable[str], cells: Callable[[Any], list[str]]) -> list[str]:
+        lines = [["score", *heads], *([name.replace("_", " "), *cells(of_sets)] for name, of_sets in table.items())]
+        head, *others = (f"| {' | '.join(line)} |" for line in lines)
+        return [head, "|---" * len(lines[0]) + "|", *others]
+
     lines = [
         f"AUROC of {inside['num_images']:,} images of `{public_name(inside['dataset'])}`, split `{inside['split']}`, "
-        f"against OOD images; in brackets the interval ({protocol['intervals']}). Images: {protocol['preprocessing']}. "
-        f"Seed {protocol['seed']}. Simple baselines: {', '.join(protocol['scores']['baselines']) or 'none'}.",
+        f"against OOD images. Images: {protocol['preprocessing']}. Seed {protocol['seed']}. "
+        f"Simple baselines: {', '.join(protocol['scores']['baselines']) or 'none'}.",
         "",
-        f"| OOD images | {names}",
-        *(row(public_name(ood_set), ood_set, "auroc") for ood_set in ood_sets),
+        *rows(
+            map(public_name, ood_sets),
+            lambda of_sets: [show_interval(of_sets[name]["auroc"]).split()[0] for name in ood_sets],
+        ),
         "",
-        "Other metrics, means over the OOD sets:",
+        f"Means over the OOD sets, in brackets the interval ({protocol['intervals']}); of each set they are in "
+        "`ood.json`. FPR at 95 % TPR, lower is better, is the share of in-distribution images flagged where 95 % of "
+        "the OOD images are.",
         "",
-        f"| mean | {names}",
-        *(row(words, "mean", metric) for metric, words in OTHER_METRICS.items()),
+        *rows(OOD_METRICS.values(), lambda of_sets: [show_interval(of_sets["mean"][name]) for name in OOD_METRICS]),
     ]
     descriptions = protocol.get("descriptions", {})
     words = [f"`{name}`: {descriptions[name]}" for name in ood_sets if name in descriptions]

@@ -80,19 +80,19 @@ class NearestNeighbours:
         return mean_distance(self.standardise(statistics), self.points)
 
     def explain(self, statistics: Mapping[str, Tensor]) -> list[str]:
-        """For each sample the statistic that is farthest from the reference, and on which side, as a sentence."""
-        points, sentences = self.standardise(statistics), []
-        # the share of the reference that lies below each value: the side on which a sample is out
+        """For each sample the statistic that is farthest from the reference, and on which side: no verdict."""
+        points, texts = self.standardise(statistics), []
         for point in points:
             column = int(point.abs().argmax())
-            below = float((self.points[:, column] < point[column]).double().mean())
-            is_low = bool(point[column] < 0)
-            share, side = (1.0 - below, "lower") if is_low else (below, "higher")
-            text = f"{self.columns[column]} is {side} than for {100 * share:.3g} % of the reference samples"
+            value, reference = point[column], self.points[:, column]
+            is_low = bool(value < 0)
+            beyond = float((reference > value if is_low else reference < value).double().mean())
+            text = f"farthest statistic: {self.columns[column]}, {'lower' if is_low else 'higher'} than for "
+            text += f"{100 * beyond:.3g} % of the reference samples"
             if self.columns[column].startswith(("the energy", "the compressed size")):
-                text += ": unusually simple" if is_low else ": unusually complex"
-            sentences.append(text)
-        return sentences
+                text += " (on the simple side)" if is_low else " (on the complex side)"
+            texts.append(text)
+        return texts
 
 
 def check_enough(number: int) -> None:

@@ -71,7 +71,7 @@ def test_card_shows_an_older_records_means_without_intervals(tmp_path):
     for rows in record["metrics"].values():
         rows["mean"] = {metric: figure["value"] for metric, figure in rows["mean"].items()}
     (folder / "ood.json").write_text(json.dumps(record))
-    assert "| mean | 0.910 | 0.910 |" in ModelCard.load(write_card(folder)).text
+    assert "| typicality | 0.910 | 0.910 |" in ModelCard.load(write_card(folder)).text
 
 
 @pytest.mark.parametrize("pipeline", ["DDAEBMPipeline", "DualMCMCPipeline"])
@@ -90,9 +90,10 @@ def test_card_takes_over_what_evaluate_and_eval_ood_wrote(tmp_path, pipeline):
     assert results["kernel_distance"][0] == 0.5 and results["auroc"] == (0.91, "AUROC against noise")
     assert "| Frechet distance | 4.25 | 1.5 |" in card.text and "| MSE | 0.2000 | 0.1000 |" in card.text
     assert "| kernel distance | 0.5 ± 0.1 |  |" in card.text and "Few images." in card.text
-    assert "| noise | 0.910 [0.900, 0.920] | 0.910 [0.900, 0.920] |" in card.text and "| 0.9900 |" not in card.text
-    assert "| AUPR, OOD images positive | 0.820 [0.810, 0.830] | 0.820 [0.810, 0.830] |" in card.text
-    assert "| 0.340 [0.330, 0.350] | 0.340 [0.330, 0.350] |" in card.text  # FPR at 95 % TPR
+    assert "| score | noise | mean |\n|---|---|---|\n| typicality | 0.910 | 0.910 |" in card.text
+    assert "| score | AUROC | AUPR, OOD positive | " in card.text and "| 0.9900 |" not in card.text
+    assert "| typicality | 0.910 [0.900, 0.920] | 0.820 [0.810, 0.830] | " in card.text
+    assert " | 0.340 [0.330, 0.350] |" in card.text  # FPR at 95 % TPR
     assert "3.50" not in card.text and "This is not FID" not in card.text  # one Frechet distance, not a second one
     assert "2 seeds from 0 on" in card.text and "unbiased estimate" not in card.text
     assert "(histograms.png)" in card.text and "(roc.png)" not in card.text

@@ -74,8 +74,16 @@ def test_explanations_name_the_statistic_and_the_side():
     unusual["clean_energies"][0, 1] = 1e-3
     unusual["compressed_size"][1] = 500.0
     assert neighbours.explain(unusual) == [
-        "the energy at t = 1 is lower than for 100 % of the reference samples: unusually simple",
-        "the compressed size is higher than for 100 % of the reference samples: unusually complex",
+        "farthest statistic: the energy at t = 1, lower than for 100 % of the reference samples (on the simple side)",
+        "farthest statistic: the compressed size, higher than for 100 % of the reference samples (on the complex side)",
+    ]
+
+
+def test_an_explanation_is_no_verdict_and_does_not_count_ties():
+    reference = torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 9.0])
+    neighbours = NearestNeighbours.fit({"reconstruction_errors": reference}, ["reconstruction_errors"])
+    assert neighbours.explain({"reconstruction_errors": torch.tensor([2.0])}) == [
+        "farthest statistic: the reconstruction error, lower than for 12.5 % of the reference samples"
     ]
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
 
@@ -159,7 +160,9 @@ def test_no_shard_has_its_name_before_it_is_whole(settings, tmp_path, scorer, mo
     assert run(settings())["scored"] == 360
 
 
-def test_two_processes_write_the_rows_of_one_and_resume_its_shards(settings, tmp_path, scorer, model, capfd):
+def test_two_processes_write_the_rows_of_one_and_resume_its_shards(
+    settings, tmp_path, scorer, model, capfd, monkeypatch
+):
     """One process writes two shards and dies; two processes do the rest; the rows are those of one quiet run."""
     run(settings(score=None))  # the default, as of the command below
     one = settings(output=tmp_path / "two", score=None)
@@ -168,6 +171,7 @@ def test_two_processes_write_the_rows_of_one_and_resume_its_shards(settings, tmp
     score_shards(EnergyScoringPipeline.from_pretrained(model), load_rows(one)[0], [0, 3], one)
     options = ["--model", model, "--dataset", "digits", "--split", "test", "--output", str(tmp_path / "two")]
     options += ["--batch-size", "16", "--shard-size", "50", "--num-workers", "0"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # where the progress bar is shown
     in_processes(2, main, options)
     summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert summary["num_processes"] == 2 and summary["rows_of_this_run"] == 260
