@@ -109,7 +109,7 @@ class EnergyScoringOutput(BaseOutput):
 
 
 def explain(statistics: dict[str, Tensor], score: str, fitted: Fitted) -> list[str]:
-    """For each image what makes its density score large, as a sentence; see `EnergyScoringOutput.contributions`."""
+    """For each image what is farthest from the reference; see `EnergyScoringOutput.contributions`."""
     neighbours = fitted.neighbours(SCORES[score].statistics)
     sentences = neighbours.explain(statistics)
     if not SCORES[score].needs_encoder:
@@ -117,7 +117,8 @@ def explain(statistics: dict[str, Tensor], score: str, fitted: Fitted) -> list[s
     density = fitted.moments["density"].standardise(neighbours.distance(statistics))
     features = fitted.moments["encoder"].standardise(SCORES["encoder"].function(statistics, fitted))
     return [
-        f"the encoder's features are {b:.1f} standard deviations farther from the reference than on average"
+        f"farthest statistic: the encoder's features, their distance {abs(b):.1f} standard deviations "
+        f"{'above' if b > 0 else 'below'} the reference's mean"
         if b > a
         else sentence
         for a, b, sentence in zip(density.tolist(), features.tolist(), sentences, strict=True)

@@ -212,6 +212,8 @@ def test_score_writes_a_heat_map_per_file(folder, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out == alone and f"wrote 2 heat maps into {maps}" in printed.err
     assert sorted(path.name for path in maps.iterdir()) == ["a.png", "b.png"]
+    assert f"--maps: {maps}/a.png exists; add --overwrite" in refusal(*paths)
+    main(["score", "--model", folder, "--maps", str(maps), "--overwrite", *paths])
     with PIL.Image.open(maps / "a.png") as image:
         colours = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
     assert image.width > 400 and (np.ptp(colours, axis=1) > 40).any()  # coloured
