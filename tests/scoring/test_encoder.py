@@ -164,7 +164,7 @@ def test_scores_are_the_distances_to_the_bank_and_a_standardised_sum(calibrated,
     result = calibrated(x, score="density_encoder")
     assert_close(result.scores, expected)
     larger = (distances - inside.mean()) / inside.std() > (density - of_density.mean()) / of_density.std()
-    assert [text.startswith("farthest statistic: the encoder's features") for text in result.contributions] == larger.tolist()
+    assert ["the encoder's features" in text for text in result.contributions] == larger.tolist()
     assert calibrated(x[:2], score="encoder").contributions is None
 
 
