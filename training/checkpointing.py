@@ -276,6 +276,12 @@ def check_same_states(checkpoint: Path, settings: RunSettings) -> None:
             "resume: the held-out samples are part of the training split. Keep it, name another split with "
             "validation_split, or start a new run."
         )
+    warmups = earlier.get("lr_warmup_steps", 0), settings.lr_warmup_steps
+    if warmups[0] != warmups[1] and read_state(checkpoint)["step"] < max(warmups):
+        raise ValueError(
+            f"lr_warmup_steps cannot be changed from {warmups[0]} to {warmups[1]} on resume before both are over: "
+            f"resume with lr_warmup_steps={warmups[0]}, or start a new run."
+        )
     precision = earlier.get("mixed_precision", settings.mixed_precision)
     if settings.mixed_precision == "fp16" != precision:
         raise ValueError(
@@ -311,6 +317,9 @@ def resume_run(
         ema.to(accelerator.device)  # accelerate loads what it does not know to the CPU
         ema.decay = settings.ema_decay
     step = state["step"]
+    if step < settings.lr_warmup_steps:  # what is adopted is the schedule after it
+        for schedule in schedules:
+            warm_up(schedule, settings.lr_warmup_steps, settings.lr_warmup_steps)
     accelerator.print(f"resuming from step {step} of {settings.max_steps}: {checkpoint}")
     if state["num_processes"] != accelerator.num_processes:
         accelerator.print(
@@ -382,17 +391,18 @@ def adopt_settings(
             f"note: the run was finished at step {step} and is extended to max_steps {settings.max_steps}."
         )
     new_end = "final_learning_rate" in found
+    left, batch = settings.max_steps - step, position.batch
+    if step < settings.lr_warmup_steps:
+        left, batch = settings.max_steps - settings.lr_warmup_steps, 0
     adopted = [
-        adopt_rate(schedule, beginning, settings.max_steps - step, position.batch, new_end)
+        adopt_rate(schedule, beginning, left, batch, new_end)
         for schedule, beginning in zip(schedules, beginnings, strict=True)
     ]
     if any(adopted) or max_steps != settings.max_steps:
-        rates = [
-            f"from {rate(schedule):g} to {rate_after(schedule, settings.max_steps - step):g}" for schedule in schedules
-        ]
+        rates = [f"from {rate(schedule):g} to {rate_after(schedule, left):g}" for schedule in schedules]
         accelerator.print(
-            f"note: the learning rate goes {' and '.join(dict.fromkeys(rates))} between steps {step} and "
-            f"{settings.max_steps}."
+            f"note: the learning rate goes {' and '.join(dict.fromkeys(rates))} between steps "
+            f"{settings.max_steps - left} and {settings.max_steps}."
         )
     changes = ", ".join(f"{name} {before}" for name, before in found.items())
     return [f"up to step {step}: {changes}"] if found else []
@@ -441,7 +451,24 @@ def rate_after(schedule: Any, left: int) -> float:
     return rate(schedule) * schedule.gamma**decays
 
 
-def advance(schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
-    """One step of a learning-rate schedule; a cosine stays where it ended, while torch's own would rise again."""
-    if schedule.last_epoch < getattr(schedule, "T_max", math.inf):
+def warm_up(schedule: Any, step: int, warmup_steps: int) -> None:
+    """Set the learning rate after `step` of `warmup_steps` steps: from 0 in a line to the initial rate."""
+    groups = schedule.optimizer.param_groups
+    for group, initial in zip(groups, schedule.base_lrs, strict=True):
+        value = float(initial) * min(1.0, step / warmup_steps)
+        group["lr"] = group["lr"].fill_(value) if isinstance(group["lr"], Tensor) else value
+    schedule._last_lr = [group["lr"] for group in groups]
+
+
+def advance(schedule: torch.optim.lr_scheduler.LRScheduler, step: int = 0, warmup_steps: int = 0) -> None:
+    """One step of a learning-rate schedule; a cosine stays where it ended, while torch's own would rise again.
+
+    Args:
+        schedule: It begins after the warm-up.
+        step: Finished iterations, this one included.
+        warmup_steps: Those of the warm-up.
+    """
+    if 0 < step <= warmup_steps:
+        warm_up(schedule, step, warmup_steps)
+    elif schedule.last_epoch < getattr(schedule, "T_max", math.inf):
         schedule.step()

@@ -207,6 +207,7 @@ class RunSettings:
     energy_learning_rate: float = 1e-4
     generator_learning_rate: float = 1e-4
     final_learning_rate: float = 1e-5  # end of the cosine decay, also of a run that is extended
+    lr_warmup_steps: int = 0  # linear from 0 to the learning rates; their schedule begins after it
     adam_betas: tuple[float, ...] = (0.0, 0.9)
     max_grad_norm: float | None = None
     ema_decay: float | None = 0.999  # of generator and energy; None: no EMA
@@ -266,6 +267,12 @@ class RunSettings:
             raise ValueError(
                 "pseudo_labels must be 0 or at least 2, and 0 with class_conditional=true, which uses the data set's "
                 f"own labels; got {self.pseudo_labels}."
+            )
+        self.check_at_least(0, "lr_warmup_steps")
+        if self.lr_warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"lr_warmup_steps must be below max_steps={self.max_steps}, got {self.lr_warmup_steps}; the learning "
+                "rate would never reach its value."
             )
         self.check_at_least(1, "num_grid_samples", "num_toy_samples", "checkpoints_total_limit")
         self.check_positive("energy_learning_rate", "generator_learning_rate", "loss_limit")

@@ -315,7 +315,7 @@ def make_train_state(
 def make_schedule(
     optimizer: Any, settings: DualMCMCSettings, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """``learning_rate_decay`` at the end of each epoch, or a cosine over the run."""
+    """After the warm-up: ``learning_rate_decay`` at the end of each epoch, or a cosine over the run."""
     if settings.learning_rate_schedule == "cosine":
         return cosine_schedule(optimizer, settings)
     return torch.optim.lr_scheduler.StepLR(optimizer, steps_per_epoch, settings.learning_rate_decay)

@@ -56,6 +56,7 @@ from hf_ebm.training.checkpointing import (
     restore_random_states,
     resume_run,
     save_checkpoint,
+    warm_up,
 )
 from hf_ebm.training.config import RunSettings
 from hf_ebm.training.cuda_graph import GraphedStep, why_no_cuda_graph
@@ -331,9 +332,10 @@ def update(accelerator: Accelerator, optimizer: Any, loss: Tensor, parameters: A
 
 
 def cosine_schedule(optimizer: Any, settings: RunSettings) -> torch.optim.lr_scheduler.LRScheduler:
-    """From the optimizer's learning rate to ``final_learning_rate`` over ``max_steps``."""
+    """From the optimizer's learning rate to ``final_learning_rate`` over the steps after the warm-up."""
     lowest = min(settings.final_learning_rate, optimizer.defaults["lr"])
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.max_steps, eta_min=lowest)
+    num_steps = settings.max_steps - settings.lr_warmup_steps
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=lowest)
 
 
 @dataclasses.dataclass
@@ -517,7 +519,7 @@ def train(run: Run, interruption: Interruption) -> None:
             seconds, interrupted = terms.pop("seconds"), terms.pop("interrupted") > 0.0
             check_terms(terms, settings.loss_limit, limits)
             for schedule in run.schedules:
-                advance(schedule)
+                advance(schedule, progress.step + 1, settings.lr_warmup_steps)
             for ema, model in zip(run.emas, run.averaged, strict=True):
                 ema.step(model.parameters())
             progress.step += 1
@@ -606,6 +608,9 @@ def _run(method: Method, settings: Any, accelerator: Accelerator, output_dir: Pa
     check_run_folder(settings, output_dir, checkpoint)
     # loaded before anything in the folder is removed
     progress = Progress() if checkpoint is None else resume_run(checkpoint, accelerator, settings, schedules, emas)
+    if progress.step < settings.lr_warmup_steps:
+        for schedule in schedules:
+            warm_up(schedule, progress.step, settings.lr_warmup_steps)
     start_run(accelerator, settings, output_dir, checkpoint)  # now that every setting has been used once
     set_seed(settings.seed, device_specific=True)  # each process draws noise of its own from here on
     if checkpoint is not None:

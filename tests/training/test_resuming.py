@@ -13,6 +13,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from small_runs import Script, all_weights, assert_same_run
 from torch.multiprocessing import ProcessExitedException
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 import hf_ebm
 from hf_ebm.training import trainer
@@ -25,6 +26,7 @@ from hf_ebm.training.checkpointing import (
     rate_after,
     restore_random_states,
     set_random_states,
+    warm_up,
 )
 from hf_ebm.training.config import changed_settings
 from hf_ebm.training.run_folder import only_run
@@ -411,6 +413,58 @@ def test_the_decay_per_epoch_continues():
     back = resumed(annealing, 14, 10, decay(4, 0.5), initial=1.0, batch=2)
     last = annealing.optimizer.param_groups[0]["lr"]
     assert run(back, 2) == [last, last, last / 2] and "T_max" not in back.state_dict()
+
+
+def test_the_warm_up_is_diffusers():
+    """Linear from 0, then the cosine with its floor, as `transformers` computes it."""
+    ours = cosine(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-3), max_steps=9 - 3, final=1e-4)
+    other = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    theirs = get_cosine_with_min_lr_schedule_with_warmup(other, 3, 9, min_lr=1e-4)
+    warm_up(ours, 0, 3)
+    for step in range(1, 10):
+        assert ours.get_last_lr() == pytest.approx(theirs.get_last_lr())
+        ours.optimizer.step()
+        advance(ours, step, 3)
+        other.step()
+        theirs.step()
+    assert ours.get_last_lr() == pytest.approx([1e-4]) == theirs.get_last_lr()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "exponential"])
+def test_a_run_resumed_in_and_after_its_warm_up_is_the_whole_run(tmp_path, schedule):
+    script = Script("dual_mcmc")
+    settings = {"lr_warmup_steps": 2, "learning_rate_schedule": schedule, "learning_rate_decay": 0.5}
+    settings |= {"dataset_split": "test", "batch_size": 180}  # an epoch has two batches
+    whole, part = script.train(tmp_path / "whole", max_steps=5, **settings), tmp_path / "part"
+    for seconds in (1e-9, 1e-9, 1e-9, None):
+        resume = "latest" if part.is_dir() else None
+        script.train(part, max_steps=5, max_runtime_seconds=seconds, resume=resume, **settings)
+    assert_same_run(whole, part)
+    rates = list(learning_rates(whole).values())
+    assert rates[:2] == pytest.approx([1.5e-4, 3e-4])
+    if schedule == "exponential":
+        assert rates == pytest.approx([1.5e-4, 3e-4, 3e-4, 1.5e-4, 1.5e-4])
+
+
+def test_a_warm_up_that_is_changed_on_resuming(tmp_path):
+    script, run = Script("ddaebm"), tmp_path / "run"
+    script.train(run, max_steps=6, lr_warmup_steps=2, max_runtime_seconds=1e-9)
+    warm = {"max_steps": 6, "lr_warmup_steps": 2, "max_runtime_seconds": 1e-9, "energy_learning_rate": 1.0}
+    same = all_weights(script.train(tmp_path / "other", **warm))  # the first step has rate 0
+    assert all(torch.equal(value, same[name]) for name, value in all_weights(run).items() if "energy" in name)
+    for changed in (0, 1, 4):
+        with pytest.raises(ValueError, match=f"lr_warmup_steps cannot be changed from 2 to {changed} on resume"):
+            script.train(run, max_steps=6, lr_warmup_steps=changed, resume="latest")
+    # new rates and another end, in the warm-up: it goes on to the new rate, and the cosine to its end
+    new = {"energy_learning_rate": 4e-4, "max_steps": 5}
+    script.train(run, lr_warmup_steps=2, max_runtime_seconds=1e-9, resume="latest", **new)
+    script.train(run, lr_warmup_steps=2, max_runtime_seconds=1e-9, resume="latest", **new)
+    script.train(run, lr_warmup_steps=0, resume="latest", **new)  # over: changes nothing
+    rates = list(learning_rates(run).values())
+    assert rates[:2] == pytest.approx([5e-5, 4e-4]) and 4e-4 > rates[2] > rates[3] > rates[4]
+    assert rates[4] == pytest.approx(1e-5)
+    with pytest.raises(ValueError, match="lr_warmup_steps must be below max_steps=4, got 4"):
+        script.settings(tmp_path, lr_warmup_steps=4)
 
 
 def test_a_run_that_is_extended_again_and_again(tmp_path, script, capsys):
