@@ -25,6 +25,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
+from hf_ebm.data.image_processor import EBMImageProcessor, check_crop
 from hf_ebm.data.loading import EMBEDDED_NAMES
 from hf_ebm.hub.model_card import check_license, public_values
 from hf_ebm.hub.upload import check_repo_id, check_visibility, is_private, with_owner
@@ -183,6 +184,8 @@ class RunSettings:
     dataset_split: str = "train"
     image_column: str | None = None  # None: the only image column
     padding: int = 0  # black pixels on each side: 2 makes 28x28 images 32x32
+    crop_box: tuple[int, ...] | None = None  # left, top, right, bottom, of images of the size crop_from
+    crop_from: tuple[int, ...] | None = None  # width, height; images of other sizes are centre-cropped square
     horizontal_flip: bool = False
     num_toy_samples: int = 100_000
     num_workers: int = 0
@@ -284,6 +287,9 @@ class RunSettings:
             raise ValueError(f"ema_decay must be in [0, 1) or null, got {self.ema_decay}.")
         if self.padding and self.dataset in EMBEDDED_NAMES:
             raise ValueError(f"padding must be 0 for the embedded data set {self.dataset!r}, got {self.padding}.")
+        check_crop(self.crop_box, self.crop_from)
+        if self.crop_box and self.dataset in EMBEDDED_NAMES:
+            raise ValueError(f"crop_box must be null for the embedded data set {self.dataset!r}, got {self.crop_box}.")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be under 2**32, got {self.seed}.")
         if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
@@ -307,6 +313,11 @@ class RunSettings:
     def repo_id(self) -> str:
         """The repository it pushes to."""
         return self.hub_model_id or Path(self.output_dir).resolve().name
+
+    def make_image_processor(self, sample_shape: tuple[int, ...]) -> EBMImageProcessor | None:
+        """The preparation of images for models of this shape; None for vectors."""
+        crop = {"crop_box": self.crop_box, "crop_from": self.crop_from}
+        return EBMImageProcessor.for_model(sample_shape, self.padding, **crop)
 
     def check_hub(self) -> None:
         """Raise a `ValueError` if the run is to push and could not: no login, an impossible id, another visibility."""

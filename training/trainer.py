@@ -40,7 +40,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from hf_ebm.data.image_files import words_of
-from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import Classes, classes_of, cluster, describe_change, load_training_data
 from hf_ebm.hub.model_card import write_card
 from hf_ebm.training.checkpointing import (
@@ -390,7 +389,11 @@ class Run:
         if pairs:
             self.method.refresh_statistics(*self.averaged)
         try:
-            yield self.method.make_pipeline(self.models, self.settings)
+            pipeline = self.method.make_pipeline(self.models, self.settings)
+            if self.settings.crop_box is not None:  # padding, too, is in the energy's config
+                shape = self.method.sample_shape(self.models, self.model_settings)
+                pipeline.image_processor = self.settings.make_image_processor(shape)
+            yield pipeline
         finally:
             for (ema, model), saved in zip(pairs, buffers, strict=True):
                 ema.restore(model.parameters())
@@ -679,7 +682,7 @@ def load_data(settings: Any, sample_shape: tuple[int, ...]) -> Any:
         config_name=settings.dataset_config,
         revision=settings.dataset_revision,
         image_column=settings.image_column,
-        image_processor=EBMImageProcessor.for_model(sample_shape, settings.padding),
+        image_processor=settings.make_image_processor(sample_shape),
         num_samples=settings.num_toy_samples,
         seed=settings.seed,
         with_labels=settings.class_conditional,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from hf_ebm.data.image_processor import EBMImageProcessor, to_unit_range
+from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.data.loading import draw_rows, load_training_data
 from hf_ebm.data.splits import share_rows, split_sizes
 from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics, load_extractor
@@ -83,7 +83,7 @@ def hold_out(dataset: Any, settings: RunSettings, sample_shape: tuple[int, ...])
         config_name=settings.dataset_config,
         revision=settings.dataset_revision,
         image_column=settings.image_column,
-        image_processor=EBMImageProcessor.for_model(sample_shape, settings.padding),
+        image_processor=settings.make_image_processor(sample_shape),
         with_labels=settings.class_conditional,
         label_column=settings.label_column,
     )

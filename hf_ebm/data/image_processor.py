@@ -1,10 +1,10 @@
 """Image preprocessing: what a user has -> ``pixel_values`` in [-1, 1], shape (B, C, S, S).
 
-An image is converted to gray or RGB, cropped to a centred square, resized (bicubic), scaled to [-1, 1], and padded with
-black pixels. An image that has the final size S x S already, such as a sample of the model, is not padded again.
-`EBMImageProcessor` is a component of every pipeline and is saved beside an energy (``preprocessor_config.json``), so
-that training, scoring, evaluation and `transformers.AutoImageProcessor` prepare an image identically. Its module and
-class are part of the file format.
+An image is converted to gray or RGB, cropped to a centred square or by a given box, resized (bicubic), scaled to [-1,
+1], and padded with black pixels. An image that has the final size S x S already, such as a sample of the model, is not
+padded again. `EBMImageProcessor` is a component of every pipeline and is saved beside an energy
+(``preprocessor_config.json``), so that training, scoring, evaluation and `transformers.AutoImageProcessor` prepare an
+image identically. Its module and class are part of the file format.
 
 | given | range | layout |
 |---|---|---|
@@ -18,6 +18,7 @@ Arrays and tensors of another size or kind (gray, RGB) are converted as 8-bit im
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from transformers import AutoImageProcessor, ImageProcessingMixin  # noqa: F401 
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from hf_ebm.data.image_files import IMAGE_TYPES, fit_image, is_gray, open_image
+from hf_ebm.utils.validation import is_integer
 
 RANGE_TOLERANCE = 1e-5
 KINDS = {1: "gray", 3: "RGB"}
@@ -93,6 +95,22 @@ def batch_of(images: np.ndarray | Tensor, num_channels: int, size: int) -> Tenso
     return x
 
 
+def check_crop(crop_box: Any, crop_from: Any) -> None:
+    """Raise a `ValueError` unless both are None, or a box (left, top, right, bottom) in an image (width, height)."""
+    if crop_box is None and crop_from is None:
+        return
+    given = [*(crop_from or ()), *(crop_box or ())]
+    fits = len(crop_from or ()) == 2 and len(crop_box or ()) == 4 and all(map(is_integer, given))
+    if fits:
+        (width, height), (left, top, right, bottom) = crop_from, crop_box
+        fits = 0 <= left < right <= width and 0 <= top < bottom <= height
+    if not fits:
+        raise ValueError(
+            "crop_box must be (left, top, right, bottom) in pixels of an image of the size crop_from, (width, height), "
+            f"got crop_box={crop_box} and crop_from={crop_from}; give both, or neither for a centred square."
+        )
+
+
 class EBMImageProcessor(BaseImageProcessor):
     """Images -> ``pixel_values`` in [-1, 1], shape (B, C, S, S): the module's table.
 
@@ -103,12 +121,17 @@ class EBMImageProcessor(BaseImageProcessor):
         padding: Black pixels on each side, of the S.
         do_resize: Whether images of other sizes are cropped to a centred square and resized. False refuses them.
         image_size: `size` in files saved before it had that name.
+        crop_box: Left, top, right and bottom of the part that is kept of images of the size `crop_from`, in pixels;
+            images of other sizes are cropped to a centred square. None = all are.
+        crop_from: Width and height of the images that `crop_box` is for.
 
     Raises:
         ValueError: If one of them is out of range.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers' own form)
+    crop_box: list[int] | None = None  # as class attributes they are saved only where they are set
+    crop_from: list[int] | None = None
 
     def __init__(
         self,
@@ -117,6 +140,8 @@ class EBMImageProcessor(BaseImageProcessor):
         padding: int = 0,
         do_resize: bool | None = True,
         image_size: int | None = None,
+        crop_box: Sequence[int] | None = None,
+        crop_from: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{name: value for name, value in kwargs.items() if value is not None})
@@ -127,11 +152,14 @@ class EBMImageProcessor(BaseImageProcessor):
             raise ValueError(f"padding must be >= 0 and under half of size={length}, got {padding}.")
         self.size, self.num_channels, self.padding = {"height": length, "width": length}, num_channels, padding
         self.do_resize = do_resize is None or do_resize
+        check_crop(crop_box, crop_from)
+        if crop_box is not None and crop_from is not None:
+            self.crop_box, self.crop_from = list(crop_box), list(crop_from)
 
     @classmethod
-    def for_model(cls, sample_shape: tuple[int, ...], padding: int = 0) -> EBMImageProcessor | None:
-        """The processor for a model of images of shape (C, S, S); None for a model of vectors."""
-        return cls(sample_shape[-1], sample_shape[0], padding) if len(sample_shape) == 3 else None
+    def for_model(cls, sample_shape: tuple[int, ...], padding: int = 0, **crop: Any) -> EBMImageProcessor | None:
+        """The processor for a model of images of shape (C, S, S), with `crop_box`, ...; None for a model of vectors."""
+        return cls(sample_shape[-1], sample_shape[0], padding, **crop) if len(sample_shape) == 3 else None
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -144,13 +172,28 @@ class EBMImageProcessor(BaseImageProcessor):
         inner -= 2 * self.padding
         padded = f"padded by {self.padding} black pixels on each side, " if self.padding else ""
         resized = f"resized to {inner}x{inner} (bicubic, where another size)"
-        return f"converted to {kind}, centre-cropped square, {resized}, {padded}in [-1, 1]"
+        cropped = "centre-cropped square"
+        if self.crop_box is not None and self.crop_from is not None:
+            width, height = self.crop_from
+            cropped = f"cropped to the box {tuple(self.crop_box)} where {width}x{height}, else {cropped}"
+        return f"converted to {kind}, {cropped}, {resized}, {padded}in [-1, 1]"
+
+    def crop(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """The part of `image` in the box, if it has the size that the box is for; else the whole image."""
+        if self.crop_box is None or list(image.size) != self.crop_from:
+            return image
+        left, top, right, bottom = self.crop_box
+        return image.crop((left, top, right, bottom))
 
     def describe_changes(self, size: tuple[int, int], mode: str, transparent: bool, frames: int = 1) -> str:
         """A description of how an image of this size, mode, transparency and number of frames is converted, or ""."""
         (width, height), (num_channels, length, _) = size, self.sample_shape
         inner = length if size == (length, length) else length - 2 * self.padding
         changes = [] if frames == 1 else [f"taken from the first of {frames} frames"]
+        if self.crop_box is not None and list(size) == self.crop_from:
+            left, top, right, bottom = self.crop_box
+            width, height = right - left, bottom - top
+            changes.append(f"cropped to the box {tuple(self.crop_box)}")
         if width != height:
             changes.append("cropped to a square")
         if min(width, height) != inner:
@@ -186,7 +229,8 @@ class EBMImageProcessor(BaseImageProcessor):
         processor = self
         if size is not None or do_resize is not None:
             resize = self.do_resize if do_resize is None else do_resize
-            processor = EBMImageProcessor(size or self.size, self.num_channels, self.padding, resize)
+            crop: dict[str, Any] = {"crop_box": self.crop_box, "crop_from": self.crop_from}
+            processor = EBMImageProcessor(size or self.size, self.num_channels, self.padding, resize, **crop)
         one = isinstance(images, (np.ndarray, Tensor, *IMAGE_TYPES))
         parts = [processor.prepare(image) for image in ([images] if one else list(images))]
         if not sum(len(part) for part in parts):
@@ -236,7 +280,7 @@ class EBMImageProcessor(BaseImageProcessor):
                 "or use do_resize=True."
             )
         padding = 0 if (width, height) == (size, size) else self.padding
-        pixels = np.array(fit_image(image, num_channels, size - 2 * padding)).reshape(
+        pixels = np.array(fit_image(self.crop(image), num_channels, size - 2 * padding)).reshape(
             size - 2 * padding, size - 2 * padding, num_channels
         )
         return np.pad(pixels, [(padding, padding), (padding, padding), (0, 0)]) if padding else pixels

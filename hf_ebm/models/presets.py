@@ -1,4 +1,4 @@
-"""The published DDAEBM settings of the three networks, and the small ones for digits and 2-D data, as differences.
+"""DDAEBM's three networks after the published settings, and the small ones for digits and 2-D data, as differences.
 
 | preset | data | published parameters: generator, energy, inference |
 |---|---|---|
@@ -8,8 +8,13 @@
 | `digits`, `small` | 8x8 gray | ours: trains in minutes on a CPU; `small` is the base for other data |
 | `toy` | 2-D vectors | ours: small MLPs |
 
-`UNet2DModel` is not the published U-Net block for block; widths, levels, attention and depth are the published ones,
-the width of the embeddings is chosen so that the parameter counts come near.
+Differences from the published networks that remain:
+
+- The U-Nets are diffusers' blocks with convolutional resampling; the published ones are NCSN++, with FIR resampling and
+  BigGAN residual blocks. Widths, levels, attention and depth are the published ones.
+- The (time, z) embedding modulates the norms of both U-Nets by scale and shift. Published are adaptive group norms in
+  the generator.
+- The embeddings' widths and the inference models' are chosen so that the parameter counts come near.
 """
 
 from __future__ import annotations

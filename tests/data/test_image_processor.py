@@ -62,6 +62,43 @@ def test_sizes(pixels, padding):
     assert_close(process(same * 0.5 + 0.5, size=8 + 2 * padding, do_resize=False).pixel_values, same)
 
 
+def test_a_crop_box_is_for_images_of_one_size(tmp_path):
+    """CelebA's box is PIL's own crop; images of other sizes, also of the model's, are prepared as without it."""
+    box, size = (15, 40, 163, 188), (178, 218)
+    process, without = EBMImageProcessor(64, crop_box=box, crop_from=size), EBMImageProcessor(64)
+    face, other, own = (
+        np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        for shape in ((218, 178), (200, 178), (64, 64))
+    )
+    picture = PIL.Image.fromarray(face)
+    cut = np.array(picture.crop(box).resize((64, 64), PIL.Image.Resampling.BICUBIC))
+    expected = torch.from_numpy(cut).permute(2, 0, 1)[None] / 127.5 - 1
+    tensor = torch.from_numpy(face).permute(2, 0, 1) / 255
+    for image in (picture, face, tensor):
+        assert_close(process(image).pixel_values, expected, rtol=0, atol=1e-6)
+    assert not torch.equal(without(picture).pixel_values, expected)
+    for image in (other, own):
+        assert torch.equal(process(image).pixel_values, without(image).pixel_values)
+    assert process(picture, size=32).pixel_values.shape == (1, 3, 32, 32)
+    assert_close(process(picture, size=64).pixel_values, expected, rtol=0, atol=1e-6)
+    assert "cropped to the box (15, 40, 163, 188) where 178x218, else centre-cropped" in process.describe()
+    changes = process.describe_changes(size, "RGB", transparent=False)
+    assert changes == "cropped to the box (15, 40, 163, 188), resized from 148 x 148 to 64 x 64 pixels"
+    process.save_pretrained(tmp_path)
+    again = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (again.crop_box, again.crop_from) == ([*box], [*size])
+    assert_close(again(picture).pixel_values, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [((0, 0, 4, 4), None), (None, (8, 8)), ((0, 0, 9, 4), (8, 8)), ((4, 0, 4, 4), (8, 8)), ((0, 0, 4), (8, 8))],
+)
+def test_crop_boxes_that_cannot_be(box, size):
+    with pytest.raises(ValueError, match=r"crop_box must be \(left, top, right, bottom\)"):
+        EBMImageProcessor(8, crop_box=box, crop_from=size)
+
+
 def test_saved(tmp_path):
     EBMImageProcessor(16, 1, padding=2, do_resize=False).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())

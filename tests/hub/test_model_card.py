@@ -66,6 +66,15 @@ def test_card_without_metrics_omits_them(tmp_path):
     assert "More information needed" not in card.text and "None" not in card.text
 
 
+@pytest.mark.parametrize(("preset", "shown"), [("celeba64", True), ("digits", False)])
+def test_the_card_of_a_published_preset_lists_the_differences_that_remain(tmp_path, preset, shown):
+    folder = run_folder(tmp_path)
+    (folder / "settings.yaml").write_text(
+        yaml.safe_dump({"dataset": "digits", "preset": preset, "batch_size": 8, "seed": 0})
+    )
+    assert ("NCSN++" in write_card(folder).read_text()) == shown
+
+
 def test_card_shows_an_older_records_means_without_intervals(tmp_path):
     folder, record = run_folder(tmp_path), json.loads(json.dumps(OOD))
     for rows in record["metrics"].values():

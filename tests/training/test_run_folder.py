@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -129,6 +130,25 @@ def test_the_image_processor_pads_as_the_training_did(tmp_path, script):
         PIL.Image.new("L", (6, 6), 30 * index).save(tmp_path / "pictures" / f"{index}.png")
     folder = script.train(tmp_path / "run", max_steps=1, padding=1, dataset=str(tmp_path / "pictures"))
     assert json.loads((folder / "energy_model" / "preprocessor_config.json").read_text())["padding"] == 1
+
+
+def test_the_image_processor_crops_as_the_training_did(tmp_path, script, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 12), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
+    crop = {"crop_box": [1, 2, 11, 12], "crop_from": [12, 20]}
+    run = script.train(tmp_path / "run", dataset=str(folder), max_steps=1, **crop)
+    assert "cropped to the box (1, 2, 11, 12) where 12x20" in capsys.readouterr().out
+    pipe = getattr(hf_ebm, script.pipeline).from_pretrained(run)
+    scorer = hf_ebm.EnergyScoringPipeline.from_pretrained(run)
+    for processor in (pipe.image_processor, scorer.image_processor):
+        assert (processor.crop_box, processor.crop_from) == (crop["crop_box"], crop["crop_from"])
+    saved = json.loads((run / "energy_model" / "preprocessor_config.json").read_text())
+    assert saved["crop_box"] == crop["crop_box"]
+    with pytest.raises(ValueError, match="crop_box must be null for the embedded data set"):
+        script.settings(tmp_path, **crop)
 
 
 def test_a_run_that_replaces_another_leaves_no_pipeline_of_both(tmp_path, script, monkeypatch):

@@ -149,6 +149,19 @@ def test_what_a_misspelt_config_may_mean():
         load_settings(train_ddaebm.DDAEBMSettings, DEFAULT, ["--config", "ddaebm_digts.yaml"])
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "num_images", "batch_size"),
+    [("cifar10", 1300, 50_000, 64), ("celeba64", 600, 162_770, 32), ("lsun128", 500, 120_000, 12)],
+)
+def test_published_epochs_are_steps_of_four_processes(name, epochs, num_images, batch_size):
+    settings = read_yaml(CONFIGS / f"ddaebm_{name}.yaml")
+    assert settings["batch_size"] == batch_size
+    assert settings["max_steps"] == pytest.approx(epochs * num_images / (4 * batch_size), rel=1e-3)
+    if name == "celeba64":
+        left, top, right, bottom = settings["crop_box"]
+        assert (left, top, right - left, bottom - top) == (15, 40, 148, 148)
+
+
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("ddaebm_*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid_and_builds(config):
     import torch
