@@ -19,13 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_ebm.data.image_processor import EBMImageProcessor
 from hf_ebm.data.loading import draw_rows, load_training_data
@@ -33,29 +32,9 @@ from hf_ebm.hub.model_card import SETTINGS
 from hf_ebm.langevin import energy_and_grad, langevin_chain
 from hf_ebm.training.checkpointing import list_checkpoints, read_state
 from hf_ebm.training.config import read_yaml
+from hf_ebm.training.stability import largest_curvature
 from hf_ebm.training.train_dual_mcmc import METHOD
 from hf_ebm.utils.files import path_option
-
-
-def largest_curvature(
-    grad_fn: Callable[[Tensor], Tensor], x: Tensor, distance: float, num_iterations: int, random: torch.Generator
-) -> Tensor:
-    """The largest absolute curvature at each sample over `distance`, shape (B,).
-
-    Args:
-        grad_fn: ``x -> grad E(x)``.
-        x: Where, shape (B, ...).
-        distance: Between the two gradients that are compared, half of it on each side.
-        num_iterations: Of the power iteration.
-        random: Of its start.
-    """
-    direction = torch.randn(x.shape, generator=random)
-    size = torch.ones(len(x))
-    for _ in range(num_iterations):
-        direction = nn.functional.normalize(direction.flatten(1)).view_as(x) * (0.5 * distance)
-        change = (grad_fn(x + direction) - grad_fn(x - direction)) / distance
-        size, direction = change.flatten(1).norm(dim=1), change
-    return size
 
 
 def quietest_std(images: Tensor) -> float:

@@ -347,6 +347,7 @@ METHOD = Method(
     train_step=train_step,
     make_pipeline=make_pipeline,
     shown_terms=("energy_real", "energy_fake", "kl"),
+    energy_terms=("energy_real", "energy_fake"),
     step_kind=lambda step, settings: step % settings.r1_interval == 0,
     takes_labels=True,
 )

@@ -367,6 +367,7 @@ METHOD = Method(
     train_step=train_step,
     make_pipeline=make_pipeline,
     shown_terms=("energy_data", "energy_revised", "reconstruction"),
+    energy_terms=("energy_data", "energy_revised"),
     takes_labels=True,
     term_limits=lambda settings: {"energy_gap": settings.energy_gap_limit},
     when_diverged="a smaller x_step_size and x_noise_std (z_step_size and z_noise_std), or smaller learning rates",

@@ -70,6 +70,7 @@ from hf_ebm.training.run_folder import (
     save_samples,
     start_run,
 )
+from hf_ebm.training.stability import STABILITY, EnergyGapWatch, check_samples
 from hf_ebm.training.validation import (
     PREFIX,
     Best,
@@ -270,6 +271,7 @@ class Method:
         make_pipeline: ``(networks, settings) -> pipeline`` around the networks that `build_models` returned. Their
             forward passes keep the run's mixed precision, so pipelines compute in it; saved weights are float32.
         shown_terms: Terms on the progress bar.
+        energy_terms: Terms with the mean energies of real and of generated samples, whose gap is watched.
         term_limits: Limits of single terms' size; ``loss_limit`` for the others.
         when_diverged: Advice on which settings to change after a run that diverged.
         num_averaged: How many of the networks get the EMA: generator and energy of our two methods.
@@ -289,6 +291,7 @@ class Method:
     train_step: Callable[..., dict[str, Tensor]]
     make_pipeline: Callable[[Any, Any], Any]
     shown_terms: tuple[str, ...]
+    energy_terms: tuple[str, ...] = ()
     term_limits: Callable[[Any], dict[str, float]] = lambda settings: {}
     when_diverged: str = "a smaller learning rate, or a stronger penalty on the energy"
     num_averaged: int = 2
@@ -356,10 +359,13 @@ class Run:
     validator: Validator | None = None  # in the main process of a run that validates
     best: Best | None = None  # with ``save_best_by``
     validation_seconds: float = 0.0
+    batch: Tensor | None = None  # the last training samples, shape (B, ...)
+    checked_step: int = 0  # of the last `check_stability`
 
     def __post_init__(self) -> None:
         """Start the clock and open the records."""
         self.started, self.start_step = time.perf_counter(), self.progress.step
+        self.energy_gap = EnergyGapWatch()
         path = self.output_dir / "metrics.jsonl"
         self.metrics = MetricsFile(path, self.progress.step) if self.accelerator.is_main_process else None
 
@@ -434,12 +440,33 @@ class Run:
         }
         self.metrics.write(progress.step, record)
         self.accelerator.log(record, step=progress.step)
+        if self.method.energy_terms and (
+            warning := self.energy_gap(*(terms[name] for name in self.method.energy_terms))
+        ):
+            self.warn(f"{warning}; {self.method.when_diverged} may stop it")
+
+    def warn(self, text: str) -> None:
+        """Print a warning of the present step above the progress bar."""
+        tqdm.write(f"warning: step {self.progress.step}: {text}.", file=sys.stderr)
+
+    def check_stability(self, pipeline: Any) -> None:
+        """Record the figures of the averaged weights' stability, and print a warning for each out of bounds."""
+        step = self.progress.step
+        if self.metrics is None or self.batch is None or len(self.batch) < 2 or self.checked_step == step:
+            return
+        self.checked_step = step
+        with torch.random.fork_rng():
+            found, warnings = check_samples(pipeline, self.batch, self.settings.seed)
+        self.metrics.write(step, {STABILITY + name: value for name, value in found.items()})
+        for warning in warnings:
+            self.warn(warning)
 
     def show_samples(self) -> None:
         """Save a sample grid of the averaged weights in the run's folder and the trackers, in the main process."""
         step = self.progress.step
         with self.averaged_pipeline() as pipeline:
             grid = self.method.save_samples(pipeline, self.output_dir / "samples", step, self.settings)
+            self.check_stability(pipeline)
         log_samples(self.accelerator, grid, step)
 
     def validate(self) -> None:
@@ -448,6 +475,7 @@ class Run:
         assert self.validator is not None and self.metrics is not None
         with self.averaged_pipeline() as pipeline:
             found = self.validator(pipeline)
+            self.check_stability(pipeline)
             if self.best is not None:
                 self.best.update(found, step, self.models)
         record = {PREFIX + name: value for name, value in found.items()}
@@ -515,6 +543,7 @@ def train(run: Run, interruption: Interruption) -> None:
     with bar:
         while progress.step < settings.max_steps:
             x, *labels = run.next_batch(batches)
+            run.batch = x
             losses = train_step(x, progress.step, run.state, settings, *labels)
             spent, asked = torch.tensor([run.seconds, float(interruption.asked)], device=accelerator.device)
             terms = gather_terms(accelerator, {**losses, "seconds": spent, "interrupted": asked})
