@@ -7,6 +7,7 @@ import torch
 from small_runs import Script
 
 from hf_ebm import DDAEBMPipeline, DualMCMCPipeline, LangevinScheduler
+from hf_ebm.langevin import energy_grad
 from hf_ebm.training.stability import EnergyGapWatch, check_samples, largest_curvature, mean_distance
 from hf_ebm.training.trainer import Run
 
@@ -52,14 +53,14 @@ def test_samples_that_are_all_alike_are_warned_of(tiny_pipeline):
     assert found["spread"] < 0.5 and "the samples are alike" in warnings[0]
 
 
-def test_chains_that_overshoot_are_warned_of(tiny_dual_mcmc_pipeline):
+def test_chains_that_overshoot_are_warned_of(tiny_dual_mcmc_pipeline, monkeypatch):
     pipeline = tiny_dual_mcmc_pipeline
     pipeline.scheduler = LangevinScheduler(num_train_timesteps=2, step_size=1e-3, noise_std=1e-6)
     found, warnings = check(pipeline)
     assert set(found) == {"spread", "chain_energy_change", "curvature"}
     assert not [text for text in warnings if "curvature" in text]
-    step_size = (8.0 / found["curvature"]) ** 0.5  # whose limit is half of it
-    pipeline.scheduler = LangevinScheduler(num_train_timesteps=2, step_size=step_size, noise_std=1e-6)
+    factor = 2.0 * 4e6 / found["curvature"]  # the limit of this step is 4e6
+    monkeypatch.setattr("hf_ebm.training.stability.energy_grad", lambda energy, x: factor * energy_grad(energy, x))
     found, warnings = check(pipeline)
     assert any("the energy's curvature at samples" in text and "above 4 / x_step_size^2" in text for text in warnings)
 
