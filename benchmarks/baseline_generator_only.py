@@ -42,6 +42,7 @@ METHOD = dataclasses.replace(
     make_train_state=make_train_state,
     train_step=train_step,
     shown_terms=("reconstruction", "inference"),
+    energy_terms=(),
     write_card=None,
 )
 

@@ -31,7 +31,7 @@ from hf_ebm.schedulers.energy_sampler import EnergySampler
 STABILITY = "stability/"
 NUM_RECENT, NUM_BEFORE, MIN_BEFORE = 5, 100, 20  # log lines
 GAP_FACTOR = 5.0  # on healthy runs of both methods the ratio stayed under 3
-MIN_SPREAD = 0.5  # of the training samples' mean distance
+MIN_SPREAD = 0.3  # of the training samples' mean distance
 NUM_SAMPLES = 64
 NUM_ITERATIONS = 10  # of the power iteration
 DISTANCE = 0.02  # between the gradients that are compared

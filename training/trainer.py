@@ -41,6 +41,7 @@ from tqdm.auto import tqdm
 
 from hf_ebm.data.image_files import words_of
 from hf_ebm.data.loading import Classes, classes_of, cluster, describe_change, load_training_data
+from hf_ebm.evaluation.sample_metrics import seeded
 from hf_ebm.hub.model_card import write_card
 from hf_ebm.training.checkpointing import (
     Position,
@@ -271,7 +272,8 @@ class Method:
         make_pipeline: ``(networks, settings) -> pipeline`` around the networks that `build_models` returned. Their
             forward passes keep the run's mixed precision, so pipelines compute in it; saved weights are float32.
         shown_terms: Terms on the progress bar.
-        energy_terms: Terms with the mean energies of real and of generated samples, whose gap is watched.
+        energy_terms: Terms with the mean energies of real and of generated samples, whose gap is watched; none: nor is
+            anything else of `hf_ebm.training.stability`.
         term_limits: Limits of single terms' size; ``loss_limit`` for the others.
         when_diverged: Advice on which settings to change after a run that diverged.
         num_averaged: How many of the networks get the EMA: generator and energy of our two methods.
@@ -451,13 +453,17 @@ class Run:
 
     def check_stability(self, pipeline: Any) -> None:
         """Record the figures of the averaged weights' stability, and print a warning for each out of bounds."""
-        step = self.progress.step
-        if self.metrics is None or self.batch is None or len(self.batch) < 2 or self.checked_step == step:
+        step, is_watched = self.progress.step, bool(self.method.energy_terms)
+        if not is_watched or self.metrics is None or self.batch is None or len(self.batch) < 2:
+            return
+        if self.checked_step == step:  # by the sample grid
             return
         self.checked_step = step
-        with torch.random.fork_rng():
+        with seeded(self.settings.seed):
             found, warnings = check_samples(pipeline, self.batch, self.settings.seed)
-        self.metrics.write(step, {STABILITY + name: value for name, value in found.items()})
+        record = {STABILITY + name: value for name, value in found.items()}
+        self.metrics.write(step, record)
+        self.accelerator.log(record, step=step)
         for warning in warnings:
             self.warn(warning)
 

@@ -26,7 +26,7 @@ from hf_ebm.data.image_processor import to_unit_range
 from hf_ebm.data.loading import draw_rows, load_training_data
 from hf_ebm.data.splits import share_rows, split_sizes
 from hf_ebm.evaluation.feature_extractors import FeatureExtractor, FeatureStatistics, load_extractor
-from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance_of_statistics
+from hf_ebm.evaluation.sample_metrics import auroc, frechet_distance_of_statistics, seeded
 from hf_ebm.evaluation.synthetic_ood import SYNTHETIC_OOD
 from hf_ebm.scoring.statistics import compute_energies
 from hf_ebm.training.config import RunSettings
@@ -171,8 +171,7 @@ class Validator:
         """The metrics of a pipeline by name, ``auroc_<set>`` among them."""
         pipeline.set_progress_bar_config(disable=True)
         names = self.names(pipeline)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             found = {"frechet_distance": self.frechet_distance(pipeline)}
             held_out, training = (compute_energies(pipeline.energy_model, x) for x in (self.images, self.training))
             if "auroc" in names:

@@ -49,7 +49,9 @@ def test_trackers_get_the_losses_and_the_samples(tmp_path, script):
     read = EventAccumulator(str(folder / "logs" / "hf-ebm")).Reload()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     written = [(one.step, one.value) for one in read.Scalars("learning_rate")]
-    assert written == [(line["step"], pytest.approx(line["learning_rate"])) for line in lines]
+    of_losses = [line for line in lines if "learning_rate" in line]
+    assert written == [(line["step"], pytest.approx(line["learning_rate"])) for line in of_losses]
+    assert [one.step for one in read.Scalars("stability/spread")] == [2, 4]
     shown = read.Images("samples")
     assert [one.step for one in shown] == [2, 4]
     with PIL.Image.open(folder / "samples" / "step_00000004.png") as picture:
@@ -93,7 +95,8 @@ def test_wandb_gets_them_too(tmp_path, script, monkeypatch):
     assert noted[1][1]["batch_size"] == 8
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     written = [(step, values["learning_rate"]) for step, values in noted[2:-1] if "learning_rate" in values]
-    assert written == [(line["step"], pytest.approx(line["learning_rate"])) for line in lines]
+    of_losses = [line for line in lines if "learning_rate" in line]
+    assert written == [(line["step"], pytest.approx(line["learning_rate"])) for line in of_losses]
     shown = {step: values["samples"] for step, values in noted[2:-1] if "samples" in values}
     assert list(shown) == [2, 4]
     with PIL.Image.open(folder / "samples" / "step_00000004.png") as picture:

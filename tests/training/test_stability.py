@@ -40,7 +40,7 @@ def check(pipeline, data=None):
 
 def test_samples_that_are_all_alike_are_warned_of(tiny_pipeline):
     found, warnings = check(tiny_pipeline, 0.3 * torch.randn(16, *tiny_pipeline.sample_shape))
-    assert set(found) == {"spread"} and found["spread"] >= 0.5 and not warnings
+    assert set(found) == {"spread"} and found["spread"] >= 0.3 and not warnings
     alike = torch.zeros(1, *tiny_pipeline.sample_shape)
 
     class Collapsed(DDAEBMPipeline):
@@ -50,7 +50,7 @@ def test_samples_that_are_all_alike_are_warned_of(tiny_pipeline):
 
     pipeline = Collapsed(**{name: part for name, part in tiny_pipeline.components.items() if name != "image_processor"})
     found, warnings = check(pipeline)
-    assert found["spread"] < 0.5 and "the samples are alike" in warnings[0]
+    assert found["spread"] < 0.3 and "the samples are alike" in warnings[0]
 
 
 def test_chains_that_overshoot_are_warned_of(tiny_dual_mcmc_pipeline, monkeypatch):

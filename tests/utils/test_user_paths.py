@@ -24,7 +24,7 @@ NO_PATHS = {
     "--license-name",
     *("--split", "--config-name", "--revision", "--image-column", "--id-column", "--score", "--scores", "--metrics"),
     *("--device", "--repo-id", "--branch", "--message", "--space", "--host", "--on-error", "--base", "--reverse-from"),
-    *("method", "arguments", "--ood", "--class"),
+    *("method", "arguments", "--ood", "--class", "--data"),
 }
 
 
