@@ -504,7 +504,8 @@ class EnergyScoringPipeline(EBMPipeline):
             seed: Seed of the split, and of the noise in the statistics.
             reference: Further in-distribution images, with which the density scores and those with an encoder compare,
                 as `images`; at most 2,000 are kept, and the encoder's features of at most 10,000. The training images
-                are the natural choice. None = a random half of `images`.
+                are the natural choice. None = a random half of `images`. Heat maps are standardised by at most 500 of
+                them, or of `images`.
 
         Raises:
             ValueError: If there are too few images for `target_fpr`, one cannot be read, or an energy is NaN.
